@@ -1,0 +1,346 @@
+//! The application: the only place that picks the parts, and the one that says in which order they
+//! start and stop.
+//!
+//! # Stopping
+//!
+//! 1. `/readyz` says no, and for `--drain-delay` everything goes on, so that load balancers notice.
+//! 2. No more connections; requests that were begun are finished. Then nobody adds ids any more.
+//! 3. The publisher closes the running window and hands what is left to the sinks.
+//!
+//! All of it within `--shutdown-timeout`, of which the last part is kept back for step 3: a client
+//! that never finishes its request is cut off, so that the counts of all others come out.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::args;
+use crate::counter::CountingArgs;
+use crate::counter::memory::MemoryCounter;
+use crate::http::server::{self, Stop};
+use crate::http::{self, Api, HttpArgs, Phase, Readiness};
+use crate::metrics::Metrics;
+use crate::publisher::{Publisher, SinkEnded};
+use crate::sink::CountSink;
+use crate::sink::log::{FileSink, LogSink, LogSinkArgs, Method, UnwritableLogDir};
+use crate::window::{Clock, SystemClock};
+
+/// Time between two upkeeps of the metrics. Histograms keep every value until then.
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// What is kept back of the shutdown time-out for the last publish, at most half of it.
+const LAST_PUBLISH: Duration = Duration::from_secs(5);
+
+/// All that can be said about serving.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    counting: CountingArgs,
+
+    #[command(flatten)]
+    http: HttpArgs,
+
+    #[command(flatten)]
+    log_sink: LogSinkArgs,
+
+    #[command(flatten)]
+    stopping: StoppingArgs,
+}
+
+/// How long stopping may take.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Stopping")]
+struct StoppingArgs {
+    /// How long to go on serving after the signal to stop, with /readyz saying no: longer than a
+    /// load balancer takes to notice
+    #[arg(
+        long, env = "HEADCOUNT_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
+        value_parser = args::duration
+    )]
+    drain_delay: Duration,
+
+    /// How long stopping may take in all
+    #[arg(
+        long, env = "HEADCOUNT_SHUTDOWN_TIMEOUT", value_name = "DURATION", default_value = "25s",
+        value_parser = args::positive_duration
+    )]
+    shutdown_timeout: Duration,
+}
+
+impl ServeArgs {
+    /// Checks what a single flag cannot know.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user.
+    pub fn check(self) -> Result<Config, String> {
+        let retention = self.counting.retention()?;
+        let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
+        if drain_delay >= shutdown_timeout {
+            return Err(format!(
+                "invalid value '{}' for '--drain-delay <DURATION>': expected less than --shutdown-timeout, {}",
+                humantime::format_duration(drain_delay),
+                humantime::format_duration(shutdown_timeout),
+            ));
+        }
+        Ok(Config { args: self, retention })
+    }
+}
+
+/// Arguments that agree with each other.
+#[derive(Debug, Clone)]
+pub struct Config {
+    args: ServeArgs,
+    retention: Duration,
+}
+
+/// Bound sockets.
+pub struct Listeners {
+    public: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+/// An address cannot be listened on.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}, choose another address with {flag}: {cause}")]
+pub struct CannotListen {
+    address: SocketAddr,
+    flag: &'static str,
+    cause: io::Error,
+}
+
+impl Listeners {
+    /// Binds what the arguments ask for; port 0 is a free one.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotListen`] when an address is taken or is not this machine's.
+    pub async fn bind(config: &Config) -> Result<Self, CannotListen> {
+        let addresses = &config.args.http.addresses;
+        let public = bind(addresses.listen, "--listen").await?;
+        let admin = match addresses.admin_listen {
+            Some(address) => Some(bind(address, "--admin-listen").await?),
+            None => None,
+        };
+        Ok(Self { public, admin })
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, CannotListen> {
+    TcpListener::bind(address).await.map_err(|cause| CannotListen { address, flag, cause })
+}
+
+/// Why a service ended that nobody stopped, or could not start.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The log directory.
+    #[error(transparent)]
+    LogDir(#[from] UnwritableLogDir),
+    /// A sink.
+    #[error(transparent)]
+    Sink(#[from] SinkEnded),
+    /// A task that runs as long as the service does has panicked.
+    #[error("a part of the service ended: {0}")]
+    TaskEnded(#[from] JoinError),
+    /// A task that runs as long as the service does has returned.
+    #[error("{0} ended though nobody stopped it")]
+    Returned(&'static str),
+    /// The sinks did not take the last counts in time.
+    #[error("not all counts were published within --shutdown-timeout")]
+    Unpublished,
+    /// A socket that was bound does not know its address.
+    #[error("a listener has no address: {0}")]
+    NoAddress(#[from] io::Error),
+}
+
+/// Serves until `shutdown`, then stops in order.
+///
+/// # Errors
+///
+/// [`RunError`] when it could not start, when a part of it ended, or when the last counts could not
+/// be published in time.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let mut service = Service::start(config, listeners)?;
+    tokio::select! {
+        () = shutdown => service.stop().await,
+        ended = service.ended() => Err(ended),
+    }
+}
+
+/// The running parts.
+struct Service {
+    stopping: StoppingArgs,
+    readiness: Readiness,
+    stop_http: Stop,
+    stop_admin: Stop,
+    stop_publisher: CancellationToken,
+    http: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    publisher: JoinHandle<Result<(), SinkEnded>>,
+    upkeep: JoinHandle<()>,
+}
+
+impl Service {
+    fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
+        let Config { args: ServeArgs { counting, http: limits, log_sink, stopping }, retention } = config;
+        let metrics = Arc::new(Metrics::new());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards, retention));
+        let (last_sender, last) = watch::channel(None);
+        let readiness = Readiness::default();
+
+        let publisher = Publisher {
+            clock: Arc::clone(&clock),
+            counter: counter.clone(),
+            sinks: sinks(&counting, &log_sink)?,
+            window: counting.window,
+            retention,
+            metrics: Arc::clone(&metrics),
+            last: last_sender,
+        };
+        set_info(&metrics, &counting);
+        log_start(&counting, &listeners)?;
+
+        let routers = http::routers(Api {
+            counter,
+            clock,
+            last,
+            readiness: readiness.clone(),
+            counting,
+            limits: limits.clone(),
+            metrics: Arc::clone(&metrics),
+        });
+        let (stop_http, stop_admin) = (Stop::default(), Stop::default());
+        let stop_publisher = CancellationToken::new();
+        let spawn_server = |listener, router, stop: &Stop| {
+            let (limits, metrics, stop) = (limits.clone(), Arc::clone(&metrics), stop.clone());
+            tokio::spawn(async move { server::serve(listener, router, &limits, metrics, stop).await })
+        };
+        let service = Self {
+            publisher: tokio::spawn(publisher.run(stop_publisher.clone())),
+            http: spawn_server(listeners.public, routers.public, &stop_http),
+            admin: match listeners.admin.zip(routers.admin) {
+                Some((listener, router)) => spawn_server(listener, router, &stop_admin),
+                None => tokio::spawn(std::future::pending()),
+            },
+            upkeep: tokio::spawn(keep_up(metrics)),
+            stopping,
+            readiness,
+            stop_http,
+            stop_admin,
+            stop_publisher,
+        };
+        service.readiness.set(Phase::Ready);
+        Ok(service)
+    }
+
+    /// Waits for a part to end that should not.
+    async fn ended(&mut self) -> RunError {
+        tokio::select! {
+            ended = &mut self.http => returned("the HTTP server", ended),
+            ended = &mut self.admin => returned("the HTTP server for operations", ended),
+            ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
+            ended = &mut self.publisher => match ended {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) => RunError::Returned("the publisher"),
+                Err(error) => error.into(),
+            },
+        }
+    }
+
+    async fn stop(mut self) -> Result<(), RunError> {
+        let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
+        let deadline = Instant::now() + shutdown_timeout;
+        let last_publish = LAST_PUBLISH.min(shutdown_timeout.saturating_sub(drain_delay) / 2);
+        info!(
+            drain_delay = %humantime::format_duration(drain_delay),
+            shutdown_timeout = %humantime::format_duration(shutdown_timeout),
+            "stopping"
+        );
+
+        self.readiness.set(Phase::Draining);
+        tokio::time::sleep(drain_delay).await;
+
+        self.stop_http.drain.cancel();
+        if tokio::time::timeout_at(deadline - last_publish, &mut self.http).await.is_err() {
+            warn!("clients that have not finished their requests are cut off");
+            self.stop_http.abort.cancel();
+            // Quick: nothing is waited for any more. Only now is it sure that nobody adds an id.
+            (&mut self.http).await?;
+        }
+
+        self.stop_publisher.cancel();
+        let published = tokio::time::timeout_at(deadline, &mut self.publisher).await;
+        self.stop_admin.drain.cancel();
+        self.stop_admin.abort.cancel();
+        self.upkeep.abort();
+        published.map_err(|_| RunError::Unpublished)???;
+        info!("stopped");
+        Ok(())
+    }
+}
+
+fn returned(part: &'static str, ended: Result<(), JoinError>) -> RunError {
+    match ended {
+        Ok(()) => RunError::Returned(part),
+        Err(error) => error.into(),
+    }
+}
+
+fn sinks(counting: &CountingArgs, log: &LogSinkArgs) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
+    let method = Method { mode: counting.mode, standard_error: counting.standard_error() };
+    let mut sinks: Vec<Box<dyn CountSink>> = vec![Box::new(LogSink(method))];
+    if let Some(dir) = &log.log_dir {
+        sinks.push(Box::new(FileSink::open(dir, method)?));
+    }
+    Ok(sinks)
+}
+
+fn set_info(metrics: &Metrics, counting: &CountingArgs) {
+    metrics.set_info(&[
+        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("counter", "memory".into()),
+        ("mode", counting.mode.as_str().into()),
+        ("window", counting.window.seconds().to_string().into()),
+        ("shards", counting.shards.count().to_string().into()),
+    ]);
+}
+
+fn log_start(counting: &CountingArgs, listeners: &Listeners) -> io::Result<()> {
+    let admin = listeners.admin.as_ref().map(TcpListener::local_addr).transpose()?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = %listeners.public.local_addr()?,
+        admin_address = admin.map(tracing::field::display),
+        counter = "memory",
+        mode = counting.mode.as_str(),
+        standard_error = counting.standard_error(),
+        window_seconds = counting.window.seconds(),
+        shards = counting.shards.count(),
+        "listening"
+    );
+    Ok(())
+}
+
+async fn keep_up(metrics: Arc<Metrics>) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        metrics.upkeep();
+    }
+}

@@ -1,0 +1,167 @@
+//! The command line: what there is to say, and what becomes of it.
+//!
+//! Exit codes: 0 when all went well, 1 when it did not, 2 when the command line made no sense. In
+//! the two latter cases standard error gets one line that says what to do.
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use tokio::runtime::Runtime;
+use tracing::error;
+
+use crate::app::{self, ServeArgs};
+use crate::http::ListenArgs;
+use crate::lines::CountArgs;
+use crate::logging::LoggingArgs;
+use crate::{healthcheck, lines, logging};
+
+const USAGE: u8 = 2;
+/// How long threads that hang in a system call are waited for at the end.
+const LAST_WAIT: Duration = Duration::from_millis(500);
+
+/// Counts how many different integer ids arrive each minute
+///
+/// Without a command and without flags it serves: on port 8080, in memory, with HyperLogLog.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve requests and publish the count of every window; what happens without a command
+    Serve(Box<Serve>),
+    /// Count the different lines of a file or of standard input
+    Count(CountArgs),
+    /// Ask a running service whether it lives; exit code 0 or 1
+    Healthcheck(ListenArgs),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    serve: ServeArgs,
+
+    #[command(flatten)]
+    logging: LoggingArgs,
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
+        Command::Serve(args) => serve(*args),
+        Command::Count(args) => finish(lines::run(&args).map(Some)),
+        Command::Healthcheck(args) => finish(in_runtime(async {
+            healthcheck::run(&args).await.map(|()| None).map_err(|error| error.to_string())
+        })),
+    }
+}
+
+/// Help and version as they are; errors in one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Nobody is left to tell when standard output is closed.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        _ => {
+            let message = error.render().to_string();
+            let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+            let words: Vec<_> =
+                lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+            complain(&format!("{}; see --help", words.join(" ").trim_start_matches("error: ")));
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn serve(args: Serve) -> ExitCode {
+    let config = match args.serve.check() {
+        Ok(config) => config,
+        Err(message) => {
+            complain(&format!("{message}; see --help"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let log = logging::start(&args.logging);
+    let result = in_runtime(async {
+        let listeners = app::Listeners::bind(&config).await.map_err(|error| error.to_string())?;
+        let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let mut again = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        tokio::select! {
+            result = app::run(config, listeners, signals.next()) => result.map_err(|error| error.to_string()),
+            () = again.second() => Err("stopped at once by a second signal, the last count may be lost".to_owned()),
+        }
+    });
+    if let Err(message) = &result {
+        error!("{message}");
+    }
+    drop(log);
+    finish(result.map(|()| None))
+}
+
+/// Runs a future on all cores. Threads that still hang in a system call when it is done are left.
+fn in_runtime<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = Runtime::new().map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_timeout(LAST_WAIT);
+    result
+}
+
+fn finish(result: Result<Option<String>, impl ToString>) -> ExitCode {
+    match result {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(line)) => match writeln!(io::stdout(), "{line}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn complain(message: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(io::stderr(), "error: {message}");
+}
+
+/// SIGTERM, which asks services to stop, and SIGINT, which is Ctrl-C.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    async fn second(&mut self) {
+        self.next().await;
+        self.next().await;
+    }
+}

@@ -1,0 +1,193 @@
+//! The counter in this process's memory: for a service that runs alone.
+//!
+//! # One lock, read by all, written once a window
+//!
+//! An addition holds the read half of [`MemoryCounter::state`] from looking at the watermark until
+//! the last id is in. [`UniqueCounter::seal`] moves the watermark under the write half. So when it
+//! has moved, every addition to the windows before it is finished, and any later one sees that they
+//! are sealed: no id can slip in between a window's count and its end.
+//!
+//! Behind the lock, additions do not wait for each other: the registers of a sketch are atomics, and
+//! exact ids are spread over [`STRIPES`] sets with a lock each. Stripes also keep every single set
+//! small, for a set that grows moves all it has, and whoever wants in waits.
+//!
+//! # What is kept
+//!
+//! Ids and registers live until the seal; of a sealed window only its [`Tally`] stays, until the
+//! retention is over. Nothing can be added to it, so there is nothing else to know.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
+
+use super::{Added, Evicted, Mode, Sealed, Tally, UniqueCounter};
+use crate::id::Id;
+use crate::shard::Shards;
+use crate::sketch::Sketch;
+use crate::window::Window;
+
+/// Sets that the exact ids of a window are spread over.
+const STRIPES: usize = 256;
+
+/// Counts in memory. What it holds is gone with the process.
+pub struct MemoryCounter {
+    mode: Mode,
+    shards: Shards,
+    retention: Duration,
+    state: RwLock<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The oldest window that is not sealed; every window is open before the first seal.
+    watermark: Option<Window>,
+    /// Windows at or past the watermark, and for a moment those that are being sealed.
+    open: BTreeMap<Window, Arc<OpenWindow>>,
+    /// Windows before the watermark and within retention; one that had no ids is not here.
+    sealed: BTreeMap<Window, Tally>,
+}
+
+struct OpenWindow {
+    ids: Ids,
+    accepted: AtomicU64,
+}
+
+enum Ids {
+    /// A sketch for each shard.
+    Hll { shards: Shards, sketches: Box<[Sketch]> },
+    /// An id's stripe is chosen by its hash. Disjoint sets of whatever number add up to the truth,
+    /// so `--shards` has no part in it. The hash is keyed: nobody can choose ids that collide.
+    Exact { hasher: RandomState, stripes: Box<[Mutex<HashSet<Id>>]> },
+}
+
+impl MemoryCounter {
+    /// An empty counter. In mode `hll` every open window takes 16 KiB a shard, in mode `exact` 25
+    /// to 50 bytes an id.
+    pub fn new(mode: Mode, shards: Shards, retention: Duration) -> Self {
+        Self { mode, shards, retention, state: RwLock::default() }
+    }
+
+    /// The window for additions, made if this is its first.
+    ///
+    /// The closure runs under the read half of the lock, which is what makes a seal wait for it.
+    fn with_open<R>(&self, window: Window, add: impl Fn(&OpenWindow) -> R) -> Result<R, Sealed> {
+        loop {
+            let state = self.state.read();
+            if let Some(open) = state.watermark
+                && window < open
+            {
+                return Err(Sealed { open });
+            }
+            if let Some(open) = state.open.get(&window) {
+                return Ok(add(open));
+            }
+            drop(state);
+            self.state.write().make_open(window, || OpenWindow::new(self.mode, self.shards));
+        }
+    }
+}
+
+impl State {
+    /// Makes an open window unless it is sealed, or another caller was faster.
+    fn make_open(&mut self, window: Window, new: impl FnOnce() -> OpenWindow) {
+        if self.watermark.is_none_or(|open| open <= window) {
+            self.open.entry(window).or_insert_with(|| Arc::new(new()));
+        }
+    }
+}
+
+#[async_trait]
+impl UniqueCounter for MemoryCounter {
+    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, Sealed> {
+        self.with_open(window, |open| open.add(ids))
+    }
+
+    async fn seal(&self, window: Window) {
+        // Three steps, so that nobody waits for the counting: seal under the lock, count without
+        // it, put the count in the window's place under the lock.
+        let sealing: Vec<_> = {
+            let mut state = self.state.write();
+            state.watermark = state.watermark.max(Some(window.next()));
+            state.open.range(..=window).map(|(window, open)| (*window, Arc::clone(open))).collect()
+        };
+        let tallies: Vec<_> = sealing.iter().map(|(window, open)| (*window, open.tally())).collect();
+        let mut state = self.state.write();
+        for (window, tally) in tallies {
+            state.open.remove(&window);
+            state.sealed.insert(window, tally);
+        }
+        let watermark = state.watermark;
+        state.sealed.retain(|window, _| !self.is_evicted(*window, watermark));
+        drop(state);
+        // The last owner of the ids: they are freed here, outside the lock.
+        drop(sealing);
+    }
+
+    async fn count(&self, window: Window) -> Result<Tally, Evicted> {
+        let state = self.state.read();
+        if self.is_evicted(window, state.watermark) {
+            return Err(Evicted(window));
+        }
+        if let Some(tally) = state.sealed.get(&window) {
+            return Ok(*tally);
+        }
+        let open = state.open.get(&window).map(Arc::clone);
+        drop(state);
+        Ok(open.map(|open| open.tally()).unwrap_or_default())
+    }
+}
+
+impl MemoryCounter {
+    /// The watermark is the start of the oldest open window, so it says how late it is at least.
+    fn is_evicted(&self, window: Window, watermark: Option<Window>) -> bool {
+        watermark.is_some_and(|open| window.end() + self.retention < open.start())
+    }
+}
+
+impl OpenWindow {
+    fn new(mode: Mode, shards: Shards) -> Self {
+        let ids = match mode {
+            Mode::Hll => Ids::Hll { shards, sketches: (0..shards.count()).map(|_| Sketch::new()).collect() },
+            Mode::Exact => Ids::Exact {
+                hasher: RandomState::new(),
+                stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            },
+        };
+        Self { ids, accepted: AtomicU64::new(0) }
+    }
+
+    fn add(&self, ids: &[Id]) -> Added {
+        let changed = ids.iter().filter(|id| self.ids.add(id)).count();
+        // Ordered before the seal by the lock that the caller holds.
+        self.accepted.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        Added { changed: changed as u64 }
+    }
+
+    fn tally(&self) -> Tally {
+        Tally { unique_ids: self.ids.count(), accepted_ids: self.accepted.load(Ordering::Relaxed) }
+    }
+}
+
+impl Ids {
+    /// True when the id changed anything.
+    fn add(&self, id: &Id) -> bool {
+        match self {
+            Self::Hll { shards, sketches } => sketches[shards.of(id.as_bytes())].add(id.as_bytes()),
+            Self::Exact { hasher, stripes } => {
+                stripes[hasher.hash_one(id) as usize % STRIPES].lock().insert(*id)
+            }
+        }
+    }
+
+    fn count(&self) -> u64 {
+        match self {
+            Self::Hll { sketches, .. } => sketches.iter().map(Sketch::estimate).sum(),
+            Self::Exact { stripes, .. } => stripes.iter().map(|ids| ids.lock().len() as u64).sum(),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Counters: what remembers the ids of a window.
+
+pub mod memory;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use clap::{Args, ValueEnum};
+use thiserror::Error;
+
+use crate::id::Id;
+use crate::shard::Shards;
+use crate::sketch::Sketch;
+use crate::window::{Window, WindowLength};
+
+/// How ids are remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// In a HyperLogLog: a few kilobytes for any number of ids, and a standard error
+    Hll,
+    /// In a set: no error, and memory for every id
+    Exact,
+}
+
+impl Mode {
+    /// The word for it in flags, logs and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hll => "hll",
+            Self::Exact => "exact",
+        }
+    }
+
+    /// The standard error of a count over `shards`, relative to the truth.
+    ///
+    /// Shards hold disjoint sets, so their errors are independent and add up as squares.
+    pub fn standard_error(self, shards: Shards) -> f64 {
+        match self {
+            Self::Hll => Sketch::STANDARD_ERROR / f64::from(shards.count()).sqrt(),
+            Self::Exact => 0.0,
+        }
+    }
+}
+
+/// What is counted, and how.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Counting")]
+pub struct CountingArgs {
+    /// How to count
+    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
+    pub mode: Mode,
+
+    /// Length of a window: whole seconds that divide a day
+    #[arg(long, env = "HEADCOUNT_WINDOW", value_name = "DURATION", default_value = "60s")]
+    pub window: WindowLength,
+
+    /// How long the count of a closed window is kept for a sink that cannot take it
+    /// [default: 24h, in mode exact 15min]
+    #[arg(long, env = "HEADCOUNT_RETENTION", value_name = "DURATION", value_parser = parse_retention)]
+    retention: Option<Duration>,
+
+    /// Sketches that the ids of a window are split over: the standard error is 0.81 % / √SHARDS
+    #[arg(long, env = "HEADCOUNT_SHARDS", default_value = "1")]
+    pub shards: Shards,
+}
+
+impl CountingArgs {
+    /// How long windows are kept after their end: as asked for, or what suits the mode. Never less
+    /// than two windows.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user when what was asked for is less than two windows.
+    pub fn retention(&self) -> Result<Duration, String> {
+        let shortest = 2 * self.window.duration();
+        match self.retention {
+            Some(retention) if retention < shortest => Err(format!(
+                "invalid value '{}' for '--retention <DURATION>': expected at least two windows, {}",
+                humantime::format_duration(retention),
+                humantime::format_duration(shortest),
+            )),
+            Some(retention) => Ok(retention),
+            None => Ok(shortest.max(match self.mode {
+                Mode::Hll => Duration::from_secs(24 * 60 * 60),
+                Mode::Exact => Duration::from_secs(15 * 60),
+            })),
+        }
+    }
+
+    /// The standard error of the counts.
+    pub fn standard_error(&self) -> f64 {
+        self.mode.standard_error(self.shards)
+    }
+}
+
+fn parse_retention(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+    match humantime::parse_duration(text) {
+        Ok(retention) if retention <= LONGEST => Ok(retention),
+        _ => Err("expected a duration up to 31days, such as 15min, 24h or 7days".to_owned()),
+    }
+}
+
+/// Remembers the ids of each window.
+///
+/// A window goes through three states: *open*, it takes ids; *sealed*, its count is final; *evicted*,
+/// it is forgotten. Windows are sealed in order. A counter never looks at a clock: which window is
+/// meant, and when one is over, is said by the caller.
+#[async_trait]
+pub trait UniqueCounter: Send + Sync {
+    /// Adds ids to a window: all of them, or none if the window is sealed.
+    ///
+    /// When this returns `Ok`, the ids are in every count of the window that starts later; adding an
+    /// id again changes nothing but [`Tally::accepted_ids`]. Callers split long lists: other callers
+    /// should not have to wait for one.
+    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, Sealed>;
+
+    /// Seals a window and all before it. When this returns, no addition to them is under way and
+    /// none will succeed; windows that ended longer ago than the retention are evicted.
+    async fn seal(&self, window: Window);
+
+    /// How many different ids a window has: final once it is sealed. A window that was never added
+    /// to has none.
+    async fn count(&self, window: Window) -> Result<Tally, Evicted>;
+}
+
+/// What an addition did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// How many of the ids changed the counter: new ones in mode `exact`, those that raised a
+    /// register in mode `hll`, which are fewer.
+    pub changed: u64,
+}
+
+/// The window takes no more ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the window is sealed, {open} is open")]
+pub struct Sealed {
+    /// The oldest window that still takes some.
+    pub open: Window,
+}
+
+/// The window ended longer ago than the retention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("window {0} is past retention")]
+pub struct Evicted(pub Window);
+
+/// What a window holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Different ids.
+    pub unique_ids: u64,
+    /// All ids, repeats among them.
+    pub accepted_ids: u64,
+}

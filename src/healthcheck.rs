@@ -1,0 +1,77 @@
+//! `headcount healthcheck`: asks a running service whether it lives, for images without curl.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::HOST;
+use axum::http::{Request, StatusCode};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::net::TcpStream;
+
+use crate::http::ListenArgs;
+
+/// How long the answer may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The service does not say that it lives.
+#[derive(Debug, Error)]
+pub enum Unhealthy {
+    /// Nothing listens there, or it does not speak HTTP.
+    #[error("{address} cannot be reached, is the service up and is --listen the same? {cause}")]
+    Unreachable {
+        /// Who was asked.
+        address: SocketAddr,
+        /// What came instead of an answer.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another answer than 200.
+    #[error("{address}/livez answers {status}, is that headcount?")]
+    Answer {
+        /// Who was asked.
+        address: SocketAddr,
+        /// What it said.
+        status: StatusCode,
+    },
+    /// No answer in time.
+    #[error("{0} does not answer within {TIMEOUT:?}")]
+    Silent(SocketAddr),
+}
+
+/// Asks `/livez` where a service with these flags has it.
+///
+/// # Errors
+///
+/// [`Unhealthy`] unless the answer is 200.
+pub async fn run(addresses: &ListenArgs) -> Result<(), Unhealthy> {
+    let address = reachable(addresses.admin_listen.unwrap_or(addresses.listen));
+    let status = tokio::time::timeout(TIMEOUT, ask(address))
+        .await
+        .map_err(|_| Unhealthy::Silent(address))?
+        .map_err(|cause| Unhealthy::Unreachable { address, cause })?;
+    if status == StatusCode::OK { Ok(()) } else { Err(Unhealthy::Answer { address, status }) }
+}
+
+async fn ask(address: SocketAddr) -> Result<StatusCode, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get("/livez").header(HOST, address.to_string()).body(Body::empty())?;
+    // The connection does the sending and receiving; it ends when the answer has been read.
+    let connection = tokio::spawn(connection);
+    let status = sender.send_request(request).await?.status();
+    connection.abort();
+    Ok(status)
+}
+
+/// A service that listens on all addresses is reached over loopback.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}

@@ -1,0 +1,226 @@
+//! HTTP: the routes, and what they share.
+
+mod accept;
+mod bulk;
+mod error;
+mod ops;
+pub mod server;
+mod unique;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use ::metrics::{Counter, Histogram};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use clap::Args;
+use tokio::sync::watch;
+
+pub use self::error::Failure;
+use self::error::{NO_STORE, TEXT};
+use crate::args;
+use crate::counter::{CountingArgs, UniqueCounter};
+use crate::metrics::Metrics;
+use crate::window::{Clock, WindowCount};
+
+/// Where the service listens.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct ListenArgs {
+    /// Address to listen on
+    #[arg(long, env = "HEADCOUNT_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Address for /livez, /readyz and /metrics; they leave --listen then
+    #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+}
+
+/// Addresses and limits.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Where to listen.
+    #[command(flatten)]
+    pub addresses: ListenArgs,
+
+    /// Connections that are served at a time; each one more is told 503 and closed
+    #[arg(
+        long, env = "HEADCOUNT_MAX_CONNECTIONS", value_name = "NUMBER", default_value = "10000",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub max_connections: u32,
+
+    /// Keep connections open for further requests
+    #[arg(
+        long, env = "HEADCOUNT_KEEP_ALIVE", value_name = "on|off", default_value = "on",
+        value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set
+    )]
+    pub keep_alive: bool,
+
+    /// How long a connection may take to send the next request's head, from its start or from the
+    /// last answer: so it bounds idle connections too. Longer than a load balancer keeps them idle
+    #[arg(
+        long, env = "HEADCOUNT_HEADER_READ_TIMEOUT", value_name = "DURATION", default_value = "75s",
+        value_parser = args::positive_duration
+    )]
+    pub header_read_timeout: Duration,
+
+    /// How long a client may take to send the body of a bulk request
+    #[arg(
+        long, env = "HEADCOUNT_BODY_READ_TIMEOUT", value_name = "DURATION", default_value = "30s",
+        value_parser = args::positive_duration
+    )]
+    pub body_read_timeout: Duration,
+
+    /// Largest body of a bulk request, in bytes
+    #[arg(
+        long, env = "HEADCOUNT_BODY_LIMIT", value_name = "BYTES", default_value = "8388608",
+        value_parser = clap::value_parser!(u32).range(1..=1_073_741_824)
+    )]
+    pub body_limit: u32,
+}
+
+/// What the routes work with.
+pub struct Api {
+    /// Remembers the ids.
+    pub counter: Arc<dyn UniqueCounter>,
+    /// Stamps requests.
+    pub clock: Arc<dyn Clock>,
+    /// The last closed window, from the publisher.
+    pub last: watch::Receiver<Option<WindowCount>>,
+    /// Whether the service should be sent requests.
+    pub readiness: Readiness,
+    /// What is counted, and how.
+    pub counting: CountingArgs,
+    /// Limits of a request.
+    pub limits: HttpArgs,
+    /// Told about every request.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The API and the routes for operations, each for a listener; all in one when there is no listener
+/// for operations.
+pub struct Routers {
+    /// For `--listen`.
+    pub public: Router,
+    /// For `--admin-listen`.
+    pub admin: Option<Router>,
+}
+
+/// Routes for `--listen` and, if it is given, `--admin-listen`.
+pub fn routers(api: Api) -> Routers {
+    let separate = api.limits.addresses.admin_listen.is_some();
+    let routes = Arc::new(Routes::new(api));
+    let public = Router::new()
+        .route("/api/verve/accept", any(accept::accept))
+        .route("/api/verve/unique", any(unique::unique));
+    let operations = Router::new()
+        .route("/livez", get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics));
+    let finish = |router: Router<Arc<Routes>>| router.fallback(not_found).with_state(Arc::clone(&routes));
+    if separate {
+        Routers { public: finish(public), admin: Some(finish(operations)) }
+    } else {
+        Routers { public: finish(public.merge(operations)), admin: None }
+    }
+}
+
+/// The API, and a handle for the results of each route.
+struct Routes {
+    api: Api,
+    accept: RouteMetrics,
+    bulk: RouteMetrics,
+    unique: RouteMetrics,
+    not_found: Counter,
+}
+
+impl Routes {
+    fn new(api: Api) -> Self {
+        let route = |name| RouteMetrics::new(&api.metrics, name);
+        Self {
+            accept: route("accept"),
+            bulk: route("bulk"),
+            unique: route("unique"),
+            not_found: api.metrics.requests("other", "not_found"),
+            api,
+        }
+    }
+}
+
+async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
+    routes.not_found.increment(1);
+    let headers = [(axum::http::header::CONTENT_TYPE, TEXT), (axum::http::header::CACHE_CONTROL, NO_STORE)];
+    (StatusCode::NOT_FOUND, headers, "not found").into_response()
+}
+
+/// The handles of one route, made once.
+struct RouteMetrics {
+    duration: Histogram,
+    ok: Counter,
+    failed: Vec<(&'static str, Counter)>,
+}
+
+impl RouteMetrics {
+    fn new(metrics: &Metrics, route: &'static str) -> Self {
+        let failed =
+            Failure::ALL.map(|failure| (failure.reason(), metrics.requests(route, failure.reason())));
+        Self {
+            duration: metrics.request_duration(route),
+            ok: metrics.requests(route, "ok"),
+            failed: failed.into(),
+        }
+    }
+
+    /// Records a request and makes its answer.
+    fn answer<T: IntoResponse>(&self, started: Instant, result: Result<T, Failure>) -> Response {
+        self.duration.record(started.elapsed());
+        match result {
+            Ok(answer) => {
+                self.ok.increment(1);
+                answer.into_response()
+            }
+            Err(failure) => {
+                let failed = self.failed.iter().find(|(reason, _)| *reason == failure.reason());
+                if let Some((_, counter)) = failed {
+                    counter.increment(1);
+                }
+                failure.into_response()
+            }
+        }
+    }
+}
+
+/// Whether the service should be sent requests; shared by whoever asks and whoever knows.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<AtomicU8>);
+
+/// The states of [`Readiness`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Not yet listening.
+    Starting,
+    /// Accepting requests.
+    Ready,
+    /// Going down: still accepting, but to be taken out of the load balancer.
+    Draining,
+}
+
+impl Readiness {
+    /// Moves on to `phase`.
+    pub fn set(&self, phase: Phase) {
+        self.0.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The phase that was set last.
+    pub fn phase(&self) -> Phase {
+        [Phase::Starting, Phase::Ready, Phase::Draining][usize::from(self.0.load(Ordering::Relaxed).min(2))]
+    }
+}

@@ -1,0 +1,42 @@
+//! Routes for operations: `/livez`, `/readyz`, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::error::{NO_STORE, TEXT};
+use super::{Phase, Routes};
+
+/// The Prometheus text format.
+const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// The process answers. It ends by itself when one of its parts does.
+pub(super) async fn livez() -> Response {
+    plain(StatusCode::OK, "alive")
+}
+
+/// Whether a load balancer should send requests here.
+pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
+    match routes.api.readiness.phase() {
+        Phase::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Ready => plain(StatusCode::OK, "ready"),
+        Phase::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    }
+}
+
+/// All metrics, for Prometheus.
+pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
+    let api = &routes.api;
+    let running = api.counting.window.window_at(api.clock.now());
+    if let Ok(tally) = api.counter.count(running).await {
+        api.metrics.current_unique_ids.set(tally.unique_ids as f64);
+    }
+    ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
+}
+
+fn plain(status: StatusCode, body: &'static str) -> Response {
+    (status, [(CONTENT_TYPE, TEXT), (CACHE_CONTROL, NO_STORE)], body).into_response()
+}

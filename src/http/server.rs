@@ -1,0 +1,149 @@
+//! The server: takes connections, serves them, and lets go of them in order.
+//!
+//! hyper's HTTP/1 connection under our own accept loop, for what a ready-made server does not let us
+//! set: time-outs, a cap on connections that answers instead of hanging, and a drain with an end.
+//! HTTP/2 is left to the load balancer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::metrics::Counter;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::{ServiceExt, service_fn};
+use tracing::{debug, warn};
+
+use super::{Failure, HttpArgs};
+use crate::metrics::Metrics;
+
+/// Wait after an accept that failed for want of descriptors or memory: some may come back.
+const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Connections beyond the cap that are told so at a time; those beyond these are just closed.
+const REFUSALS: usize = 64;
+/// How long a connection beyond the cap may take to hear that.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// When a server stops.
+#[derive(Clone, Default)]
+pub struct Stop {
+    /// Take no more connections, finish the requests that were begun.
+    pub drain: CancellationToken,
+    /// Let go of all connections now.
+    pub abort: CancellationToken,
+}
+
+/// Serves connections until `stop.drain`, and returns when all are closed.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: &HttpArgs,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+) {
+    let server = Server {
+        router,
+        http: http(limits),
+        refused: metrics.requests("other", Failure::Overloaded.reason()),
+        metrics,
+        stop,
+        connections: TaskTracker::new(),
+        refusals: Arc::new(Semaphore::new(REFUSALS)),
+    };
+    let room = Arc::new(Semaphore::new(limits.max_connections as usize));
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted, trying again");
+                    tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
+                    continue;
+                }
+            },
+            () = server.stop.drain.cancelled() => break,
+        };
+        match Arc::clone(&room).try_acquire_owned() {
+            Ok(permit) => server.spawn_connection(stream, permit),
+            Err(_) => server.spawn_refusal(stream),
+        }
+    }
+    // Closed before the wait: who knocks now is refused by the kernel and goes elsewhere.
+    drop(listener);
+    server.connections.close();
+    server.connections.wait().await;
+}
+
+fn http(limits: &HttpArgs) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read_timeout)
+        .keep_alive(limits.keep_alive)
+        .pipeline_flush(true);
+    http
+}
+
+struct Server {
+    router: Router,
+    http: http1::Builder,
+    refused: Counter,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+    connections: TaskTracker,
+    refusals: Arc<Semaphore>,
+}
+
+impl Server {
+    fn spawn_connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let service = TowerToHyperService::new(
+            self.router.clone().map_request(|request: Request<Incoming>| request.map(Body::new)),
+        );
+        // Answers are small: waiting for more to send with them only makes them late.
+        let _ = stream.set_nodelay(true);
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let stop = self.stop.clone();
+        let gauge = self.metrics.connections.clone();
+        self.connections.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            gauge.increment(1.0);
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = stop.drain.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        served = connection => served,
+                        () = stop.abort.cancelled() => Ok(()),
+                    }
+                }
+            };
+            gauge.decrement(1.0);
+            drop(permit);
+            if let Err(error) = served {
+                debug!(%error, "a connection ended early");
+            }
+        });
+    }
+
+    /// Answers the first request of a connection beyond the cap with 503.
+    fn spawn_refusal(&self, stream: TcpStream) {
+        self.refused.increment(1);
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        let service = TowerToHyperService::new(service_fn(async |_: Request<Incoming>| {
+            Ok::<_, std::convert::Infallible>(Failure::Overloaded.into_response())
+        }));
+        let connection = self.http.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+        self.connections.spawn(async move {
+            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, connection).await;
+            drop(permit);
+        });
+    }
+}

@@ -1,0 +1,193 @@
+//! Ids: what clients count.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use thiserror::Error;
+
+/// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
+const MAX_LEN: usize = 20;
+
+/// An integer that fits an `i64` or a `u64`, as its canonical decimal bytes.
+///
+/// Canonical means: no leading zeros, no `+`, zero without a sign. So `007` and `7` are one id, and
+/// so are `-0` and `0`. Everything below `http` treats an id as these bytes and nothing else, which
+/// is what any Redis client would hand to `PFADD` or `SADD`.
+///
+/// The bytes are kept inline: an id is `Copy` and never allocates.
+#[derive(Clone, Copy)]
+pub struct Id {
+    len: u8,
+    bytes: [u8; MAX_LEN],
+}
+
+/// The bytes are not an integer between `i64::MIN` and `u64::MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("an id is an integer from {} to {}", i64::MIN, u64::MAX)]
+pub struct InvalidId;
+
+impl Id {
+    /// Reads `-?[0-9]+`, ASCII digits only, within range.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidId`] for anything else: an empty string, a `+`, white space, a fraction, an
+    /// exponent, digits of another script, or a number out of range.
+    pub fn parse(text: &[u8]) -> Result<Self, InvalidId> {
+        let (negative, digits) = match text {
+            [b'-', digits @ ..] => (true, digits),
+            digits => (false, digits),
+        };
+        if digits.is_empty() {
+            return Err(InvalidId);
+        }
+        let magnitude = digits.iter().try_fold(0_u64, |value, byte| {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
+                return Err(InvalidId);
+            }
+            value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit))).ok_or(InvalidId)
+        })?;
+        if negative && magnitude > i64::MIN.unsigned_abs() {
+            return Err(InvalidId);
+        }
+        Ok(Self::from_parts(negative && magnitude != 0, magnitude))
+    }
+
+    /// The canonical bytes, at most 20.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Writes the digits backwards, then moves them to the front.
+    fn from_parts(negative: bool, mut magnitude: u64) -> Self {
+        let mut bytes = [0; MAX_LEN];
+        let mut start = MAX_LEN;
+        loop {
+            start -= 1;
+            bytes[start] = b'0' + (magnitude % 10) as u8;
+            magnitude /= 10;
+            if magnitude == 0 {
+                break;
+            }
+        }
+        if negative {
+            start -= 1;
+            bytes[start] = b'-';
+        }
+        bytes.copy_within(start.., 0);
+        Self { len: (MAX_LEN - start) as u8, bytes }
+    }
+}
+
+impl From<u64> for Id {
+    fn from(value: u64) -> Self {
+        Self::from_parts(false, value)
+    }
+}
+
+impl From<i64> for Id {
+    fn from(value: i64) -> Self {
+        Self::from_parts(value < 0, value.unsigned_abs())
+    }
+}
+
+// What lies behind `len` is left over from writing the digits, so equality and hash are those of
+// the canonical bytes, not of the whole array.
+impl PartialEq for Id {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Id {}
+
+impl Hash for Id {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_bytes().iter().try_for_each(|byte| write!(f, "{}", char::from(*byte)))
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Id({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canonical(text: &str) -> Option<String> {
+        Id::parse(text.as_bytes()).ok().map(|id| id.to_string())
+    }
+
+    #[test]
+    fn one_number_has_one_spelling() {
+        for (text, id) in [
+            ("0", "0"),
+            ("-0", "0"),
+            ("000", "0"),
+            ("-000", "0"),
+            ("7", "7"),
+            ("007", "7"),
+            ("-007", "-7"),
+            ("9223372036854775808", "9223372036854775808"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("0000000000000000000000000000000000000042", "42"),
+        ] {
+            assert_eq!(canonical(text).as_deref(), Some(id), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_integer_in_range_is_refused() {
+        for text in [
+            "",
+            "-",
+            "--1",
+            "+5",
+            " 5",
+            "5 ",
+            "1.5",
+            "1e3",
+            "0x1f",
+            "abc",
+            "1_000",
+            "1,000",
+            "\0",
+            "5\0",
+            "\u{663}",
+            "\u{ff15}",
+            "18446744073709551616",
+            "-9223372036854775809",
+            "1234567890123456789012345678901234567890",
+        ] {
+            assert_eq!(canonical(text), None, "{text:?}");
+        }
+        assert_eq!(Id::parse(b"\xff5"), Err(InvalidId));
+    }
+
+    #[test]
+    fn integers_and_their_text_are_the_same_id() {
+        for value in [0, 1, 9, 10, 99, u64::MAX / 2, u64::MAX] {
+            assert_eq!(Ok(Id::from(value)), Id::parse(value.to_string().as_bytes()));
+        }
+        for value in [i64::MIN, -10, -1, 0, 1, i64::MAX] {
+            assert_eq!(Ok(Id::from(value)), Id::parse(value.to_string().as_bytes()));
+        }
+    }
+
+    #[test]
+    fn left_over_digits_do_not_show() {
+        let ids: std::collections::HashSet<Id> = [Id::from(7_u64), Id::parse(b"007").unwrap()].into();
+        assert_eq!(ids.len(), 1);
+    }
+}

@@ -1,0 +1,31 @@
+//! headcount counts how many different integer ids arrive each minute.
+//!
+//! The data runs one way: `http` takes ids and hands them to a `counter`; the `publisher` closes
+//! windows, asks the counter for their counts and hands those to the `sink`s. `app` puts the parts
+//! together. A module imports only from floors below its own:
+//!
+//! | floor | modules |
+//! | --- | --- |
+//! | 4 | [`cli`], [`app`], [`logging`], [`lines`], [`healthcheck`] |
+//! | 3 | [`http`], [`publisher`] |
+//! | 2 | [`counter::memory`], [`sink::log`] |
+//! | 1 | [`counter`], [`sink`] |
+//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`metrics`], [`args`] |
+//!
+//! The library exists for the binary and its tests; its interface may change with every release.
+
+pub mod app;
+pub mod args;
+pub mod cli;
+pub mod counter;
+pub mod healthcheck;
+pub mod http;
+pub mod id;
+pub mod lines;
+pub mod logging;
+pub mod metrics;
+pub mod publisher;
+pub mod shard;
+pub mod sink;
+pub mod sketch;
+pub mod window;

@@ -1,0 +1,54 @@
+//! The service's own log, on standard output.
+
+use std::io::{self, IsTerminal};
+
+use clap::{Args, ValueEnum};
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct LoggingArgs {
+    /// What to log: off, error, warn, info, debug, trace, or a list such as info,hyper=debug.
+    /// Closed windows are logged at info
+    #[arg(
+        long, env = "HEADCOUNT_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
+        value_parser = parse_level
+    )]
+    log_level: Targets,
+
+    /// How to log
+    #[arg(long, env = "HEADCOUNT_LOG_FORMAT", value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A line for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+fn parse_level(text: &str) -> Result<Targets, String> {
+    text.parse().map_err(|_| {
+        "expected off, error, warn, info, debug, trace, or a list such as info,hyper=debug".to_owned()
+    })
+}
+
+/// Starts logging. Lines go through a thread of their own, so that whoever reads standard output
+/// slowly slows down nothing else; what is left is written when the guard is dropped.
+pub fn start(args: &LoggingArgs) -> WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking(io::stdout());
+    let lines = fmt::layer().with_writer(writer).with_ansi(io::stdout().is_terminal());
+    let lines = match args.log_format {
+        Format::Text => lines.with_target(false).boxed(),
+        Format::Json => lines.json().with_current_span(false).with_span_list(false).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(args.log_level.clone())).init();
+    guard
+}

@@ -1,0 +1,7 @@
+//! `headcount`: see [`headcount::cli`] for what it can do.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    headcount::cli::run()
+}

@@ -1,0 +1,176 @@
+//! Metrics: every name, its help and its unit, in one place.
+//!
+//! Handles are made once and kept; nothing is looked up while a request is served. The recorder
+//! belongs to the service, not to the process, so that several can run in one.
+
+use std::borrow::Cow;
+
+use ::metrics::{Counter, Gauge, Histogram, Label};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
+/// instances, so that they add up.
+const DURATION_BUCKETS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+const REQUESTS: &str = "headcount_requests_total";
+const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
+const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
+const INFO: &str = "headcount_info";
+
+/// Declares the metrics without labels: the doc comment of a field is its help text.
+macro_rules! declare {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal,)+) => {
+        /// The handles of the metrics without labels, and the recorder behind all.
+        pub struct Metrics {
+            recorder: PrometheusRecorder,
+            process: metrics_process::Collector,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            fn with_recorder(recorder: PrometheusRecorder) -> Self {
+                ::metrics::with_local_recorder(&recorder, || {
+                    $($kind::describe($name, concat!($($help),+).trim());)+
+                    Self::describe_labelled();
+                    metrics_process::Collector::default().describe();
+                });
+                let ($($field,)+) =
+                    ::metrics::with_local_recorder(&recorder, || ($($kind::register($name, Vec::new()),)+));
+                Self { recorder, process: metrics_process::Collector::default(), $($field,)+ }
+            }
+        }
+    };
+}
+
+declare! {
+    /// Ids that were accepted, repeats among them.
+    accepted_ids: Counter = "headcount_accepted_ids_total",
+    /// Ids that changed the counter: new ones in mode exact, those that raised a register in mode
+    /// hll, which are fewer.
+    changed_ids: Counter = "headcount_changed_ids_total",
+    /// Ids that were counted in a later window than the one they arrived in, because that was
+    /// sealed already.
+    late_ids: Counter = "headcount_late_ids_total",
+    /// Different ids of the last closed window.
+    unique_ids: Gauge = "headcount_unique_ids",
+    /// Accepted ids of the last closed window, repeats among them.
+    window_accepted_ids: Gauge = "headcount_window_accepted_ids",
+    /// Different ids of the running window so far.
+    current_unique_ids: Gauge = "headcount_current_unique_ids",
+    /// Closed windows that are not in every sink yet.
+    unpublished_windows: Gauge = "headcount_unpublished_windows",
+    /// Start of the last window that is in every sink, in seconds since 1970; 0 before the first.
+    last_published_window: Gauge = "headcount_last_published_window_timestamp_seconds",
+    /// Connections that are open.
+    connections: Gauge = "headcount_connections",
+}
+
+impl Metrics {
+    /// Declares all metrics, each at zero.
+    pub fn new() -> Self {
+        let builder = PrometheusBuilder::new();
+        let recorder = builder
+            .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &DURATION_BUCKETS)
+            // The only error is an empty list of buckets.
+            .unwrap_or_default()
+            .build_recorder();
+        Self::with_recorder(recorder)
+    }
+
+    fn describe_labelled() {
+        Counter::describe(REQUESTS, "Requests, by route and by result: ok or the failure reason.");
+        Histogram::describe(REQUEST_DURATION, "From a request's head to its answer, by route.");
+        Counter::describe(
+            PUBLISHED_WINDOWS,
+            "Closed windows, by sink and by result: ok, retry (it could not be taken this time), skipped \
+             (it went past retention first).",
+        );
+        Gauge::describe(INFO, "Always 1; the labels say what is running.");
+    }
+
+    /// Requests to `route` that ended in `result`.
+    pub fn requests(&self, route: &'static str, result: &'static str) -> Counter {
+        self.labelled(REQUESTS, &[("route", route.into()), ("result", result.into())])
+    }
+
+    /// How long requests to `route` took.
+    pub fn request_duration(&self, route: &'static str) -> Histogram {
+        self.labelled(REQUEST_DURATION, &[("route", route.into())])
+    }
+
+    /// Windows that were handed to `sink` with `result`.
+    pub fn published_windows(&self, sink: &'static str, result: &'static str) -> Counter {
+        self.labelled(PUBLISHED_WINDOWS, &[("sink", sink.into()), ("result", result.into())])
+    }
+
+    /// Says what is running.
+    pub fn set_info(&self, labels: &[(&'static str, Cow<'static, str>)]) {
+        self.labelled::<Gauge>(INFO, labels).set(1.0);
+    }
+
+    /// All metrics, those of the process among them, in the Prometheus text format.
+    pub fn render(&self) -> String {
+        ::metrics::with_local_recorder(&self.recorder, || self.process.collect());
+        self.handle().render()
+    }
+
+    /// Folds what histograms have recorded into their buckets. They remember every value until then,
+    /// so this has to run now and then, also when nobody asks for metrics.
+    pub fn upkeep(&self) {
+        self.handle().run_upkeep();
+    }
+
+    fn handle(&self) -> PrometheusHandle {
+        self.recorder.handle()
+    }
+
+    fn labelled<K: Kind>(&self, name: &'static str, labels: &[(&'static str, Cow<'static, str>)]) -> K {
+        let labels = labels.iter().map(|(key, value)| Label::new(*key, value.clone())).collect();
+        ::metrics::with_local_recorder(&self.recorder, || K::register(name, labels))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the three kinds of metrics have in common.
+trait Kind {
+    fn describe(name: &'static str, help: &'static str);
+    fn register(name: &'static str, labels: Vec<Label>) -> Self;
+}
+
+impl Kind for Counter {
+    fn describe(name: &'static str, help: &'static str) {
+        ::metrics::describe_counter!(name, help);
+    }
+
+    fn register(name: &'static str, labels: Vec<Label>) -> Self {
+        ::metrics::counter!(name, labels)
+    }
+}
+
+impl Kind for Gauge {
+    fn describe(name: &'static str, help: &'static str) {
+        ::metrics::describe_gauge!(name, help);
+    }
+
+    fn register(name: &'static str, labels: Vec<Label>) -> Self {
+        let gauge = ::metrics::gauge!(name, labels);
+        gauge.set(0.0);
+        gauge
+    }
+}
+
+impl Kind for Histogram {
+    fn describe(name: &'static str, help: &'static str) {
+        ::metrics::describe_histogram!(name, help);
+    }
+
+    fn register(name: &'static str, labels: Vec<Label>) -> Self {
+        ::metrics::histogram!(name, labels)
+    }
+}

@@ -1,0 +1,192 @@
+//! The publisher: closes windows in order and hands each count to every sink.
+//!
+//! One loop closes: when a window has ended it is sealed, counted once, and the count put into the
+//! queue of each sink. Every sink has a task of its own (`delivery`) that tries until the sink has the
+//! count, so a sink that is away holds up nobody but itself. Queues are bounded by the retention: a
+//! count that goes past it is skipped, which is logged as an error and counted in
+//! `headcount_published_windows_total`.
+//!
+//! Empty windows are closed like all others, as 0.
+
+mod delivery;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use self::delivery::{Backlog, Delivery, Queue};
+use crate::counter::{Evicted, UniqueCounter};
+use crate::metrics::Metrics;
+use crate::sink::CountSink;
+use crate::window::{Clock, Window, WindowCount, WindowLength};
+
+/// The longest sleep before the clock is asked again: it may have been set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// What a publisher works with.
+pub struct Publisher {
+    /// Says when a window has ended.
+    pub clock: Arc<dyn Clock>,
+    /// Counts it.
+    pub counter: Arc<dyn UniqueCounter>,
+    /// Are handed the counts.
+    pub sinks: Vec<Box<dyn CountSink>>,
+    /// The length of windows.
+    pub window: WindowLength,
+    /// How long after its end a window may still be published.
+    pub retention: Duration,
+    /// Told about every window.
+    pub metrics: Arc<Metrics>,
+    /// Shows the last closed window.
+    pub last: watch::Sender<Option<WindowCount>>,
+}
+
+/// A sink panicked.
+#[derive(Debug, Error)]
+#[error("the task of a sink ended: {0}")]
+pub struct SinkEnded(#[from] JoinError);
+
+impl Publisher {
+    /// Publishes every window from the running one on, until `stop`. Then the running window is
+    /// closed too, as incomplete, and this returns when every sink has every count. Nothing may be
+    /// added to the counter after `stop`: it would be counted in no window.
+    ///
+    /// The window in which this starts is incomplete as well: ids may have arrived before.
+    ///
+    /// # Errors
+    ///
+    /// [`SinkEnded`] when a sink panicked.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), SinkEnded> {
+        let backlog = Arc::new(Backlog::new(self.sinks.len(), Arc::clone(&self.metrics)));
+        let mut deliveries = JoinSet::new();
+        let mut queues = Vec::new();
+        for (index, sink) in self.sinks.into_iter().enumerate() {
+            let (queue, delivery) = Delivery::new(
+                sink,
+                index,
+                Arc::clone(&backlog),
+                Arc::clone(&self.clock),
+                self.retention,
+                self.window,
+                &self.metrics,
+            );
+            queues.push(queue);
+            deliveries.spawn(delivery.run());
+        }
+        let started = self.clock.now();
+        let mut closing = Closing {
+            next: self.window.window_at(started),
+            started,
+            clock: self.clock,
+            counter: self.counter,
+            window: self.window,
+            retention: self.retention,
+            metrics: self.metrics,
+            last: self.last,
+            backlog,
+            queues,
+        };
+
+        loop {
+            closing.close_ended().await;
+            tokio::select! {
+                () = tokio::time::sleep(closing.until_next_end()) => {}
+                () = stop.cancelled() => break,
+                Some(ended) = deliveries.join_next() => ended?,
+            }
+        }
+        closing.close_all().await;
+        // Queues without a sender tell the deliveries that this was all.
+        drop(closing);
+        while let Some(ended) = deliveries.join_next().await {
+            ended?;
+        }
+        Ok(())
+    }
+}
+
+/// The loop that closes windows.
+struct Closing {
+    /// The oldest window that is not closed.
+    next: Window,
+    started: SystemTime,
+    clock: Arc<dyn Clock>,
+    counter: Arc<dyn UniqueCounter>,
+    window: WindowLength,
+    retention: Duration,
+    metrics: Arc<Metrics>,
+    last: watch::Sender<Option<WindowCount>>,
+    backlog: Arc<Backlog>,
+    queues: Vec<Queue>,
+}
+
+impl Closing {
+    /// How long to sleep: until the next window ends, but never long, because the clock may be set.
+    fn until_next_end(&self) -> Duration {
+        self.next.end().duration_since(self.clock.now()).unwrap_or_default().min(LONGEST_SLEEP)
+    }
+
+    /// Closes every window that has ended.
+    async fn close_ended(&mut self) {
+        self.skip_past_retention();
+        while self.next.end() <= self.clock.now() {
+            self.close_next(true).await;
+        }
+    }
+
+    /// Closes every window that has ended, and the running one.
+    async fn close_all(&mut self) {
+        self.close_ended().await;
+        self.close_next(false).await;
+    }
+
+    async fn close_next(&mut self, ended: bool) {
+        let window = self.next;
+        self.counter.seal(window).await;
+        match self.counter.count(window).await {
+            Ok(tally) => self.hand_over(WindowCount {
+                window,
+                unique_request_count: tally.unique_ids,
+                accepted_ids: tally.accepted_ids,
+                complete: ended && self.started <= window.start(),
+            }),
+            Err(Evicted(_)) => self.skip(1),
+        }
+        self.next = window.next();
+    }
+
+    /// Goes past windows that ended too long ago. That takes a clock that was set forward, or a
+    /// process that was stopped, for longer than the retention; closing what was missed one by one
+    /// could take as long.
+    fn skip_past_retention(&mut self) {
+        let Some(oldest) = self.clock.now().checked_sub(self.retention) else { return };
+        let oldest = self.window.window_at(oldest);
+        if self.next < oldest {
+            let missed = oldest.unix_seconds() - self.next.unix_seconds();
+            self.skip(missed / u64::from(self.window.seconds()));
+            self.next = oldest;
+        }
+    }
+
+    fn skip(&self, windows: u64) {
+        error!(windows, first = %self.next, "windows past retention are skipped; was the clock set?");
+        for queue in &self.queues {
+            queue.skipped.increment(windows);
+        }
+    }
+
+    fn hand_over(&self, count: WindowCount) {
+        self.metrics.unique_ids.set(count.unique_request_count as f64);
+        self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
+        self.backlog.closed();
+        for queue in &self.queues {
+            queue.push(count);
+        }
+        self.last.send_replace(Some(count));
+    }
+}

@@ -1,0 +1,202 @@
+//! Windows: the buckets of time that ids are counted in.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Seconds in a day; every window length divides it.
+const DAY: u32 = 86_400;
+
+/// How long a window is: whole seconds that divide a day, so that windows begin at the same times
+/// of every day (UTC).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowLength {
+    seconds: u32,
+}
+
+/// A length that windows cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidWindowLength {
+    /// No duration at all.
+    #[error("expected a duration such as 60s, 5min or 1h")]
+    NotADuration,
+    /// A duration that does not divide a day, or not in whole seconds.
+    #[error("expected whole seconds that divide a day, such as 1s, 10s, 60s, 5min, 1h or 24h")]
+    NotADivisorOfADay,
+}
+
+impl WindowLength {
+    /// # Errors
+    ///
+    /// [`InvalidWindowLength::NotADivisorOfADay`] for zero, for fractions of a second, for more
+    /// than a day and for what does not divide a day.
+    pub fn new(length: Duration) -> Result<Self, InvalidWindowLength> {
+        let seconds = u32::try_from(length.as_secs()).unwrap_or(0);
+        if length.subsec_nanos() != 0 || seconds == 0 || !DAY.is_multiple_of(seconds) {
+            return Err(InvalidWindowLength::NotADivisorOfADay);
+        }
+        Ok(Self { seconds })
+    }
+
+    /// The length in seconds.
+    pub fn seconds(self) -> u32 {
+        self.seconds
+    }
+
+    /// The length as a duration.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+
+    /// The window that `time` falls in. Times before 1970 fall in the first window of all.
+    pub fn window_at(self, time: SystemTime) -> Window {
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Window { start: since_epoch - since_epoch % u64::from(self.seconds), length: self }
+    }
+}
+
+impl FromStr for WindowLength {
+    type Err = InvalidWindowLength;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map_err(|_| InvalidWindowLength::NotADuration).and_then(Self::new)
+    }
+}
+
+/// A bucket of time, aligned to UTC: from its start, inclusive, to its end, exclusive.
+///
+/// A window knows its length, so its end and its neighbours need no context. Windows of one length
+/// are ordered by time; a service has only one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Seconds since 1970-01-01T00:00:00Z; a multiple of the length.
+    start: u64,
+    length: WindowLength,
+}
+
+impl Window {
+    /// The first moment of this window.
+    pub fn start(self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.start)
+    }
+
+    /// The first moment after this window.
+    pub fn end(self) -> SystemTime {
+        self.start() + self.length.duration()
+    }
+
+    /// The start in seconds since 1970.
+    pub fn unix_seconds(self) -> u64 {
+        self.start
+    }
+
+    /// The window that begins when this one ends.
+    pub fn next(self) -> Self {
+        Self { start: self.start + u64::from(self.length.seconds), ..self }
+    }
+}
+
+impl PartialOrd for Window {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Window {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        debug_assert_eq!(self.length, other.length, "windows of two lengths are never compared");
+        self.start.cmp(&other.start)
+    }
+}
+
+/// The start after RFC 3339, in UTC: `2024-12-17T14:30:00Z`.
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = i64::try_from(self.start).map_err(|_| fmt::Error)?;
+        let start = OffsetDateTime::from_unix_timestamp(start).map_err(|_| fmt::Error)?;
+        f.write_str(&start.format(&Rfc3339).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Serialized as it is displayed.
+impl Serialize for Window {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The count of a closed window, as every sink gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WindowCount {
+    /// The window; its start on the wire.
+    #[serde(rename = "timestamp")]
+    pub window: Window,
+    /// How many different ids: an estimate in mode `hll`, the truth in mode `exact`.
+    pub unique_request_count: u64,
+    /// How many ids were accepted, repeats among them.
+    pub accepted_ids: u64,
+    /// Whether all of the window is in the count. It is not when the service was not up from the
+    /// window's start to its end.
+    pub complete: bool,
+}
+
+/// What time it is. Held by `http`, which stamps requests, and by the publisher, which closes
+/// windows; nothing else asks.
+pub trait Clock: Send + Sync {
+    /// The time of day. It may step, also backwards.
+    fn now(&self) -> SystemTime;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn windows_are_aligned_and_half_open() {
+        let minute: WindowLength = "60s".parse().unwrap();
+        let window = minute.window_at(at(1_734_445_800.0));
+        assert_eq!(window.to_string(), "2024-12-17T14:30:00Z");
+        assert_eq!(minute.window_at(at(1_734_445_859.999)), window);
+        assert_eq!(minute.window_at(at(1_734_445_860.0)), window.next());
+        assert_eq!(window.end(), window.next().start());
+        assert!(window < window.next());
+    }
+
+    #[test]
+    fn before_1970_is_the_first_window() {
+        let minute: WindowLength = "1min".parse().unwrap();
+        assert_eq!(minute.window_at(UNIX_EPOCH - Duration::from_secs(5)).unix_seconds(), 0);
+    }
+
+    #[test]
+    fn lengths_divide_a_day() {
+        for good in ["1s", "2s", "10s", "60s", "1m", "5min", "1h", "24h", "1day"] {
+            assert!(good.parse::<WindowLength>().is_ok(), "{good}");
+        }
+        for bad in ["0s", "7s", "1500ms", "25h", "2days", "9999999999999s"] {
+            assert_eq!(bad.parse::<WindowLength>(), Err(InvalidWindowLength::NotADivisorOfADay), "{bad}");
+        }
+        for bad in ["", "60", "s", "-1s", "minute"] {
+            assert_eq!(bad.parse::<WindowLength>(), Err(InvalidWindowLength::NotADuration), "{bad}");
+        }
+    }
+}
