@@ -37,7 +37,7 @@ use crate::sink::log::{FileSink, LogSink, LogSinkArgs, Method, UnwritableLogDir}
 use crate::window::{Clock, SystemClock};
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
-const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 /// What is kept back of the shutdown time-out for the last publish, at most half of it.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
 
@@ -211,6 +211,7 @@ impl Service {
             retention,
             metrics: Arc::clone(&metrics),
             last: last_sender,
+            started: clock.now(),
         };
         set_info(&metrics, &counting);
         log_start(&counting, &listeners)?;

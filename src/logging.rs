@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 
 use clap::{Args, ValueEnum};
 use tracing_appender::non_blocking::WorkerGuard;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -34,8 +34,11 @@ enum Format {
     Json,
 }
 
+/// A word alone has to be a level: to the parser of `Targets` it could be the name of a module too,
+/// so that a typing error would silence everything.
 fn parse_level(text: &str) -> Result<Targets, String> {
-    text.parse().map_err(|_| {
+    let sound = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    text.parse().ok().filter(|_| text.split(',').all(sound)).ok_or_else(|| {
         "expected off, error, warn, info, debug, trace, or a list such as info,hyper=debug".to_owned()
     })
 }

@@ -87,8 +87,7 @@ fn http(limits: &HttpArgs) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
-        .keep_alive(limits.keep_alive)
-        .pipeline_flush(true);
+        .keep_alive(limits.keep_alive);
     http
 }
 

@@ -44,6 +44,9 @@ pub struct Publisher {
     pub metrics: Arc<Metrics>,
     /// Shows the last closed window.
     pub last: watch::Sender<Option<WindowCount>>,
+    /// When ids began to be accepted: the window that this falls in is the first, and incomplete
+    /// unless it is that window's very start.
+    pub started: SystemTime,
 }
 
 /// A sink panicked.
@@ -52,11 +55,9 @@ pub struct Publisher {
 pub struct SinkEnded(#[from] JoinError);
 
 impl Publisher {
-    /// Publishes every window from the running one on, until `stop`. Then the running window is
+    /// Publishes every window from the first on, until `stop`. Then the running window is
     /// closed too, as incomplete, and this returns when every sink has every count. Nothing may be
     /// added to the counter after `stop`: it would be counted in no window.
-    ///
-    /// The window in which this starts is incomplete as well: ids may have arrived before.
     ///
     /// # Errors
     ///
@@ -78,10 +79,9 @@ impl Publisher {
             queues.push(queue);
             deliveries.spawn(delivery.run());
         }
-        let started = self.clock.now();
         let mut closing = Closing {
-            next: self.window.window_at(started),
-            started,
+            next: self.window.window_at(self.started),
+            started: self.started,
             clock: self.clock,
             counter: self.counter,
             window: self.window,

@@ -1,0 +1,174 @@
+//! What a user of the command line sees: help, errors in one line, exit codes.
+
+use std::net::TcpListener;
+use std::process::Output;
+
+use crate::support::http::get;
+use crate::support::process::{headcount, output_of, run};
+use crate::support::server::Server;
+
+#[track_caller]
+fn assert_one_line(output: &Output, code: i32, words: &[&str]) {
+    let error = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    assert!(
+        error.starts_with("error: ") && error.ends_with('\n') && error.lines().count() == 1,
+        "one line: {error:?}"
+    );
+    for word in words {
+        assert!(error.contains(word), "{word:?} in {error:?}");
+    }
+    assert!(!error.contains("panicked") && !error.contains("stack"), "{error}");
+}
+
+#[test]
+fn wrong_values_name_the_flag_the_value_and_what_would_do() {
+    for (args, words) in [
+        (&["--mode", "bloom"][..], &["--mode", "'bloom'", "hll, exact"][..]),
+        (&["--window", "7s"], &["--window", "'7s'", "divide a day"]),
+        (&["--window", "60"], &["--window", "'60'", "such as 60s"]),
+        (&["--window", "0s"], &["--window", "'0s'", "divide a day"]),
+        (&["--window", "1500ms"], &["--window", "'1500ms'", "whole seconds"]),
+        (&["--retention", "90s"], &["--retention", "'1m 30s'", "at least two windows", "2m"]),
+        (&["--retention", "1year"], &["--retention", "'1year'", "31days"]),
+        (&["--shards", "0"], &["--shards", "'0'", "1 to 1024"]),
+        (&["--shards", "many"], &["--shards", "'many'", "1 to 1024"]),
+        (&["--listen", "8080"], &["--listen", "'8080'"]),
+        (&["--listen", "localhost"], &["--listen", "'localhost'"]),
+        (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'"]),
+        (&["--max-connections", "0"], &["--max-connections", "0", "1..=1000000"]),
+        (&["--body-limit", "8MiB"], &["--body-limit", "'8MiB'"]),
+        (&["--keep-alive", "maybe"], &["--keep-alive", "'maybe'"]),
+        (&["--header-read-timeout", "0s"], &["--header-read-timeout", "'0s'", "above zero"]),
+        (&["--log-level", "loud"], &["--log-level", "'loud'", "debug"]),
+        (&["--log-format", "xml"], &["--log-format", "'xml'", "text, json"]),
+        (&["--drain-delay", "30s"], &["--drain-delay", "'30s'", "--shutdown-timeout", "25s"]),
+        (&["--shutdown-timeout", "soon"], &["--shutdown-timeout", "'soon'", "25s"]),
+        (&["--no-such-flag"], &["--no-such-flag"]),
+        (&["serf"], &["serf"]),
+        (&["serve", "--mode", "bloom"], &["--mode", "'bloom'"]),
+        (&["count", "--mode", "bloom"], &["--mode", "'bloom'"]),
+    ] {
+        assert_one_line(&run(args), 2, words);
+    }
+}
+
+#[test]
+fn every_flag_has_an_environment_variable() {
+    let help = String::from_utf8(run(&["serve", "--help"]).stdout).unwrap();
+    let flags: Vec<_> = help
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("--"))
+        .map(|flag| flag.trim_end_matches([',', '.', ';', ':', '/']))
+        .filter(|flag| !["help", "version"].contains(flag))
+        .collect();
+    assert!(flags.len() >= 16, "{flags:?}");
+    for flag in flags {
+        let variable = format!("HEADCOUNT_{}", flag.to_uppercase().replace('-', "_"));
+        assert!(help.contains(&format!("[env: {variable}=")), "{variable}");
+        if flag == "log-dir" {
+            continue;
+        }
+        let output = output_of(headcount().env(&variable, "nonsense"));
+        assert_one_line(&output, 2, &[&format!("--{flag}"), "nonsense"]);
+    }
+    for heading in ["Counting:", "HTTP:", "Publishing:", "Stopping:", "Logging:"] {
+        assert!(help.contains(heading), "{heading}");
+    }
+}
+
+#[test]
+fn help_and_version() {
+    let version = run(&["--version"]);
+    assert!(version.status.success());
+    assert_eq!(
+        String::from_utf8(version.stdout).unwrap(),
+        format!("headcount {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    for command in ["serve", "count", "healthcheck"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
+    }
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "no line is longer than a terminal");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert_one_line(&run(&["--listen", &address]), 1, &[&address, "--listen", "in use"]);
+    let output = run(&["--listen", "127.0.0.1:0", "--admin-listen", &address]);
+    assert_one_line(&output, 1, &[&address, "--admin-listen", "in use"]);
+    assert_one_line(&run(&["--listen", "192.0.2.1:80"]), 1, &["192.0.2.1:80", "--listen"]);
+}
+
+#[test]
+fn a_log_dir_that_cannot_be_written_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    for bad in [file.clone(), file.join("below"), "/proc/nowhere".into()] {
+        let output = run(&["--listen", "127.0.0.1:0", "--log-dir", bad.to_str().unwrap()]);
+        assert_one_line(&output, 1, &[bad.to_str().unwrap(), "--log-dir"]);
+    }
+}
+
+#[tokio::test]
+async fn serve_is_what_happens_without_a_command() {
+    for args in [&["serve", "--window", "24h"][..], &["--window", "24h"]] {
+        let mut child = headcount();
+        // The command comes first, so not through `Server`, which puts flags there.
+        child
+            .args(args)
+            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+            .stdout(std::process::Stdio::piped());
+        let mut child = crate::support::process::Process(child.spawn().unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(child.0.stdout.as_mut().unwrap()),
+            &mut line,
+        )
+        .unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["fields"]["window_seconds"], 86_400);
+        let address = event["fields"]["address"].as_str().unwrap().parse().unwrap();
+        assert_eq!(get(address, "/api/verve/accept?id=1").await.body, "ok");
+        child.signal("TERM");
+        assert_eq!(child.wait().code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn healthcheck_asks_where_the_service_listens() {
+    let server = Server::start(&[]).await;
+    let address = server.address.to_string();
+    assert!(run(&["healthcheck", "--listen", &address]).status.success());
+    let everywhere = format!("0.0.0.0:{}", server.address.port());
+    assert!(
+        run(&["healthcheck", "--listen", &everywhere]).status.success(),
+        "loopback stands in for all addresses"
+    );
+    assert!(output_of(headcount().arg("healthcheck").env("HEADCOUNT_LISTEN", &address)).status.success());
+
+    let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
+    let (address, admin) = (server.address.to_string(), server.admin.unwrap().to_string());
+    assert!(run(&["healthcheck", "--listen", &address, "--admin-listen", &admin]).status.success());
+    assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "404"]);
+    drop(server);
+    assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "--listen"]);
+
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "does not answer"]);
+}
+
+/// Settings for the service do not get into the way of the other commands.
+#[test]
+fn environment_for_the_service_leaves_other_commands_alone() {
+    let output = output_of(headcount().args(["count", "/dev/null"]).envs([
+        ("HEADCOUNT_WINDOW", "10s"),
+        ("HEADCOUNT_MODE", "exact"),
+        ("HEADCOUNT_LISTEN", "127.0.0.1:0"),
+    ]));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0 (exact)\n", "{:?}", output.stderr);
+}

@@ -1,0 +1,143 @@
+//! The server's limits, and what clients see of them.
+
+use std::time::Duration;
+
+use crate::support::http::{Connection, NoAnswer, once};
+use crate::support::server::Server;
+use crate::support::wait_for;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn connections_are_kept_open() {
+    let server = Server::start(&[]).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    for id in 0..100 {
+        assert_eq!(connection.get(&format!("/api/verve/accept?id={id}")).await.unwrap().body, "ok");
+    }
+
+    let server = Server::start(&["--keep-alive", "off"]).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let answer = connection.get("/api/verve/accept?id=1").await.unwrap();
+    assert_eq!((&*answer.body, answer.header("connection")), ("ok", Some("close")));
+    assert!(connection.is_closed_within(SOON).await);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = Server::start(&["--mode", "exact", "--window", "24h"]).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let requests: Vec<String> = (0..100)
+        .map(|id| {
+            format!(
+                "GET /api/verve/accept?id={} HTTP/1.1\r\nhost: test\r\n\r\n",
+                if id % 10 == 9 { "x".to_owned() } else { id.to_string() }
+            )
+        })
+        .collect();
+    connection.send(requests.concat().as_bytes()).await.unwrap();
+    for id in 0..100 {
+        assert_eq!(connection.answer(false).await.unwrap().body, if id % 10 == 9 { "failed" } else { "ok" });
+    }
+    assert_eq!(server.get("/api/verve/unique").await.json()["current"]["unique_request_count"], 90);
+}
+
+#[tokio::test]
+async fn connections_over_the_cap_are_told_so() {
+    let server = Server::start(&["--max-connections", "2", "--admin-listen", "127.0.0.1:0"]).await;
+    let request = b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n\r\n";
+    let mut first = Connection::open(server.address).await.unwrap();
+    let mut second = Connection::open(server.address).await.unwrap();
+    assert_eq!(first.request(request).await.unwrap().body, "ok");
+    assert_eq!(second.request(request).await.unwrap().body, "ok");
+
+    let refused = once(server.address, request).await;
+    assert_eq!((refused.status, &*refused.body), (503, "failed"));
+    assert_eq!(refused.header("failure-reason"), Some("overloaded"));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(server.metric(r#"headcount_requests_total{route="other",result="overloaded"}"#).await, 1.0);
+
+    assert_eq!(first.request(request).await.unwrap().body, "ok", "who is in stays in");
+    drop(first);
+    // The place is free as soon as the server has noticed.
+    let deadline = std::time::Instant::now() + SOON;
+    while once(server.address, request).await.status != 200 {
+        assert!(std::time::Instant::now() < deadline, "the place is not given back");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_is_cut_off() {
+    let server = Server::start(&["--header-read-timeout", "300ms"]).await;
+    let mut silent = Connection::open(server.address).await.unwrap();
+    assert!(silent.is_closed_within(SOON).await, "not a byte");
+
+    let mut slow = Connection::open(server.address).await.unwrap();
+    let mut sent = 0;
+    // Trickling does not help: the whole head has the time of one.
+    for byte in b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n".iter().cycle() {
+        if slow.send(&[*byte]).await.is_err() || slow.is_closed_within(Duration::from_millis(20)).await {
+            break;
+        }
+        sent += 1;
+        assert!(sent < 1_000, "a head may take for ever");
+    }
+
+    let mut idle = Connection::open(server.address).await.unwrap();
+    assert_eq!(idle.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
+    assert!(idle.is_closed_within(SOON).await, "idle after an answer, and closed without another");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_cut_off() {
+    let server = Server::start(&["--body-read-timeout", "300ms"]).await;
+    let mut slow = Connection::open(server.address).await.unwrap();
+    slow.send(b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 9\r\n\r\n1\n")
+        .await
+        .unwrap();
+    let answer = slow.answer(false).await.unwrap();
+    assert_eq!((answer.status, answer.header("failure-reason")), (400, Some("invalid_body")));
+    assert!(slow.is_closed_within(SOON).await);
+}
+
+#[tokio::test]
+async fn clients_that_go_away_leave_nothing_behind() {
+    let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
+    for id in 0..200 {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        connection
+            .send(format!("GET /api/verve/accept?id={id} HTTP/1.1\r\nhost: te").as_bytes())
+            .await
+            .unwrap();
+    }
+    let mut closed = Connection::open(server.address).await.unwrap();
+    assert_ne!(closed.request(b"nonsense\r\n\r\n").await.map(|answer| answer.status), Ok(200));
+    drop(closed);
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.process.0.id())).unwrap().count();
+    wait_for("descriptors to come back", || (descriptors() < 50).then_some(())).await;
+    // The one that asks is on the listener for operations.
+    let deadline = std::time::Instant::now() + SOON;
+    while server.metric("headcount_connections").await > 1.0 {
+        assert!(std::time::Instant::now() < deadline, "connections are counted down");
+    }
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+}
+
+/// Says what it is when it is asked in another tongue, and closes.
+#[tokio::test]
+async fn what_is_no_http_is_refused() {
+    let server = Server::start(&[]).await;
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+    ] {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        match connection.request(garbage).await {
+            Ok(answer) => assert_eq!(answer.status, 400),
+            Err(error) => assert_eq!(error, NoAnswer::Closed),
+        }
+    }
+    assert_eq!(server.get("/livez").await.status, 200);
+}

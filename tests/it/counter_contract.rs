@@ -1,0 +1,232 @@
+//! What every counter promises, as one suite over `&dyn UniqueCounter`.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use headcount::counter::memory::MemoryCounter;
+use headcount::counter::{Evicted, Mode, Sealed, Tally, UniqueCounter};
+use headcount::id::Id;
+use headcount::shard::Shards;
+use headcount::window::{Window, WindowLength};
+
+/// Windows of 10 s, kept for three.
+const RETENTION: Duration = Duration::from_secs(30);
+
+fn windows() -> impl Iterator<Item = Window> {
+    let first =
+        "10s".parse::<WindowLength>().unwrap().window_at(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    std::iter::successors(Some(first), |window| Some(window.next()))
+}
+
+fn id(text: &str) -> Id {
+    Id::parse(text.as_bytes()).unwrap()
+}
+
+fn ids(range: std::ops::Range<u64>) -> Vec<Id> {
+    range.map(Id::from).collect()
+}
+
+async fn unique(counter: &dyn UniqueCounter, window: Window) -> u64 {
+    counter.count(window).await.unwrap().unique_ids
+}
+
+/// Small counts are exact in both modes: with 16 384 registers, that ten ids fall on fewer than ten is
+/// unlikely, and the ids are fixed. So the suite asks both for the truth, and allows larger counts
+/// five standard errors.
+async fn suite(new: &dyn Fn() -> Arc<dyn UniqueCounter>, standard_error: f64) {
+    first_and_repeated_ids(&*new()).await;
+    edges_of_the_range(&*new()).await;
+    one_id_has_many_spellings(&*new()).await;
+    many_at_once(&*new(), standard_error).await;
+    many_tasks_at_once(new(), standard_error).await;
+    windows_are_kept_apart(&*new()).await;
+    a_sealed_window_refuses(&*new()).await;
+    sealing_seals_all_before(&*new()).await;
+    a_seal_waits_for_additions(new(), standard_error).await;
+    old_windows_are_evicted(&*new()).await;
+}
+
+async fn first_and_repeated_ids(counter: &dyn UniqueCounter) {
+    let window = windows().next().unwrap();
+    assert_eq!(counter.count(window).await, Ok(Tally::default()), "a window that was never added to");
+    assert_eq!(counter.add(window, &[id("1")]).await.unwrap().changed, 1);
+    assert_eq!(counter.add(window, &[id("1")]).await.unwrap().changed, 0);
+    assert_eq!(counter.add(window, &[id("2"), id("2"), id("1")]).await.unwrap().changed, 1);
+    assert_eq!(counter.add(window, &[]).await.unwrap().changed, 0);
+    assert_eq!(counter.count(window).await, Ok(Tally { unique_ids: 2, accepted_ids: 5 }));
+}
+
+async fn edges_of_the_range(counter: &dyn UniqueCounter) {
+    let window = windows().next().unwrap();
+    let edges = ["0", "-1", "1", "-9223372036854775808", "9223372036854775807", "18446744073709551615"];
+    for (before, edge) in edges.into_iter().enumerate() {
+        assert_eq!(unique(counter, window).await, before as u64);
+        counter.add(window, &[id(edge)]).await.unwrap();
+    }
+    assert_eq!(unique(counter, window).await, edges.len() as u64);
+}
+
+async fn one_id_has_many_spellings(counter: &dyn UniqueCounter) {
+    let window = windows().next().unwrap();
+    counter.add(window, &["7", "007", "0000007", "0", "-0", "-7"].map(id)).await.unwrap();
+    assert_eq!(unique(counter, window).await, 3);
+}
+
+async fn many_at_once(counter: &dyn UniqueCounter, standard_error: f64) {
+    let window = windows().next().unwrap();
+    counter.add(window, &ids(0..100_000)).await.unwrap();
+    counter.add(window, &ids(50_000..150_000)).await.unwrap();
+    let tally = counter.count(window).await.unwrap();
+    assert_near(tally.unique_ids, 150_000, standard_error);
+    assert_eq!(tally.accepted_ids, 200_000);
+}
+
+async fn many_tasks_at_once(counter: Arc<dyn UniqueCounter>, standard_error: f64) {
+    let window = windows().next().unwrap();
+    let tasks = (0..64).map(|task| {
+        let counter = Arc::clone(&counter);
+        tokio::spawn(async move {
+            for id in ids(task * 1_000..(task + 2) * 1_000) {
+                counter.add(window, &[id]).await.unwrap();
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let tally = counter.count(window).await.unwrap();
+    assert_near(tally.unique_ids, 65_000, standard_error);
+    assert_eq!(tally.accepted_ids, 128_000);
+}
+
+async fn windows_are_kept_apart(counter: &dyn UniqueCounter) {
+    let [a, b, c]: [Window; 3] = windows().take(3).collect::<Vec<_>>().try_into().unwrap();
+    counter.add(a, &ids(0..3)).await.unwrap();
+    counter.add(c, &ids(0..5)).await.unwrap();
+    assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
+    counter.seal(a).await;
+    assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
+}
+
+async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
+    let [a, b]: [Window; 2] = windows().take(2).collect::<Vec<_>>().try_into().unwrap();
+    counter.add(a, &ids(0..3)).await.unwrap();
+    counter.seal(a).await;
+    assert_eq!(counter.add(a, &ids(0..9)).await, Err(Sealed { open: b }));
+    assert_eq!(
+        counter.count(a).await,
+        Ok(Tally { unique_ids: 3, accepted_ids: 3 }),
+        "final, and nothing of it came in"
+    );
+    counter.add(b, &ids(0..9)).await.unwrap();
+    assert_eq!(unique(counter, b).await, 9);
+
+    counter.seal(a).await;
+    assert_eq!(
+        counter.count(a).await,
+        Ok(Tally { unique_ids: 3, accepted_ids: 3 }),
+        "sealing again changes nothing"
+    );
+    counter.add(b, &ids(9..10)).await.unwrap();
+    assert_eq!(unique(counter, b).await, 10, "nor does it for the window after");
+}
+
+async fn sealing_seals_all_before(counter: &dyn UniqueCounter) {
+    let [a, b, c, d]: [Window; 4] = windows().take(4).collect::<Vec<_>>().try_into().unwrap();
+    counter.add(a, &ids(0..1)).await.unwrap();
+    counter.add(b, &ids(0..2)).await.unwrap();
+    counter.seal(c).await;
+    for window in [a, b, c] {
+        assert_eq!(counter.add(window, &ids(0..1)).await, Err(Sealed { open: d }));
+    }
+    assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [1, 2, 0]);
+}
+
+/// Tasks add to whatever window is open while windows are sealed: what was accepted for a window is
+/// in its count, and the count never changes after the seal.
+async fn a_seal_waits_for_additions(counter: Arc<dyn UniqueCounter>, standard_error: f64) {
+    let rounds: Vec<Window> = windows().take(3).collect();
+    let tasks: Vec<_> = (0..8_u64)
+        .map(|task| {
+            let (counter, mut window, last) = (Arc::clone(&counter), rounds[0], rounds[2]);
+            tokio::spawn(async move {
+                let mut accepted = Vec::new();
+                for first in (task * 10_000_000..).step_by(100) {
+                    match counter.add(window, &ids(first..first + 100)).await {
+                        Ok(_) => accepted.push(window),
+                        Err(Sealed { open }) if open > last => break,
+                        Err(Sealed { open }) => window = open,
+                    }
+                    tokio::task::yield_now().await;
+                }
+                accepted
+            })
+        })
+        .collect();
+    let mut tallies = Vec::new();
+    for window in &rounds {
+        while counter.count(*window).await.unwrap().accepted_ids < 20_000 {
+            tokio::task::yield_now().await;
+        }
+        counter.seal(*window).await;
+        tallies.push(counter.count(*window).await.unwrap());
+    }
+    let mut accepted = Vec::new();
+    for task in tasks {
+        accepted.extend(task.await.unwrap());
+    }
+    for (window, tally) in rounds.iter().zip(tallies) {
+        let of_window = 100 * accepted.iter().filter(|accepted| *accepted == window).count() as u64;
+        assert_eq!(tally.accepted_ids, of_window);
+        assert_near(tally.unique_ids, of_window, standard_error);
+        assert_eq!(counter.count(*window).await, Ok(tally));
+    }
+}
+
+async fn old_windows_are_evicted(counter: &dyn UniqueCounter) {
+    let windows: Vec<Window> = windows().take(8).collect();
+    for (number, window) in windows.iter().enumerate() {
+        if number != 2 {
+            counter.add(*window, &ids(0..number as u64 + 1)).await.unwrap();
+        }
+        counter.seal(*window).await;
+    }
+    // The last one ended just now; those that ended up to 30 s before are kept.
+    let kept: Vec<_> = (0..8)
+        .filter(|window| Some(windows[*window].end()) >= windows[7].end().checked_sub(RETENTION))
+        .collect();
+    assert_eq!(kept, [4, 5, 6, 7]);
+    for (number, window) in windows.iter().enumerate() {
+        let count = counter.count(*window).await;
+        if kept.contains(&number) {
+            assert_eq!(count.unwrap().unique_ids, number as u64 + 1);
+        } else {
+            assert_eq!(count, Err(Evicted(*window)), "also one without ids");
+        }
+    }
+}
+
+fn assert_near(count: u64, truth: u64, standard_error: f64) {
+    let error = (count as f64 - truth as f64).abs() / truth as f64;
+    assert!(error <= 5.0 * standard_error, "{count} instead of {truth}");
+}
+
+async fn suite_in_memory(mode: Mode, shards: u16) {
+    let shards = Shards::new(shards).unwrap();
+    suite(&|| Arc::new(MemoryCounter::new(mode, shards, RETENTION)), mode.standard_error(shards)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_hll() {
+    suite_in_memory(Mode::Hll, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_hll_in_shards() {
+    suite_in_memory(Mode::Hll, 16).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_exact() {
+    suite_in_memory(Mode::Exact, 1).await;
+}

@@ -1,0 +1,28 @@
+//! All tests against real servers and the real binary, in one test program.
+
+#![allow(
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests end at what they do not expect, and print their figures"
+)]
+#![allow(clippy::float_cmp, reason = "metrics and stated errors are exact")]
+
+mod support;
+
+mod accuracy;
+mod agreement;
+mod command_line;
+mod connections;
+mod counter_contract;
+mod drain;
+mod http_table;
+mod lines;
+mod memory;
+mod metrics;
+mod publishing;
+mod router_properties;
+mod sketch_properties;
+mod windows;

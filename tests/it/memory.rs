@@ -1,0 +1,65 @@
+//! What the counters take.
+
+use crate::support::http::Connection;
+use crate::support::server::Server;
+
+const PIECE: u64 = 10_000;
+
+/// Sends ten million ids in bulk, `PIECE` at a time; of `different` values. Returns the resident
+/// memory after it.
+async fn resident_after(different: u64, args: &[&str]) -> u64 {
+    let server = Server::start(&[&["--window", "24h"], args].concat()).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    for piece in 0..10_000_000 / PIECE {
+        let first = piece * PIECE % different;
+        let ids: String = (first..first + PIECE).map(|id| format!("{}\n", 1_000_000_000 + id)).collect();
+        assert_eq!(connection.post("text/plain", ids.as_bytes()).await.unwrap().body, "ok");
+    }
+    let count =
+        server.get("/api/verve/unique").await.json()["current"]["unique_request_count"].as_u64().unwrap();
+    let error = (count as f64 - different as f64) / different as f64;
+    assert!(error.abs() < 0.04, "{count} instead of {different}");
+    server.process.resident()
+}
+
+/// The same traffic, of ten thousand different ids and of ten million: a sketch is a sketch. What the
+/// allocator keeps for itself differs from run to run, hence two megabytes of slack; ten million ids
+/// in a set would be over two hundred.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_million_ids_take_what_ten_thousand_take() {
+    let few = resident_after(10_000, &[]).await;
+    let many = resident_after(10_000_000, &[]).await;
+    println!("resident after 10^4 different ids: {few}, after 10^7: {many}");
+    assert!(many < few + 2_000_000, "{few} and {many}");
+}
+
+/// The same test can tell: exact counting is where memory goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn exact_ids_take_at_most_fifty_bytes_each() {
+    let few = resident_after(10_000, &["--mode", "exact"]).await;
+    let many = resident_after(10_000_000, &["--mode", "exact"]).await;
+    let each = (many - few) as f64 / 10_000_000.0;
+    println!("an exact id takes {each:.1} bytes");
+    assert!((20.0..=50.0).contains(&each), "{each}");
+}
+
+/// The ids of a closed window are given back: kept, six million of them would be over 150 MB.
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_windows_give_their_memory_back() {
+    let server = Server::start(&["--window", "1s", "--mode", "exact"]).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let mut first = 0;
+    for windows in 2..14 {
+        for _ in 0..50 {
+            let ids: String = (first..first + PIECE).map(|id| format!("{}\n", 1_000_000_000 + id)).collect();
+            first += PIECE;
+            assert_eq!(connection.post("text/plain", ids.as_bytes()).await.unwrap().body, "ok");
+        }
+        server.wait_closed(windows).await;
+    }
+    let resident = server.process.resident();
+    println!("resident after {first} ids in windows of half a million: {resident}");
+    assert!(resident < 100_000_000, "{resident}");
+    let closed = server.wait_closed(server.closed().len() + 1).await;
+    assert_eq!(closed.iter().map(|closed| closed.unique).sum::<u64>(), first);
+}

@@ -1,0 +1,138 @@
+//! `/metrics`: all series from the start, and each tells the truth.
+
+use crate::support::http::Connection;
+use crate::support::server::{Server, value_of};
+
+const REASONS: [&str; 10] = [
+    "missing_id",
+    "invalid_id",
+    "repeated_id",
+    "invalid_endpoint",
+    "invalid_body",
+    "body_too_large",
+    "unsupported_media_type",
+    "method_not_allowed",
+    "overloaded",
+    "store_unavailable",
+];
+
+#[tokio::test]
+async fn all_series_are_there_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&["--window", "24h", "--log-dir", dir.path().to_str().unwrap()]).await;
+    let text = server.get("/metrics").await.body;
+    let mut series = vec![
+        "headcount_accepted_ids_total".to_owned(),
+        "headcount_changed_ids_total".to_owned(),
+        "headcount_late_ids_total".to_owned(),
+        "headcount_unique_ids".to_owned(),
+        "headcount_window_accepted_ids".to_owned(),
+        "headcount_current_unique_ids".to_owned(),
+        "headcount_unpublished_windows".to_owned(),
+        "headcount_last_published_window_timestamp_seconds".to_owned(),
+        r#"headcount_requests_total{route="other",result="not_found"}"#.to_owned(),
+        r#"headcount_requests_total{route="other",result="overloaded"}"#.to_owned(),
+    ];
+    for route in ["accept", "bulk", "unique"] {
+        for result in REASONS.into_iter().chain(["ok"]) {
+            series.push(format!(r#"headcount_requests_total{{route="{route}",result="{result}"}}"#));
+        }
+        series.push(format!(r#"headcount_request_duration_seconds_count{{route="{route}"}}"#));
+        series.push(format!(r#"headcount_request_duration_seconds_bucket{{route="{route}",le="0.001"}}"#));
+    }
+    for sink in ["log", "file"] {
+        for result in ["ok", "retry", "skipped"] {
+            series.push(format!(r#"headcount_published_windows_total{{sink="{sink}",result="{result}"}}"#));
+        }
+    }
+    for series in series {
+        assert_eq!(value_of(&text, &series), Some(0.0), "{series} in\n{text}");
+    }
+    let info = format!(
+        r#"headcount_info{{version="{}",counter="memory",mode="hll",window="86400",shards="1"}}"#,
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(value_of(&text, &info), Some(1.0), "{text}");
+    for series in [
+        "headcount_connections",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    ] {
+        assert!(value_of(&text, series).is_some(), "{series} in\n{text}");
+    }
+    // Every name has a help and a type, and the prefix or that of the process.
+    for name in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| line.split(' ').next().unwrap())
+    {
+        assert!(name.starts_with("headcount_") || name.starts_with("process_"), "{name}");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn they_count_what_happened() {
+    let server = Server::start(&["--window", "24h", "--mode", "exact"]).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    for id in [1, 2, 2, 3] {
+        connection.get(&format!("/api/verve/accept?id={id}")).await.unwrap();
+    }
+    connection.get("/api/verve/accept?id=x").await.unwrap();
+    connection.post("text/plain", b"3\n4\n5\n").await.unwrap();
+    connection.post("text/plain", b"6\nx\n").await.unwrap();
+    connection.get("/api/verve/unique").await.unwrap();
+    connection.get("/nowhere").await.unwrap();
+    let text = connection.get("/metrics").await.unwrap().body;
+    for (series, value) in [
+        (r#"headcount_requests_total{route="accept",result="ok"}"#, 4.0),
+        (r#"headcount_requests_total{route="accept",result="invalid_id"}"#, 1.0),
+        (r#"headcount_requests_total{route="bulk",result="ok"}"#, 1.0),
+        (r#"headcount_requests_total{route="bulk",result="invalid_id"}"#, 1.0),
+        (r#"headcount_requests_total{route="unique",result="ok"}"#, 1.0),
+        (r#"headcount_requests_total{route="other",result="not_found"}"#, 1.0),
+        (r#"headcount_request_duration_seconds_count{route="accept"}"#, 5.0),
+        (r#"headcount_request_duration_seconds_bucket{route="accept",le="+Inf"}"#, 5.0),
+        ("headcount_accepted_ids_total", 7.0),
+        ("headcount_changed_ids_total", 5.0),
+        ("headcount_current_unique_ids", 5.0),
+        ("headcount_connections", 1.0),
+    ] {
+        assert_eq!(value_of(&text, series), Some(value), "{series} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn closed_windows_show() {
+    let server = Server::start(&["--window", "1s"]).await;
+    server.wait_closed(1).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let mut windows = 1;
+    // Until a window has ended with all three in it.
+    let closed = loop {
+        for id in [1, 2, 2] {
+            connection.get(&format!("/api/verve/accept?id={id}")).await.unwrap();
+        }
+        windows += 1;
+        let closed = server.wait_closed(windows).await.pop().unwrap();
+        if closed.accepted > 0 {
+            break closed;
+        }
+    };
+    let text = connection.get("/metrics").await.unwrap().body;
+    assert_eq!(value_of(&text, "headcount_unique_ids"), Some(closed.unique as f64));
+    assert_eq!(value_of(&text, "headcount_window_accepted_ids"), Some(closed.accepted as f64));
+    assert_eq!(value_of(&text, "headcount_unpublished_windows"), Some(0.0));
+    assert_eq!(
+        value_of(&text, r#"headcount_published_windows_total{sink="log",result="ok"}"#),
+        Some(windows as f64)
+    );
+    let start =
+        time::OffsetDateTime::parse(&closed.timestamp, &time::format_description::well_known::Rfc3339)
+            .unwrap();
+    assert_eq!(
+        value_of(&text, "headcount_last_published_window_timestamp_seconds"),
+        Some(start.unix_timestamp() as f64)
+    );
+}

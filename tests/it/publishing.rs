@@ -1,0 +1,260 @@
+//! The publisher against clocks that are set and sinks that fail, and the file sink.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use headcount::counter::memory::MemoryCounter;
+use headcount::counter::{Mode, UniqueCounter};
+use headcount::id::Id;
+use headcount::metrics::Metrics;
+use headcount::publisher::{Publisher, SinkEnded};
+use headcount::shard::Shards;
+use headcount::sink::CountSink;
+use headcount::window::{Clock, WindowCount, WindowLength};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::doubles::{ManualClock, TestSink};
+use crate::support::server::{Server, value_of};
+use crate::support::wait_for;
+
+const START: f64 = 1_700_000_000.0;
+/// Ten windows.
+const RETENTION: Duration = Duration::from_secs(100);
+
+/// A publisher of windows of ten seconds, at a time that the test sets.
+struct Running {
+    clock: ManualClock,
+    counter: Arc<MemoryCounter>,
+    metrics: Arc<Metrics>,
+    last: watch::Receiver<Option<WindowCount>>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), SinkEnded>>,
+}
+
+fn window_length() -> WindowLength {
+    "10s".parse().unwrap()
+}
+
+fn publish(start: f64, sinks: &[&TestSink]) -> Running {
+    let clock = ManualClock::at(start);
+    let counter = Arc::new(MemoryCounter::new(Mode::Exact, Shards::ONE, RETENTION));
+    let metrics = Arc::new(Metrics::new());
+    let stop = CancellationToken::new();
+    let (sender, last) = watch::channel(None);
+    let publisher = Publisher {
+        clock: Arc::new(clock.clone()),
+        counter: counter.clone(),
+        sinks: sinks.iter().map(|sink| Box::new((*sink).clone()) as Box<dyn CountSink>).collect(),
+        window: window_length(),
+        retention: RETENTION,
+        metrics: Arc::clone(&metrics),
+        last: sender,
+        started: clock.now(),
+    };
+    let task = tokio::spawn(publisher.run(stop.clone()));
+    Running { clock, counter, metrics, last, stop, task }
+}
+
+impl Running {
+    /// Adds so many ids to the window at `seconds` after the start.
+    async fn add(&self, seconds: f64, ids: u64) {
+        let window = window_length().window_at(ManualClock::at(START + seconds).now());
+        let ids: Vec<_> = (0..ids).map(Id::from).collect();
+        self.counter.add(window, &ids).await.unwrap();
+    }
+
+    fn metric(&self, series: &str) -> f64 {
+        // A sink's series are there once its delivery has started.
+        value_of(&self.metrics.render(), series).unwrap_or_default()
+    }
+
+    async fn finish(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// Seconds after the start, count, complete.
+fn summary(counts: &[WindowCount]) -> Vec<(i64, u64, bool)> {
+    let of = |count: &WindowCount| {
+        (count.window.unix_seconds() as i64 - START as i64, count.unique_request_count, count.complete)
+    };
+    counts.iter().map(of).collect()
+}
+
+#[tokio::test]
+async fn every_window_in_order_and_empty_ones_as_zero() {
+    let sink = TestSink::new("a");
+    // A window begins at the very start of this one: all of it is seen.
+    let running = publish(START, &[&sink]);
+    running.add(0.0, 3).await;
+    running.add(20.0, 5).await;
+    running.clock.set(START + 9.999);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(sink.taken(), [], "it has not ended");
+    running.clock.set(START + 35.0);
+    wait_for("three windows", || (sink.taken().len() == 3).then_some(())).await;
+    assert_eq!(summary(&sink.taken()), [(0, 3, true), (10, 0, true), (20, 5, true)]);
+    assert_eq!(running.last.borrow().unwrap(), sink.taken()[2]);
+
+    running.add(35.0, 7).await;
+    running.finish().await;
+    assert_eq!(summary(&sink.taken())[3..], [(30, 7, false)], "the running window, incomplete");
+}
+
+#[tokio::test]
+async fn the_window_it_starts_in_is_incomplete() {
+    let sink = TestSink::new("a");
+    let running = publish(START + 3.0, &[&sink]);
+    running.clock.set(START + 20.0);
+    wait_for("two windows", || (sink.taken().len() == 2).then_some(())).await;
+    assert_eq!(summary(&sink.taken()), [(0, 0, false), (10, 0, true)]);
+    running.finish().await;
+}
+
+#[tokio::test]
+async fn a_sink_that_fails_gets_every_count_in_order_and_holds_up_no_other() {
+    let (failing, healthy) = (TestSink::new("failing"), TestSink::new("healthy"));
+    failing.refuse(4);
+    let running = publish(START, &[&failing, &healthy]);
+    for (seconds, ids) in [(0.0, 1), (10.0, 2), (20.0, 3)] {
+        running.add(seconds, ids).await;
+    }
+    running.clock.set(START + 30.0);
+    wait_for("the healthy sink", || (healthy.taken().len() == 3).then_some(())).await;
+    assert!(failing.taken().is_empty(), "it is at its first retry");
+    assert_eq!(running.metric("headcount_unpublished_windows"), 3.0);
+    assert_eq!(running.metric("headcount_last_published_window_timestamp_seconds"), 0.0);
+
+    wait_for("the failing sink", || (failing.taken().len() == 3).then_some(())).await;
+    assert_eq!(failing.taken(), healthy.taken());
+    wait_for("the metrics", || (running.metric("headcount_unpublished_windows") == 0.0).then_some(())).await;
+    assert_eq!(running.metric("headcount_last_published_window_timestamp_seconds"), START + 20.0);
+    assert_eq!(running.metric(r#"headcount_published_windows_total{sink="failing",result="retry"}"#), 4.0);
+    assert_eq!(running.metric(r#"headcount_published_windows_total{sink="failing",result="ok"}"#), 3.0);
+    assert_eq!(running.metric(r#"headcount_published_windows_total{sink="healthy",result="retry"}"#), 0.0);
+    running.finish().await;
+}
+
+/// Stopping waits for a sink that is behind.
+#[tokio::test]
+async fn what_is_left_is_published_on_stop() {
+    let sink = TestSink::new("a");
+    sink.refuse(3);
+    let running = publish(START, &[&sink]);
+    running.add(0.0, 4).await;
+    running.finish().await;
+    assert_eq!(summary(&sink.taken()), [(0, 4, false)]);
+}
+
+#[tokio::test]
+async fn a_sink_that_never_comes_back_loses_what_is_past_retention_and_says_so() {
+    let sink = TestSink::new("a");
+    sink.refuse(u32::MAX);
+    let running = publish(START, &[&sink]);
+    running.add(0.0, 1).await;
+    running.clock.set(START + 10.0);
+    let retry = r#"headcount_published_windows_total{sink="a",result="retry"}"#;
+    wait_for("a retry", || (running.metric(retry) >= 1.0).then_some(())).await;
+    // The first window is past retention, the next ones are not.
+    running.clock.set(START + 110.5);
+    let skipped = r#"headcount_published_windows_total{sink="a",result="skipped"}"#;
+    wait_for("a skip", || (running.metric(skipped) == 1.0).then_some(())).await;
+    sink.refuse(0);
+    wait_for("the others", || (sink.taken().len() == 10).then_some(())).await;
+    assert_eq!(summary(&sink.taken())[0], (10, 0, true));
+    running.finish().await;
+}
+
+/// A clock that is set forward by a year does not publish half a million empty windows.
+#[tokio::test]
+async fn a_clock_set_forward_past_the_retention_skips() {
+    let sink = TestSink::new("a");
+    let running = publish(START, &[&sink]);
+    let year = 31_536_000.0;
+    running.clock.set(START + year);
+    wait_for("the windows within retention", || (sink.taken().len() == 10).then_some(())).await;
+    assert_eq!(summary(&sink.taken())[0].0, year as i64 - 100);
+    assert_eq!(
+        running.metric(r#"headcount_published_windows_total{sink="a",result="skipped"}"#),
+        year / 10.0 - 10.0
+    );
+    running.finish().await;
+}
+
+#[tokio::test]
+async fn a_clock_set_back_repeats_nothing() {
+    let sink = TestSink::new("a");
+    let running = publish(START, &[&sink]);
+    running.clock.set(START + 20.0);
+    wait_for("two windows", || (sink.taken().len() == 2).then_some(())).await;
+    running.clock.set(START + 5.0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    running.clock.set(START + 31.0);
+    wait_for("the third window", || (sink.taken().len() == 3).then_some(())).await;
+    assert_eq!(summary(&sink.taken()), [(0, 0, true), (10, 0, true), (20, 0, true)]);
+    running.finish().await;
+}
+
+#[tokio::test]
+async fn with_a_log_dir_every_window_is_a_line_of_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let nested = dir.path().join("not/yet/there");
+    let mut server =
+        Server::start(&["--window", "1s", "--mode", "exact", "--log-dir", nested.to_str().unwrap()]).await;
+    for id in [1, 2, 2] {
+        server.get(&format!("/api/verve/accept?id={id}")).await;
+    }
+    server.wait_closed(3).await;
+    assert!(server.stop().await.success());
+
+    let mut files: Vec<_> = std::fs::read_dir(&nested).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    // Two of them if midnight has passed.
+    assert!((1..=2).contains(&files.len()), "{files:?}");
+    let text: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    for file in files {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        let date = name.strip_prefix("headcount.").and_then(|name| name.strip_suffix(".jsonl")).expect(&name);
+        assert_eq!((date.len(), date.matches('-').count()), (10, 2), "{name}");
+    }
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let closed = server.closed();
+    assert_eq!(lines.len(), closed.len());
+    for (line, closed) in lines.iter().zip(closed) {
+        let expected = serde_json::json!({
+            "timestamp": closed.timestamp, "unique_request_count": closed.unique, "accepted_ids": closed.accepted,
+            "complete": closed.complete, "mode": "exact", "standard_error": 0.0,
+        });
+        assert_eq!(*line, expected);
+    }
+    assert_eq!(lines.iter().map(|line| line["accepted_ids"].as_u64().unwrap()).sum::<u64>(), 3);
+}
+
+/// In the JSON log a window is nested under `fields`; at level warn it is not logged.
+#[tokio::test]
+async fn the_log_shows_closed_windows() {
+    let server = Server::start(&["--window", "1s"]).await;
+    server.wait_closed(1).await;
+    let event = server.log().into_iter().find(|event| event["fields"]["message"] == "window closed").unwrap();
+    assert_eq!(event["level"], "INFO");
+    let mut fields: Vec<_> = event["fields"].as_object().unwrap().keys().cloned().collect();
+    fields.sort();
+    let expected = [
+        "accepted_ids",
+        "complete",
+        "message",
+        "mode",
+        "standard_error",
+        "timestamp",
+        "unique_request_count",
+    ];
+    assert_eq!(fields, expected);
+    assert_eq!(
+        (&event["fields"]["mode"], &event["fields"]["standard_error"]),
+        (&"hll".into(), &0.008_125.into())
+    );
+}

@@ -1,0 +1,69 @@
+//! Stand-ins for what no real part can be made to show on demand: a clock that is set, a sink that
+//! fails.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use headcount::sink::{CountSink, SinkError};
+use headcount::window::{Clock, WindowCount};
+
+/// Shows the time it was set to.
+#[derive(Clone)]
+pub struct ManualClock(Arc<Mutex<SystemTime>>);
+
+impl ManualClock {
+    /// At so many seconds after 1970.
+    pub fn at(seconds: f64) -> Self {
+        Self(Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs_f64(seconds))))
+    }
+
+    pub fn set(&self, seconds: f64) {
+        *self.0.lock().unwrap() = UNIX_EPOCH + Duration::from_secs_f64(seconds);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// Keeps what it takes; refuses as often as it is told to.
+#[derive(Clone)]
+pub struct TestSink {
+    name: &'static str,
+    pub taken: Arc<Mutex<Vec<WindowCount>>>,
+    pub refusals: Arc<Mutex<u32>>,
+}
+
+impl TestSink {
+    pub fn new(name: &'static str) -> Self {
+        Self { name, taken: Arc::default(), refusals: Arc::default() }
+    }
+
+    pub fn taken(&self) -> Vec<WindowCount> {
+        self.taken.lock().unwrap().clone()
+    }
+
+    pub fn refuse(&self, times: u32) {
+        *self.refusals.lock().unwrap() = times;
+    }
+}
+
+#[async_trait]
+impl CountSink for TestSink {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    async fn publish(&mut self, count: &WindowCount) -> Result<(), SinkError> {
+        let mut refusals = self.refusals.lock().unwrap();
+        if *refusals > 0 {
+            *refusals -= 1;
+            return Err(SinkError::from(Box::from("refused by the test")));
+        }
+        self.taken.lock().unwrap().push(*count);
+        Ok(())
+    }
+}

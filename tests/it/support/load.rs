@@ -1,0 +1,87 @@
+//! Load: many connections, each sending one id after another, none of them twice.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::http::{Connection, NoAnswer};
+
+/// An id that was sent, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub sent: SystemTime,
+    pub answered: SystemTime,
+}
+
+/// What came of a load.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Ids that were answered `ok`.
+    pub ok: Vec<Sent>,
+    /// Requests that were sent and had no answer: at most one a connection.
+    pub unanswered: usize,
+    /// Answers that were cut off in the middle, or were not `ok`.
+    pub broken: Vec<String>,
+}
+
+/// Sends different ids over `connections` until stopped; a connection that the server closes is not
+/// opened again.
+pub struct Load {
+    stop: CancellationToken,
+    tasks: JoinSet<Outcome>,
+}
+
+impl Load {
+    /// Starts; `first` sets the ids of several loads apart.
+    pub fn start(address: SocketAddr, connections: u64, first: u64) -> Self {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        for connection in 0..connections {
+            let ids = (first + connection..).step_by(connections as usize);
+            tasks.spawn(send(address, ids, stop.clone()));
+        }
+        Self { stop, tasks }
+    }
+
+    pub async fn run_for(self, duration: Duration) -> Outcome {
+        tokio::time::sleep(duration).await;
+        self.stop().await
+    }
+
+    /// Waits for the answers that are still due.
+    pub async fn stop(self) -> Outcome {
+        self.stop.cancel();
+        let mut all = Outcome::default();
+        for outcome in self.tasks.join_all().await {
+            all.ok.extend(outcome.ok);
+            all.unanswered += outcome.unanswered;
+            all.broken.extend(outcome.broken);
+        }
+        all
+    }
+}
+
+async fn send(address: SocketAddr, ids: impl Iterator<Item = u64>, stop: CancellationToken) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut connection = Connection::open(address).await.expect("a connection");
+    for id in ids {
+        if stop.is_cancelled() {
+            break;
+        }
+        let sent = SystemTime::now();
+        match connection.get(&format!("/api/verve/accept?id={id}")).await {
+            Ok(answer) if answer.status == 200 && answer.body == "ok" => {
+                outcome.ok.push(Sent { sent, answered: SystemTime::now() });
+            }
+            Ok(answer) => outcome.broken.push(format!("{answer:?}")),
+            Err(NoAnswer::Torn) => outcome.broken.push("torn".to_owned()),
+            Err(NoAnswer::Closed) => {
+                outcome.unanswered += 1;
+                break;
+            }
+        }
+    }
+    outcome
+}

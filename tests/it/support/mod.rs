@@ -1,0 +1,45 @@
+//! What the tests start and talk to.
+
+pub mod doubles;
+pub mod http;
+pub mod load;
+pub mod process;
+pub mod redis;
+pub mod server;
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what should happen: much longer than it takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// True for the long sizes of the tests.
+pub fn soak() -> bool {
+    std::env::var_os("HEADCOUNT_SOAK").is_some_and(|value| value == "1")
+}
+
+/// Waits until `condition` gives something, for at most [`PATIENCE`].
+pub async fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Steele's SplitMix64: the tests' source of random ids, the same in every run.
+pub struct SplitMix(pub u64);
+
+impl Iterator for SplitMix {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Some(z ^ (z >> 31))
+    }
+}

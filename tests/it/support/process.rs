@@ -1,0 +1,70 @@
+//! Child processes that end with the test.
+
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::PATIENCE;
+
+/// The binary under test.
+pub fn headcount() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headcount"));
+    // Settings of whoever runs the tests are not the test's.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HEADCOUNT_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs the binary to its end.
+pub fn run(args: &[&str]) -> Output {
+    output_of(headcount().args(args))
+}
+
+/// Runs a command that says little to its end.
+pub fn output_of(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = Process(command.spawn().expect("the command starts"));
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let status = process.wait();
+    process.0.stdout.take().expect("a pipe").read_to_end(&mut stdout).expect("output");
+    process.0.stderr.take().expect("a pipe").read_to_end(&mut stderr).expect("output");
+    Output { status, stdout, stderr }
+}
+
+/// A child that is killed, by its own pid, when it goes out of scope.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(status.expect("kill starts").success(), "SIG{name}");
+    }
+
+    /// The exit status, once there is one.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the process does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("a living process");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,119 @@
+//! The real binary, serving on free ports of loopback.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use super::http::{self, Answer};
+use super::process::{Process, headcount};
+use super::wait_for;
+
+/// Stops, by its own pid, when it goes out of scope.
+pub struct Server {
+    pub process: Process,
+    log: Arc<Mutex<Vec<Value>>>,
+    pub address: SocketAddr,
+    pub admin: Option<SocketAddr>,
+}
+
+/// A closed window, as the log has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Closed {
+    pub timestamp: String,
+    pub unique: u64,
+    pub accepted: u64,
+    pub complete: bool,
+}
+
+impl Server {
+    /// Starts and waits until it listens.
+    pub async fn start(args: &[&str]) -> Self {
+        let mut child = headcount()
+            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(Vec::<Value>::new()));
+        let (lines, sink) = (BufReader::new(child.stdout.take().expect("a pipe")), Arc::clone(&log));
+        // Ends with the process, whose end closes the pipe.
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                sink.lock().unwrap().push(event);
+            }
+        });
+        let mut process = Process(child);
+        let listening = wait_for("the server to listen", || {
+            assert!(process.0.try_wait().unwrap().is_none(), "the server ended");
+            log.lock().unwrap().iter().find(|event| event["fields"]["message"] == "listening").cloned()
+        })
+        .await;
+        let address =
+            |field| listening["fields"].get(field).map(|value| value.as_str().unwrap().parse().unwrap());
+        Self {
+            process,
+            log,
+            address: address("address").expect("an address"),
+            admin: address("admin_address"),
+        }
+    }
+
+    pub async fn get(&self, target: &str) -> Answer {
+        http::get(self.address, target).await
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The windows that were closed so far, in the order of the log.
+    pub fn closed(&self) -> Vec<Closed> {
+        let log = self.log.lock().unwrap();
+        let events =
+            log.iter().map(|event| &event["fields"]).filter(|fields| fields["message"] == "window closed");
+        events
+            .map(|fields| Closed {
+                timestamp: fields["timestamp"].as_str().expect("a timestamp").to_owned(),
+                unique: fields["unique_request_count"].as_u64().expect("a count"),
+                accepted: fields["accepted_ids"].as_u64().expect("a number"),
+                complete: fields["complete"].as_bool().expect("true or false"),
+            })
+            .collect()
+    }
+
+    /// Waits until the log has so many closed windows.
+    pub async fn wait_closed(&self, windows: usize) -> Vec<Closed> {
+        wait_for("closed windows", || Some(self.closed()).filter(|closed| closed.len() >= windows)).await
+    }
+
+    /// Asks the server to stop and waits for its end; what it logged to the last is in the log.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.process.signal("TERM");
+        self.ended().await
+    }
+
+    /// Waits for the process to end by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = self.process.wait();
+        // The reader drops its half when it has read the last line.
+        wait_for("the rest of the log", || (Arc::strong_count(&self.log) == 1).then_some(())).await;
+        status
+    }
+
+    /// The value of a metric, as `/metrics` shows it: name and labels to the letter.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = http::get(self.admin.unwrap_or(self.address), "/metrics").await.body;
+        value_of(&text, series).unwrap_or_else(|| panic!("no {series} in\n{text}"))
+    }
+}
+
+/// The value of a series in the Prometheus text format.
+pub fn value_of(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == series))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
