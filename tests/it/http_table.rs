@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::support::http::{Answer, Connection, get, once};
+use crate::support::lines;
 use crate::support::server::Server;
 
 /// Nothing rolls over while these tests run.
@@ -311,10 +312,10 @@ async fn chunked_bodies() {
 #[tokio::test]
 async fn bodies_over_the_limit() {
     let server = exact_server().await;
-    let eight_mebibytes = 8 * 1024 * 1024;
+    let eight_mebibytes = 8 * 1024 * 1024_u64;
     // 1 048 576 lines of eight bytes: exactly the limit.
-    let ids: String = (1_000_000..1_000_000 + eight_mebibytes / 8).map(|id| format!("{id}\n")).collect();
-    assert_eq!(ids.len(), eight_mebibytes);
+    let ids = lines(1_000_000..1_000_000 + eight_mebibytes / 8);
+    assert_eq!(ids.len() as u64, eight_mebibytes);
     let mut connection = Connection::open(server.address).await.unwrap();
     assert_ok(&connection.post("text/plain", ids.as_bytes()).await.unwrap(), "the limit");
     assert_eq!(current(server.address).await, 1_048_576);

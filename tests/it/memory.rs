@@ -1,6 +1,7 @@
 //! What the counters take.
 
 use crate::support::http::Connection;
+use crate::support::lines;
 use crate::support::server::Server;
 
 const PIECE: u64 = 10_000;
@@ -12,7 +13,7 @@ async fn resident_after(different: u64, args: &[&str]) -> u64 {
     let mut connection = Connection::open(server.address).await.unwrap();
     for piece in 0..10_000_000 / PIECE {
         let first = piece * PIECE % different;
-        let ids: String = (first..first + PIECE).map(|id| format!("{}\n", 1_000_000_000 + id)).collect();
+        let ids = lines(1_000_000_000 + first..1_000_000_000 + first + PIECE);
         assert_eq!(connection.post("text/plain", ids.as_bytes()).await.unwrap().body, "ok");
     }
     let count =
@@ -51,7 +52,7 @@ async fn closed_windows_give_their_memory_back() {
     let mut first = 0;
     for windows in 2..14 {
         for _ in 0..50 {
-            let ids: String = (first..first + PIECE).map(|id| format!("{}\n", 1_000_000_000 + id)).collect();
+            let ids = lines(1_000_000_000 + first..1_000_000_000 + first + PIECE);
             first += PIECE;
             assert_eq!(connection.post("text/plain", ids.as_bytes()).await.unwrap().body, "ok");
         }

@@ -79,7 +79,7 @@ impl Running {
 /// Seconds after the start, count, complete.
 fn summary(counts: &[WindowCount]) -> Vec<(i64, u64, bool)> {
     let of = |count: &WindowCount| {
-        (count.window.unix_seconds() as i64 - START as i64, count.unique_request_count, count.complete)
+        (count.window.unix_seconds().cast_signed() - START as i64, count.unique_request_count, count.complete)
     };
     counts.iter().map(of).collect()
 }

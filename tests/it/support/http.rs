@@ -99,15 +99,12 @@ impl Connection {
     }
 
     async fn receive(&mut self) -> Result<(), NoAnswer> {
-        let mut buffer = [0; 16 * 1024];
-        let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut buffer)).await;
+        let none_yet = self.received.is_empty();
+        let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.received)).await;
         match read.expect("an answer or an end") {
-            Ok(0) | Err(_) if self.received.is_empty() => Err(NoAnswer::Closed),
+            Ok(0) | Err(_) if none_yet => Err(NoAnswer::Closed),
             Ok(0) | Err(_) => Err(NoAnswer::Torn),
-            Ok(length) => {
-                self.received.extend_from_slice(&buffer[..length]);
-                Ok(())
-            }
+            Ok(_) => Ok(()),
         }
     }
 

@@ -7,10 +7,21 @@ pub mod process;
 pub mod redis;
 pub mod server;
 
+use std::fmt::Write;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what should happen: much longer than it takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A bulk body: an id a line.
+pub fn lines(ids: Range<u64>) -> String {
+    let mut lines = String::new();
+    for id in ids {
+        let _ = writeln!(lines, "{id}");
+    }
+    lines
+}
 
 /// True for the long sizes of the tests.
 pub fn soak() -> bool {
@@ -29,7 +40,7 @@ pub async fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -
     }
 }
 
-/// Steele's SplitMix64: the tests' source of random ids, the same in every run.
+/// Steele's `SplitMix64`: the tests' source of random ids, the same in every run.
 pub struct SplitMix(pub u64);
 
 impl Iterator for SplitMix {

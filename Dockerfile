@@ -1,0 +1,24 @@
+# syntax=docker/dockerfile:1
+FROM rust:1-slim-bookworm AS build
+WORKDIR /src
+
+# The dependencies first, from the manifests alone: this layer is rebuilt only when they change.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src examples \
+ && echo 'fn main() {}' | tee src/main.rs > examples/noop.rs \
+ && touch src/lib.rs \
+ && cargo build --release --locked --bin headcount \
+ && rm -r src examples
+
+COPY src ./src
+# Sources are copied with the times of the checkout, which may be older than the stand-ins.
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin headcount
+
+FROM debian:bookworm-slim
+RUN useradd --system --uid 10001 --no-create-home headcount
+COPY --from=build /src/target/release/headcount /usr/local/bin/headcount
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=4s --start-period=5s CMD ["headcount", "healthcheck"]
+ENTRYPOINT ["headcount"]
