@@ -29,7 +29,7 @@ use crate::args;
 use crate::counter::CountingArgs;
 use crate::counter::memory::MemoryCounter;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, HttpArgs, Phase, Readiness};
+use crate::http::{self, Api, HttpArgs, Phase};
 use crate::metrics::Metrics;
 use crate::publisher::{Publisher, SinkEnded};
 use crate::sink::CountSink;
@@ -184,7 +184,7 @@ pub async fn run(
 /// The running parts.
 struct Service {
     stopping: StoppingArgs,
-    readiness: Readiness,
+    phase: watch::Sender<Phase>,
     stop_http: Stop,
     stop_admin: Stop,
     stop_publisher: CancellationToken,
@@ -201,7 +201,7 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards, retention));
         let (last_sender, last) = watch::channel(None);
-        let readiness = Readiness::default();
+        let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
         let publisher = Publisher {
             clock: Arc::clone(&clock),
@@ -220,7 +220,7 @@ impl Service {
             counter,
             clock,
             last,
-            readiness: readiness.clone(),
+            phase: phase_receiver,
             counting,
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
@@ -240,12 +240,12 @@ impl Service {
             },
             upkeep: tokio::spawn(keep_up(metrics)),
             stopping,
-            readiness,
+            phase,
             stop_http,
             stop_admin,
             stop_publisher,
         };
-        service.readiness.set(Phase::Ready);
+        service.phase.send_replace(Phase::Ready);
         Ok(service)
     }
 
@@ -273,7 +273,7 @@ impl Service {
             "stopping"
         );
 
-        self.readiness.set(Phase::Draining);
+        self.phase.send_replace(Phase::Draining);
         tokio::time::sleep(drain_delay).await;
 
         self.stop_http.drain.cancel();

@@ -9,7 +9,6 @@ mod unique;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use ::metrics::{Counter, Histogram};
@@ -95,7 +94,7 @@ pub struct Api {
     /// The last closed window, from the publisher.
     pub last: watch::Receiver<Option<WindowCount>>,
     /// Whether the service should be sent requests.
-    pub readiness: Readiness,
+    pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
     pub counting: CountingArgs,
     /// Limits of a request.
@@ -197,13 +196,8 @@ impl RouteMetrics {
     }
 }
 
-/// Whether the service should be sent requests; shared by whoever asks and whoever knows.
-#[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<AtomicU8>);
-
-/// The states of [`Readiness`].
+/// Whether the service should be sent requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Phase {
     /// Not yet listening.
     Starting,
@@ -211,16 +205,4 @@ pub enum Phase {
     Ready,
     /// Going down: still accepting, but to be taken out of the load balancer.
     Draining,
-}
-
-impl Readiness {
-    /// Moves on to `phase`.
-    pub fn set(&self, phase: Phase) {
-        self.0.store(phase as u8, Ordering::Relaxed);
-    }
-
-    /// The phase that was set last.
-    pub fn phase(&self) -> Phase {
-        [Phase::Starting, Phase::Ready, Phase::Draining][usize::from(self.0.load(Ordering::Relaxed).min(2))]
-    }
 }

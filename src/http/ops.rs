@@ -20,7 +20,7 @@ pub(super) async fn livez() -> Response {
 
 /// Whether a load balancer should send requests here.
 pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
-    match routes.api.readiness.phase() {
+    match *routes.api.phase.borrow() {
         Phase::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Phase::Ready => plain(StatusCode::OK, "ready"),
         Phase::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining"),

@@ -1,5 +1,7 @@
 //! `/metrics`: all series from the start, and each tells the truth.
 
+use std::collections::BTreeSet;
+
 use crate::support::http::Connection;
 use crate::support::server::{Server, value_of};
 
@@ -61,6 +63,15 @@ async fn all_series_are_there_from_the_start() {
     ] {
         assert!(value_of(&text, series).is_some(), "{series} in\n{text}");
     }
+    // The README has each of ours, and no other.
+    let readme = include_str!("../../README.md");
+    let described = |word: &&str| word.starts_with("`headcount_");
+    let name = |word: &str| word.trim_matches(['`', ',', '|']).split(['{', '`']).next().unwrap().to_owned();
+    let in_readme: BTreeSet<_> = readme.split_whitespace().filter(described).map(name).collect();
+    let ours = |line: &&str| line.starts_with("# TYPE headcount_");
+    let in_metrics: BTreeSet<_> =
+        text.lines().filter(ours).map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect();
+    assert_eq!(in_readme, in_metrics);
     // Every name has a help and a type, and the prefix or that of the process.
     for name in text
         .lines()

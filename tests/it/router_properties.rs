@@ -9,7 +9,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{CountingArgs, UniqueCounter};
-use headcount::http::{Api, Failure, HttpArgs, Readiness, routers};
+use headcount::http::{Api, Failure, HttpArgs, Phase, routers};
 use headcount::metrics::Metrics;
 use headcount::window::{Clock, Window};
 use http_body_util::BodyExt;
@@ -43,7 +43,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
         counter: counter.clone(),
         clock: Arc::new(clock.clone()),
         last: watch::channel(None).1,
-        readiness: Readiness::default(),
+        phase: watch::channel(Phase::Starting).1,
         counting,
         limits,
         metrics: Arc::clone(&metrics),
