@@ -2,13 +2,13 @@
 //!
 //! # One lock, read by all, written once a window
 //!
-//! An addition holds the read half of [`MemoryCounter::state`] from looking at the watermark until
+//! An addition holds the read half of `MemoryCounter::state` from looking at the watermark until
 //! the last id is in. [`UniqueCounter::seal`] moves the watermark under the write half. So when it
 //! has moved, every addition to the windows before it is finished, and any later one sees that they
 //! are sealed: no id can slip in between a window's count and its end.
 //!
 //! Behind the lock, additions do not wait for each other: the registers of a sketch are atomics, and
-//! exact ids are spread over [`STRIPES`] sets with a lock each. Stripes also keep every single set
+//! exact ids are spread over `STRIPES` sets with a lock each. Stripes also keep every single set
 //! small, for a set that grows moves all it has, and whoever wants in waits.
 //!
 //! # What is kept
