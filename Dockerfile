@@ -4,11 +4,11 @@ WORKDIR /src
 
 # The dependencies first, from the manifests alone: this layer is rebuilt only when they change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src examples \
- && echo 'fn main() {}' | tee src/main.rs > examples/noop.rs \
+RUN mkdir src \
+ && echo 'fn main() {}' > src/main.rs \
  && touch src/lib.rs \
  && cargo build --release --locked --bin headcount \
- && rm -r src examples
+ && rm -r src
 
 COPY src ./src
 # Sources are copied with the times of the checkout, which may be older than the stand-ins.
@@ -20,5 +20,6 @@ COPY --from=build /src/target/release/headcount /usr/local/bin/headcount
 USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
+# It asks where HEADCOUNT_LISTEN or HEADCOUNT_ADMIN_LISTEN say: set the address there, not by a flag.
 HEALTHCHECK --interval=10s --timeout=4s --start-period=5s CMD ["headcount", "healthcheck"]
 ENTRYPOINT ["headcount"]

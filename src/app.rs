@@ -201,6 +201,8 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards, retention));
         let (last_sender, last) = watch::channel(None);
+        let (stop_http, stop_admin) = (Stop::default(), Stop::default());
+        let stop_publisher = CancellationToken::new();
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
         let publisher = Publisher {
@@ -212,8 +214,10 @@ impl Service {
             metrics: Arc::clone(&metrics),
             last: last_sender,
             started: clock.now(),
+            draining: stop_http.drain.clone(),
         };
         set_info(&metrics, &counting);
+        raise_descriptor_limit(&limits);
         log_start(&counting, &listeners)?;
 
         let routers = http::routers(Api {
@@ -225,8 +229,6 @@ impl Service {
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
         });
-        let (stop_http, stop_admin) = (Stop::default(), Stop::default());
-        let stop_publisher = CancellationToken::new();
         let spawn_server = |listener, router, stop: &Stop| {
             let (limits, metrics, stop) = (limits.clone(), Arc::clone(&metrics), stop.clone());
             tokio::spawn(async move { server::serve(listener, router, &limits, metrics, stop).await })
@@ -277,10 +279,13 @@ impl Service {
         tokio::time::sleep(drain_delay).await;
 
         self.stop_http.drain.cancel();
-        if tokio::time::timeout_at(deadline - last_publish, &mut self.http).await.is_err() {
+        let drained = tokio::time::timeout_at(deadline - last_publish, &mut self.http).await;
+        // Whichever way, when the server has ended it is sure that nobody adds an id.
+        if let Ok(ended) = drained {
+            ended?;
+        } else {
             warn!("clients that have not finished their requests are cut off");
             self.stop_http.abort.cancel();
-            // Quick: nothing is waited for any more. Only now is it sure that nobody adds an id.
             (&mut self.http).await?;
         }
 
@@ -319,6 +324,21 @@ fn set_info(metrics: &Metrics, counting: &CountingArgs) {
         ("window", counting.window.seconds().to_string().into()),
         ("shards", counting.shards.count().to_string().into()),
     ]);
+}
+
+/// A connection takes a descriptor, and common limits allow fewer of them than connections.
+fn raise_descriptor_limit(limits: &HttpArgs) {
+    /// For listeners, files, standard streams, and connections that are told that there are too many.
+    const OTHERS: u64 = 100;
+    let needed = u64::from(limits.max_connections) + OTHERS;
+    match rlimit::increase_nofile_limit(needed) {
+        Ok(limit) if limit >= needed => {}
+        limit => warn!(
+            limit = limit.ok(),
+            needed,
+            "too few file descriptors for --max-connections: raise the limit (ulimit -n) or lower the flag"
+        ),
+    }
 }
 
 fn log_start(counting: &CountingArgs, listeners: &Listeners) -> io::Result<()> {

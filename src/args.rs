@@ -1,5 +1,6 @@
 //! What the flags of several modules have in common.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The longest time-out or delay: far from overflowing any clock, and longer than anybody means.
@@ -29,9 +30,55 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads an address to listen on, such as `0.0.0.0:8080`.
+///
+/// # Errors
+///
+/// What was expected instead.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "expected an IP address and a port, such as 0.0.0.0:8080 or [::1]:8080".to_owned())
+}
+
+/// Reads `on` or `off`.
+///
+/// # Errors
+///
+/// What was expected instead.
+pub fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
+    }
+}
+
+/// Reads a whole number from 1 to `MAX`.
+///
+/// # Errors
+///
+/// What was expected instead.
+pub fn up_to<const MAX: u32>(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if (1..=MAX).contains(&number) => Ok(number),
+        _ => Err(format!("expected a whole number from 1 to {MAX}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_addresses_and_switches() {
+        assert_eq!(up_to::<10>("10"), Ok(10));
+        for bad in ["0", "11", "-1", "1.5", "8MiB", "", "99999999999"] {
+            assert_eq!(up_to::<10>(bad), Err("expected a whole number from 1 to 10".to_owned()), "{bad}");
+        }
+        assert!(address("[::1]:80").is_ok() && address("localhost:80").is_err() && address("8080").is_err());
+        assert_eq!((on_off("on"), on_off("off")), (Ok(true), Ok(false)));
+        assert!(on_off("true").is_err());
+    }
 
     #[test]
     fn durations() {

@@ -127,7 +127,10 @@ fn finish(result: Result<Option<String>, impl ToString>) -> ExitCode {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(line)) => match writeln!(io::stdout(), "{line}") {
             Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
+            Err(error) => {
+                complain(&format!("cannot write the result to standard output: {error}"));
+                ExitCode::FAILURE
+            }
         },
         Err(error) => {
             complain(&error.to_string());

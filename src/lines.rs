@@ -23,7 +23,7 @@ const LINES_PER_LOOK: u64 = 4096;
 /// What to count.
 #[derive(Debug, Clone, Args)]
 pub struct CountArgs {
-    /// The text, any bytes; standard input without it, or with -
+    /// The text, any bytes; standard input without it, or with -. A line is held in memory whole
     file: Option<PathBuf>,
 
     /// How to count

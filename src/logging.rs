@@ -1,6 +1,6 @@
 //! The service's own log, on standard output.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use clap::{Args, ValueEnum};
 use tracing_appender::non_blocking::WorkerGuard;
@@ -37,7 +37,7 @@ enum Format {
 /// A word alone has to be a level: to the parser of `Targets` it could be the name of a module too,
 /// so that a typing error would silence everything.
 fn parse_level(text: &str) -> Result<Targets, String> {
-    let sound = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    let sound = |part: &str| part.contains('=') || !part.is_empty() && part.parse::<LevelFilter>().is_ok();
     text.parse().ok().filter(|_| text.split(',').all(sound)).ok_or_else(|| {
         "expected off, error, warn, info, debug, trace, or a list such as info,hyper=debug".to_owned()
     })
@@ -46,7 +46,7 @@ fn parse_level(text: &str) -> Result<Targets, String> {
 /// Starts logging. Lines go through a thread of their own, so that whoever reads standard output
 /// slowly slows down nothing else; what is left is written when the guard is dropped.
 pub fn start(args: &LoggingArgs) -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(io::stdout());
+    let (writer, guard) = tracing_appender::non_blocking(StandardOutput { failing: false });
     let lines = fmt::layer().with_writer(writer).with_ansi(io::stdout().is_terminal());
     let lines = match args.log_format {
         Format::Text => lines.with_target(false).boxed(),
@@ -54,4 +54,35 @@ pub fn start(args: &LoggingArgs) -> WorkerGuard {
     };
     tracing_subscriber::registry().with(lines.with_filter(args.log_level.clone())).init();
     guard
+}
+
+/// Standard output, which says on standard error when it cannot be written: once for each time that it
+/// stops working. Nobody else would, because lines are written behind the back of those who log.
+struct StandardOutput {
+    failing: bool,
+}
+
+impl Write for StandardOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = io::stdout().write(bytes);
+        self.note(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = io::stdout().flush();
+        self.note(flushed)
+    }
+}
+
+impl StandardOutput {
+    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result
+            && !self.failing
+        {
+            // Nobody is left to tell when standard error is closed too.
+            let _ = writeln!(io::stderr(), "error: the log cannot be written to standard output: {error}");
+        }
+        self.failing = result.is_err();
+        result
+    }
 }

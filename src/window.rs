@@ -95,6 +95,13 @@ impl Window {
         self.start
     }
 
+    /// The date of the start, UTC: `2024-12-17`.
+    pub fn date(self) -> String {
+        let mut date = self.to_string();
+        date.truncate("2024-12-17".len());
+        date
+    }
+
     /// The window that begins when this one ends.
     pub fn next(self) -> Self {
         Self { start: self.start + u64::from(self.length.seconds), ..self }

@@ -87,16 +87,18 @@ impl MemoryCounter {
                 return Ok(add(open));
             }
             drop(state);
-            self.state.write().make_open(window, || OpenWindow::new(self.mode, self.shards));
+            // Made before the lock is taken, and dropped again if another caller was faster.
+            let new = Arc::new(OpenWindow::new(self.mode, self.shards));
+            self.state.write().open(window, new);
         }
     }
 }
 
 impl State {
-    /// Makes an open window unless it is sealed, or another caller was faster.
-    fn make_open(&mut self, window: Window, new: impl FnOnce() -> OpenWindow) {
+    /// Opens a window unless it is open or sealed already.
+    fn open(&mut self, window: Window, new: Arc<OpenWindow>) {
         if self.watermark.is_none_or(|open| open <= window) {
-            self.open.entry(window).or_insert_with(|| Arc::new(new()));
+            self.open.entry(window).or_insert(new);
         }
     }
 }
@@ -122,10 +124,18 @@ impl UniqueCounter for MemoryCounter {
             state.sealed.insert(window, tally);
         }
         let watermark = state.watermark;
-        state.sealed.retain(|window, _| !self.is_evicted(*window, watermark));
+        while let Some(oldest) = state.sealed.first_entry()
+            && self.is_evicted(*oldest.key(), watermark)
+        {
+            oldest.remove();
+        }
         drop(state);
         // The last owner of the ids: they are freed here, outside the lock.
         drop(sealing);
+    }
+
+    async fn open_windows(&self) -> Vec<Window> {
+        self.state.read().open.keys().copied().collect()
     }
 
     async fn count(&self, window: Window) -> Result<Tally, Evicted> {

@@ -119,6 +119,10 @@ pub trait UniqueCounter: Send + Sync {
     /// none will succeed; windows that ended longer ago than the retention are evicted.
     async fn seal(&self, window: Window);
 
+    /// The windows that were added to and are not sealed, oldest first. Ids may be in windows that are
+    /// yet to come, by the clock as it is now: it may have been set back.
+    async fn open_windows(&self) -> Vec<Window>;
+
     /// How many different ids a window has: final once it is sealed. A window that was never added
     /// to has none.
     async fn count(&self, window: Window) -> Result<Tally, Evicted>;

@@ -13,6 +13,7 @@ use super::error::{Failure, NO_STORE, TEXT};
 use super::{Api, Routes, bulk};
 use crate::counter::Sealed;
 use crate::id::Id;
+use crate::window::Window;
 
 /// Ids that are handed to the counter at a time. A bulk body goes in piece by piece, so that it
 /// holds up nobody else.
@@ -29,7 +30,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
             routes.accept.answer(started, result.map(|()| OK))
         }
         Method::POST => {
-            let result = accept_many(&routes.api, request).await;
+            let result = accept_many(&routes, request).await;
             routes.bulk.answer(started, result.map(|()| OK))
         }
         _ => {
@@ -41,18 +42,24 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 
 async fn accept_one(api: &Api, uri: &Uri) -> Result<(), Failure> {
     let id = parse_query(uri.query().unwrap_or_default())?;
-    count(api, &[id]).await;
+    count(api, api.window_now(), &[id]).await;
     Ok(())
 }
 
-async fn accept_many(api: &Api, request: Request) -> Result<(), Failure> {
-    let ids = bulk::read(request, &api.limits).await?;
-    for piece in ids.chunks(PIECE) {
-        count(api, piece).await;
+async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
+    let api = &routes.api;
+    let mut window = api.window_now();
+    let body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
+    let mut ids = body.ids();
+    loop {
+        let piece: Vec<Id> = ids.by_ref().take(PIECE).collect();
+        if piece.is_empty() {
+            return Ok(());
+        }
+        window = count(api, window, &piece).await;
         // A counter in memory never waits, so this is where others get their turn.
         tokio::task::yield_now().await;
     }
-    Ok(())
 }
 
 /// Reads `id=<integer>` and the optional `endpoint=<url>`; other parameters are ignored.
@@ -80,24 +87,24 @@ fn parse_endpoint(text: &str) -> Result<Url, Failure> {
     }
 }
 
-/// Stamps ids with the window they arrive in and adds them to it.
+/// Adds ids to `window`, the one they arrived in, and returns the window that they were counted in.
 ///
-/// That window may be sealed by the time they get there: the clock moved on in between, or it was
-/// set back. Then they are stamped anew, with the oldest window that is open. Each further round
-/// takes another window that ended meanwhile, so there are few.
-async fn count(api: &Api, ids: &[Id]) {
-    let mut window = api.counting.window.window_at(api.clock.now());
+/// It may be sealed by the time they get there: the clock moved on in between, or it was set back. Then
+/// they are stamped anew, with the oldest window that is open. Each further round takes another window
+/// that ended meanwhile, so there are few.
+async fn count(api: &Api, mut window: Window, ids: &[Id]) -> Window {
+    let arrived_in = window;
     loop {
         match api.counter.add(window, ids).await {
             Ok(added) => {
                 api.metrics.accepted_ids.increment(ids.len() as u64);
                 api.metrics.changed_ids.increment(added.changed);
-                return;
+                if window != arrived_in {
+                    api.metrics.late_ids.increment(ids.len() as u64);
+                }
+                return window;
             }
-            Err(Sealed { open }) => {
-                api.metrics.late_ids.increment(ids.len() as u64);
-                window = open.max(api.counting.window.window_at(api.clock.now()));
-            }
+            Err(Sealed { open }) => window = open.max(api.window_now()),
         }
     }
 }

@@ -1,19 +1,54 @@
 //! The body of a bulk request: ids, one a line or in a JSON array.
+//!
+//! A body is walked twice: once to see that every id in it is one, so that a bad id refuses all, and
+//! once to add them. So no list of ids is ever made, and a request takes the memory of its body alone.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::error;
 
 use super::HttpArgs;
 use super::error::Failure;
 use crate::id::Id;
 
-/// Bodies up to this size are parsed where they are; larger ones on a thread of their own, because
-/// parsing takes longer than other requests should wait.
-const PARSED_IN_PLACE: usize = 64 * 1024;
+/// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
+/// that takes longer than other requests should wait.
+const CHECKED_IN_PLACE: usize = 64 * 1024;
+/// Bodies of the largest size that are handled at a time, or so many more smaller ones.
+const LARGEST_BODIES: usize = 32;
+/// How much of a body that is refused is read after all, and for how long. A client that is still
+/// sending would not see the answer if the connection were closed at once.
+const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
+
+/// Bounds the bytes of all bulk bodies that are handled at a time.
+pub(super) struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    pub(super) fn new(limits: &HttpArgs) -> Self {
+        Self(Arc::new(Semaphore::new(LARGEST_BODIES * limits.body_limit as usize)))
+    }
+
+    fn take(&self, bytes: u32) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.0).try_acquire_many_owned(bytes).map_err(|_| Failure::Overloaded)
+    }
+}
+
+/// A body of which every element is an id, and of which there is at least one.
+pub(super) struct Ids {
+    format: Format,
+    body: Bytes,
+    /// Given back with the body.
+    _budget: OwnedSemaphorePermit,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -24,17 +59,38 @@ enum Format {
 }
 
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
-pub(super) async fn read(request: Request, limits: &HttpArgs) -> Result<Vec<Id>, Failure> {
-    let format = format(request.headers())?;
-    let body =
-        tokio::time::timeout(limits.body_read_timeout, collect(request.into_body(), limits.body_limit))
-            .await
-            .map_err(|_| Failure::InvalidBody)??;
-    if body.len() <= PARSED_IN_PLACE {
-        return parse(format, &body);
+pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Ids, Failure> {
+    let expects_continue = request.headers().contains_key(EXPECT);
+    let announced = request.body().size_hint();
+    let begun = format(request.headers()).and_then(|format| {
+        if announced.lower() > u64::from(limits.body_limit) {
+            return Err(Failure::BodyTooLarge);
+        }
+        // A body that does not say how long it is may be as long as is allowed.
+        let bytes =
+            announced.exact().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(limits.body_limit);
+        Ok((format, budget.take(bytes)?))
+    });
+    let mut body = request.into_body();
+    let read = match begun {
+        Ok((format, budget)) => {
+            tokio::time::timeout(limits.body_read_timeout, collect(&mut body, limits.body_limit))
+                .await
+                .unwrap_or(Err(Failure::InvalidBody))
+                .map(|body| Ids { format, body, _budget: budget })
+        }
+        Err(failure) => Err(failure),
+    };
+    match read {
+        Ok(ids) => ids.checked().await,
+        Err(failure) => {
+            // Who asked whether to send the body gets the answer instead of the body's being read.
+            if !expects_continue {
+                linger(body).await;
+            }
+            Err(failure)
+        }
     }
-    // The error is a panic in the parser, which is ours.
-    tokio::task::spawn_blocking(move || parse(format, &body)).await.map_err(|_| Failure::InvalidBody)?
 }
 
 fn format(headers: &HeaderMap) -> Result<Format, Failure> {
@@ -50,11 +106,7 @@ fn format(headers: &HeaderMap) -> Result<Format, Failure> {
     }
 }
 
-async fn collect(body: Body, limit: u32) -> Result<Bytes, Failure> {
-    // A length that says so itself is refused before a byte of it is read.
-    if body.size_hint().lower() > u64::from(limit) {
-        return Err(Failure::BodyTooLarge);
-    }
+async fn collect(body: &mut Body, limit: u32) -> Result<Bytes, Failure> {
     match Limited::new(body, limit as usize).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge),
@@ -62,35 +114,98 @@ async fn collect(body: Body, limit: u32) -> Result<Bytes, Failure> {
     }
 }
 
-fn parse(format: Format, body: &[u8]) -> Result<Vec<Id>, Failure> {
-    let ids = match format {
-        Format::Lines => parse_lines(body)?,
-        Format::Json => parse_json(body)?,
-    };
-    if ids.is_empty() { Err(Failure::MissingId) } else { Ok(ids) }
+async fn linger(body: Body) {
+    let (bytes, time) = LINGER;
+    let mut body = Limited::new(body, bytes);
+    let _ = tokio::time::timeout(time, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
-/// Lines end in LF or CR LF; the last one need not.
-fn parse_lines(body: &[u8]) -> Result<Vec<Id>, Failure> {
-    if body.is_empty() {
-        return Ok(Vec::new());
+impl Ids {
+    async fn checked(self) -> Result<Self, Failure> {
+        if self.body.len() <= CHECKED_IN_PLACE {
+            return self.check().map(|()| self);
+        }
+        let check = tokio::task::spawn_blocking(move || self.check().map(|()| self));
+        check.await.unwrap_or_else(|error| {
+            error!(%error, "the check of a bulk body panicked");
+            Err(Failure::StoreUnavailable)
+        })
     }
-    body.strip_suffix(b"\n")
-        .unwrap_or(body)
-        .split(|byte| *byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-        .enumerate()
-        .map(parse_id)
-        .collect()
+
+    fn check(&self) -> Result<(), Failure> {
+        let elements = match self.format {
+            Format::Lines => self.texts().enumerate().try_fold(0, check_element)?,
+            Format::Json => check_json(&self.body)?,
+        };
+        if elements == 0 { Err(Failure::MissingId) } else { Ok(()) }
+    }
+
+    /// All ids of the body, in its order.
+    pub(super) fn ids(&self) -> impl Iterator<Item = Id> {
+        self.texts().filter_map(|text| Id::parse(text).ok())
+    }
+
+    /// What stands between the separators. For JSON only after the check, which has seen that the body
+    /// is an array of integers: then nothing but commas, white space and the brackets can be between
+    /// them.
+    fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        let (body, separator) = match self.format {
+            // The last line need not end, and what follows the end of the last line is no line.
+            Format::Lines => (self.body.strip_suffix(b"\n").unwrap_or(&self.body), b'\n'),
+            Format::Json => (inside_brackets(&self.body), b','),
+        };
+        let format = self.format;
+        let none = self.body.is_empty();
+        body.split(move |byte| *byte == separator).filter(move |_| !none).map(move |text| match format {
+            Format::Lines => text.strip_suffix(b"\r").unwrap_or(text),
+            Format::Json => text.trim_ascii(),
+        })
+    }
 }
 
-/// Elements are taken as they are written, so that a number too large for a float's precision, or
-/// one with a fraction, is seen for what it is.
-fn parse_json(body: &[u8]) -> Result<Vec<Id>, Failure> {
-    let elements: Vec<&RawValue> = serde_json::from_slice(body).map_err(|_| Failure::InvalidBody)?;
-    elements.iter().map(|element| element.get().as_bytes()).enumerate().map(parse_id).collect()
+/// What stands between the brackets of a JSON array.
+fn inside_brackets(array: &[u8]) -> &[u8] {
+    match array.trim_ascii() {
+        [_, inside @ .., _] => inside,
+        _ => &[],
+    }
 }
 
-fn parse_id((index, text): (usize, &[u8])) -> Result<Id, Failure> {
-    Id::parse(text).map_err(|_| Failure::InvalidId { line: Some(index + 1) })
+fn check_element(before: usize, (index, text): (usize, &[u8])) -> Result<usize, Failure> {
+    match Id::parse(text) {
+        Ok(_) => Ok(before + 1),
+        Err(_) => Err(Failure::InvalidId { line: Some(index + 1) }),
+    }
+}
+
+/// Sees that the body is a JSON array, and that each of its elements is an id. Returns how many.
+///
+/// Elements are taken as they are written, so that a number too large for a float's precision, or one
+/// with a fraction, is seen for what it is.
+fn check_json(body: &[u8]) -> Result<usize, Failure> {
+    struct Elements;
+
+    impl<'de> Visitor<'de> for Elements {
+        type Value = Result<usize, Failure>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an array")
+        }
+
+        // To the end also after a bad element: it may not be JSON at all.
+        fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+            let mut checked = Ok(0);
+            let mut index = 0;
+            while let Some(element) = elements.next_element::<&RawValue>()? {
+                checked = checked.and_then(|before| check_element(before, (index, element.get().as_bytes())));
+                index += 1;
+            }
+            Ok(checked)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let checked = json.deserialize_seq(Elements).map_err(|_| Failure::InvalidBody)?;
+    json.end().map_err(|_| Failure::InvalidBody)?;
+    checked
 }

@@ -25,18 +25,24 @@ use self::error::{NO_STORE, TEXT};
 use crate::args;
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::metrics::Metrics;
-use crate::window::{Clock, WindowCount};
+use crate::window::{Clock, Window, WindowCount};
 
 /// Where the service listens.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "HTTP")]
 pub struct ListenArgs {
     /// Address to listen on
-    #[arg(long, env = "HEADCOUNT_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    #[arg(
+        long,
+        env = "HEADCOUNT_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "0.0.0.0:8080",
+        value_parser = args::address
+    )]
     pub listen: SocketAddr,
 
     /// Address for /livez, /readyz and /metrics; they leave --listen then
-    #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = args::address)]
     pub admin_listen: Option<SocketAddr>,
 }
 
@@ -51,14 +57,14 @@ pub struct HttpArgs {
     /// Connections that are served at a time; each one more is told 503 and closed
     #[arg(
         long, env = "HEADCOUNT_MAX_CONNECTIONS", value_name = "NUMBER", default_value = "10000",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+        value_parser = args::up_to::<1_000_000>
     )]
     pub max_connections: u32,
 
     /// Keep connections open for further requests
     #[arg(
         long, env = "HEADCOUNT_KEEP_ALIVE", value_name = "on|off", default_value = "on",
-        value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set
+        value_parser = args::on_off, action = clap::ArgAction::Set
     )]
     pub keep_alive: bool,
 
@@ -80,7 +86,7 @@ pub struct HttpArgs {
     /// Largest body of a bulk request, in bytes
     #[arg(
         long, env = "HEADCOUNT_BODY_LIMIT", value_name = "BYTES", default_value = "8388608",
-        value_parser = clap::value_parser!(u32).range(1..=1_073_741_824)
+        value_parser = args::up_to::<1_073_741_824>
     )]
     pub body_limit: u32,
 }
@@ -103,6 +109,19 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
 }
 
+impl Api {
+    /// The window that a request which arrives now is stamped with.
+    fn window_now(&self) -> Window {
+        self.counting.window.window_at(self.clock.now())
+    }
+
+    /// The window that is counted now: a later one while the clock is behind what is closed.
+    fn running_window(&self) -> Window {
+        let closed = *self.last.borrow();
+        closed.map_or(self.window_now(), |closed| self.window_now().max(closed.window.next()))
+    }
+}
+
 /// The API and the routes for operations, each for a listener; all in one when there is no listener
 /// for operations.
 pub struct Routers {
@@ -120,7 +139,7 @@ pub fn routers(api: Api) -> Routers {
         .route("/api/verve/accept", any(accept::accept))
         .route("/api/verve/unique", any(unique::unique));
     let operations = Router::new()
-        .route("/livez", get(ops::livez))
+        .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics));
     let finish = |router: Router<Arc<Routes>>| router.fallback(not_found).with_state(Arc::clone(&routes));
@@ -134,6 +153,7 @@ pub fn routers(api: Api) -> Routers {
 /// The API, and a handle for the results of each route.
 struct Routes {
     api: Api,
+    bulk_budget: bulk::Budget,
     accept: RouteMetrics,
     bulk: RouteMetrics,
     unique: RouteMetrics,
@@ -148,6 +168,7 @@ impl Routes {
             bulk: route("bulk"),
             unique: route("unique"),
             not_found: api.metrics.requests("other", "not_found"),
+            bulk_budget: bulk::Budget::new(&api.limits),
             api,
         }
     }
@@ -187,6 +208,7 @@ impl RouteMetrics {
             }
             Err(failure) => {
                 let failed = self.failed.iter().find(|(reason, _)| *reason == failure.reason());
+                debug_assert!(failed.is_some(), "{failure:?} is not in Failure::ALL");
                 if let Some((_, counter)) = failed {
                     counter.increment(1);
                 }

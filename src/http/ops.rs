@@ -13,6 +13,9 @@ use super::{Phase, Routes};
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
+/// Where orchestrators ask whether to restart the process.
+pub(super) const LIVEZ: &str = "/livez";
+
 /// The process answers. It ends by itself when one of its parts does.
 pub(super) async fn livez() -> Response {
     plain(StatusCode::OK, "alive")
@@ -30,8 +33,7 @@ pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
 /// All metrics, for Prometheus.
 pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let api = &routes.api;
-    let running = api.counting.window.window_at(api.clock.now());
-    if let Ok(tally) = api.counter.count(running).await {
+    if let Ok(tally) = api.counter.count(api.running_window()).await {
         api.metrics.current_unique_ids.set(tally.unique_ids as f64);
     }
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()

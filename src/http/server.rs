@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tower::{ServiceExt, service_fn};
 use tracing::{debug, warn};
 
+use super::ops::LIVEZ;
 use super::{Failure, HttpArgs};
 use crate::metrics::Metrics;
 
@@ -60,18 +61,24 @@ pub async fn serve(
         refusals: Arc::new(Semaphore::new(REFUSALS)),
     };
     let room = Arc::new(Semaphore::new(limits.max_connections as usize));
+    let mut failing = false;
     loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "a connection could not be accepted, trying again");
-                    tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
-                    continue;
-                }
-            },
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = server.stop.drain.cancelled() => break,
         };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if !failing {
+                    warn!(%error, "connections cannot be accepted, trying again");
+                }
+                failing = true;
+                tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
+                continue;
+            }
+        };
+        failing = false;
         match Arc::clone(&room).try_acquire_owned() {
             Ok(permit) => server.spawn_connection(stream, permit),
             Err(_) => server.spawn_refusal(stream),
@@ -115,6 +122,8 @@ impl Server {
             let mut connection = std::pin::pin!(connection);
             gauge.increment(1.0);
             let served = tokio::select! {
+                // In this order: a request that has arrived is served before the drain is looked at.
+                biased;
                 served = connection.as_mut() => served,
                 () = stop.drain.cancelled() => {
                     connection.as_mut().graceful_shutdown();
@@ -132,12 +141,20 @@ impl Server {
         });
     }
 
-    /// Answers the first request of a connection beyond the cap with 503.
+    /// Answers the first request of a connection beyond the cap with 503. Only `/livez` is served all the
+    /// same: who is full is not dead, and should not be restarted.
     fn spawn_refusal(&self, stream: TcpStream) {
         self.refused.increment(1);
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
-        let service = TowerToHyperService::new(service_fn(async |_: Request<Incoming>| {
-            Ok::<_, std::convert::Infallible>(Failure::Overloaded.into_response())
+        let router = self.router.clone();
+        let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
+            let router = router.clone();
+            async move {
+                match request.uri().path() {
+                    LIVEZ => router.oneshot(request.map(Body::new)).await,
+                    _ => Ok(Failure::Overloaded.into_response()),
+                }
+            }
         }));
         let connection = self.http.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service);
         self.connections.spawn(async move {

@@ -40,7 +40,7 @@ pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn read(api: &Api) -> Result<impl IntoResponse, Failure> {
-    let window = api.counting.window.window_at(api.clock.now());
+    let window = api.running_window();
     let tally = api.counter.count(window).await.map_err(|error| {
         warn!(%error, "the running window cannot be counted");
         Failure::StoreUnavailable

@@ -7,16 +7,19 @@ use ::metrics::Counter;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::Publisher;
 use crate::metrics::Metrics;
 use crate::sink::CountSink;
-use crate::window::{Clock, Window, WindowCount, WindowLength};
+use crate::window::{Clock, Window, WindowCount};
 
 /// The first wait between two tries to hand a count to a sink; it doubles.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// The longest wait between two tries.
+/// The longest wait between two tries, and what it comes down to while stopping.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+const RETRY_AFTER_MAX_STOPPING: Duration = Duration::from_millis(500);
 
 /// The end of a sink's queue that counts are put into.
 pub(super) struct Queue {
@@ -45,28 +48,30 @@ pub(super) struct Delivery {
     backlog: Arc<Backlog>,
     clock: Arc<dyn Clock>,
     retention: Duration,
+    stop: CancellationToken,
     ok: Counter,
     retry: Counter,
     skipped: Counter,
 }
 
 impl Delivery {
+    /// A queue and its delivery, for the sink that is number `index` of the publisher's.
     pub(super) fn new(
         sink: Box<dyn CountSink>,
         index: usize,
-        backlog: Arc<Backlog>,
-        clock: Arc<dyn Clock>,
-        retention: Duration,
-        window: WindowLength,
-        metrics: &Metrics,
+        publisher: &Publisher,
+        backlog: &Arc<Backlog>,
+        stop: &CancellationToken,
     ) -> (Queue, Self) {
+        let Publisher { retention, window, .. } = *publisher;
         // All that a retention can hold, and room for those that go past it just now.
         let length = (retention.as_secs() / u64::from(window.seconds())) as usize + 2;
-        let (sender, receiver) = mpsc::channel(length);
-        let counter = |result| metrics.published_windows(sink.name(), result);
+        let (sender, counts) = mpsc::channel(length);
+        let counter = |result| publisher.metrics.published_windows(sink.name(), result);
         let (ok, retry, skipped) = (counter("ok"), counter("retry"), counter("skipped"));
-        let queue = Queue { counts: sender, skipped: skipped.clone(), index, backlog: Arc::clone(&backlog) };
-        (queue, Self { sink, counts: receiver, index, backlog, clock, retention, ok, retry, skipped })
+        let queue = Queue { counts: sender, skipped: skipped.clone(), index, backlog: Arc::clone(backlog) };
+        let (backlog, clock, stop) = (Arc::clone(backlog), Arc::clone(&publisher.clock), stop.clone());
+        (queue, Self { sink, counts, index, backlog, clock, retention, stop, ok, retry, skipped })
     }
 
     /// Delivers until the queue is closed and empty.
@@ -94,13 +99,22 @@ impl Delivery {
                 self.skipped.increment(1);
                 return;
             }
-            tokio::time::sleep(wait).await;
+            pause(&self.stop, wait).await;
             wait = (2 * wait).min(RETRY_AFTER_MAX);
         }
         self.ok.increment(1);
         if failures > 0 {
             info!(sink = self.sink.name(), window = %count.window, failures, "a sink is back");
         }
+    }
+}
+
+/// Waits for the next try. A stop cuts that short: there may be little time left.
+async fn pause(stop: &CancellationToken, wait: Duration) {
+    if stop.is_cancelled() {
+        tokio::time::sleep(wait.min(RETRY_AFTER_MAX_STOPPING)).await;
+    } else {
+        let _ = tokio::time::timeout(wait, stop.cancelled()).await;
     }
 }
 

@@ -27,6 +27,9 @@ use crate::window::{Clock, Window, WindowCount, WindowLength};
 
 /// The longest sleep before the clock is asked again: it may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// A window that is closed later than this after its end was not lived through: the process was stopped
+/// or the clock was set.
+const LATE: Duration = Duration::from_secs(5);
 
 /// What a publisher works with.
 pub struct Publisher {
@@ -47,6 +50,9 @@ pub struct Publisher {
     /// When ids began to be accepted: the window that this falls in is the first, and incomplete
     /// unless it is that window's very start.
     pub started: SystemTime,
+    /// Cancelled when ids are no longer accepted from everybody: windows that are closed from then on
+    /// are incomplete.
+    pub draining: CancellationToken,
 }
 
 /// A sink panicked.
@@ -62,20 +68,12 @@ impl Publisher {
     /// # Errors
     ///
     /// [`SinkEnded`] when a sink panicked.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), SinkEnded> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), SinkEnded> {
         let backlog = Arc::new(Backlog::new(self.sinks.len(), Arc::clone(&self.metrics)));
         let mut deliveries = JoinSet::new();
         let mut queues = Vec::new();
-        for (index, sink) in self.sinks.into_iter().enumerate() {
-            let (queue, delivery) = Delivery::new(
-                sink,
-                index,
-                Arc::clone(&backlog),
-                Arc::clone(&self.clock),
-                self.retention,
-                self.window,
-                &self.metrics,
-            );
+        for (index, sink) in std::mem::take(&mut self.sinks).into_iter().enumerate() {
+            let (queue, delivery) = Delivery::new(sink, index, &self, &backlog, &stop);
             queues.push(queue);
             deliveries.spawn(delivery.run());
         }
@@ -90,6 +88,8 @@ impl Publisher {
             last: self.last,
             backlog,
             queues,
+            draining: self.draining,
+            clock_was_behind: false,
         };
 
         loop {
@@ -123,6 +123,9 @@ struct Closing {
     last: watch::Sender<Option<WindowCount>>,
     backlog: Arc<Backlog>,
     queues: Vec<Queue>,
+    draining: CancellationToken,
+    /// The next window has taken ids of a time before it.
+    clock_was_behind: bool,
 }
 
 impl Closing {
@@ -133,19 +136,25 @@ impl Closing {
 
     /// Closes every window that has ended.
     async fn close_ended(&mut self) {
-        self.skip_past_retention();
+        self.watch_the_clock();
         while self.next.end() <= self.clock.now() {
-            self.close_next(true).await;
+            self.skip_past_retention().await;
+            self.close_next().await;
         }
     }
 
-    /// Closes every window that has ended, and the running one.
+    /// Closes every window that has ended, the running one, and those that have ids though by the clock
+    /// as it is now they are yet to come.
     async fn close_all(&mut self) {
         self.close_ended().await;
-        self.close_next(false).await;
+        self.close_next().await;
+        for window in self.counter.open_windows().await {
+            self.next = window;
+            self.close_next().await;
+        }
     }
 
-    async fn close_next(&mut self, ended: bool) {
+    async fn close_next(&mut self) {
         let window = self.next;
         self.counter.seal(window).await;
         match self.counter.count(window).await {
@@ -153,23 +162,49 @@ impl Closing {
                 window,
                 unique_request_count: tally.unique_ids,
                 accepted_ids: tally.accepted_ids,
-                complete: ended && self.started <= window.start(),
+                complete: self.is_complete(window),
             }),
             Err(Evicted(_)) => self.skip(1),
         }
         self.next = window.next();
+        self.clock_was_behind = false;
     }
 
-    /// Goes past windows that ended too long ago. That takes a clock that was set forward, or a
-    /// process that was stopped, for longer than the retention; closing what was missed one by one
-    /// could take as long.
-    fn skip_past_retention(&mut self) {
+    /// Whether ids were accepted from the window's start to its end, and at the pace of the clock.
+    fn is_complete(&self, window: Window) -> bool {
+        let late = self.clock.now().duration_since(window.end());
+        self.started <= window.start()
+            && late.is_ok_and(|late| late <= LATE)
+            && !self.draining.is_cancelled()
+            && !self.clock_was_behind
+    }
+
+    /// Says so when the clock is set back behind the windows that are closed: ids are counted in the
+    /// next window until the clock has caught up, because the others are published already.
+    fn watch_the_clock(&mut self) {
+        let behind = self.next.start().duration_since(self.clock.now()).unwrap_or_default();
+        if behind > self.window.duration() && !self.clock_was_behind {
+            self.clock_was_behind = true;
+            error!(
+                behind = %humantime::format_duration(Duration::from_secs(behind.as_secs())),
+                window = %self.next,
+                "the clock was set back: all ids are counted in one window until it has caught up"
+            );
+        }
+    }
+
+    /// Goes past empty windows that ended too long ago, to the next one that has ids or is within
+    /// retention. There are some when the clock was set forward or the process was stopped for longer
+    /// than the retention; closing them one by one could take as long.
+    async fn skip_past_retention(&mut self) {
         let Some(oldest) = self.clock.now().checked_sub(self.retention) else { return };
-        let oldest = self.window.window_at(oldest);
-        if self.next < oldest {
-            let missed = oldest.unix_seconds() - self.next.unix_seconds();
+        let kept = self.window.window_at(oldest);
+        let open = self.counter.open_windows().await.into_iter().find(|window| *window >= self.next);
+        let target = open.map_or(kept, |open| open.min(kept));
+        if self.next < target {
+            let missed = target.unix_seconds() - self.next.unix_seconds();
             self.skip(missed / u64::from(self.window.seconds()));
-            self.next = oldest;
+            self.next = target;
         }
     }
 

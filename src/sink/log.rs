@@ -1,17 +1,15 @@
 //! The log sinks: a line in the service's own log for every closed window and, with `--log-dir`, one
 //! in a file.
 
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use clap::Args;
 use serde::Serialize;
 use thiserror::Error;
 use tracing::info;
-use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::{CountSink, SinkError};
 use crate::counter::Mode;
@@ -36,7 +34,8 @@ pub struct Method {
     pub standard_error: f64,
 }
 
-/// Logs every count as an event at level info, at once.
+/// Logs every count as an event at level info, at once. Lines go to standard output behind its back, so
+/// what it takes is only as safe as that; `--log-dir` is for those who need to know.
 pub struct LogSink(pub Method);
 
 #[async_trait]
@@ -59,12 +58,13 @@ impl CountSink for LogSink {
     }
 }
 
-/// Appends every count to `<dir>/headcount.<yyyy-MM-dd>.jsonl`.
+/// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC).
+///
+/// The file is opened anew for every line: that is once a window, and it heals whatever happened to
+/// the file or its directory in between.
 pub struct FileSink {
+    dir: PathBuf,
     method: Method,
-    files: Arc<RollingFileAppender>,
-    /// The last write failed and may have left half a line.
-    torn: bool,
 }
 
 /// The directory cannot be written to.
@@ -72,7 +72,7 @@ pub struct FileSink {
 #[error("cannot write to '{dir}', choose another directory with --log-dir: {cause}")]
 pub struct UnwritableLogDir {
     dir: String,
-    cause: String,
+    cause: io::Error,
 }
 
 #[derive(Serialize)]
@@ -84,30 +84,18 @@ struct Line<'a> {
 }
 
 impl FileSink {
-    /// Opens today's file in `dir`, which is made if it does not exist.
+    /// Sees whether a file can be made in `dir`, which is made if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`UnwritableLogDir`] when the file cannot be made or opened.
+    /// [`UnwritableLogDir`] when it cannot.
     pub fn open(dir: &Path, method: Method) -> Result<Self, UnwritableLogDir> {
-        let files = RollingFileAppender::builder()
-            .rotation(Rotation::DAILY)
-            .filename_prefix("headcount")
-            .filename_suffix("jsonl")
-            .build(dir)
-            .map_err(|error: InitError| UnwritableLogDir {
-                dir: dir.display().to_string(),
-                cause: root_cause(&error),
-            })?;
-        Ok(Self { method, files: Arc::new(files), torn: false })
-    }
-}
-
-/// The innermost error says what is wrong; the outer ones say that something is.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => root_cause(source),
-        None => error.to_string(),
+        let probe = dir.join(".headcount-probe");
+        fs::create_dir_all(dir)
+            .and_then(|()| File::create(&probe))
+            .and_then(|_| fs::remove_file(&probe))
+            .map_err(|cause| UnwritableLogDir { dir: dir.display().to_string(), cause })?;
+        Ok(Self { dir: dir.to_owned(), method })
     }
 }
 
@@ -120,19 +108,36 @@ impl CountSink for FileSink {
     async fn publish(&mut self, count: &WindowCount) -> Result<(), SinkError> {
         let Method { mode, standard_error } = self.method;
         let line = Line { count, mode: mode.as_str(), standard_error };
-        let mut bytes = if self.torn { vec![b'\n'] } else { Vec::new() };
-        serde_json::to_writer(&mut bytes, &line).map_err(boxed)?;
-        bytes.push(b'\n');
-
-        self.torn = true;
-        let files = Arc::clone(&self.files);
-        tokio::task::spawn_blocking(move || -> io::Result<()> { files.make_writer().write_all(&bytes) })
-            .await
-            .map_err(boxed)?
-            .map_err(boxed)?;
-        self.torn = false;
-        Ok(())
+        let line = serde_json::to_vec(&line).map_err(boxed)?;
+        let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
+        tokio::task::spawn_blocking(move || append(&path, line)).await.map_err(boxed)?.map_err(boxed)
     }
+}
+
+/// Appends a whole line, or nothing.
+fn append(path: &Path, mut line: Vec<u8>) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    let length = file.metadata()?.len();
+    line.push(b'\n');
+    // Half a line that a crash has left behind is ended first.
+    if !ends_in_newline(&mut file, length)? {
+        line.insert(0, b'\n');
+    }
+    file.write_all(&line).inspect_err(|_| {
+        // What a full disk took of it. Should this fail too, the next line begins on a new one.
+        let _ = file.set_len(length);
+    })
+}
+
+fn ends_in_newline(file: &mut File, length: u64) -> io::Result<bool> {
+    let Some(last) = length.checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(last))?;
+    file.read_exact(&mut byte)?;
+    Ok(byte == *b"\n")
 }
 
 fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> SinkError {

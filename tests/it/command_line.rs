@@ -33,14 +33,16 @@ fn wrong_values_name_the_flag_the_value_and_what_would_do() {
         (&["--retention", "1year"], &["--retention", "'1year'", "31days"]),
         (&["--shards", "0"], &["--shards", "'0'", "1 to 1024"]),
         (&["--shards", "many"], &["--shards", "'many'", "1 to 1024"]),
-        (&["--listen", "8080"], &["--listen", "'8080'"]),
-        (&["--listen", "localhost"], &["--listen", "'localhost'"]),
-        (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'"]),
-        (&["--max-connections", "0"], &["--max-connections", "0", "1..=1000000"]),
-        (&["--body-limit", "8MiB"], &["--body-limit", "'8MiB'"]),
-        (&["--keep-alive", "maybe"], &["--keep-alive", "'maybe'"]),
+        (&["--listen", "8080"], &["--listen", "'8080'", "such as 0.0.0.0:8080"]),
+        (&["--listen", "localhost"], &["--listen", "'localhost'", "an IP address and a port"]),
+        (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'", "an IP address and a port"]),
+        (&["--max-connections", "0"], &["--max-connections", "'0'", "1 to 1000000"]),
+        (&["--body-limit", "8MiB"], &["--body-limit", "'8MiB'", "a whole number"]),
+        (&["--keep-alive", "maybe"], &["--keep-alive", "'maybe'", "on or off"]),
         (&["--header-read-timeout", "0s"], &["--header-read-timeout", "'0s'", "above zero"]),
         (&["--log-level", "loud"], &["--log-level", "'loud'", "debug"]),
+        (&["--log-level", ""], &["--log-level", "debug"]),
+        (&["--log-level", "info,"], &["--log-level", "'info,'", "debug"]),
         (&["--log-format", "xml"], &["--log-format", "'xml'", "text, json"]),
         (&["--drain-delay", "30s"], &["--drain-delay", "'30s'", "--shutdown-timeout", "25s"]),
         (&["--shutdown-timeout", "soon"], &["--shutdown-timeout", "'soon'", "25s"]),
@@ -182,6 +184,33 @@ async fn healthcheck_asks_where_the_service_listens() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "does not answer"]);
+}
+
+/// A log that cannot be written is said on standard error, once; the service goes on.
+#[tokio::test]
+async fn a_log_that_goes_nowhere_is_told_of() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = headcount();
+    command
+        .args(["--listen", "127.0.0.1:0", "--window", "1s"])
+        .stdout(full)
+        .stderr(std::process::Stdio::piped());
+    let mut child = crate::support::process::Process(command.spawn().unwrap());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.0.stderr.take().unwrap()));
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.contains("the log cannot be written"), "{first}");
+    // Two windows more that cannot be logged, of which nothing more is said.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    child.signal("TERM");
+    assert_eq!(child.wait().code(), Some(0));
+    assert_eq!(lines.count(), 0);
+}
+
+#[test]
+fn a_result_that_goes_nowhere_is_told_of() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = headcount().args(["count", "/dev/null"]).stdout(full).output().unwrap();
+    assert_one_line(&output, 1, &["cannot write the result"]);
 }
 
 /// Settings for the service do not get into the way of the other commands.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::support::http::{Connection, NoAnswer, once};
+use crate::support::process::run;
 use crate::support::server::Server;
 use crate::support::wait_for;
 
@@ -58,12 +59,82 @@ async fn connections_over_the_cap_are_told_so() {
     assert_eq!(refused.header("connection"), Some("close"));
     assert_eq!(server.metric(r#"headcount_requests_total{route="other",result="overloaded"}"#).await, 1.0);
 
+    let alive = once(server.address, b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    assert_eq!(alive.status, 404, "on this listener there is no /livez, and no 503 for it");
     assert_eq!(first.request(request).await.unwrap().body, "ok", "who is in stays in");
     drop(first);
     // The place is free as soon as the server has noticed.
     let deadline = std::time::Instant::now() + SOON;
     while once(server.address, request).await.status != 200 {
         assert!(std::time::Instant::now() < deadline, "the place is not given back");
+    }
+}
+
+/// Full is not dead: who asks for restarts is answered all the same.
+#[tokio::test]
+async fn a_full_service_is_alive() {
+    let server = Server::start(&["--max-connections", "1"]).await;
+    let mut only = Connection::open(server.address).await.unwrap();
+    assert_eq!(only.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
+    assert!(run(&["healthcheck", "--listen", &server.address.to_string()]).status.success());
+    assert_eq!(server.get("/readyz").await.status, 503, "but it wants no more");
+}
+
+/// Many bodies at a time take many times the memory, so there is a bound on all of them together.
+#[tokio::test]
+async fn bodies_that_are_too_many_are_told_so() {
+    let server = Server::start(&["--body-limit", "100", "--admin-listen", "127.0.0.1:0"]).await;
+    let head = |length: u32| {
+        format!(
+            "POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n1\n"
+        )
+    };
+    // 40 of the largest, each of which has sent but a line: 32 are let in.
+    let mut connections = Vec::new();
+    for _ in 0..40 {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        connection.send(head(100).as_bytes()).await.unwrap();
+        connections.push(connection);
+    }
+    let overloaded = r#"headcount_requests_total{route="bulk",result="overloaded"}"#;
+    let deadline = std::time::Instant::now() + SOON;
+    while server.metric(overloaded).await < 8.0 {
+        assert!(std::time::Instant::now() < deadline, "there is no bound");
+    }
+    let answer = once(server.address, head(2).as_bytes()).await;
+    assert_eq!(
+        (answer.status, answer.header("failure-reason")),
+        (503, Some("overloaded")),
+        "nor a small one"
+    );
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok", "single ids do not mind");
+
+    let mut answers = std::collections::BTreeMap::<_, u32>::new();
+    for mut connection in connections {
+        // Those that were refused may be closed by now; their answer is there.
+        let _ = connection.send("1\n".repeat(49).as_bytes()).await;
+        *answers.entry(connection.answer(false).await.unwrap().status).or_default() += 1;
+    }
+    assert_eq!(answers, [(200, 32), (503, 8)].into());
+    assert_eq!(once(server.address, head(2).as_bytes()).await.body, "ok", "room is given back");
+}
+
+/// A client that sends all of its body before it reads sees why it was refused.
+#[tokio::test]
+async fn refused_bodies_are_read_to_their_end() {
+    let server = Server::start(&["--body-limit", "1000"]).await;
+    let body = vec![b'1'; 4_000_000];
+    for (content_type, status) in [("text/plain", 413), ("text/html", 415)] {
+        for _ in 0..10 {
+            let mut connection = Connection::open(server.address).await.unwrap();
+            let head = format!(
+                "POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            connection.send(head.as_bytes()).await.unwrap();
+            connection.send(&body).await.expect("all of it is taken");
+            assert_eq!(connection.answer(false).await.unwrap().status, status);
+        }
     }
 }
 

@@ -104,7 +104,9 @@ async fn windows_are_kept_apart(counter: &dyn UniqueCounter) {
     counter.add(a, &ids(0..3)).await.unwrap();
     counter.add(c, &ids(0..5)).await.unwrap();
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
+    assert_eq!(counter.open_windows().await, [a, c]);
     counter.seal(a).await;
+    assert_eq!(counter.open_windows().await, [c]);
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
 }
 

@@ -28,7 +28,8 @@ fn count(args: &[&str]) -> (u64, String) {
     (count.parse().unwrap(), error.to_owned())
 }
 
-fn check(name: &str, text: &[u8]) {
+/// `bound` in standard errors.
+fn check_within(bound: f64, name: &str, text: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(name);
     std::fs::write(&file, text).unwrap();
@@ -38,8 +39,12 @@ fn check(name: &str, text: &[u8]) {
     let (estimate, error) = count(&[path]);
     assert_eq!(error, "(standard error 0.81 %)");
     let off = (estimate as f64 - truth as f64).abs() / (truth as f64).max(1.0);
-    assert!(off <= 3.0 * 0.008_125, "{name}: {estimate} instead of {truth}");
+    assert!(off <= bound * 0.008_125, "{name}: {estimate} instead of {truth}");
     println!("{name}: {estimate} of {truth}");
+}
+
+fn check(name: &str, text: &[u8]) {
+    check_within(3.0, name, text);
 }
 
 #[test]
@@ -70,7 +75,8 @@ fn edges() {
 fn binary() {
     let bytes: Vec<u8> = SplitMix(2).take(2_000_000).flat_map(u64::to_le_bytes).collect();
     check("random bytes", &bytes);
-    check("this binary", &std::fs::read(env!("CARGO_BIN_EXE_headcount")).unwrap());
+    // Another text with every build: one in 370 would be off by more than three standard errors.
+    check_within(6.0, "this binary", &std::fs::read(env!("CARGO_BIN_EXE_headcount")).unwrap());
 }
 
 #[test]

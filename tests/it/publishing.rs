@@ -10,14 +10,16 @@ use headcount::metrics::Metrics;
 use headcount::publisher::{Publisher, SinkEnded};
 use headcount::shard::Shards;
 use headcount::sink::CountSink;
+use headcount::sink::log::{FileSink, Method};
 use headcount::window::{Clock, WindowCount, WindowLength};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::disk::SmallDisk;
 use crate::support::doubles::{ManualClock, TestSink};
 use crate::support::server::{Server, value_of};
-use crate::support::wait_for;
+use crate::support::{PATIENCE, wait_for};
 
 const START: f64 = 1_700_000_000.0;
 /// Ten windows.
@@ -29,6 +31,7 @@ struct Running {
     counter: Arc<MemoryCounter>,
     metrics: Arc<Metrics>,
     last: watch::Receiver<Option<WindowCount>>,
+    draining: CancellationToken,
     stop: CancellationToken,
     task: JoinHandle<Result<(), SinkEnded>>,
 }
@@ -41,7 +44,7 @@ fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let clock = ManualClock::at(start);
     let counter = Arc::new(MemoryCounter::new(Mode::Exact, Shards::ONE, RETENTION));
     let metrics = Arc::new(Metrics::new());
-    let stop = CancellationToken::new();
+    let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
     let (sender, last) = watch::channel(None);
     let publisher = Publisher {
         clock: Arc::new(clock.clone()),
@@ -52,9 +55,10 @@ fn publish(start: f64, sinks: &[&TestSink]) -> Running {
         metrics: Arc::clone(&metrics),
         last: sender,
         started: clock.now(),
+        draining: draining.clone(),
     };
     let task = tokio::spawn(publisher.run(stop.clone()));
-    Running { clock, counter, metrics, last, stop, task }
+    Running { clock, counter, metrics, last, draining, stop, task }
 }
 
 impl Running {
@@ -68,6 +72,21 @@ impl Running {
     fn metric(&self, series: &str) -> f64 {
         // A sink's series are there once its delivery has started.
         value_of(&self.metrics.render(), series).unwrap_or_default()
+    }
+
+    /// Lets the clock run from one end of a window to the next, each of which is closed in time.
+    async fn run_to(&self, sink: &TestSink, seconds: f64) {
+        let mut closed = sink.taken().len();
+        loop {
+            let next = 10.0 * (closed as f64 + 1.0);
+            if next > seconds {
+                break;
+            }
+            self.clock.set(START + next);
+            closed += 1;
+            wait_for("a window to be closed", || (sink.taken().len() == closed).then_some(())).await;
+        }
+        self.clock.set(START + seconds);
     }
 
     async fn finish(self) {
@@ -94,8 +113,7 @@ async fn every_window_in_order_and_empty_ones_as_zero() {
     running.clock.set(START + 9.999);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(sink.taken(), [], "it has not ended");
-    running.clock.set(START + 35.0);
-    wait_for("three windows", || (sink.taken().len() == 3).then_some(())).await;
+    running.run_to(&sink, 35.0).await;
     assert_eq!(summary(&sink.taken()), [(0, 3, true), (10, 0, true), (20, 5, true)]);
     assert_eq!(running.last.borrow().unwrap(), sink.taken()[2]);
 
@@ -108,8 +126,7 @@ async fn every_window_in_order_and_empty_ones_as_zero() {
 async fn the_window_it_starts_in_is_incomplete() {
     let sink = TestSink::new("a");
     let running = publish(START + 3.0, &[&sink]);
-    running.clock.set(START + 20.0);
-    wait_for("two windows", || (sink.taken().len() == 2).then_some(())).await;
+    running.run_to(&sink, 20.0).await;
     assert_eq!(summary(&sink.taken()), [(0, 0, false), (10, 0, true)]);
     running.finish().await;
 }
@@ -164,7 +181,7 @@ async fn a_sink_that_never_comes_back_loses_what_is_past_retention_and_says_so()
     wait_for("a skip", || (running.metric(skipped) == 1.0).then_some(())).await;
     sink.refuse(0);
     wait_for("the others", || (sink.taken().len() == 10).then_some(())).await;
-    assert_eq!(summary(&sink.taken())[0], (10, 0, true));
+    assert_eq!(summary(&sink.taken())[0], (10, 0, false), "closed long after its end");
     running.finish().await;
 }
 
@@ -184,18 +201,78 @@ async fn a_clock_set_forward_past_the_retention_skips() {
     running.finish().await;
 }
 
+/// The same when the process was stopped: empty windows are skipped, ids are not.
 #[tokio::test]
-async fn a_clock_set_back_repeats_nothing() {
+async fn ids_are_published_however_late() {
     let sink = TestSink::new("a");
     let running = publish(START, &[&sink]);
-    running.clock.set(START + 20.0);
-    wait_for("two windows", || (sink.taken().len() == 2).then_some(())).await;
-    running.clock.set(START + 5.0);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    running.clock.set(START + 31.0);
-    wait_for("the third window", || (sink.taken().len() == 3).then_some(())).await;
-    assert_eq!(summary(&sink.taken()), [(0, 0, true), (10, 0, true), (20, 0, true)]);
+    running.add(0.0, 3).await;
+    running.add(50.0, 4).await;
+    running.clock.set(START + 100_000.0);
+    wait_for("the windows", || (sink.taken().len() == 12).then_some(())).await;
+    assert_eq!(summary(&sink.taken())[..3], [(0, 3, false), (50, 4, false), (99_900, 0, false)]);
     running.finish().await;
+}
+
+#[tokio::test]
+async fn a_clock_set_back_repeats_nothing_and_loses_nothing() {
+    let sink = TestSink::new("a");
+    let running = publish(START, &[&sink]);
+    running.add(10.0, 2).await;
+    running.run_to(&sink, 25.0).await;
+    running.clock.set(START + 5.0);
+    // What arrives now goes to the oldest window that is open.
+    running.add(20.0, 5).await;
+    // A look at the clock is at most a second away.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(summary(&sink.taken()), [(0, 0, true), (10, 2, true)]);
+    running.run_to(&sink, 41.0).await;
+    assert_eq!(
+        summary(&sink.taken())[2..],
+        [(20, 5, false), (30, 0, true)],
+        "the one that took too much is not whole"
+    );
+    running.finish().await;
+}
+
+/// The clock was ahead when ids arrived, and is set back before a stop.
+#[tokio::test]
+async fn ids_in_windows_to_come_are_published_on_stop() {
+    let sink = TestSink::new("a");
+    let running = publish(START, &[&sink]);
+    running.add(0.0, 1).await;
+    running.add(3_600.0, 2).await;
+    running.finish().await;
+    assert_eq!(summary(&sink.taken()), [(0, 1, false), (3_600, 2, false)]);
+}
+
+#[tokio::test]
+async fn windows_that_end_while_draining_are_incomplete() {
+    let sink = TestSink::new("a");
+    let running = publish(START, &[&sink]);
+    running.run_to(&sink, 10.0).await;
+    running.draining.cancel();
+    running.run_to(&sink, 20.0).await;
+    assert_eq!(summary(&sink.taken()), [(0, 0, true), (10, 0, false)]);
+    running.finish().await;
+}
+
+/// A stop does not wait out the back-off of a sink that has long failed.
+#[tokio::test]
+async fn a_stop_wakes_a_sink_that_waits() {
+    let sink = TestSink::new("a");
+    sink.refuse(u32::MAX);
+    let running = publish(START, &[&sink]);
+    running.add(0.0, 1).await;
+    running.clock.set(START + 10.0);
+    let retry = r#"headcount_published_windows_total{sink="a",result="retry"}"#;
+    // 100, 200, 400, 800, 1 600 ms: the next wait is 3.2 s.
+    wait_for("five retries", || (running.metric(retry) >= 6.0).then_some(())).await;
+    sink.refuse(0);
+    let stopped = std::time::Instant::now();
+    running.finish().await;
+    assert_eq!(sink.taken().len(), 2);
+    println!("stopped after {:?}", stopped.elapsed());
 }
 
 #[tokio::test]
@@ -234,7 +311,86 @@ async fn with_a_log_dir_every_window_is_a_line_of_json() {
     assert_eq!(lines.iter().map(|line| line["accepted_ids"].as_u64().unwrap()).sum::<u64>(), 3);
 }
 
-/// In the JSON log a window is nested under `fields`; at level warn it is not logged.
+/// The file sink on its own: what happens to its directory and its files behind its back.
+#[tokio::test]
+async fn files_heal() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    let method = Method { mode: Mode::Exact, standard_error: 0.0 };
+    let mut sink = FileSink::open(&logs, method).unwrap();
+    assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 0, "nothing before the first window");
+    let window = window_length().window_at(ManualClock::at(START).now());
+    let count = |window| WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true };
+    let file = logs.join("headcount.2023-11-14.jsonl");
+    let lines = || std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
+
+    sink.publish(&count(window)).await.unwrap();
+    assert_eq!(lines().len(), 1);
+
+    std::fs::remove_dir_all(&logs).unwrap();
+    sink.publish(&count(window.next())).await.unwrap();
+    assert_eq!(lines().len(), 1, "the directory is made again");
+
+    std::fs::write(&file, "{\"timestamp\":\"2023-1").unwrap();
+    sink.publish(&count(window)).await.unwrap();
+    assert_eq!(
+        (lines().len(), lines()[0].as_str()),
+        (2, "{\"timestamp\":\"2023-1"),
+        "half a line is ended first"
+    );
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&lines()[1]).unwrap()["timestamp"],
+        "2023-11-14T22:13:20Z"
+    );
+
+    std::fs::remove_dir_all(&logs).unwrap();
+    std::fs::write(&logs, "in the way").unwrap();
+    assert!(sink.publish(&count(window)).await.is_err());
+    std::fs::remove_file(&logs).unwrap();
+    sink.publish(&count(window)).await.unwrap();
+    assert_eq!(lines().len(), 1);
+
+    // Midnight: by the window's date, not by that of the write.
+    let midnight = window_length().window_at(ManualClock::at(1_700_006_400.0).now());
+    sink.publish(&count(midnight)).await.unwrap();
+    assert!(logs.join("headcount.2023-11-15.jsonl").exists());
+}
+
+/// A disk that is full takes no half lines, and gets every line when there is room again.
+#[tokio::test]
+async fn a_full_disk_costs_no_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(dir.path());
+    let mut server =
+        Server::start(&["--window", "1s", "--log-dir", dir.path().to_str().unwrap(), "--retention", "1h"])
+            .await;
+    server.wait_closed(2).await;
+    disk.fill();
+    let failed = async |server: &Server| {
+        server.metric(r#"headcount_published_windows_total{sink="file",result="retry"}"#).await
+    };
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while failed(&server).await == 0.0 {
+        assert!(std::time::Instant::now() < deadline, "the disk is not full");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let closed = server.closed().len();
+    server.wait_closed(closed + 2).await;
+    assert!(server.metric("headcount_unpublished_windows").await >= 2.0, "the log goes on");
+    disk.free();
+    assert_eq!(server.stop().await.code(), Some(0));
+
+    let closed = server.closed();
+    let lines = disk.lines();
+    assert_eq!(lines.len(), closed.len());
+    for (line, closed) in lines.iter().zip(closed) {
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!(line["timestamp"], closed.timestamp);
+    }
+}
+
+/// In the JSON log a window is nested under `fields`.
 #[tokio::test]
 async fn the_log_shows_closed_windows() {
     let server = Server::start(&["--window", "1s"]).await;

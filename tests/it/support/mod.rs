@@ -1,5 +1,6 @@
 //! What the tests start and talk to.
 
+pub mod disk;
 pub mod doubles;
 pub mod http;
 pub mod load;
