@@ -1,5 +1,6 @@
 //! A disk that can be filled.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,7 +17,19 @@ impl SmallDisk {
     pub fn fill(&self) {
         let full = std::fs::write(self.0.join("filling"), vec![0; 1 << 20]);
         assert!(full.is_err(), "it is small");
-        // The last page of the log's own file may have room still: that is used up by and by.
+        // Pages that files have already begun are theirs: these are used up with empty lines.
+        for file in self.files() {
+            let mut file = std::fs::File::options().append(true).open(file).expect("a log");
+            while file.write_all(b"\n").is_ok() {}
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.0).expect("the disk").map(|file| file.unwrap().path());
+        let mut files: Vec<_> =
+            entries.filter(|file| file.extension().is_some_and(|end| end == "jsonl")).collect();
+        files.sort();
+        files
     }
 
     pub fn free(&self) {
@@ -25,11 +38,8 @@ impl SmallDisk {
 
     /// The lines of all logs, in the order of their dates.
     pub fn lines(&self) -> Vec<String> {
-        let mut files: Vec<_> =
-            std::fs::read_dir(&self.0).expect("the disk").map(|file| file.unwrap().path()).collect();
-        files.sort();
-        let text: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
-        text.lines().map(str::to_owned).collect()
+        let text: String = self.files().iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 }
 
