@@ -72,25 +72,9 @@ impl MemoryCounter {
         Self { mode, shards, retention, state: RwLock::default() }
     }
 
-    /// The window for additions, made if this is its first.
-    ///
-    /// The closure runs under the read half of the lock, which is what makes a seal wait for it.
-    fn with_open<R>(&self, window: Window, add: impl Fn(&OpenWindow) -> R) -> Result<R, Sealed> {
-        loop {
-            let state = self.state.read();
-            if let Some(open) = state.watermark
-                && window < open
-            {
-                return Err(Sealed { open });
-            }
-            if let Some(open) = state.open.get(&window) {
-                return Ok(add(open));
-            }
-            drop(state);
-            // Made before the lock is taken, and dropped again if another caller was faster.
-            let new = Arc::new(OpenWindow::new(self.mode, self.shards));
-            self.state.write().open(window, new);
-        }
+    /// The watermark is the start of the oldest open window, so it says how late it is at least.
+    fn is_evicted(&self, window: Window, watermark: Option<Window>) -> bool {
+        watermark.is_some_and(|open| window.end() + self.retention < open.start())
     }
 }
 
@@ -106,7 +90,22 @@ impl State {
 #[async_trait]
 impl UniqueCounter for MemoryCounter {
     async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, Sealed> {
-        self.with_open(window, |open| open.add(ids))
+        loop {
+            let state = self.state.read();
+            if let Some(open) = state.watermark
+                && window < open
+            {
+                return Err(Sealed { open });
+            }
+            if let Some(open) = state.open.get(&window) {
+                // Under the read half of the lock, which is what makes a seal wait for it.
+                return Ok(open.add(ids));
+            }
+            drop(state);
+            // Made before the lock is taken, and dropped again if another caller was faster.
+            let new = Arc::new(OpenWindow::new(self.mode, self.shards));
+            self.state.write().open(window, new);
+        }
     }
 
     async fn seal(&self, window: Window) {
@@ -149,13 +148,6 @@ impl UniqueCounter for MemoryCounter {
         let open = state.open.get(&window).map(Arc::clone);
         drop(state);
         Ok(open.map(|open| open.tally()).unwrap_or_default())
-    }
-}
-
-impl MemoryCounter {
-    /// The watermark is the start of the oldest open window, so it says how late it is at least.
-    fn is_evicted(&self, window: Window, watermark: Option<Window>) -> bool {
-        watermark.is_some_and(|open| window.end() + self.retention < open.start())
     }
 }
 

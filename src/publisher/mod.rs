@@ -77,20 +77,8 @@ impl Publisher {
             queues.push(queue);
             deliveries.spawn(delivery.run());
         }
-        let mut closing = Closing {
-            next: self.window.window_at(self.started),
-            started: self.started,
-            clock: self.clock,
-            counter: self.counter,
-            window: self.window,
-            retention: self.retention,
-            metrics: self.metrics,
-            last: self.last,
-            backlog,
-            queues,
-            draining: self.draining,
-            clock_was_behind: false,
-        };
+        let next = self.window.window_at(self.started);
+        let mut closing = Closing { publisher: self, next, backlog, queues, clock_was_behind: false };
 
         loop {
             closing.close_ended().await;
@@ -112,18 +100,12 @@ impl Publisher {
 
 /// The loop that closes windows.
 struct Closing {
+    /// Its sinks are with their deliveries.
+    publisher: Publisher,
     /// The oldest window that is not closed.
     next: Window,
-    started: SystemTime,
-    clock: Arc<dyn Clock>,
-    counter: Arc<dyn UniqueCounter>,
-    window: WindowLength,
-    retention: Duration,
-    metrics: Arc<Metrics>,
-    last: watch::Sender<Option<WindowCount>>,
     backlog: Arc<Backlog>,
     queues: Vec<Queue>,
-    draining: CancellationToken,
     /// The next window has taken ids of a time before it.
     clock_was_behind: bool,
 }
@@ -131,13 +113,13 @@ struct Closing {
 impl Closing {
     /// How long to sleep: until the next window ends, but never long, because the clock may be set.
     fn until_next_end(&self) -> Duration {
-        self.next.end().duration_since(self.clock.now()).unwrap_or_default().min(LONGEST_SLEEP)
+        self.next.end().duration_since(self.publisher.clock.now()).unwrap_or_default().min(LONGEST_SLEEP)
     }
 
     /// Closes every window that has ended.
     async fn close_ended(&mut self) {
         self.watch_the_clock();
-        while self.next.end() <= self.clock.now() {
+        while self.next.end() <= self.publisher.clock.now() {
             self.skip_past_retention().await;
             self.close_next().await;
         }
@@ -148,7 +130,7 @@ impl Closing {
     async fn close_all(&mut self) {
         self.close_ended().await;
         self.close_next().await;
-        for window in self.counter.open_windows().await {
+        for window in self.publisher.counter.open_windows().await {
             self.next = window;
             self.close_next().await;
         }
@@ -156,8 +138,8 @@ impl Closing {
 
     async fn close_next(&mut self) {
         let window = self.next;
-        self.counter.seal(window).await;
-        match self.counter.count(window).await {
+        self.publisher.counter.seal(window).await;
+        match self.publisher.counter.count(window).await {
             Ok(tally) => self.hand_over(WindowCount {
                 window,
                 unique_request_count: tally.unique_ids,
@@ -172,18 +154,18 @@ impl Closing {
 
     /// Whether ids were accepted from the window's start to its end, and at the pace of the clock.
     fn is_complete(&self, window: Window) -> bool {
-        let late = self.clock.now().duration_since(window.end());
-        self.started <= window.start()
+        let late = self.publisher.clock.now().duration_since(window.end());
+        self.publisher.started <= window.start()
             && late.is_ok_and(|late| late <= LATE)
-            && !self.draining.is_cancelled()
+            && !self.publisher.draining.is_cancelled()
             && !self.clock_was_behind
     }
 
     /// Says so when the clock is set back behind the windows that are closed: ids are counted in the
     /// next window until the clock has caught up, because the others are published already.
     fn watch_the_clock(&mut self) {
-        let behind = self.next.start().duration_since(self.clock.now()).unwrap_or_default();
-        if behind > self.window.duration() && !self.clock_was_behind {
+        let behind = self.next.start().duration_since(self.publisher.clock.now()).unwrap_or_default();
+        if behind > self.publisher.window.duration() && !self.clock_was_behind {
             self.clock_was_behind = true;
             error!(
                 behind = %humantime::format_duration(Duration::from_secs(behind.as_secs())),
@@ -197,13 +179,14 @@ impl Closing {
     /// retention. There are some when the clock was set forward or the process was stopped for longer
     /// than the retention; closing them one by one could take as long.
     async fn skip_past_retention(&mut self) {
-        let Some(oldest) = self.clock.now().checked_sub(self.retention) else { return };
-        let kept = self.window.window_at(oldest);
-        let open = self.counter.open_windows().await.into_iter().find(|window| *window >= self.next);
+        let Some(oldest) = self.publisher.clock.now().checked_sub(self.publisher.retention) else { return };
+        let kept = self.publisher.window.window_at(oldest);
+        let open =
+            self.publisher.counter.open_windows().await.into_iter().find(|window| *window >= self.next);
         let target = open.map_or(kept, |open| open.min(kept));
         if self.next < target {
             let missed = target.unix_seconds() - self.next.unix_seconds();
-            self.skip(missed / u64::from(self.window.seconds()));
+            self.skip(missed / u64::from(self.publisher.window.seconds()));
             self.next = target;
         }
     }
@@ -216,12 +199,12 @@ impl Closing {
     }
 
     fn hand_over(&self, count: WindowCount) {
-        self.metrics.unique_ids.set(count.unique_request_count as f64);
-        self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
+        self.publisher.metrics.unique_ids.set(count.unique_request_count as f64);
+        self.publisher.metrics.window_accepted_ids.set(count.accepted_ids as f64);
         self.backlog.closed();
         for queue in &self.queues {
             queue.push(count);
         }
-        self.last.send_replace(Some(count));
+        self.publisher.last.send_replace(Some(count));
     }
 }

@@ -8,20 +8,13 @@ use crate::support::wait_for;
 
 const WINDOW: Duration = Duration::from_secs(1);
 
-fn start_of(closed: &Closed) -> SystemTime {
-    let start =
-        time::OffsetDateTime::parse(&closed.timestamp, &time::format_description::well_known::Rfc3339)
-            .unwrap();
-    start.into()
-}
-
 fn window_of(time: SystemTime) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
 }
 
 fn assert_in_order_without_gaps(closed: &[Closed]) {
     for pair in closed.windows(2) {
-        assert_eq!(start_of(&pair[1]), start_of(&pair[0]) + WINDOW, "{pair:?}");
+        assert_eq!(pair[1].start(), pair[0].start() + WINDOW, "{pair:?}");
     }
 }
 
@@ -29,7 +22,7 @@ fn assert_in_order_without_gaps(closed: &[Closed]) {
 /// stamped with it; one that was under way at a boundary, with one of the two.
 fn assert_each_in_its_window(closed: &[Closed], ok: &[Sent]) {
     for count in closed {
-        let start = start_of(count);
+        let start = count.start();
         let certain =
             ok.iter().filter(|id| window_of(id.sent) == start && window_of(id.answered) == start).count()
                 as u64;
@@ -56,7 +49,7 @@ async fn boundaries_under_load() {
     // All ids have been answered; the window after theirs ends after theirs is closed.
     let last = window_of(SystemTime::now());
     let closed = wait_for("the last window", || {
-        Some(server.closed()).filter(|closed| closed.last().is_some_and(|closed| start_of(closed) >= last))
+        Some(server.closed()).filter(|closed| closed.last().is_some_and(|closed| closed.start() >= last))
     })
     .await;
     assert_in_order_without_gaps(&closed);

@@ -4,8 +4,11 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::http::{self, Answer};
 use super::process::{Process, headcount};
@@ -26,6 +29,13 @@ pub struct Closed {
     pub unique: u64,
     pub accepted: u64,
     pub complete: bool,
+}
+
+impl Closed {
+    /// The window's start.
+    pub fn start(&self) -> SystemTime {
+        OffsetDateTime::parse(&self.timestamp, &Rfc3339).expect("a timestamp after RFC 3339").into()
+    }
 }
 
 impl Server {
