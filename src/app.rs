@@ -5,9 +5,10 @@
 //!
 //! 1. `/readyz` says no, and for `--drain-delay` everything goes on, so that load balancers notice.
 //! 2. No more connections; requests that were begun are finished. Then nobody adds ids any more.
-//! 3. The publisher closes the running window and hands what is left to the sinks.
+//! 3. The sealer seals everything, the running window too.
+//! 4. The publisher closes what it can and hands what is left to the sinks.
 //!
-//! All of it within `--shutdown-timeout`, of which the last part is kept back for step 3: a client
+//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 3 and 4: a client
 //! that never finishes its request is cut off, so that the counts of all others come out.
 
 use std::future::Future;
@@ -26,12 +27,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args;
+use crate::coordinator::alone::Alone;
+use crate::coordinator::{Grant, LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::counter::memory::MemoryCounter;
 use crate::http::server::{self, Stop};
 use crate::http::{self, Api, HttpArgs, Phase};
 use crate::metrics::Metrics;
 use crate::publisher::{Publisher, SinkEnded};
+use crate::sealer::Sealer;
 use crate::sink::CountSink;
 use crate::sink::log::{FileSink, LogSink, LogSinkArgs, Method, UnwritableLogDir};
 use crate::window::{Clock, SystemClock};
@@ -155,6 +159,12 @@ pub enum RunError {
     /// A task that runs as long as the service does has returned.
     #[error("{0} ended though nobody stopped it")]
     Returned(&'static str),
+    /// This instance must not take part, or could not ask whether it may.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// The store did not take the last ids in time.
+    #[error("not everything was sealed within --shutdown-timeout")]
+    Unsealed,
     /// The sinks did not take the last counts in time.
     #[error("not all counts were published within --shutdown-timeout")]
     Unpublished,
@@ -174,7 +184,7 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let mut service = Service::start(config, listeners)?;
+    let mut service = Service::start(config, listeners).await?;
     tokio::select! {
         () = shutdown => service.stop().await,
         ended = service.ended() => Err(ended),
@@ -187,34 +197,48 @@ struct Service {
     phase: watch::Sender<Phase>,
     stop_http: Stop,
     stop_admin: Stop,
+    stop_sealer: CancellationToken,
     stop_publisher: CancellationToken,
     http: JoinHandle<()>,
     admin: JoinHandle<()>,
+    sealer: JoinHandle<()>,
     publisher: JoinHandle<Result<(), SinkEnded>>,
     upkeep: JoinHandle<()>,
 }
 
 impl Service {
-    fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
+    async fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
         let Config { args: ServeArgs { counting, http: limits, log_sink, stopping }, retention } = config;
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards, retention));
-        let (last_sender, last) = watch::channel(None);
+        let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
+        let last = LastClosed::new(Arc::clone(&metrics));
         let (stop_http, stop_admin) = (Stop::default(), Stop::default());
-        let stop_publisher = CancellationToken::new();
+        let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
+        let coordinator = Arc::new(Alone::new(stop_http.drain.clone()));
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
+        let sealer = Sealer::introduce(
+            Arc::clone(&clock),
+            counter.clone(),
+            coordinator.clone(),
+            counting.window,
+            Arc::clone(&metrics),
+            last.clone(),
+        )
+        .await?;
+        let sinks = sinks(&counting, &log_sink)?;
         let publisher = Publisher {
             clock: Arc::clone(&clock),
             counter: counter.clone(),
-            sinks: sinks(&counting, &log_sink)?,
+            coordinator: coordinator.clone(),
+            grant: watch::channel(Some(Grant::for_ever())).1,
+            watermark: sealer.watermark(),
+            close_timeout: Duration::from_secs(10),
             window: counting.window,
             retention,
             metrics: Arc::clone(&metrics),
-            last: last_sender,
-            started: clock.now(),
-            draining: stop_http.drain.clone(),
+            last: last.clone(),
         };
         set_info(&metrics, &counting);
         raise_descriptor_limit(&limits);
@@ -234,7 +258,8 @@ impl Service {
             tokio::spawn(async move { server::serve(listener, router, &limits, metrics, stop).await })
         };
         let service = Self {
-            publisher: tokio::spawn(publisher.run(stop_publisher.clone())),
+            sealer: tokio::spawn(sealer.run(stop_sealer.clone())),
+            publisher: tokio::spawn(publisher.run(sinks, stop_publisher.clone())),
             http: spawn_server(listeners.public, routers.public, &stop_http),
             admin: match listeners.admin.zip(routers.admin) {
                 Some((listener, router)) => spawn_server(listener, router, &stop_admin),
@@ -245,6 +270,7 @@ impl Service {
             phase,
             stop_http,
             stop_admin,
+            stop_sealer,
             stop_publisher,
         };
         service.phase.send_replace(Phase::Ready);
@@ -256,6 +282,7 @@ impl Service {
         tokio::select! {
             ended = &mut self.http => returned("the HTTP server", ended),
             ended = &mut self.admin => returned("the HTTP server for operations", ended),
+            ended = &mut self.sealer => returned("the sealer", ended),
             ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
             ended = &mut self.publisher => match ended {
                 Ok(Err(error)) => error.into(),
@@ -289,11 +316,14 @@ impl Service {
             (&mut self.http).await?;
         }
 
+        self.stop_sealer.cancel();
+        let sealed = tokio::time::timeout_at(deadline, &mut self.sealer).await;
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(deadline, &mut self.publisher).await;
         self.stop_admin.drain.cancel();
         self.stop_admin.abort.cancel();
         self.upkeep.abort();
+        sealed.map_err(|_| RunError::Unsealed)??;
         published.map_err(|_| RunError::Unpublished)???;
         info!("stopped");
         Ok(())

@@ -17,6 +17,7 @@
 pub mod app;
 pub mod args;
 pub mod cli;
+pub mod coordinator;
 pub mod counter;
 pub mod healthcheck;
 pub mod http;
@@ -25,7 +26,9 @@ pub mod lines;
 pub mod logging;
 pub mod metrics;
 pub mod publisher;
+pub mod sealer;
 pub mod shard;
 pub mod sink;
 pub mod sketch;
+pub mod unavailable;
 pub mod window;

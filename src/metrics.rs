@@ -62,6 +62,12 @@ declare! {
     unpublished_windows: Gauge = "headcount_unpublished_windows",
     /// Start of the last window that is in every sink, in seconds since 1970; 0 before the first.
     last_published_window: Gauge = "headcount_last_published_window_timestamp_seconds",
+    /// 1 on the instance that leads, which is the one that closes windows; else 0.
+    leader: Gauge = "headcount_leader",
+    /// Times that this instance acted as the leader and was told that another one had taken the lease.
+    lease_fenced: Counter = "headcount_lease_fenced_total",
+    /// The store's clock minus this machine's, in seconds.
+    clock_offset: Gauge = "headcount_clock_offset_seconds",
     /// Connections that are open.
     connections: Gauge = "headcount_connections",
 }

@@ -90,6 +90,11 @@ impl Window {
         self.start() + self.length.duration()
     }
 
+    /// How long it is.
+    pub fn length(self) -> WindowLength {
+        self.length
+    }
+
     /// The start in seconds since 1970.
     pub fn unix_seconds(self) -> u64 {
         self.start
@@ -100,6 +105,11 @@ impl Window {
         let mut date = self.to_string();
         date.truncate("2024-12-17".len());
         date
+    }
+
+    /// The window that ends when this one begins; the first window of all has none before it.
+    pub fn previous(self) -> Self {
+        Self { start: self.start.saturating_sub(self.length.seconds.into()), ..self }
     }
 
     /// The window that begins when this one ends.

@@ -13,22 +13,22 @@
 //!
 //! # What is kept
 //!
-//! Ids and registers live until the seal; of a sealed window only its [`Tally`] stays, until the
-//! retention is over. Nothing can be added to it, so there is nothing else to know.
+//! Ids and registers live until the seal; of a sealed window only its [`Tally`] stays, until it is
+//! forgotten. Nothing can be added to it, so there is nothing else to know.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 
-use super::{Added, Evicted, Mode, Sealed, Tally, UniqueCounter};
+use super::{AddError, Added, CountError, Mode, Tally, UniqueCounter};
 use crate::id::Id;
 use crate::shard::Shards;
 use crate::sketch::Sketch;
+use crate::unavailable::Unavailable;
 use crate::window::Window;
 
 /// Sets that the exact ids of a window are spread over.
@@ -38,7 +38,6 @@ const STRIPES: usize = 256;
 pub struct MemoryCounter {
     mode: Mode,
     shards: Shards,
-    retention: Duration,
     state: RwLock<State>,
 }
 
@@ -48,8 +47,10 @@ struct State {
     watermark: Option<Window>,
     /// Windows at or past the watermark, and for a moment those that are being sealed.
     open: BTreeMap<Window, Arc<OpenWindow>>,
-    /// Windows before the watermark and within retention; one that had no ids is not here.
+    /// Windows before the watermark that are not forgotten; one that had no ids is not here.
     sealed: BTreeMap<Window, Tally>,
+    /// The last window that was forgotten.
+    forgotten: Option<Window>,
 }
 
 struct OpenWindow {
@@ -68,13 +69,8 @@ enum Ids {
 impl MemoryCounter {
     /// An empty counter. In mode `hll` every open window takes 16 KiB a shard, in mode `exact` 25
     /// to 50 bytes an id.
-    pub fn new(mode: Mode, shards: Shards, retention: Duration) -> Self {
-        Self { mode, shards, retention, state: RwLock::default() }
-    }
-
-    /// The watermark is the start of the oldest open window, so it says how late it is at least.
-    fn is_evicted(&self, window: Window, watermark: Option<Window>) -> bool {
-        watermark.is_some_and(|open| window.end() + self.retention < open.start())
+    pub fn new(mode: Mode, shards: Shards) -> Self {
+        Self { mode, shards, state: RwLock::default() }
     }
 }
 
@@ -89,13 +85,13 @@ impl State {
 
 #[async_trait]
 impl UniqueCounter for MemoryCounter {
-    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, Sealed> {
+    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
         loop {
             let state = self.state.read();
             if let Some(open) = state.watermark
                 && window < open
             {
-                return Err(Sealed { open });
+                return Err(AddError::Sealed { open });
             }
             if let Some(open) = state.open.get(&window) {
                 // Under the read half of the lock, which is what makes a seal wait for it.
@@ -108,7 +104,7 @@ impl UniqueCounter for MemoryCounter {
         }
     }
 
-    async fn seal(&self, window: Window) {
+    async fn seal(&self, window: Window) -> Result<(), Unavailable> {
         // Three steps, so that nobody waits for the counting: seal under the lock, count without
         // it, put the count in the window's place under the lock.
         let sealing: Vec<_> = {
@@ -122,25 +118,22 @@ impl UniqueCounter for MemoryCounter {
             state.open.remove(&window);
             state.sealed.insert(window, tally);
         }
-        let watermark = state.watermark;
-        while let Some(oldest) = state.sealed.first_entry()
-            && self.is_evicted(*oldest.key(), watermark)
-        {
-            oldest.remove();
-        }
         drop(state);
         // The last owner of the ids: they are freed here, outside the lock.
         drop(sealing);
+        Ok(())
     }
 
-    async fn open_windows(&self) -> Vec<Window> {
-        self.state.read().open.keys().copied().collect()
-    }
-
-    async fn count(&self, window: Window) -> Result<Tally, Evicted> {
+    fn windows(&self) -> Vec<Window> {
         let state = self.state.read();
-        if self.is_evicted(window, state.watermark) {
-            return Err(Evicted(window));
+        // For a moment a window may be in both.
+        state.sealed.keys().chain(state.open.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    async fn count(&self, window: Window) -> Result<Tally, CountError> {
+        let state = self.state.read();
+        if state.forgotten >= Some(window) {
+            return Err(CountError::Evicted(window));
         }
         if let Some(tally) = state.sealed.get(&window) {
             return Ok(*tally);
@@ -148,6 +141,12 @@ impl UniqueCounter for MemoryCounter {
         let open = state.open.get(&window).map(Arc::clone);
         drop(state);
         Ok(open.map(|open| open.tally()).unwrap_or_default())
+    }
+
+    async fn forget(&self, window: Window) {
+        let mut state = self.state.write();
+        state.forgotten = state.forgotten.max(Some(window));
+        state.sealed.retain(|sealed, _| *sealed > window);
     }
 }
 

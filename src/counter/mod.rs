@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::id::Id;
 use crate::shard::Shards;
 use crate::sketch::Sketch;
+use crate::unavailable::Unavailable;
 use crate::window::{Window, WindowLength};
 
 /// How ids are remembered.
@@ -103,9 +104,13 @@ fn parse_retention(text: &str) -> Result<Duration, String> {
 
 /// Remembers the ids of each window.
 ///
-/// A window goes through three states: *open*, it takes ids; *sealed*, its count is final; *evicted*,
-/// it is forgotten. Windows are sealed in order. A counter never looks at a clock: which window is
-/// meant, and when one is over, is said by the caller.
+/// A window goes through three states: *open*, it takes ids; *sealed*, this process adds nothing more to it
+/// and all that it accepted is in the count; *forgotten*, its count is stored elsewhere. Windows are sealed
+/// in order. A counter never looks at a clock: which window is meant, and when one is over, is said by the
+/// caller.
+///
+/// Several processes may share what is behind a counter. A count is then that of all of them, while each
+/// seals for itself.
 #[async_trait]
 pub trait UniqueCounter: Send + Sync {
     /// Adds ids to a window: all of them, or none if the window is sealed.
@@ -113,19 +118,44 @@ pub trait UniqueCounter: Send + Sync {
     /// When this returns `Ok`, the ids are in every count of the window that starts later; adding an
     /// id again changes nothing but [`Tally::accepted_ids`]. Callers split long lists: other callers
     /// should not have to wait for one.
-    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, Sealed>;
+    ///
+    /// # Errors
+    ///
+    /// [`AddError::Sealed`] and nothing was added; [`AddError::Unavailable`] and some of it may have been.
+    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError>;
 
-    /// Seals a window and all before it. When this returns, no addition to them is under way and
-    /// none will succeed; windows that ended longer ago than the retention are evicted.
-    async fn seal(&self, window: Window);
+    /// Seals a window and all before it. When this returns `Ok`, no addition to them is under way in this
+    /// process, none will succeed, and all that succeeded are in what is shared.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: additions are refused from now on all the same; ask again for the rest.
+    async fn seal(&self, window: Window) -> Result<(), Unavailable>;
 
-    /// The windows that were added to and are not sealed, oldest first. Ids may be in windows that are
-    /// yet to come, by the clock as it is now: it may have been set back.
-    async fn open_windows(&self) -> Vec<Window>;
+    /// The windows that this process added to and that are not forgotten, oldest first. There may be
+    /// some that are yet to come, by the clock as it is now: it may have been set back.
+    fn windows(&self) -> Vec<Window>;
 
-    /// How many different ids a window has: final once it is sealed. A window that was never added
-    /// to has none.
-    async fn count(&self, window: Window) -> Result<Tally, Evicted>;
+    /// How many different ids a window has: final once every process has sealed it. A window that was
+    /// never added to has none.
+    ///
+    /// # Errors
+    ///
+    /// [`CountError::Evicted`] when the window is forgotten or past retention.
+    async fn count(&self, window: Window) -> Result<Tally, CountError>;
+
+    /// Forgets a window and all before it, because their counts are stored.
+    async fn forget(&self, window: Window);
+
+    /// Adds once more what this process has added to windows that are not forgotten, because what is
+    /// shared was lost. In mode `exact` nobody has the ids any more, and nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: some of it may be there again.
+    async fn restore(&self) -> Result<(), Unavailable> {
+        Ok(())
+    }
 }
 
 /// What an addition did.
@@ -136,18 +166,30 @@ pub struct Added {
     pub changed: u64,
 }
 
-/// The window takes no more ids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the window is sealed, {open} is open")]
-pub struct Sealed {
-    /// The oldest window that still takes some.
-    pub open: Window,
+/// The ids were not added.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AddError {
+    /// The window takes no more ids.
+    #[error("the window is sealed, {open} is open")]
+    Sealed {
+        /// The oldest window that still takes some.
+        open: Window,
+    },
+    /// They could not be kept.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
 }
 
-/// The window ended longer ago than the retention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("window {0} is past retention")]
-pub struct Evicted(pub Window);
+/// There is no count.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CountError {
+    /// The window is forgotten, or past retention.
+    #[error("window {0} is not kept any more")]
+    Evicted(Window),
+    /// Nobody could be asked.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
 
 /// What a window holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

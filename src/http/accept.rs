@@ -11,7 +11,7 @@ use url::{Url, form_urlencoded};
 
 use super::error::{Failure, NO_STORE, TEXT};
 use super::{Api, Routes, bulk};
-use crate::counter::Sealed;
+use crate::counter::AddError;
 use crate::id::Id;
 use crate::window::Window;
 
@@ -42,8 +42,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 
 async fn accept_one(api: &Api, uri: &Uri) -> Result<(), Failure> {
     let id = parse_query(uri.query().unwrap_or_default())?;
-    count(api, api.window_now(), &[id]).await;
-    Ok(())
+    count(api, api.window_now(), &[id]).await.map(|_| ())
 }
 
 async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
@@ -56,7 +55,7 @@ async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
         if piece.is_empty() {
             return Ok(());
         }
-        window = count(api, window, &piece).await;
+        window = count(api, window, &piece).await?;
         // A counter in memory never waits, so this is where others get their turn.
         tokio::task::yield_now().await;
     }
@@ -92,7 +91,7 @@ fn parse_endpoint(text: &str) -> Result<Url, Failure> {
 /// It may be sealed by the time they get there: the clock moved on in between, or it was set back. Then
 /// they are stamped anew, with the oldest window that is open. Each further round takes another window
 /// that ended meanwhile, so there are few.
-async fn count(api: &Api, mut window: Window, ids: &[Id]) -> Window {
+async fn count(api: &Api, mut window: Window, ids: &[Id]) -> Result<Window, Failure> {
     let arrived_in = window;
     loop {
         match api.counter.add(window, ids).await {
@@ -102,9 +101,11 @@ async fn count(api: &Api, mut window: Window, ids: &[Id]) -> Window {
                 if window != arrived_in {
                     api.metrics.late_ids.increment(ids.len() as u64);
                 }
-                return window;
+                return Ok(window);
             }
-            Err(Sealed { open }) => window = open.max(api.window_now()),
+            Err(AddError::Sealed { open }) => window = open.max(api.window_now()),
+            // Logged where it changes, not for every request.
+            Err(AddError::Unavailable(_)) => return Err(Failure::StoreUnavailable),
         }
     }
 }

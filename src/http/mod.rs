@@ -23,9 +23,10 @@ use tokio::sync::watch;
 pub use self::error::Failure;
 use self::error::{NO_STORE, TEXT};
 use crate::args;
+use crate::coordinator::LastClosed;
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::metrics::Metrics;
-use crate::window::{Clock, Window, WindowCount};
+use crate::window::{Clock, Window};
 
 /// Where the service listens.
 #[derive(Debug, Clone, Args)]
@@ -97,8 +98,8 @@ pub struct Api {
     pub counter: Arc<dyn UniqueCounter>,
     /// Stamps requests.
     pub clock: Arc<dyn Clock>,
-    /// The last closed window, from the publisher.
-    pub last: watch::Receiver<Option<WindowCount>>,
+    /// The last closed window.
+    pub last: LastClosed,
     /// Whether the service should be sent requests.
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
@@ -117,7 +118,7 @@ impl Api {
 
     /// The window that is counted now: a later one while the clock is behind what is closed.
     fn running_window(&self) -> Window {
-        let closed = *self.last.borrow();
+        let closed = self.last.get();
         closed.map_or(self.window_now(), |closed| self.window_now().max(closed.window.next()))
     }
 }

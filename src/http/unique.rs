@@ -50,7 +50,7 @@ async fn read(api: &Api) -> Result<impl IntoResponse, Failure> {
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
         current: Current { timestamp: window, unique_request_count: tally.unique_ids },
-        last: *api.last.borrow(),
+        last: api.last.get(),
     };
     Ok(([(CACHE_CONTROL, NO_STORE)], Json(unique)))
 }

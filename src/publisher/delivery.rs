@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use ::metrics::Counter;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::Publisher;
+use crate::coordinator::Grant;
 use crate::metrics::Metrics;
 use crate::sink::CountSink;
 use crate::window::{Clock, Window, WindowCount};
@@ -21,9 +22,15 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 const RETRY_AFTER_MAX_STOPPING: Duration = Duration::from_millis(500);
 
+/// A count, and the right to publish it.
+struct Granted {
+    count: WindowCount,
+    grant: Grant,
+}
+
 /// The end of a sink's queue that counts are put into.
 pub(super) struct Queue {
-    counts: mpsc::Sender<WindowCount>,
+    counts: mpsc::Sender<Granted>,
     pub(super) skipped: Counter,
     index: usize,
     backlog: Arc<Backlog>,
@@ -31,8 +38,10 @@ pub(super) struct Queue {
 
 impl Queue {
     /// A delivery skips what is past retention, so its queue is full only if its sink hangs.
-    pub(super) fn push(&self, count: WindowCount) {
-        if let Err(TrySendError::Full(count) | TrySendError::Closed(count)) = self.counts.try_send(count) {
+    pub(super) fn push(&self, count: WindowCount, grant: &Grant) {
+        self.backlog.waits(self.index);
+        let granted = Granted { count, grant: grant.clone() };
+        if let Err(TrySendError::Full(_) | TrySendError::Closed(_)) = self.counts.try_send(granted) {
             error!(window = %count.window, "a sink hangs and its queue is full: a window is skipped");
             self.skipped.increment(1);
             self.backlog.done(self.index, count.window);
@@ -43,7 +52,9 @@ impl Queue {
 /// The other end: hands the counts to the sink, one after another.
 pub(super) struct Delivery {
     sink: Box<dyn CountSink>,
-    counts: mpsc::Receiver<WindowCount>,
+    counts: mpsc::Receiver<Granted>,
+    /// The last window that the sink has taken.
+    last: Option<Window>,
     index: usize,
     backlog: Arc<Backlog>,
     clock: Arc<dyn Clock>,
@@ -71,23 +82,32 @@ impl Delivery {
         let (ok, retry, skipped) = (counter("ok"), counter("retry"), counter("skipped"));
         let queue = Queue { counts: sender, skipped: skipped.clone(), index, backlog: Arc::clone(backlog) };
         let (backlog, clock, stop) = (Arc::clone(backlog), Arc::clone(&publisher.clock), stop.clone());
-        (queue, Self { sink, counts, index, backlog, clock, retention, stop, ok, retry, skipped })
+        (queue, Self { sink, counts, last: None, index, backlog, clock, retention, stop, ok, retry, skipped })
     }
 
     /// Delivers until the queue is closed and empty.
     pub(super) async fn run(mut self) {
-        while let Some(count) = self.counts.recv().await {
-            self.deliver(&count).await;
-            self.backlog.done(self.index, count.window);
+        while let Some(Granted { count, grant }) = self.counts.recv().await {
+            // A term of leading that begins where another one broke off repeats what was not marked.
+            if self.last >= Some(count.window) || self.deliver(&count, &grant).await {
+                self.last = self.last.max(Some(count.window));
+                self.backlog.done(self.index, count.window);
+            } else {
+                self.backlog.dropped(self.index);
+            }
         }
     }
 
-    /// Tries until the sink has the count or the count is past retention. One line when a sink
-    /// starts to fail, one when it is back: what lies between is in the metrics.
-    async fn deliver(&mut self, count: &WindowCount) {
+    /// Tries until the sink has the count or the count is past retention; false when it is for another
+    /// leader to publish. One line when a sink starts to fail, one when it is back: what lies between is
+    /// in the metrics.
+    async fn deliver(&mut self, count: &WindowCount, grant: &Grant) -> bool {
         let mut failures = 0_u32;
         let mut wait = RETRY_AFTER;
         loop {
+            if !grant.is_valid() {
+                return false;
+            }
             let Err(error) = self.sink.publish(count).await else { break };
             self.retry.increment(1);
             failures += 1;
@@ -97,7 +117,7 @@ impl Delivery {
             if count.window.end() + self.retention < self.clock.now() {
                 error!(sink = self.sink.name(), window = %count.window, %error, "window past retention is skipped");
                 self.skipped.increment(1);
-                return;
+                return true;
             }
             pause(&self.stop, wait).await;
             wait = (2 * wait).min(RETRY_AFTER_MAX);
@@ -106,6 +126,7 @@ impl Delivery {
         if failures > 0 {
             info!(sink = self.sink.name(), window = %count.window, failures, "a sink is back");
         }
+        true
     }
 }
 
@@ -121,41 +142,64 @@ async fn pause(stop: &CancellationToken, wait: Duration) {
 /// How far the sinks are behind.
 pub(super) struct Backlog {
     metrics: Arc<Metrics>,
-    /// Both are read together to know who is behind, so one lock; taken a few times a window.
-    progress: Mutex<Progress>,
+    /// All sinks are looked at together to know who is behind, so one lock; taken a few times a window.
+    sinks: Mutex<Vec<Progress>>,
+    /// The last window that every sink is done with.
+    delivered: watch::Sender<Option<Window>>,
 }
 
+#[derive(Clone, Default)]
 struct Progress {
-    closed: u64,
-    /// For each sink: windows it is done with, and the last of them.
-    done: Vec<(u64, Option<Window>)>,
+    /// Windows in the queue.
+    waiting: usize,
+    /// The last window that it is done with.
+    last: Option<Window>,
 }
 
 impl Backlog {
     pub(super) fn new(sinks: usize, metrics: Arc<Metrics>) -> Self {
-        Self { metrics, progress: Mutex::new(Progress { closed: 0, done: vec![(0, None); sinks] }) }
+        Self {
+            metrics,
+            sinks: Mutex::new(vec![Progress::default(); sinks]),
+            delivered: watch::channel(None).0,
+        }
     }
 
-    /// Another window is closed.
-    pub(super) fn closed(&self) {
-        let mut progress = self.progress.lock();
-        progress.closed += 1;
-        self.show(&progress);
+    /// The last window that every sink is done with, as it moves.
+    pub(super) fn delivered(&self) -> watch::Receiver<Option<Window>> {
+        self.delivered.subscribe()
+    }
+
+    /// Another window waits for a sink.
+    fn waits(&self, sink: usize) {
+        self.update(sink, |progress| progress.waiting += 1);
     }
 
     /// A sink has `window`, or will never have it.
-    pub(super) fn done(&self, sink: usize, window: Window) {
-        let mut progress = self.progress.lock();
-        let (windows, last) = &mut progress.done[sink];
-        *windows += 1;
-        *last = Some(window);
-        self.show(&progress);
+    fn done(&self, sink: usize, window: Window) {
+        self.update(sink, |progress| {
+            progress.waiting -= 1;
+            progress.last = progress.last.max(Some(window));
+        });
     }
 
-    fn show(&self, progress: &Progress) {
-        let Some((slowest, last)) = progress.done.iter().min_by_key(|(windows, _)| *windows) else { return };
-        self.metrics.unpublished_windows.set((progress.closed - slowest) as f64);
-        if let Some(window) = last {
+    /// A window is not for this instance to publish any more.
+    fn dropped(&self, sink: usize) {
+        self.update(sink, |progress| progress.waiting -= 1);
+    }
+
+    fn update(&self, sink: usize, change: impl FnOnce(&mut Progress)) {
+        let mut sinks = self.sinks.lock();
+        change(&mut sinks[sink]);
+        let waiting = sinks.iter().map(|progress| progress.waiting).max();
+        self.metrics.unpublished_windows.set(waiting.unwrap_or_default() as f64);
+        let delivered = sinks.iter().map(|progress| progress.last).min().flatten();
+        self.delivered.send_if_modified(|last| {
+            let moved = *last < delivered;
+            *last = delivered;
+            moved
+        });
+        if let Some(window) = delivered {
             self.metrics.last_published_window.set(window.unix_seconds() as f64);
         }
     }

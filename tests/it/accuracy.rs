@@ -1,7 +1,7 @@
 //! How far counts are from the truth, over many streams with fixed seeds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{Mode, UniqueCounter};
@@ -40,7 +40,7 @@ fn errors(mode: Mode, shards: u16, sizes: &[u64], streams: u64) -> Vec<Vec<f64>>
 #[tokio::main(flavor = "current_thread")]
 async fn stream_errors(mode: Mode, shards: u16, sizes: &[u64], stream: u64) -> Vec<f64> {
     let window = "24h".parse::<WindowLength>().unwrap().window_at(UNIX_EPOCH);
-    let counter = MemoryCounter::new(mode, Shards::new(shards).unwrap(), Duration::from_secs(60));
+    let counter = MemoryCounter::new(mode, Shards::new(shards).unwrap());
     // A permutation of all 64-bit numbers, so no id comes twice.
     let mut ids = SplitMix(stream << 40).map(Id::from);
     let mut added = 0;

@@ -1,20 +1,17 @@
 //! What every counter promises, as one suite over `&dyn UniqueCounter`.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use headcount::counter::memory::MemoryCounter;
-use headcount::counter::{Evicted, Mode, Sealed, Tally, UniqueCounter};
+use headcount::counter::{AddError, CountError, Mode, Tally, UniqueCounter};
 use headcount::id::Id;
 use headcount::shard::Shards;
 use headcount::window::{Window, WindowLength};
 
-/// Windows of 10 s, kept for three.
-const RETENTION: Duration = Duration::from_secs(30);
-
+/// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
 fn windows() -> impl Iterator<Item = Window> {
-    let first =
-        "10s".parse::<WindowLength>().unwrap().window_at(UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    let first = "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
     std::iter::successors(Some(first), |window| Some(window.next()))
 }
 
@@ -43,7 +40,7 @@ async fn suite(new: &dyn Fn() -> Arc<dyn UniqueCounter>, standard_error: f64) {
     a_sealed_window_refuses(&*new()).await;
     sealing_seals_all_before(&*new()).await;
     a_seal_waits_for_additions(new(), standard_error).await;
-    old_windows_are_evicted(&*new()).await;
+    forgotten_windows_are_evicted(&*new()).await;
 }
 
 async fn first_and_repeated_ids(counter: &dyn UniqueCounter) {
@@ -104,17 +101,17 @@ async fn windows_are_kept_apart(counter: &dyn UniqueCounter) {
     counter.add(a, &ids(0..3)).await.unwrap();
     counter.add(c, &ids(0..5)).await.unwrap();
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
-    assert_eq!(counter.open_windows().await, [a, c]);
-    counter.seal(a).await;
-    assert_eq!(counter.open_windows().await, [c]);
+    assert_eq!(counter.windows(), [a, c]);
+    counter.seal(a).await.unwrap();
+    assert_eq!(counter.windows(), [a, c], "sealed is not forgotten");
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
 }
 
 async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
     let [a, b]: [Window; 2] = windows().take(2).collect::<Vec<_>>().try_into().unwrap();
     counter.add(a, &ids(0..3)).await.unwrap();
-    counter.seal(a).await;
-    assert_eq!(counter.add(a, &ids(0..9)).await, Err(Sealed { open: b }));
+    counter.seal(a).await.unwrap();
+    assert_eq!(counter.add(a, &ids(0..9)).await, Err(AddError::Sealed { open: b }));
     assert_eq!(
         counter.count(a).await,
         Ok(Tally { unique_ids: 3, accepted_ids: 3 }),
@@ -123,7 +120,7 @@ async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
     counter.add(b, &ids(0..9)).await.unwrap();
     assert_eq!(unique(counter, b).await, 9);
 
-    counter.seal(a).await;
+    counter.seal(a).await.unwrap();
     assert_eq!(
         counter.count(a).await,
         Ok(Tally { unique_ids: 3, accepted_ids: 3 }),
@@ -137,9 +134,9 @@ async fn sealing_seals_all_before(counter: &dyn UniqueCounter) {
     let [a, b, c, d]: [Window; 4] = windows().take(4).collect::<Vec<_>>().try_into().unwrap();
     counter.add(a, &ids(0..1)).await.unwrap();
     counter.add(b, &ids(0..2)).await.unwrap();
-    counter.seal(c).await;
+    counter.seal(c).await.unwrap();
     for window in [a, b, c] {
-        assert_eq!(counter.add(window, &ids(0..1)).await, Err(Sealed { open: d }));
+        assert_eq!(counter.add(window, &ids(0..1)).await, Err(AddError::Sealed { open: d }));
     }
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [1, 2, 0]);
 }
@@ -156,8 +153,9 @@ async fn a_seal_waits_for_additions(counter: Arc<dyn UniqueCounter>, standard_er
                 for first in (task * 10_000_000..).step_by(100) {
                     match counter.add(window, &ids(first..first + 100)).await {
                         Ok(_) => accepted.push(window),
-                        Err(Sealed { open }) if open > last => break,
-                        Err(Sealed { open }) => window = open,
+                        Err(AddError::Sealed { open }) if open > last => break,
+                        Err(AddError::Sealed { open }) => window = open,
+                        Err(error) => panic!("{error}"),
                     }
                     tokio::task::yield_now().await;
                 }
@@ -170,7 +168,7 @@ async fn a_seal_waits_for_additions(counter: Arc<dyn UniqueCounter>, standard_er
         while counter.count(*window).await.unwrap().accepted_ids < 20_000 {
             tokio::task::yield_now().await;
         }
-        counter.seal(*window).await;
+        counter.seal(*window).await.unwrap();
         tallies.push(counter.count(*window).await.unwrap());
     }
     let mut accepted = Vec::new();
@@ -185,25 +183,23 @@ async fn a_seal_waits_for_additions(counter: Arc<dyn UniqueCounter>, standard_er
     }
 }
 
-async fn old_windows_are_evicted(counter: &dyn UniqueCounter) {
-    let windows: Vec<Window> = windows().take(8).collect();
+async fn forgotten_windows_are_evicted(counter: &dyn UniqueCounter) {
+    let windows: Vec<Window> = windows().take(6).collect();
     for (number, window) in windows.iter().enumerate() {
         if number != 2 {
             counter.add(*window, &ids(0..number as u64 + 1)).await.unwrap();
         }
-        counter.seal(*window).await;
+        counter.seal(*window).await.unwrap();
     }
-    // The last one ended just now; those that ended up to 30 s before are kept.
-    let kept: Vec<_> = (0..8)
-        .filter(|window| Some(windows[*window].end()) >= windows[7].end().checked_sub(RETENTION))
-        .collect();
-    assert_eq!(kept, [4, 5, 6, 7]);
+    counter.forget(windows[3]).await;
+    counter.forget(windows[1]).await;
+    assert_eq!(counter.windows(), windows[4..]);
     for (number, window) in windows.iter().enumerate() {
         let count = counter.count(*window).await;
-        if kept.contains(&number) {
+        if number > 3 {
             assert_eq!(count.unwrap().unique_ids, number as u64 + 1);
         } else {
-            assert_eq!(count, Err(Evicted(*window)), "also one without ids");
+            assert_eq!(count, Err(CountError::Evicted(*window)), "also one without ids");
         }
     }
 }
@@ -215,7 +211,7 @@ fn assert_near(count: u64, truth: u64, standard_error: f64) {
 
 async fn suite_in_memory(mode: Mode, shards: u16) {
     let shards = Shards::new(shards).unwrap();
-    suite(&|| Arc::new(MemoryCounter::new(mode, shards, RETENTION)), mode.standard_error(shards)).await;
+    suite(&|| Arc::new(MemoryCounter::new(mode, shards)), mode.standard_error(shards)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

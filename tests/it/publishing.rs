@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use headcount::coordinator::alone::Alone;
+use headcount::coordinator::{Grant, LastClosed};
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{Mode, UniqueCounter};
 use headcount::id::Id;
 use headcount::metrics::Metrics;
 use headcount::publisher::{Publisher, SinkEnded};
+use headcount::sealer::Sealer;
 use headcount::shard::Shards;
 use headcount::sink::CountSink;
 use headcount::sink::log::{FileSink, Method};
@@ -30,9 +33,11 @@ struct Running {
     clock: ManualClock,
     counter: Arc<MemoryCounter>,
     metrics: Arc<Metrics>,
-    last: watch::Receiver<Option<WindowCount>>,
+    last: LastClosed,
     draining: CancellationToken,
+    stop_sealer: CancellationToken,
     stop: CancellationToken,
+    sealer: JoinHandle<()>,
     task: JoinHandle<Result<(), SinkEnded>>,
 }
 
@@ -40,25 +45,40 @@ fn window_length() -> WindowLength {
     "10s".parse().unwrap()
 }
 
-fn publish(start: f64, sinks: &[&TestSink]) -> Running {
-    let clock = ManualClock::at(start);
-    let counter = Arc::new(MemoryCounter::new(Mode::Exact, Shards::ONE, RETENTION));
+async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
+    let manual = ManualClock::at(start);
+    let clock: Arc<dyn Clock> = Arc::new(manual.clone());
+    let counter = Arc::new(MemoryCounter::new(Mode::Exact, Shards::ONE));
     let metrics = Arc::new(Metrics::new());
-    let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
-    let (sender, last) = watch::channel(None);
+    let draining = CancellationToken::new();
+    let coordinator = Arc::new(Alone::new(draining.clone()));
+    let (stop_sealer, stop) = (CancellationToken::new(), CancellationToken::new());
+    let last = LastClosed::new(Arc::clone(&metrics));
+    let sealer = Sealer::introduce(
+        Arc::clone(&clock),
+        counter.clone(),
+        coordinator.clone(),
+        window_length(),
+        Arc::clone(&metrics),
+        last.clone(),
+    );
+    let sealer = sealer.await.unwrap();
     let publisher = Publisher {
-        clock: Arc::new(clock.clone()),
+        clock,
         counter: counter.clone(),
-        sinks: sinks.iter().map(|sink| Box::new((*sink).clone()) as Box<dyn CountSink>).collect(),
+        coordinator,
+        grant: watch::channel(Some(Grant::for_ever())).1,
+        watermark: sealer.watermark(),
         window: window_length(),
         retention: RETENTION,
+        close_timeout: Duration::from_secs(10),
         metrics: Arc::clone(&metrics),
-        last: sender,
-        started: clock.now(),
-        draining: draining.clone(),
+        last: last.clone(),
     };
-    let task = tokio::spawn(publisher.run(stop.clone()));
-    Running { clock, counter, metrics, last, draining, stop, task }
+    let sealer = tokio::spawn(sealer.run(stop_sealer.clone()));
+    let sinks = sinks.iter().map(|sink| Box::new((*sink).clone()) as Box<dyn CountSink>).collect();
+    let task = tokio::spawn(publisher.run(sinks, stop.clone()));
+    Running { clock: manual, counter, metrics, last, draining, stop_sealer, stop, sealer, task }
 }
 
 impl Running {
@@ -90,6 +110,8 @@ impl Running {
     }
 
     async fn finish(self) {
+        self.stop_sealer.cancel();
+        self.sealer.await.unwrap();
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
@@ -107,7 +129,7 @@ fn summary(counts: &[WindowCount]) -> Vec<(i64, u64, bool)> {
 async fn every_window_in_order_and_empty_ones_as_zero() {
     let sink = TestSink::new("a");
     // A window begins at the very start of this one: all of it is seen.
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(0.0, 3).await;
     running.add(20.0, 5).await;
     running.clock.set(START + 9.999);
@@ -115,7 +137,7 @@ async fn every_window_in_order_and_empty_ones_as_zero() {
     assert_eq!(sink.taken(), [], "it has not ended");
     running.run_to(&sink, 35.0).await;
     assert_eq!(summary(&sink.taken()), [(0, 3, true), (10, 0, true), (20, 5, true)]);
-    assert_eq!(running.last.borrow().unwrap(), sink.taken()[2]);
+    assert_eq!(running.last.get().unwrap(), sink.taken()[2]);
 
     running.add(35.0, 7).await;
     running.finish().await;
@@ -125,7 +147,7 @@ async fn every_window_in_order_and_empty_ones_as_zero() {
 #[tokio::test]
 async fn the_window_it_starts_in_is_incomplete() {
     let sink = TestSink::new("a");
-    let running = publish(START + 3.0, &[&sink]);
+    let running = publish(START + 3.0, &[&sink]).await;
     running.run_to(&sink, 20.0).await;
     assert_eq!(summary(&sink.taken()), [(0, 0, false), (10, 0, true)]);
     running.finish().await;
@@ -135,7 +157,7 @@ async fn the_window_it_starts_in_is_incomplete() {
 async fn a_sink_that_fails_gets_every_count_in_order_and_holds_up_no_other() {
     let (failing, healthy) = (TestSink::new("failing"), TestSink::new("healthy"));
     failing.refuse(4);
-    let running = publish(START, &[&failing, &healthy]);
+    let running = publish(START, &[&failing, &healthy]).await;
     for (seconds, ids) in [(0.0, 1), (10.0, 2), (20.0, 3)] {
         running.add(seconds, ids).await;
     }
@@ -160,7 +182,7 @@ async fn a_sink_that_fails_gets_every_count_in_order_and_holds_up_no_other() {
 async fn what_is_left_is_published_on_stop() {
     let sink = TestSink::new("a");
     sink.refuse(3);
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(0.0, 4).await;
     running.finish().await;
     assert_eq!(summary(&sink.taken()), [(0, 4, false)]);
@@ -170,7 +192,7 @@ async fn what_is_left_is_published_on_stop() {
 async fn a_sink_that_never_comes_back_loses_what_is_past_retention_and_says_so() {
     let sink = TestSink::new("a");
     sink.refuse(u32::MAX);
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(0.0, 1).await;
     running.clock.set(START + 10.0);
     let retry = r#"headcount_published_windows_total{sink="a",result="retry"}"#;
@@ -189,7 +211,7 @@ async fn a_sink_that_never_comes_back_loses_what_is_past_retention_and_says_so()
 #[tokio::test]
 async fn a_clock_set_forward_past_the_retention_skips() {
     let sink = TestSink::new("a");
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     let year = 31_536_000.0;
     running.clock.set(START + year);
     wait_for("the windows within retention", || (sink.taken().len() == 10).then_some(())).await;
@@ -205,7 +227,7 @@ async fn a_clock_set_forward_past_the_retention_skips() {
 #[tokio::test]
 async fn ids_are_published_however_late() {
     let sink = TestSink::new("a");
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(0.0, 3).await;
     running.add(50.0, 4).await;
     running.clock.set(START + 100_000.0);
@@ -217,7 +239,7 @@ async fn ids_are_published_however_late() {
 #[tokio::test]
 async fn a_clock_set_back_repeats_nothing_and_loses_nothing() {
     let sink = TestSink::new("a");
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(10.0, 2).await;
     running.run_to(&sink, 25.0).await;
     running.clock.set(START + 5.0);
@@ -239,7 +261,7 @@ async fn a_clock_set_back_repeats_nothing_and_loses_nothing() {
 #[tokio::test]
 async fn ids_in_windows_to_come_are_published_on_stop() {
     let sink = TestSink::new("a");
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(0.0, 1).await;
     running.add(3_600.0, 2).await;
     running.finish().await;
@@ -249,7 +271,7 @@ async fn ids_in_windows_to_come_are_published_on_stop() {
 #[tokio::test]
 async fn windows_that_end_while_draining_are_incomplete() {
     let sink = TestSink::new("a");
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.run_to(&sink, 10.0).await;
     running.draining.cancel();
     running.run_to(&sink, 20.0).await;
@@ -262,7 +284,7 @@ async fn windows_that_end_while_draining_are_incomplete() {
 async fn a_stop_wakes_a_sink_that_waits() {
     let sink = TestSink::new("a");
     sink.refuse(u32::MAX);
-    let running = publish(START, &[&sink]);
+    let running = publish(START, &[&sink]).await;
     running.add(0.0, 1).await;
     running.clock.set(START + 10.0);
     let retry = r#"headcount_published_windows_total{sink="a",result="retry"}"#;

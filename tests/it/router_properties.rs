@@ -1,12 +1,12 @@
 //! Any request at all: an answer of the contract, never a 500, never a panic.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
+use headcount::coordinator::LastClosed;
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{CountingArgs, UniqueCounter};
 use headcount::http::{Api, Failure, HttpArgs, Phase, routers};
@@ -37,12 +37,12 @@ struct Service {
 
 fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let Flags { counting, http: limits } = Flags::parse_from(["test"].iter().chain(flags));
-    let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards, Duration::from_secs(3600)));
+    let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
     let metrics = Arc::new(Metrics::new());
     let routers = routers(Api {
         counter: counter.clone(),
         clock: Arc::new(clock.clone()),
-        last: watch::channel(None).1,
+        last: LastClosed::new(Arc::clone(&metrics)),
         phase: watch::channel(Phase::Starting).1,
         counting,
         limits,
@@ -246,7 +246,7 @@ async fn late_ids_are_stamped_anew() {
 
     let ok = (StatusCode::OK, None, "ok".to_owned());
     assert_eq!(send(&service.router, get("/api/verve/accept?id=1")).await, ok);
-    service.counter.seal(window).await;
+    service.counter.seal(window).await.unwrap();
     assert_eq!(send(&service.router, get("/api/verve/accept?id=2")).await, ok);
     let many = Request::post("/api/verve/accept")
         .header("content-type", "text/plain")
@@ -275,7 +275,8 @@ async fn a_count_that_cannot_be_had_is_503() {
     let clock = ManualClock::at(1_700_000_000.0);
     let service = service(&clock, &["--window", "10s"]);
     let sealed = "10s".parse::<headcount::window::WindowLength>().unwrap().window_at(clock.now());
-    service.counter.seal(sealed).await;
+    service.counter.seal(sealed).await.unwrap();
+    service.counter.forget(sealed).await;
     clock.set(1_600_000_000.0);
     let (status, reason, body) = send(&service.router, get("/api/verve/unique")).await;
     assert_eq!((status.as_u16(), reason.as_deref(), &*body), (503, Some("store_unavailable"), "failed"));

@@ -1,0 +1,235 @@
+//! Coordination: what the instances that share a counter have to agree on.
+//!
+//! An instance *reports* how far it has sealed. The *leader*, which is the one that holds the lease,
+//! *closes* windows in order: when every instance has sealed one, it is counted, and the count is stored,
+//! once and for all. What has reached every sink is marked as *published*.
+//!
+//! A leader may be wrong about being one: its process may have been stopped for an hour between two
+//! instructions. So every grant of the lease comes with a *fencing token* that is higher than all before it,
+//! and whoever stores something shows it: a store refuses all tokens but the newest. (Kleppmann, *How to do
+//! distributed locking*, 2016.)
+
+pub mod alone;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+use crate::unavailable::Unavailable;
+use crate::window::{Window, WindowCount};
+
+/// What the instances agree on, and where they do.
+#[async_trait]
+pub trait Coordinator: Send + Sync {
+    /// Says that this instance lives and how far it has sealed. The first report introduces it; from
+    /// then on no window is closed that it has not sealed, as long as it goes on reporting.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::Disagreement`] when the others count differently.
+    async fn report(&self, report: &Report) -> Result<Reported, ReportError>;
+
+    /// Says goodbye, after everything has been sealed: nobody waits for this instance any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: the others will notice by themselves, later.
+    async fn leave(&self) -> Result<(), Unavailable>;
+
+    /// Where a new leader goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    async fn resume(&self) -> Result<Resume, Unavailable>;
+
+    /// How all instances stand to a window; none as long as that cannot be known.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable>;
+
+    /// Stores the count of a window, and answers with the one that is stored: another leader may have been
+    /// faster, and the first one stays. `despite_open` stores it though an instance has not sealed the
+    /// window.
+    ///
+    /// # Errors
+    ///
+    /// [`CloseError`], and nothing was stored or, if unavailable, perhaps something was.
+    async fn close(
+        &self,
+        grant: &Grant,
+        count: &WindowCount,
+        despite_open: bool,
+    ) -> Result<WindowCount, CloseError>;
+
+    /// Marks a window and all before it as published: every sink has them.
+    ///
+    /// # Errors
+    ///
+    /// [`CloseError::Fenced`] or [`CloseError::Unavailable`].
+    async fn mark_published(&self, grant: &Grant, window: Window) -> Result<(), CloseError>;
+
+    /// Whether what is counted outlives this process, so that a window which it leaves unfinished will be
+    /// closed by another one or after the next start.
+    fn outlives_process(&self) -> bool;
+}
+
+/// What an instance says about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    /// The oldest window that it has not sealed.
+    pub watermark: Window,
+    /// The newest window that it may have added to.
+    pub newest: Window,
+    /// It has accepted ids without a break since then.
+    pub since: SystemTime,
+}
+
+/// What an instance is told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reported {
+    /// The last window that is closed: nothing that is added to it now would be counted.
+    pub closed: Option<Window>,
+    /// Its count, unless that is too long ago.
+    pub last: Option<WindowCount>,
+    /// What the instances shared is lost, and this report was not taken: restore, then report again.
+    pub lost: bool,
+    /// What time it is there.
+    pub time: Option<SystemTime>,
+}
+
+/// A report was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReportError {
+    /// This instance is set up otherwise than those that share its namespace.
+    #[error(
+        "--{setting} is {ours} here, but {theirs} for the other instances of --namespace {namespace}: \
+         set it to {theirs}, or give this one another --namespace"
+    )]
+    Disagreement {
+        /// The flag.
+        setting: String,
+        /// What it is here.
+        ours: String,
+        /// What it is there.
+        theirs: String,
+        /// What they share.
+        namespace: String,
+    },
+    /// Nobody could be told.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Where a new leader goes on.
+#[derive(Debug, Clone, Default)]
+pub struct Resume {
+    /// The oldest window that is not published; none before the first report.
+    pub next: Option<Window>,
+    /// Counts that are stored and not marked as published.
+    pub stored: BTreeMap<Window, WindowCount>,
+}
+
+/// How all instances stand to a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// An instance that lives has not sealed it.
+    pub open: bool,
+    /// At every moment of it some instance accepted ids, and none vanished that had it open.
+    pub complete: bool,
+    /// What time it is where that is known.
+    pub time: Option<SystemTime>,
+}
+
+/// A count was not stored, or a mark not made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CloseError {
+    /// There is a newer grant.
+    #[error("another instance leads")]
+    Fenced,
+    /// An instance has the window open after all.
+    #[error("an instance has the window open")]
+    Open,
+    /// Nobody could be asked.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// The right to close windows, until a moment that is moved on as long as the lease is renewed.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    token: u64,
+    /// None: for ever.
+    until: Option<Arc<Mutex<Instant>>>,
+}
+
+impl Grant {
+    /// For a process that is alone.
+    pub fn for_ever() -> Self {
+        Self { token: 0, until: None }
+    }
+
+    /// Until a moment.
+    pub fn until(token: u64, until: Instant) -> Self {
+        Self { token, until: Some(Arc::new(Mutex::new(until))) }
+    }
+
+    /// The fencing token.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// Whether it is certain that nobody else has one.
+    pub fn is_valid(&self) -> bool {
+        self.until.as_ref().is_none_or(|until| Instant::now() < *until.lock())
+    }
+
+    /// Moves its end on.
+    pub fn extend(&self, to: Instant) {
+        if let Some(until) = &self.until {
+            *until.lock() = to;
+        }
+    }
+
+    /// Ends it.
+    pub fn revoke(&self) {
+        self.extend(Instant::now());
+    }
+}
+
+/// The last window that is closed, whoever closed it.
+#[derive(Clone)]
+pub struct LastClosed {
+    last: Arc<Mutex<Option<WindowCount>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl LastClosed {
+    /// None yet; later ones are shown in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { last: Arc::default(), metrics }
+    }
+
+    /// The last one so far.
+    pub fn get(&self) -> Option<WindowCount> {
+        *self.last.lock()
+    }
+
+    /// Moves on, if this one is newer.
+    pub fn advance(&self, count: WindowCount) {
+        let mut last = self.last.lock();
+        if last.is_none_or(|last| last.window < count.window) {
+            *last = Some(count);
+            self.metrics.unique_ids.set(count.unique_request_count as f64);
+            self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
+        }
+    }
+}

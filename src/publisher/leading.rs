@@ -1,0 +1,245 @@
+//! Leading: the loop that closes windows while this instance holds the lease.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::Publisher;
+use super::delivery::{Backlog, Queue};
+use crate::coordinator::{CloseError, Grant, Standing};
+use crate::counter::CountError;
+use crate::window::{Window, WindowCount};
+
+/// The longest sleep before the clock is asked again: it may have been set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How often the others are asked whether they have sealed a window that has ended.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// The first wait after the store was unavailable; it doubles up to [`LONGEST_SLEEP`].
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// One term of leading.
+pub(super) struct Leading<'a> {
+    publisher: &'a Publisher,
+    queues: &'a [Queue],
+    backlog: &'a Backlog,
+    grant: Grant,
+    /// The oldest window that is not handed to the sinks; not known before the store has been asked.
+    next: Option<Window>,
+    /// Counts that an earlier leader stored and did not publish.
+    stored: BTreeMap<Window, WindowCount>,
+    /// What is marked as published.
+    marked: Option<Window>,
+    failing: bool,
+}
+
+/// What became of a try to close a window.
+enum Tried {
+    /// It is closed; the next one may be due.
+    Closed,
+    /// It has not ended, or somebody has it open.
+    NotYet,
+}
+
+impl<'a> Leading<'a> {
+    pub(super) fn new(
+        publisher: &'a Publisher,
+        queues: &'a [Queue],
+        backlog: &'a Backlog,
+        grant: Grant,
+    ) -> Self {
+        let (next, stored, marked) = (None, BTreeMap::new(), None);
+        Self { publisher, queues, backlog, grant, next, stored, marked, failing: false }
+    }
+
+    /// Closes windows as they end, until the grant is no longer valid or `stop`. After that, all that is
+    /// sealed is closed.
+    pub(super) async fn run(&mut self, stop: &CancellationToken) {
+        let mut watermark = self.publisher.watermark.clone();
+        let mut delivered = self.backlog.delivered();
+        let mut wait = RETRY_AFTER;
+        while self.grant.is_valid() {
+            let stopping = stop.is_cancelled();
+            let round = self.round(stopping).await;
+            if stopping && (round.is_ok() || self.publisher.coordinator.outlives_process()) {
+                return;
+            }
+            let failed = round.is_err();
+            let pause = if failed { wait } else { self.until_next() };
+            wait = if failed { (2 * wait).min(LONGEST_SLEEP) } else { RETRY_AFTER };
+            self.say_how_it_went(round);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = watermark.changed(), if !failed => {}
+                _ = delivered.changed(), if !failed => {}
+                () = stop.cancelled(), if !stopping => {}
+            }
+        }
+    }
+
+    /// Closes what is due and marks what is published.
+    async fn round(&mut self, stopping: bool) -> Result<(), CloseError> {
+        if self.next.is_none() {
+            let resume = self.publisher.coordinator.resume().await?;
+            self.stored = resume.stored;
+            self.next = resume.next;
+        }
+        while let Tried::Closed = self.close_next(stopping).await? {}
+        self.try_to_mark_published().await
+    }
+
+    /// One line when the store begins to be unavailable, one when it is back. A fenced leader stops.
+    fn say_how_it_went(&mut self, round: Result<(), CloseError>) {
+        match round {
+            Err(CloseError::Fenced) => {
+                warn!(fencing_token = self.grant.token(), "another instance has taken the lease");
+                self.publisher.metrics.lease_fenced.increment(1);
+                self.grant.revoke();
+            }
+            Err(error) if !self.failing => {
+                warn!(%error, "cannot close windows, trying again");
+                self.failing = true;
+            }
+            Ok(()) if self.failing => {
+                info!("closing windows again");
+                self.failing = false;
+            }
+            _ => {}
+        }
+    }
+
+    /// How long to sleep: until the next window ends, or a moment if somebody has it open.
+    fn until_next(&self) -> Duration {
+        let Some(next) = self.next else { return ASK_AGAIN_AFTER };
+        let until_end = next.end().duration_since(self.publisher.clock.now());
+        until_end.map_or(ASK_AGAIN_AFTER, |until_end| until_end.clamp(ASK_AGAIN_AFTER, LONGEST_SLEEP))
+    }
+
+    async fn close_next(&mut self, stopping: bool) -> Result<Tried, CloseError> {
+        let Some(mut next) = self.next else { return Ok(Tried::NotYet) };
+        if !self.grant.is_valid() {
+            return Ok(Tried::NotYet);
+        }
+        if let Some(count) = self.stored.remove(&next) {
+            self.hand_over(count);
+            return Ok(Tried::Closed);
+        }
+        let ended = next.end() <= self.publisher.clock.now();
+        // What does not outlive the process is closed before its end, or never.
+        let at_the_last = stopping && !self.publisher.coordinator.outlives_process();
+        if !(ended || at_the_last) || *self.publisher.watermark.borrow() <= next {
+            return Ok(Tried::NotYet);
+        }
+        if next.start() > self.publisher.clock.now() {
+            // The clock was set back: there may be windows to come that have ids. The others are not.
+            let with_ids = self.publisher.counter.windows().into_iter().find(|window| *window >= next);
+            let Some(with_ids) = with_ids else { return Ok(Tried::NotYet) };
+            next = with_ids;
+        }
+        if self.skip_past_retention(next) {
+            return Ok(Tried::Closed);
+        }
+        let Some(standing) = self.publisher.coordinator.standing(next).await? else {
+            return Ok(Tried::NotYet);
+        };
+        if standing.open && !self.is_overdue(next, &standing) {
+            return Ok(Tried::NotYet);
+        }
+        match self.close(next, &standing).await {
+            Ok(count) => self.hand_over(count),
+            Err(CloseFailure::Evicted) => {
+                self.skip(1, next);
+                self.next = Some(next.next());
+            }
+            Err(CloseFailure::Store(CloseError::Open)) => return Ok(Tried::NotYet),
+            Err(CloseFailure::Store(error)) => return Err(error),
+        }
+        Ok(Tried::Closed)
+    }
+
+    /// Both clocks have to say so: either may have been set.
+    fn is_overdue(&self, window: Window, standing: &Standing) -> bool {
+        let due = window.end() + self.publisher.close_timeout;
+        due <= self.publisher.clock.now() && standing.time.is_none_or(|time| due <= time)
+    }
+
+    async fn close(&self, window: Window, standing: &Standing) -> Result<WindowCount, CloseFailure> {
+        let tally = self.publisher.counter.count(window).await?;
+        let count = WindowCount {
+            window,
+            unique_request_count: tally.unique_ids,
+            accepted_ids: tally.accepted_ids,
+            complete: standing.complete && !standing.open && window.end() <= self.publisher.clock.now(),
+        };
+        Ok(self.publisher.coordinator.close(&self.grant, &count, standing.open).await?)
+    }
+
+    fn hand_over(&mut self, count: WindowCount) {
+        for queue in self.queues {
+            queue.push(count, &self.grant);
+        }
+        self.publisher.last.advance(count);
+        self.next = Some(count.window.next());
+    }
+
+    /// Goes past empty windows that ended too long ago, to the next one that has ids or is within
+    /// retention. There are some when nobody was there or the clock was set forward; closing them one by one
+    /// could take as long.
+    fn skip_past_retention(&mut self, next: Window) -> bool {
+        let Some(oldest) = self.publisher.clock.now().checked_sub(self.publisher.retention) else {
+            return false;
+        };
+        let kept = self.publisher.window.window_at(oldest);
+        let with_ids = self.publisher.counter.windows().into_iter().find(|window| *window >= next);
+        let stored = self.stored.keys().next().copied();
+        let target = [with_ids, stored].into_iter().flatten().fold(kept, Window::min);
+        if target <= next {
+            return false;
+        }
+        let missed = target.unix_seconds() - next.unix_seconds();
+        self.skip(missed / u64::from(self.publisher.window.seconds()), next);
+        self.next = Some(target);
+        true
+    }
+
+    fn skip(&self, windows: u64, first: Window) {
+        error!(windows, %first, "windows past retention are skipped: nobody was there, or the clock was set");
+        for queue in self.queues {
+            queue.skipped.increment(windows);
+        }
+    }
+
+    async fn try_to_mark_published(&mut self) -> Result<(), CloseError> {
+        let delivered = *self.backlog.delivered().borrow();
+        if let Some(window) = delivered
+            && self.marked < delivered
+            && self.grant.is_valid()
+        {
+            self.publisher.coordinator.mark_published(&self.grant, window).await?;
+            self.marked = delivered;
+        }
+        Ok(())
+    }
+}
+
+/// A window was not closed.
+enum CloseFailure {
+    Evicted,
+    Store(CloseError),
+}
+
+impl From<CountError> for CloseFailure {
+    fn from(error: CountError) -> Self {
+        match error {
+            CountError::Evicted(_) => Self::Evicted,
+            CountError::Unavailable(error) => Self::Store(error.into()),
+        }
+    }
+}
+
+impl From<CloseError> for CloseFailure {
+    fn from(error: CloseError) -> Self {
+        Self::Store(error)
+    }
+}
