@@ -7,8 +7,9 @@
 //! 2. No more connections; requests that were begun are finished. Then nobody adds ids any more.
 //! 3. The sealer seals everything, the running window too.
 //! 4. The publisher closes what it can and hands what is left to the sinks.
+//! 5. The lease is given up, and the others are told goodbye.
 //!
-//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 3 and 4: a client
+//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 3 to 5: a client
 //! that never finishes its request is cut off, so that the counts of all others come out.
 
 use std::future::Future;
@@ -27,14 +28,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args;
-use crate::coordinator::alone::Alone;
-use crate::coordinator::{Grant, LastClosed, ReportError};
+use crate::backend::{Backend, BackendArgs, BackendEnded};
+use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
-use crate::counter::memory::MemoryCounter;
 use crate::http::server::{self, Stop};
 use crate::http::{self, Api, HttpArgs, Phase};
 use crate::metrics::Metrics;
-use crate::publisher::{Publisher, SinkEnded};
+use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
+use crate::redis::{Address, CannotConnect};
 use crate::sealer::Sealer;
 use crate::sink::CountSink;
 use crate::sink::log::{FileSink, LogSink, LogSinkArgs, Method, UnwritableLogDir};
@@ -42,6 +43,8 @@ use crate::window::{Clock, SystemClock};
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
 const UPKEEP_EVERY: Duration = Duration::from_millis(250);
+/// What is kept back of the shutdown time-out for giving up the lease and saying goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// What is kept back of the shutdown time-out for the last publish, at most half of it.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
 
@@ -53,6 +56,12 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     http: HttpArgs,
+
+    #[command(flatten)]
+    backend: BackendArgs,
+
+    #[command(flatten)]
+    publisher: PublisherArgs,
 
     #[command(flatten)]
     log_sink: LogSinkArgs,
@@ -89,6 +98,7 @@ impl ServeArgs {
     /// A line for the user.
     pub fn check(self) -> Result<Config, String> {
         let retention = self.counting.retention()?;
+        let redis = self.backend.redis.address()?;
         let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
         if drain_delay >= shutdown_timeout {
             return Err(format!(
@@ -97,7 +107,7 @@ impl ServeArgs {
                 humantime::format_duration(shutdown_timeout),
             ));
         }
-        Ok(Config { args: self, retention })
+        Ok(Config { args: self, retention, redis })
     }
 }
 
@@ -106,6 +116,8 @@ impl ServeArgs {
 pub struct Config {
     args: ServeArgs,
     retention: Duration,
+    /// Where Redis is, if the counter is there.
+    redis: Option<Address>,
 }
 
 /// Bound sockets.
@@ -159,6 +171,12 @@ pub enum RunError {
     /// A task that runs as long as the service does has returned.
     #[error("{0} ended though nobody stopped it")]
     Returned(&'static str),
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] CannotConnect),
+    /// A part of the backend.
+    #[error(transparent)]
+    Backend(#[from] BackendEnded),
     /// This instance must not take part, or could not ask whether it may.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -193,6 +211,7 @@ pub async fn run(
 
 /// The running parts.
 struct Service {
+    backend: Backend,
     stopping: StoppingArgs,
     phase: watch::Sender<Phase>,
     stop_http: Stop,
@@ -208,44 +227,47 @@ struct Service {
 
 impl Service {
     async fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
-        let Config { args: ServeArgs { counting, http: limits, log_sink, stopping }, retention } = config;
+        let Config { args, retention, redis } = config;
+        let ServeArgs { counting, http: limits, backend, publisher, log_sink, stopping } = args;
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
-        let last = LastClosed::new(Arc::clone(&metrics));
         let (stop_http, stop_admin) = (Stop::default(), Stop::default());
+        let backend = match &redis {
+            Some(address) => Backend::in_redis(&backend, address, &counting, retention, &metrics).await?,
+            None => Backend::in_memory(&counting, stop_http.drain.clone()),
+        };
+        let last = LastClosed::new(Arc::clone(&metrics));
         let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
-        let coordinator = Arc::new(Alone::new(stop_http.drain.clone()));
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
+        let sinks = sinks(&counting, &log_sink)?;
         let sealer = Sealer::introduce(
             Arc::clone(&clock),
-            counter.clone(),
-            coordinator.clone(),
+            Arc::clone(&backend.counter),
+            Arc::clone(&backend.coordinator),
             counting.window,
             Arc::clone(&metrics),
             last.clone(),
         )
         .await?;
-        let sinks = sinks(&counting, &log_sink)?;
         let publisher = Publisher {
             clock: Arc::clone(&clock),
-            counter: counter.clone(),
-            coordinator: coordinator.clone(),
-            grant: watch::channel(Some(Grant::for_ever())).1,
+            counter: Arc::clone(&backend.counter),
+            coordinator: Arc::clone(&backend.coordinator),
+            grant: backend.grant.clone(),
             watermark: sealer.watermark(),
-            close_timeout: Duration::from_secs(10),
             window: counting.window,
             retention,
+            close_timeout: publisher.close_timeout,
             metrics: Arc::clone(&metrics),
             last: last.clone(),
         };
-        set_info(&metrics, &counting);
+        set_info(&metrics, backend.name, &counting);
         raise_descriptor_limit(&limits);
-        log_start(&counting, &listeners)?;
+        log_start(backend.name, &counting, &listeners)?;
 
         let routers = http::routers(Api {
-            counter,
+            counter: Arc::clone(&backend.counter),
             clock,
             last,
             phase: phase_receiver,
@@ -266,6 +288,7 @@ impl Service {
                 None => tokio::spawn(std::future::pending()),
             },
             upkeep: tokio::spawn(keep_up(metrics)),
+            backend,
             stopping,
             phase,
             stop_http,
@@ -282,6 +305,7 @@ impl Service {
         tokio::select! {
             ended = &mut self.http => returned("the HTTP server", ended),
             ended = &mut self.admin => returned("the HTTP server for operations", ended),
+            ended = self.backend.ended() => ended.into(),
             ended = &mut self.sealer => returned("the sealer", ended),
             ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
             ended = &mut self.publisher => match ended {
@@ -317,9 +341,16 @@ impl Service {
         }
 
         self.stop_sealer.cancel();
-        let sealed = tokio::time::timeout_at(deadline, &mut self.sealer).await;
+        let end = deadline - GOODBYE.min(last_publish / 2);
+        let sealed = tokio::time::timeout_at(end, &mut self.sealer).await;
         self.stop_publisher.cancel();
-        let published = tokio::time::timeout_at(deadline, &mut self.publisher).await;
+        let published = tokio::time::timeout_at(end, &mut self.publisher).await;
+        // Also when not everything was published: the others need not wait for this instance. But whoever has
+        // not sealed everything vanishes.
+        let goodbye = tokio::time::timeout(GOODBYE, self.backend.stop(sealed.is_ok())).await;
+        if goodbye.is_err() {
+            warn!("no time to give up the lease and say goodbye");
+        }
         self.stop_admin.drain.cancel();
         self.stop_admin.abort.cancel();
         self.upkeep.abort();
@@ -346,10 +377,10 @@ fn sinks(counting: &CountingArgs, log: &LogSinkArgs) -> Result<Vec<Box<dyn Count
     Ok(sinks)
 }
 
-fn set_info(metrics: &Metrics, counting: &CountingArgs) {
+fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {
     metrics.set_info(&[
         ("version", env!("CARGO_PKG_VERSION").into()),
-        ("counter", "memory".into()),
+        ("counter", backend.into()),
         ("mode", counting.mode.as_str().into()),
         ("window", counting.window.seconds().to_string().into()),
         ("shards", counting.shards.count().to_string().into()),
@@ -371,13 +402,13 @@ fn raise_descriptor_limit(limits: &HttpArgs) {
     }
 }
 
-fn log_start(counting: &CountingArgs, listeners: &Listeners) -> io::Result<()> {
+fn log_start(backend: &str, counting: &CountingArgs, listeners: &Listeners) -> io::Result<()> {
     let admin = listeners.admin.as_ref().map(TcpListener::local_addr).transpose()?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         address = %listeners.public.local_addr()?,
         admin_address = admin.map(tracing::field::display),
-        counter = "memory",
+        counter = backend,
         mode = counting.mode.as_str(),
         standard_error = counting.standard_error(),
         window_seconds = counting.window.seconds(),

@@ -16,16 +16,19 @@
 
 pub mod app;
 pub mod args;
+pub mod backend;
 pub mod cli;
 pub mod coordinator;
 pub mod counter;
 pub mod healthcheck;
 pub mod http;
 pub mod id;
+pub mod lease;
 pub mod lines;
 pub mod logging;
 pub mod metrics;
 pub mod publisher;
+pub mod redis;
 pub mod sealer;
 pub mod shard;
 pub mod sink;

@@ -13,9 +13,14 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 const DURATION_BUCKETS: [f64; 15] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
+/// Upper bounds of the buckets of batch sizes: powers of two, up to the largest batch.
+const SIZE_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
 const REQUESTS: &str = "headcount_requests_total";
 const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
+const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
+const REDIS_ERRORS: &str = "headcount_redis_errors_total";
 const INFO: &str = "headcount_info";
 
 /// Declares the metrics without labels: the doc comment of a field is its help text.
@@ -62,6 +67,10 @@ declare! {
     unpublished_windows: Gauge = "headcount_unpublished_windows",
     /// Start of the last window that is in every sink, in seconds since 1970; 0 before the first.
     last_published_window: Gauge = "headcount_last_published_window_timestamp_seconds",
+    /// Requests and pieces of requests that wait to be sent to Redis.
+    redis_queue_length: Gauge = "headcount_redis_queue_length",
+    /// Requests and pieces of requests that were sent to Redis in one pipeline.
+    redis_batch_size: Histogram = "headcount_redis_batch_size",
     /// 1 on the instance that leads, which is the one that closes windows; else 0.
     leader: Gauge = "headcount_leader",
     /// Times that this instance acted as the leader and was told that another one had taken the lease.
@@ -78,6 +87,9 @@ impl Metrics {
         let builder = PrometheusBuilder::new();
         let recorder = builder
             .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), &DURATION_BUCKETS)
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Suffix("_size".to_owned()), &SIZE_BUCKETS)
+            })
             // The only error is an empty list of buckets.
             .unwrap_or_default()
             .build_recorder();
@@ -92,6 +104,11 @@ impl Metrics {
             "Closed windows, by sink and by result: ok, retry (it could not be taken this time), skipped \
              (it went past retention first).",
         );
+        Histogram::describe(
+            REDIS_DURATION,
+            "From a call of Redis to its good answer, by what it was for; a pipeline is one call.",
+        );
+        Counter::describe(REDIS_ERRORS, "Calls of Redis without a good answer, by what they were for.");
         Gauge::describe(INFO, "Always 1; the labels say what is running.");
     }
 
@@ -108,6 +125,16 @@ impl Metrics {
     /// Windows that were handed to `sink` with `result`.
     pub fn published_windows(&self, sink: &'static str, result: &'static str) -> Counter {
         self.labelled(PUBLISHED_WINDOWS, &[("sink", sink.into()), ("result", result.into())])
+    }
+
+    /// How long Redis took for calls for `purpose`.
+    pub fn redis_command_duration(&self, purpose: &'static str) -> Histogram {
+        self.labelled(REDIS_DURATION, &[("command", purpose.into())])
+    }
+
+    /// Calls for `purpose` that had no good answer.
+    pub fn redis_errors(&self, purpose: &'static str) -> Counter {
+        self.labelled(REDIS_ERRORS, &[("command", purpose.into())])
     }
 
     /// Says what is running.

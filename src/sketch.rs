@@ -121,11 +121,29 @@ impl Sketch {
 
     /// Shows an element to the sketch. True when that changed a register, as `PFADD` answers 1.
     pub fn add(&self, element: &[u8]) -> bool {
-        let hash = murmur_hash_64a(element);
-        let register = &self.registers[hash as usize % REGISTERS];
-        // A one behind the highest bit ends the zeros of a hash that has no other.
-        let rank = ((hash >> INDEX_BITS) | (1 << RANK_BITS)).trailing_zeros() as u8 + 1;
-        raise(register, rank)
+        self.raise(Observation::of(element))
+    }
+
+    /// Shows what is to be seen of an element to the sketch, as [`Sketch::add`] does.
+    pub fn raise(&self, observation: Observation) -> bool {
+        raise(&self.registers[usize::from(observation.register)], observation.rank)
+    }
+
+    /// True when showing this would change nothing.
+    pub fn covers(&self, observation: Observation) -> bool {
+        self.registers[usize::from(observation.register)].load(Ordering::Relaxed) >= observation.rank
+    }
+
+    /// True when nothing was shown to it.
+    pub fn is_empty(&self) -> bool {
+        self.ranks().all(|rank| rank == 0)
+    }
+
+    /// Makes this a sketch of nothing.
+    pub fn clear(&self) {
+        for register in self.registers.iter() {
+            register.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Makes this the sketch of the union of both, as `PFMERGE` does.
@@ -185,6 +203,23 @@ impl Sketch {
 
     fn ranks(&self) -> impl Iterator<Item = u8> {
         self.registers.iter().map(|register| register.load(Ordering::Relaxed))
+    }
+}
+
+/// All that a sketch sees of an element: which register it is for, and how high.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation {
+    register: u16,
+    rank: u8,
+}
+
+impl Observation {
+    /// Hashes an element.
+    pub fn of(element: &[u8]) -> Self {
+        let hash = murmur_hash_64a(element);
+        // A one behind the highest bit ends the zeros of a hash that has no other.
+        let rank = ((hash >> INDEX_BITS) | (1 << RANK_BITS)).trailing_zeros() as u8 + 1;
+        Self { register: (hash % REGISTERS as u64) as u16, rank }
     }
 }
 

@@ -55,8 +55,12 @@ impl WindowLength {
 
     /// The window that `time` falls in. Times before 1970 fall in the first window of all.
     pub fn window_at(self, time: SystemTime) -> Window {
-        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Window { start: since_epoch - since_epoch % u64::from(self.seconds), length: self }
+        self.starting_at(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+
+    /// The window that begins so many seconds after 1970, or in which that moment falls.
+    pub fn starting_at(self, unix_seconds: u64) -> Window {
+        Window { start: unix_seconds - unix_seconds % u64::from(self.seconds), length: self }
     }
 }
 

@@ -10,6 +10,7 @@
 //! distributed locking*, 2016.)
 
 pub mod alone;
+pub mod redis;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

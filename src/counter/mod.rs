@@ -1,6 +1,8 @@
 //! Counters: what remembers the ids of a window.
 
 pub mod memory;
+mod pipeline;
+pub mod redis;
 
 use std::time::Duration;
 

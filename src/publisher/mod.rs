@@ -15,6 +15,7 @@ mod leading;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 
 use self::delivery::{Backlog, Delivery, Queue};
 use self::leading::Leading;
+use crate::args;
 use crate::coordinator::{Coordinator, Grant, LastClosed};
 use crate::counter::UniqueCounter;
 use crate::metrics::Metrics;
@@ -31,6 +33,19 @@ use crate::window::{Clock, Window, WindowLength};
 
 /// How long sinks that are behind are waited for at the stop when the next leader can go on instead.
 const LAST_DELIVERIES: Duration = Duration::from_secs(2);
+
+/// How windows are closed.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Publishing")]
+pub struct PublisherArgs {
+    /// How long after its end a window waits for an instance that lives and has not finished it; then it is
+    /// published without, as incomplete
+    #[arg(
+        long, env = "HEADCOUNT_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s",
+        value_parser = args::positive_duration
+    )]
+    pub close_timeout: Duration,
+}
 
 /// What a publisher works with.
 pub struct Publisher {
@@ -116,7 +131,9 @@ impl Publisher {
                 grant = next_grant(&mut grants) => grant?,
                 () = stop.cancelled() => return None,
             };
-            info!(fencing_token = grant.token(), "this instance leads");
+            if self.coordinator.outlives_process() {
+                info!(fencing_token = grant.token(), "this instance leads");
+            }
             self.metrics.leader.set(1.0);
             Leading::new(self, queues, backlog, grant.clone()).run(stop).await;
             if stop.is_cancelled() {

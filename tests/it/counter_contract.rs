@@ -1,13 +1,21 @@
 //! What every counter promises, as one suite over `&dyn UniqueCounter`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use headcount::counter::memory::MemoryCounter;
+use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
 use headcount::counter::{AddError, CountError, Mode, Tally, UniqueCounter};
 use headcount::id::Id;
+use headcount::metrics::Metrics;
+use headcount::redis::keys::Keys;
+use headcount::redis::{Address, Redis};
 use headcount::shard::Shards;
 use headcount::window::{Window, WindowLength};
+
+use crate::support::PATIENCE;
+use crate::support::redis::Redis as RedisServer;
 
 /// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
 fn windows() -> impl Iterator<Item = Window> {
@@ -227,4 +235,56 @@ async fn memory_hll_in_shards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_exact() {
     suite_in_memory(Mode::Exact, 1).await;
+}
+
+/// A counter in a namespace of its own; its pipeline ends with it.
+fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites) -> RedisCounter {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let namespace = format!("contract-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let config = RedisCounterConfig {
+        mode,
+        shards,
+        retention: Duration::from_secs(60),
+        writes,
+        timeout: Duration::from_secs(5),
+        keys: Keys::new(&namespace),
+        process: "test".to_owned(),
+    };
+    let (counter, pipeline) = RedisCounter::new(config, redis, &Metrics::new());
+    tokio::spawn(pipeline.run());
+    counter
+}
+
+async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: RedisWrites) {
+    let shards = Shards::new(shards).unwrap();
+    let address = Address::parse(&server.url()).unwrap();
+    let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
+    redis.wait_for(&address, PATIENCE).await.unwrap();
+    let new = || Arc::new(counter_in_redis(&redis, mode, shards, writes)) as Arc<dyn UniqueCounter>;
+    suite(&new, mode.standard_error(shards)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_hll() {
+    suite_in_redis(&RedisServer::start(), Mode::Hll, 1, RedisWrites::All).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_hll_in_shards() {
+    suite_in_redis(&RedisServer::start(), Mode::Hll, 16, RedisWrites::All).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_hll_changed_only() {
+    suite_in_redis(&RedisServer::start(), Mode::Hll, 3, RedisWrites::Changed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_exact() {
+    suite_in_redis(&RedisServer::start(), Mode::Exact, 1, RedisWrites::All).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_exact_in_shards() {
+    suite_in_redis(&RedisServer::start(), Mode::Exact, 5, RedisWrites::All).await;
 }

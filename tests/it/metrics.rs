@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::support::PATIENCE;
 use crate::support::http::Connection;
+use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
 
 const REASONS: [&str; 10] = [
@@ -65,7 +66,14 @@ async fn all_series_are_there_from_the_start() {
     ] {
         assert!(value_of(&text, series).is_some(), "{series} in\n{text}");
     }
-    // The README has each of ours, and no other.
+    // The README has each of ours, and no other. Those of Redis are there when it is.
+    let redis = Redis::start();
+    let server = Server::start(&["--redis-url", &redis.url()]).await;
+    let text = server.get("/metrics").await.body;
+    for command in ["ask", "write", "seal", "count", "report", "close", "lease"] {
+        let errors = format!(r#"headcount_redis_errors_total{{command="{command}"}}"#);
+        assert!(value_of(&text, &errors).is_some(), "{text}");
+    }
     let readme = include_str!("../../README.md");
     let described = |word: &&str| word.starts_with("`headcount_");
     let name = |word: &str| word.trim_matches(['`', ',', '|']).split(['{', '`']).next().unwrap().to_owned();

@@ -32,6 +32,10 @@ impl Redis {
         Self { port, _process: Process(child), _dir: dir }
     }
 
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
     pub fn connect(&self) -> Connection {
         let client = redis::Client::open(("127.0.0.1", self.port)).expect("an address");
         let deadline = std::time::Instant::now() + PATIENCE;

@@ -1,0 +1,208 @@
+//! The backend: what remembers the ids and what coordinates the instances, in memory or in Redis.
+
+use std::hash::{BuildHasher, RandomState};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::coordinator::alone::Alone;
+use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use crate::coordinator::{Coordinator, Grant};
+use crate::counter::memory::MemoryCounter;
+use crate::counter::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
+use crate::counter::{CountingArgs, Mode, UniqueCounter};
+use crate::lease::{Lease, LeaseArgs};
+use crate::metrics::Metrics;
+use crate::redis::keys::Keys;
+use crate::redis::server::ServerFacts;
+use crate::redis::{Address, CannotConnect, Redis, RedisArgs};
+
+/// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
+const BYTES_AN_EXACT_ID: f64 = 54.0;
+/// The rate that the forecast of memory is made for, in different ids a second.
+const FORECAST_RATE: f64 = 10_000.0;
+
+/// The choice of a backend, and its settings.
+#[derive(Debug, Clone, Args)]
+pub struct BackendArgs {
+    /// Redis itself.
+    #[command(flatten)]
+    pub redis: RedisArgs,
+    #[command(flatten)]
+    counter: RedisCounterArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+}
+
+/// A counter, a coordinator, and the tasks behind them.
+pub struct Backend {
+    /// For the label `counter` in logs and metrics.
+    pub name: &'static str,
+    /// Remembers the ids.
+    pub counter: Arc<dyn UniqueCounter>,
+    /// Coordinates the instances.
+    pub coordinator: Arc<dyn Coordinator>,
+    /// The lease, while this instance has it.
+    pub grant: watch::Receiver<Option<Grant>>,
+    pipeline: JoinHandle<()>,
+    lease: JoinHandle<()>,
+    stop_lease: CancellationToken,
+}
+
+/// A task of the backend ended.
+#[derive(Debug, Error)]
+pub enum BackendEnded {
+    /// It panicked.
+    #[error("{0} ended: {1}")]
+    Panicked(&'static str, JoinError),
+    /// It returned.
+    #[error("{0} ended though nobody stopped it")]
+    Returned(&'static str),
+}
+
+impl Backend {
+    /// In this process's memory, alone.
+    pub fn in_memory(counting: &CountingArgs, draining: CancellationToken) -> Self {
+        Self {
+            name: "memory",
+            counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
+            coordinator: Arc::new(Alone::new(draining)),
+            grant: watch::channel(Some(Grant::for_ever())).1,
+            pipeline: tokio::spawn(std::future::pending()),
+            lease: tokio::spawn(std::future::pending()),
+            stop_lease: CancellationToken::new(),
+        }
+    }
+
+    /// In Redis, together with all instances of the namespace. Waits until Redis answers.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotConnect`] when it does not in time.
+    pub async fn in_redis(
+        args: &BackendArgs,
+        address: &Address,
+        counting: &CountingArgs,
+        retention: Duration,
+        metrics: &Metrics,
+    ) -> Result<Self, CannotConnect> {
+        let RedisArgs { redis_timeout: timeout, redis_wait, namespace, .. } = &args.redis;
+        let redis = Redis::new(address, *timeout, metrics)?;
+        redis.wait_for(address, *redis_wait).await?;
+        look_at_server(&redis).await;
+        if counting.mode == Mode::Exact {
+            forecast_memory(counting, retention);
+        }
+        let keys = Keys::new(namespace);
+        let process = process_name();
+        let (counter, pipeline) = RedisCounter::new(
+            RedisCounterConfig {
+                mode: counting.mode,
+                shards: counting.shards,
+                retention,
+                writes: args.counter.redis_writes,
+                timeout: *timeout,
+                keys: keys.clone(),
+                process: process.clone(),
+            },
+            &redis,
+            metrics,
+        );
+        let coordinator = RedisCoordinator::new(
+            RedisCoordinatorConfig {
+                keys: keys.clone(),
+                process: process.clone(),
+                window: counting.window,
+                retention,
+                settings: settings(counting),
+            },
+            &redis,
+        );
+        let lease = Lease::new(&redis, keys, process, args.lease.lease_ttl);
+        let stop_lease = CancellationToken::new();
+        Ok(Self {
+            name: "redis",
+            counter: Arc::new(counter),
+            coordinator: Arc::new(coordinator),
+            grant: lease.grant(),
+            pipeline: tokio::spawn(pipeline.run()),
+            lease: tokio::spawn(lease.run(stop_lease.clone())),
+            stop_lease,
+        })
+    }
+
+    /// Waits for a task to end that should not.
+    pub async fn ended(&mut self) -> BackendEnded {
+        let (part, ended) = tokio::select! {
+            ended = &mut self.pipeline => ("the pipeline to Redis", ended),
+            ended = &mut self.lease => ("the lease", ended),
+        };
+        match ended {
+            Ok(()) => BackendEnded::Returned(part),
+            Err(error) => BackendEnded::Panicked(part, error),
+        }
+    }
+
+    /// Gives up the lease and, unless something is not `sealed`, says goodbye.
+    pub async fn stop(self, sealed: bool) {
+        self.stop_lease.cancel();
+        if self.coordinator.outlives_process()
+            && let Err(error) = self.lease.await
+        {
+            warn!(%error, "the lease was not given up");
+        }
+        if sealed && let Err(error) = self.coordinator.leave().await {
+            warn!(%error, "cannot say goodbye; the others notice by themselves");
+        }
+    }
+}
+
+/// What all instances of a namespace have to agree on.
+pub fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
+    vec![
+        ("mode", counting.mode.as_str().to_owned()),
+        ("window", format!("{}s", counting.window.seconds())),
+        ("shards", counting.shards.count().to_string()),
+    ]
+}
+
+/// The machine's name, and a number that no other process has.
+fn process_name() -> String {
+    let random = RandomState::new().hash_one(process::id());
+    format!("{}/{random:016x}", gethostname::gethostname().to_string_lossy())
+}
+
+async fn look_at_server(redis: &Redis) {
+    match ServerFacts::of(redis).await {
+        Ok(server) => {
+            info!(%server, "connected to Redis");
+            if !server.is_new_enough() {
+                warn!(%server, "this version of Redis is too old: use Redis 6.2 or later, or Valkey");
+            }
+            if server.evicts() {
+                warn!(
+                    maxmemory_policy = server.eviction_policy,
+                    "Redis may drop keys that are still needed: set its maxmemory-policy to noeviction"
+                );
+            }
+        }
+        Err(error) => warn!(%error, "connected to Redis, which does not say what it is"),
+    }
+}
+
+/// All ids of the retention, if their windows could not be published.
+fn forecast_memory(counting: &CountingArgs, retention: Duration) {
+    let seconds = (retention + counting.window.duration()).as_secs_f64();
+    let megabytes = FORECAST_RATE * seconds * BYTES_AN_EXACT_ID / 1e6;
+    info!(
+        "exact counting: at {FORECAST_RATE} different ids a second Redis holds up to {megabytes:.0} MB, if no \
+         window can be published within --retention"
+    );
+}

@@ -1,0 +1,290 @@
+//! Coordination through Redis.
+//!
+//! Who lives is said by Redis's clock, the only one that all share; which window is meant, by watermarks. So
+//! instances need not have the same time.
+//!
+//! # After Redis was away, or has lost everything
+//!
+//! Then the reports say little: the others may only just be coming back, with a window open that nobody
+//! knows of any more. So a leader that has come back itself, or has found its own report gone, gives them
+//! [`GRACE`] to report before it believes what it reads. On a plain change of leader the reports are there,
+//! and are believed at once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{CloseError, Coordinator, Grant, Report, ReportError, Reported, Resume, Standing};
+use crate::redis::keys::Keys;
+use crate::redis::scripts;
+use crate::redis::{Call, Redis};
+use crate::unavailable::Unavailable;
+use crate::window::{Window, WindowCount, WindowLength};
+
+/// For so long a report says that its instance lives.
+const LIVES: Duration = Duration::from_secs(5);
+/// How long the reports are not believed after they may have been lost: until all that live have reported
+/// again, the longest pause between two tries included.
+const GRACE: Duration = Duration::from_secs(7);
+/// An instance that has not been heard of for longer may have been taken for dead.
+const UNHEARD: Duration = Duration::from_secs(3);
+/// How long config and reports are kept without a report.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// What a coordinator through Redis is made of.
+pub struct RedisCoordinatorConfig {
+    /// The names of the keys.
+    pub keys: Keys,
+    /// This process, unlike any other.
+    pub process: String,
+    /// The length of windows.
+    pub window: WindowLength,
+    /// How long after its end a window may still be published.
+    pub retention: Duration,
+    /// Flags that all instances have to agree on, and their values.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+/// Coordinates all instances of a namespace.
+pub struct RedisCoordinator {
+    config: RedisCoordinatorConfig,
+    redis: Redis,
+    /// The others know this instance.
+    introduced: AtomicBool,
+    memory: Mutex<Memory>,
+}
+
+/// What this process remembers of what it was told.
+#[derive(Default)]
+struct Memory {
+    heard: Option<Instant>,
+    /// Until then the reports are not believed.
+    grace: Option<Instant>,
+    published: Option<Window>,
+}
+
+/// A count as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    unique_request_count: u64,
+    accepted_ids: u64,
+    complete: bool,
+}
+
+/// A report as it is stored: `<watermark> <newest window> <since, µs> <reported at, µs>`.
+struct StoredReport {
+    watermark: u64,
+    newest: u64,
+    reported: SystemTime,
+}
+
+impl RedisCoordinator {
+    /// Known to nobody yet.
+    pub fn new(config: RedisCoordinatorConfig, redis: &Redis) -> Self {
+        Self { config, redis: redis.another(), introduced: AtomicBool::new(false), memory: Mutex::default() }
+    }
+
+    /// After this the reports are not believed for a while.
+    fn expect_others(&self) {
+        self.memory.lock().grace = Some(Instant::now() + GRACE);
+    }
+
+    fn is_in_grace(&self) -> bool {
+        self.memory.lock().grace.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// A report was taken.
+    fn heard(&self, published: Option<Window>) {
+        let mut memory = self.memory.lock();
+        let now = Instant::now();
+        if memory.heard.replace(now).is_some_and(|last| now - last > UNHEARD) {
+            memory.grace = Some(now + GRACE);
+        }
+        memory.published = memory.published.max(published);
+    }
+
+    async fn send_report(&self, report: &Report) -> Result<Vec<String>, Unavailable> {
+        let RedisCoordinatorConfig { keys, process, settings, .. } = &self.config;
+        let published = self.memory.lock().published;
+        let mut call = scripts::REPORT.prepare_invoke();
+        call.key(keys.config()).key(keys.instances()).key(keys.counts()).key(keys.published());
+        call.arg(process).arg(if self.introduced.load(Ordering::Relaxed) { "again" } else { "hello" });
+        call.arg(report.watermark.unix_seconds()).arg(report.newest.unix_seconds()).arg(micros(report.since));
+        call.arg(published.map(|window| window.unix_seconds().to_string()).unwrap_or_default());
+        call.arg(LIVES.as_millis() as u64).arg(SILENCE.as_millis() as u64);
+        for (setting, value) in settings {
+            call.arg(*setting).arg(value);
+        }
+        self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
+    }
+
+    fn disagreement(&self, setting: &str, theirs: &str) -> ReportError {
+        let ours = self.config.settings.iter().find(|(name, _)| *name == setting);
+        ReportError::Disagreement {
+            setting: setting.to_owned(),
+            ours: ours.map(|(_, value)| value.clone()).unwrap_or_default(),
+            theirs: theirs.to_owned(),
+            namespace: self.config.keys.namespace().to_owned(),
+        }
+    }
+
+    fn window(&self, text: &str) -> Option<Window> {
+        text.parse().ok().map(|seconds| self.config.window.starting_at(seconds))
+    }
+}
+
+#[async_trait]
+impl Coordinator for RedisCoordinator {
+    async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
+        let answer = self.send_report(report).await?;
+        let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
+        match *answer {
+            ["ok", now, last, count, published] => {
+                self.introduced.store(true, Ordering::Relaxed);
+                let (last, published) = (self.window(last), self.window(published));
+                self.heard(published);
+                Ok(Reported {
+                    closed: last.max(published),
+                    last: last.and_then(|window| read_count(window, count)),
+                    lost: false,
+                    time: now.parse().ok().map(from_micros),
+                })
+            }
+            ["lost"] => {
+                self.introduced.store(false, Ordering::Relaxed);
+                self.expect_others();
+                Ok(Reported { lost: true, ..Reported::default() })
+            }
+            ["differs", setting, theirs] => Err(self.disagreement(setting, theirs)),
+            _ => Err(unexpected("report", &answer).into()),
+        }
+    }
+
+    async fn leave(&self) -> Result<(), Unavailable> {
+        let mut leave = ::redis::cmd("HDEL");
+        leave.arg(self.config.keys.instances()).arg(&self.config.process);
+        self.redis.run(Call::Report, async |connection| leave.exec_async(connection).await).await
+    }
+
+    async fn resume(&self) -> Result<Resume, Unavailable> {
+        let keys = &self.config.keys;
+        let mut ask = ::redis::Pipeline::new();
+        ask.cmd("GET").arg(keys.published());
+        ask.cmd("HGET").arg(keys.config()).arg("first_window");
+        ask.cmd("HGETALL").arg(keys.counts());
+        let (published, first, counts): (Option<String>, Option<String>, BTreeMap<String, String>) =
+            self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
+        let published = published.and_then(|published| self.window(&published));
+        let first = first.and_then(|first| self.window(&first));
+        let stored = counts.iter().filter_map(|(window, count)| read_count(self.window(window)?, count));
+        Ok(Resume {
+            next: published.map(Window::next).or(first),
+            stored: stored
+                .filter(|count| Some(count.window) > published)
+                .map(|count| (count.window, count))
+                .collect(),
+        })
+    }
+
+    async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
+        if self.is_in_grace() {
+            return Ok(None);
+        }
+        let keys = &self.config.keys;
+        let mut ask = ::redis::Pipeline::new();
+        ask.cmd("TIME");
+        ask.cmd("HGETALL").arg(keys.instances());
+        ask.cmd("HGET").arg(keys.config()).arg("since");
+        let ((seconds, micros), reports, since): ((u64, u64), BTreeMap<String, String>, Option<u64>) =
+            self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
+        let now = from_micros(seconds * 1_000_000 + micros);
+        let start = window.unix_seconds();
+        let mut open = false;
+        let mut vanished = false;
+        for report in reports.values().filter_map(|report| StoredReport::read(report)) {
+            let lives = now < report.reported + LIVES;
+            open |= lives && report.watermark <= start;
+            vanished |= !lives && report.watermark <= start && start <= report.newest;
+        }
+        let accepted_throughout = since.is_some_and(|since| from_micros(since) <= window.start());
+        Ok(Some(Standing { open, complete: accepted_throughout && !vanished, time: Some(now) }))
+    }
+
+    async fn close(
+        &self,
+        grant: &Grant,
+        count: &WindowCount,
+        despite_open: bool,
+    ) -> Result<WindowCount, CloseError> {
+        let RedisCoordinatorConfig { keys, process, window, retention, .. } = &self.config;
+        let &WindowCount { window: closed, unique_request_count, accepted_ids, complete } = count;
+        let stored = serde_json::to_string(&Stored { unique_request_count, accepted_ids, complete })
+            .map_err(Unavailable::because)?;
+        let mut call = scripts::CLOSE.prepare_invoke();
+        call.key(keys.token()).key(keys.counts()).key(keys.instances());
+        call.arg(grant.token()).arg(process).arg(closed.unix_seconds()).arg(stored);
+        call.arg(u8::from(despite_open)).arg(LIVES.as_millis() as u64);
+        call.arg((*retention + window.duration()).as_millis() as u64);
+        let answer: Vec<String> =
+            self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
+        let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
+        match *answer {
+            ["stored", stored] => {
+                read_count(closed, stored).ok_or_else(|| unexpected("count", &[stored]).into())
+            }
+            ["fenced"] => Err(CloseError::Fenced),
+            ["open"] => Err(CloseError::Open),
+            _ => Err(unexpected("close", &answer).into()),
+        }
+    }
+
+    async fn mark_published(&self, grant: &Grant, window: Window) -> Result<(), CloseError> {
+        let keys = &self.config.keys;
+        let mut call = scripts::MARK_PUBLISHED.prepare_invoke();
+        call.key(keys.token()).key(keys.published()).key(keys.counts());
+        call.arg(grant.token()).arg(window.unix_seconds());
+        let answer: String =
+            self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
+        match &*answer {
+            "marked" => Ok(()),
+            "fenced" => Err(CloseError::Fenced),
+            _ => Err(unexpected("mark", &[&answer]).into()),
+        }
+    }
+
+    fn outlives_process(&self) -> bool {
+        true
+    }
+}
+
+impl StoredReport {
+    fn read(text: &str) -> Option<Self> {
+        let mut fields = text.split(' ').map(|field| field.parse().ok());
+        let [watermark, newest, _since, reported] =
+            [fields.next()??, fields.next()??, fields.next()??, fields.next()??];
+        Some(Self { watermark, newest, reported: from_micros(reported) })
+    }
+}
+
+fn read_count(window: Window, text: &str) -> Option<WindowCount> {
+    let Stored { unique_request_count, accepted_ids, complete } = serde_json::from_str(text).ok()?;
+    Some(WindowCount { window, unique_request_count, accepted_ids, complete })
+}
+
+fn unexpected(what: &str, answer: &[&str]) -> Unavailable {
+    Unavailable::because(format_args!("Redis: an unexpected answer to {what}: {answer:?}"))
+}
+
+/// Rounded up, so that nobody is there from earlier on than he was.
+fn micros(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().div_ceil(1000) as u64
+}
+
+fn from_micros(micros: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(micros)
+}

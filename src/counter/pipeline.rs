@@ -1,0 +1,273 @@
+//! The pipeline to Redis: one task that owns a connection and sends what waits.
+//!
+//! A request puts its write into a queue and waits for its own reply. The task takes all that is in the
+//! queue, sends it as one pipeline, and reads the replies; what comes in meanwhile is the next pipeline. So at
+//! low load a write goes out at once, alone, and at high load a system call and a wake-up serve hundreds: the
+//! batch grows by itself with what there is to do, and there is no timer to tune.
+//!
+//! # When Redis does not answer
+//!
+//! Every write has a deadline. A pipeline that fails is sent again over a new connection for as long as
+//! one of its writes has time left: adding twice is adding once. A write whose deadline has passed is told
+//! so; it may have been done all the same.
+//!
+//! # Epochs
+//!
+//! A new connection may lead to a server that knows nothing of what the old one acknowledged. What a
+//! [`Target`] knows about the server (that its key expires, which registers it has) therefore belongs to
+//! an *epoch*, and every failure begins a new one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ::metrics::{Gauge, Histogram};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{RedisError, RedisResult, Value};
+use smallvec::SmallVec;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{info, warn};
+
+use crate::id::Id;
+use crate::metrics::Metrics;
+use crate::redis::{self, Call, Redis};
+use crate::sketch::{Observation, Sketch};
+use crate::unavailable::Unavailable;
+
+/// Writes that may wait to be sent; one more is refused.
+const QUEUE: usize = 65_536;
+/// Writes that are sent as one pipeline.
+const BATCH: usize = 1024;
+/// Between two tries to send a pipeline.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Where ids go: the key of a shard of a window, and what is known about it.
+pub(super) struct Target {
+    /// `PFADD` or `SADD`.
+    pub(super) command: &'static str,
+    pub(super) key: String,
+    /// When the key expires, in seconds since 1970.
+    pub(super) expire_at: u64,
+    /// Ids that were accepted for it.
+    pub(super) accepted: AtomicU64,
+    /// The epoch in which the server was told when the key expires; 0 is none.
+    expires_since: AtomicU64,
+    /// The registers that the server has, where writes that cannot change any are left out.
+    acknowledged: Option<Acknowledged>,
+}
+
+struct Acknowledged {
+    epoch: AtomicU64,
+    registers: Sketch,
+}
+
+impl Target {
+    pub(super) fn new(
+        command: &'static str,
+        key: String,
+        expire_at: u64,
+        remember_acknowledged: bool,
+    ) -> Self {
+        let acknowledged = remember_acknowledged
+            .then(|| Acknowledged { epoch: AtomicU64::new(0), registers: Sketch::new() });
+        let (accepted, expires_since) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { command, key, expire_at, accepted, expires_since, acknowledged }
+    }
+
+    /// Notes that ids are in.
+    pub(super) fn accept(&self, ids: usize) {
+        self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
+    }
+
+    fn acknowledge(&self, ids: &[Id], epoch: u64) {
+        self.accept(ids.len());
+        if let Some(acknowledged) = &self.acknowledged {
+            // Only the pipeline's task comes here.
+            if acknowledged.epoch.load(Ordering::Relaxed) != epoch {
+                acknowledged.registers.clear();
+                acknowledged.epoch.store(epoch, Ordering::Relaxed);
+            }
+            for id in ids {
+                acknowledged.registers.raise(Observation::of(id.as_bytes()));
+            }
+        }
+    }
+}
+
+/// Ids for a target, and who waits for the reply.
+pub(super) struct Write {
+    pub(super) target: Arc<Target>,
+    pub(super) ids: SmallVec<[Id; 1]>,
+    pub(super) reply: oneshot::Sender<Result<u64, Unavailable>>,
+    /// The window cannot be sealed while there is one.
+    pub(super) under_way: TaskTrackerToken,
+}
+
+struct Queued {
+    write: Write,
+    deadline: Instant,
+}
+
+/// The end that writes are put into.
+pub(super) struct Pipeline {
+    queue: mpsc::Sender<Queued>,
+    timeout: Duration,
+    epoch: Arc<AtomicU64>,
+}
+
+/// The other end.
+pub struct PipelineTask {
+    queue: mpsc::Receiver<Queued>,
+    redis: Redis,
+    epoch: Arc<AtomicU64>,
+    batch_size: Histogram,
+    queue_length: Gauge,
+    failing: bool,
+}
+
+/// A pipeline over a connection of its own; writes have `timeout` from when they are put in.
+pub(super) fn pipeline(redis: &Redis, timeout: Duration, metrics: &Metrics) -> (Pipeline, PipelineTask) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let epoch = Arc::new(AtomicU64::new(1));
+    let task = PipelineTask {
+        queue: receiver,
+        redis: redis.another(),
+        epoch: Arc::clone(&epoch),
+        batch_size: metrics.redis_batch_size.clone(),
+        queue_length: metrics.redis_queue_length.clone(),
+        failing: false,
+    };
+    (Pipeline { queue: sender, timeout, epoch }, task)
+}
+
+impl Pipeline {
+    /// Puts a write into the queue; its reply comes by the deadline, more or less.
+    pub(super) fn send(&self, write: Write) -> Result<(), Unavailable> {
+        let queued = Queued { write, deadline: Instant::now() + self.timeout };
+        self.queue.try_send(queued).map_err(|error| match error {
+            TrySendError::Full(_) => Unavailable::because("the queue to Redis is full"),
+            TrySendError::Closed(_) => Unavailable::because("the pipeline to Redis has ended"),
+        })
+    }
+
+    /// True when the server is known to have what this would change.
+    pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
+        target.acknowledged.as_ref().is_some_and(|acknowledged| {
+            acknowledged.epoch.load(Ordering::Relaxed) == self.epoch.load(Ordering::Relaxed)
+                && acknowledged.registers.covers(observation)
+        })
+    }
+
+    /// Nothing is known any more about what the server has.
+    pub(super) fn forget_acknowledged(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl PipelineTask {
+    /// Sends until there is nobody left to put anything in.
+    pub async fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.queue.recv_many(&mut batch, BATCH).await > 0 {
+            self.queue_length.set(self.queue.len() as f64);
+            self.batch_size.record(batch.len() as f64);
+            self.send(&mut batch).await;
+        }
+    }
+
+    /// Sends until every write has its reply or is past its deadline.
+    async fn send(&mut self, batch: &mut Vec<Queued>) {
+        loop {
+            let Err(error) = self.try_to_send(batch).await else { return self.say_it_works() };
+            self.epoch.fetch_add(1, Ordering::Relaxed);
+            if !self.failing {
+                self.failing = true;
+                warn!(%error, "cannot write to Redis");
+            }
+            let now = Instant::now();
+            for late in batch.extract_if(.., |queued| queued.deadline <= now + TRY_AGAIN_AFTER) {
+                // Nobody is left to tell when the client has gone.
+                let _ = late.write.reply.send(Err(error.clone()));
+            }
+            if batch.is_empty() {
+                return;
+            }
+            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+        }
+    }
+
+    /// One try; every write of the batch has had its reply when it succeeds.
+    async fn try_to_send(&mut self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let commands = pack(batch, epoch);
+        let first = batch.iter().map(|queued| queued.deadline).min().unwrap_or_else(Instant::now);
+        let send = async |connection: &mut MultiplexedConnection| {
+            let replies = connection.send_packed_commands(&commands, 0, commands.len()).await?;
+            check(&replies, batch.len())?;
+            Ok(replies)
+        };
+        let replies = self.redis.run_until(first, Call::Write, send).await?;
+        for (Queued { write, .. }, reply) in batch.drain(..).zip(replies) {
+            let reply = added(reply);
+            if reply.is_ok() {
+                write.target.acknowledge(&write.ids, epoch);
+            }
+            let Write { reply: sender, under_way, .. } = write;
+            // Nobody is left to tell when the client has gone.
+            let _ = sender.send(reply);
+            drop(under_way);
+        }
+        Ok(())
+    }
+
+    fn say_it_works(&mut self) {
+        if self.failing {
+            self.failing = false;
+            info!("writing to Redis again");
+        }
+    }
+}
+
+/// The writes in their order, then when the keys expire that are new in this epoch.
+fn pack(batch: &[Queued], epoch: u64) -> ::redis::Pipeline {
+    let mut commands = ::redis::Pipeline::with_capacity(batch.len() + 1);
+    for Queued { write, .. } in batch {
+        let target = &write.target;
+        commands.cmd(target.command).arg(&target.key);
+        for id in &write.ids {
+            commands.arg(id.as_bytes());
+        }
+    }
+    for Queued { write: Write { target, .. }, .. } in batch {
+        // If this pipeline fails, so does the epoch.
+        if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
+            commands.cmd("EXPIREAT").arg(&target.key).arg(target.expire_at);
+        }
+    }
+    commands
+}
+
+/// A write that was refused concerns its request. But what another server may take, or a key that would never
+/// expire, concerns them all.
+fn check(replies: &[Value], writes: usize) -> RedisResult<()> {
+    for (index, reply) in replies.iter().enumerate() {
+        if let Value::ServerError(error) = reply
+            && (index >= writes || error.kind().is_some_and(redis::is_passing))
+        {
+            return Err(RedisError::from(error.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// How many ids the reply says were new, or that the sketch changed.
+fn added(reply: Value) -> Result<u64, Unavailable> {
+    match reply {
+        Value::Int(added) => Ok(added.unsigned_abs()),
+        Value::ServerError(error) => Err(Unavailable::because(format_args!("Redis: {error}"))),
+        other => Err(Unavailable::because(format_args!("Redis answers {other:?} to a write"))),
+    }
+}

@@ -1,0 +1,157 @@
+//! The lease: which instance leads.
+//!
+//! A key with a time to live holds the name of the leader. Whoever finds it free takes it and gets a fencing
+//! token that is higher than all before; whoever has it prolongs it at a third of its time. The grant that the
+//! publisher sees ends, by the monotonic clock, a whole time to live after the moment *before* the call that
+//! took or prolonged it: so it ends here before it ends in Redis, however long the answer took. When Redis
+//! cannot be asked, the grant simply runs out.
+
+use std::time::Duration;
+
+use clap::Args;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::args;
+use crate::coordinator::Grant;
+use crate::redis::keys::Keys;
+use crate::redis::scripts;
+use crate::redis::{Call, Redis};
+use crate::unavailable::Unavailable;
+
+/// How long the lease is granted for.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Publishing")]
+pub struct LeaseArgs {
+    /// How long an instance leads without renewing its lease: when it dies, another one takes over after
+    /// that time
+    #[arg(
+        long, env = "HEADCOUNT_LEASE_TTL", value_name = "DURATION", default_value = "5s",
+        value_parser = parse_ttl
+    )]
+    pub lease_ttl: Duration,
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    match args::duration(text) {
+        Ok(ttl) if ttl >= Duration::from_secs(1) => Ok(ttl),
+        _ => Err("expected a duration from 1s to 24h, such as 5s".to_owned()),
+    }
+}
+
+/// Competes for the lease.
+pub struct Lease {
+    redis: Redis,
+    keys: Keys,
+    holder: String,
+    ttl: Duration,
+    grant: watch::Sender<Option<Grant>>,
+}
+
+/// What became of a try to take the lease.
+enum Taken {
+    Granted(Grant),
+    /// Somebody else has it, for so long at most.
+    Held(Duration),
+}
+
+impl Lease {
+    /// Of `holder`, which is unlike any other.
+    pub fn new(redis: &Redis, keys: Keys, holder: String, ttl: Duration) -> Self {
+        Self { redis: redis.another(), keys, holder, ttl, grant: watch::channel(None).0 }
+    }
+
+    /// The grant, while there is one.
+    pub fn grant(&self) -> watch::Receiver<Option<Grant>> {
+        self.grant.subscribe()
+    }
+
+    /// Takes, renews and takes anew until `stop`; then gives the lease up.
+    pub async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let pause = self.round().await;
+            let _ = tokio::time::timeout(pause, stop.cancelled()).await;
+        }
+        let grant = self.grant.send_replace(None);
+        if let Some(grant) = grant {
+            grant.revoke();
+            if let Err(error) = self.release().await {
+                warn!(%error, "cannot give up the lease; it runs out by itself");
+            }
+        }
+    }
+
+    /// One step, and how long to wait until the next.
+    async fn round(&self) -> Duration {
+        let a_third = self.ttl / 3;
+        let held = self.grant.borrow().clone();
+        let step = match held {
+            Some(grant) => self.renew(&grant).await.map(|renewed| {
+                if !renewed {
+                    warn!(fencing_token = grant.token(), "the lease is lost");
+                    self.lose(&grant);
+                }
+                if renewed { a_third } else { Duration::ZERO }
+            }),
+            None => self.take().await.map(|taken| match taken {
+                Taken::Granted(grant) => {
+                    self.grant.send_replace(Some(grant));
+                    a_third
+                }
+                Taken::Held(remaining) => remaining.min(a_third),
+            }),
+        };
+        step.unwrap_or_else(|error| {
+            debug!(%error, "cannot ask for the lease");
+            let expired = self.grant.borrow().clone().filter(|grant| !grant.is_valid());
+            if let Some(grant) = expired {
+                self.lose(&grant);
+            }
+            a_third / 2
+        })
+    }
+
+    fn lose(&self, grant: &Grant) {
+        grant.revoke();
+        self.grant.send_replace(None);
+    }
+
+    async fn take(&self) -> Result<Taken, Unavailable> {
+        let mut call = scripts::TAKE_LEASE.prepare_invoke();
+        call.key(self.keys.lease()).key(self.keys.token()).arg(&self.holder).arg(self.ttl.as_millis() as u64);
+        let asked = Instant::now();
+        let (outcome, number): (String, i64) =
+            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        let number = number.unsigned_abs();
+        Ok(match &*outcome {
+            "granted" => Taken::Granted(Grant::until(number, asked + self.ttl)),
+            // A moment more, so that it is over then.
+            _ => Taken::Held(Duration::from_millis(number.saturating_add(1))),
+        })
+    }
+
+    /// False when it is not ours any more.
+    async fn renew(&self, grant: &Grant) -> Result<bool, Unavailable> {
+        let mut call = scripts::RENEW_LEASE.prepare_invoke();
+        call.key(self.keys.lease()).key(self.keys.token());
+        call.arg(&self.holder).arg(grant.token()).arg(self.ttl.as_millis() as u64);
+        let asked = Instant::now();
+        let renewed: bool =
+            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        // A publisher that was told so by Redis has revoked it: that stands.
+        if renewed && grant.is_valid() {
+            grant.extend(asked + self.ttl);
+        }
+        Ok(renewed && grant.is_valid())
+    }
+
+    async fn release(&self) -> Result<(), Unavailable> {
+        let mut call = scripts::RELEASE_LEASE.prepare_invoke();
+        call.key(self.keys.lease()).arg(&self.holder);
+        let _: bool =
+            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The names of the keys.
+//!
+//! | key | type | holds |
+//! | --- | --- | --- |
+//! | `{<ns>:<s>/<S>}:hll:<window>` | HLL string | the sketch of shard s of S |
+//! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
+//! | `{<ns>:<s>/<S>}:merge:<process>` | HLL string | what an instance merges into the sketch, for a moment |
+//! | `{<ns>}:accepted:<window>` | hash | process → ids accepted |
+//! | `{<ns>}:lease` | string | who leads |
+//! | `{<ns>}:token` | string | the newest fencing token |
+//! | `{<ns>}:instances` | hash | process → its report |
+//! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
+//! | `{<ns>}:published` | string | the last published window |
+//! | `{<ns>}:config` | hash | what all instances have to agree on |
+//!
+//! A window is written as the seconds of its start. What is in braces decides the slot in a Redis Cluster: a
+//! shard's keys lie together, and so does all that the scripts touch.
+
+use crate::counter::Mode;
+use crate::shard::Shards;
+use crate::window::Window;
+
+/// The keys of one namespace.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    namespace: String,
+}
+
+impl Keys {
+    /// Of a namespace, which has no braces in it.
+    pub fn new(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned() }
+    }
+
+    /// What they have in common.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The ids of a shard in a window.
+    pub fn ids(&self, mode: Mode, shard: usize, shards: Shards, window: Window) -> String {
+        format!("{}:{}:{}", self.shard(shard, shards), mode.as_str(), window.unix_seconds())
+    }
+
+    /// What an instance merges into a shard.
+    pub fn merge(&self, shard: usize, shards: Shards, process: &str) -> String {
+        format!("{}:merge:{process}", self.shard(shard, shards))
+    }
+
+    fn shard(&self, shard: usize, shards: Shards) -> String {
+        format!("{{{}:{shard}/{}}}", self.namespace, shards.count())
+    }
+
+    /// Ids accepted in a window.
+    pub fn accepted(&self, window: Window) -> String {
+        format!("{{{}}}:accepted:{}", self.namespace, window.unix_seconds())
+    }
+
+    /// Who leads.
+    pub fn lease(&self) -> String {
+        self.of_namespace("lease")
+    }
+
+    /// The newest fencing token.
+    pub fn token(&self) -> String {
+        self.of_namespace("token")
+    }
+
+    /// Reports.
+    pub fn instances(&self) -> String {
+        self.of_namespace("instances")
+    }
+
+    /// Counts of closed windows.
+    pub fn counts(&self) -> String {
+        self.of_namespace("counts")
+    }
+
+    /// The last published window.
+    pub fn published(&self) -> String {
+        self.of_namespace("published")
+    }
+
+    /// What all have to agree on.
+    pub fn config(&self) -> String {
+        self.of_namespace("config")
+    }
+
+    fn of_namespace(&self, name: &str) -> String {
+        format!("{{{}}}:{name}", self.namespace)
+    }
+}

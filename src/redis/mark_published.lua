@@ -1,0 +1,22 @@
+-- Marks a window and all before it as published, if the caller leads; only ever forward.
+--
+-- A script, because a leader that was asleep must not mark anything.
+--
+-- KEYS: token, published, counts. ARGV: token, window.
+-- Returns 'marked' or 'fenced'.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 'fenced'
+end
+local window = tonumber(ARGV[2])
+if tonumber(redis.call('GET', KEYS[2]) or -1) < window then
+  redis.call('SET', KEYS[2], ARGV[2])
+end
+-- The last count is kept, for those who ask for it.
+local last = tonumber(redis.call('HGET', KEYS[3], 'last') or -1)
+for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
+  local start = tonumber(field)
+  if start and start <= window and start ~= last then
+    redis.call('HDEL', KEYS[3], field)
+  end
+end
+return 'marked'

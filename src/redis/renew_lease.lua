@@ -1,0 +1,10 @@
+-- Prolongs the lease, if it is still the caller's under the same token.
+--
+-- A script, because between looking and prolonging the lease could run out and be somebody else's.
+--
+-- KEYS: lease, token. ARGV: holder, token, time to live (ms).
+-- Returns 1, or 0 if it is lost.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[2] then
+  return 0
+end
+return redis.call('PEXPIRE', KEYS[1], ARGV[3])

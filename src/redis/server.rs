@@ -1,0 +1,99 @@
+//! What the server says about itself.
+
+use std::fmt;
+
+use super::{Call, Redis};
+use crate::unavailable::Unavailable;
+
+/// The oldest version that this works with.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// From `INFO`; what it does not say is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// `redis` or `valkey`.
+    name: String,
+    version: String,
+    /// The one that the server is compatible with, when it is not Redis.
+    redis_version: String,
+    /// What it does when its memory is full.
+    pub eviction_policy: String,
+}
+
+impl ServerFacts {
+    /// Asks.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`], also when it may not be asked.
+    pub async fn of(redis: &Redis) -> Result<Self, Unavailable> {
+        let ask = |section| {
+            let mut info = ::redis::cmd("INFO");
+            info.arg(section);
+            info
+        };
+        let (server, memory) = (ask("server"), ask("memory"));
+        let (server, memory): (String, String) = redis
+            .run(Call::Ask, async |connection| {
+                Ok((server.query_async(connection).await?, memory.query_async(connection).await?))
+            })
+            .await?;
+        Ok(Self::read(&server, &memory))
+    }
+
+    fn read(server: &str, memory: &str) -> Self {
+        let value = |info: &str, field: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        let redis_version = value(server, "redis_version");
+        let name = Some(value(server, "server_name")).filter(|name| !name.is_empty());
+        let version = Some(value(server, "valkey_version")).filter(|version| !version.is_empty());
+        Self {
+            name: name.unwrap_or_else(|| "redis".to_owned()),
+            version: version.unwrap_or_else(|| redis_version.clone()),
+            redis_version,
+            eviction_policy: value(memory, "maxmemory_policy"),
+        }
+    }
+
+    /// False when it is known to be older than what this works with.
+    pub fn is_new_enough(&self) -> bool {
+        let mut numbers = self.redis_version.split('.').map(|number| number.parse::<u32>().ok());
+        match (numbers.next().flatten(), numbers.next().flatten()) {
+            (Some(major), Some(minor)) => (major, minor) >= OLDEST,
+            _ => true,
+        }
+    }
+
+    /// True when it may drop keys that are still needed.
+    pub fn evicts(&self) -> bool {
+        !matches!(&*self.eviction_policy, "noeviction" | "")
+    }
+}
+
+impl fmt::Display for ServerFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_and_policies() {
+        let redis =
+            ServerFacts::read("# Server\r\nredis_version:6.0.16\r\n", "maxmemory_policy:allkeys-lru\r\n");
+        assert_eq!(redis.to_string(), "redis 6.0.16");
+        assert!(!redis.is_new_enough() && redis.evicts());
+        let valkey = ServerFacts::read(
+            "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.0.1\r\n",
+            "maxmemory_policy:noeviction\r\n",
+        );
+        assert_eq!(valkey.to_string(), "valkey 9.0.1");
+        assert!(valkey.is_new_enough() && !valkey.evicts());
+        assert!(ServerFacts::default().is_new_enough() && !ServerFacts::default().evicts());
+    }
+}
