@@ -25,4 +25,5 @@ mod metrics;
 mod publishing;
 mod router_properties;
 mod sketch_properties;
+mod support_works;
 mod windows;

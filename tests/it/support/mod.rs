@@ -4,12 +4,16 @@ pub mod disk;
 pub mod doubles;
 pub mod http;
 pub mod load;
+pub mod nginx;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 pub mod server;
 
 use std::fmt::Write;
+use std::net::TcpListener;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for what should happen: much longer than it takes on a busy machine.
@@ -38,6 +42,33 @@ pub async fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -
         }
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// [`wait_for`], where nothing is asynchronous.
+pub fn wait_blocking(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A free port of loopback for a server that cannot choose one itself, or is to come back on its own.
+///
+/// Not one that the kernel chose: those it gives to outgoing connections too, so that a client could
+/// have it by the time the server starts, or reach itself while the server is away.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Test programs that run at the same time begin in different places.
+        let next = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = (FIRST + next % PORTS) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

@@ -53,6 +53,15 @@ impl Process {
         }
     }
 
+    /// Asks it to end and gives it a while; fails on nothing, as it is for `drop`.
+    pub fn terminate(&mut self) {
+        let _ = Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status();
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
         let status =

@@ -1,50 +1,218 @@
-//! A redis-server of the test's own.
+//! Redis servers of the test's own, of every kind that is supported.
 
-use std::net::TcpListener;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use redis::Connection;
 use tempfile::TempDir;
 
-use super::PATIENCE;
-use super::process::Process;
+use super::process::{Process, output_of};
+use super::{free_port, wait_blocking};
 
-/// On loopback, on a free port, in a directory of its own, without persistence.
+/// Which server: Debian's, or one of those that scripts/test fetches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    Debian,
+    Redis62,
+    Redis8,
+    Valkey9,
+}
+
+impl Flavour {
+    /// Those whose programs are there. One that is not is said to be left out; in CI the test fails,
+    /// because there nobody reads what was left out.
+    pub fn at_hand() -> Vec<Self> {
+        let mut flavours = vec![Self::Debian, Self::Redis62, Self::Redis8, Self::Valkey9];
+        flavours.retain(|flavour| {
+            let there = flavour.program().is_some();
+            assert!(there || std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{flavour:?} is missing");
+            if !there {
+                // Not println, which the test runner keeps to itself when a test passes.
+                let _ = writeln!(std::io::stderr(), "left out: {flavour:?}; ./scripts/test fetches it");
+            }
+            there
+        });
+        flavours
+    }
+
+    /// The server's program, unless it was not fetched.
+    pub fn program(self) -> Option<PathBuf> {
+        let name = match self {
+            Self::Debian => return Some(PathBuf::from("redis-server")),
+            Self::Redis62 => "redis-6.2",
+            Self::Redis8 => "redis-8",
+            Self::Valkey9 => "valkey-9",
+        };
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers").join(name);
+        program.exists().then_some(program)
+    }
+}
+
+/// On loopback, on a free port and a socket in a directory of its own, without persistence.
 pub struct Redis {
-    port: u16,
-    _process: Process,
-    _dir: TempDir,
+    address: SocketAddr,
+    tls: bool,
+    program: PathBuf,
+    args: Vec<String>,
+    process: Process,
+    dir: TempDir,
 }
 
 impl Redis {
+    /// Debian's, once it answers.
     pub fn start() -> Self {
+        Self::start_with(Flavour::Debian, &[])
+    }
+
+    /// One that is at hand, with more arguments, one a word: `["--user", "reader", "on", "nopass"]`.
+    pub fn start_with(flavour: Flavour, args: &[&str]) -> Self {
+        Self::launch(flavour, free_port(), args, None)
+    }
+
+    /// Debian's, which speaks nothing but TLS on its port. [`Redis::ca_file`] vouches for it.
+    pub fn start_tls() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        // The port may be taken between here and the start: then redis-server ends, and the test with it.
-        let port =
-            TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .arg("--dir")
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server starts: is it installed? ./scripts/test does that");
-        Self { port, _process: Process(child), _dir: dir }
+        make_certificates(dir.path());
+        let port = free_port();
+        let tls_port = port.to_string();
+        let args = [
+            ["--tls-port", &tls_port],
+            ["--tls-cert-file", "server.pem"],
+            ["--tls-key-file", "server.key"],
+            ["--tls-ca-cert-file", "ca.pem"],
+            ["--tls-auth-clients", "no"],
+        ];
+        Self::launch(Flavour::Debian, port, args.as_flattened(), Some(dir))
+    }
+
+    /// `tls` is the directory with the certificates, if it is to speak TLS.
+    fn launch(flavour: Flavour, port: u16, more: &[&str], tls: Option<TempDir>) -> Self {
+        let program = flavour.program().unwrap_or_else(|| panic!("{flavour:?} was not fetched"));
+        let with_tls = tls.is_some();
+        let dir = tls.unwrap_or_else(|| tempfile::tempdir().expect("a temporary directory"));
+        let plain_port = if with_tls { 0 } else { port }.to_string();
+        let args: Vec<_> = ["--port", &plain_port, "--bind", "127.0.0.1", "--unixsocket", "redis.sock"]
+            .into_iter()
+            .chain(["--save", "", "--appendonly", "no"])
+            .chain(more.iter().copied())
+            .map(str::to_owned)
+            .collect();
+        let process = spawn(&program, &args, dir.path());
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut redis = Self { address, tls: with_tls, program, args, process, dir };
+        redis.wait_until_it_answers();
+        redis
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("{}://{}", if self.tls { "rediss" } else { "redis" }, self.address)
     }
 
-    pub fn connect(&self) -> Connection {
-        let client = redis::Client::open(("127.0.0.1", self.port)).expect("an address");
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            match client.get_connection() {
-                Ok(connection) => return connection,
-                Err(error) => assert!(std::time::Instant::now() < deadline, "redis-server: {error}"),
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+    /// The same server over its Unix socket.
+    pub fn unix_url(&self) -> String {
+        format!("unix://{}", self.dir.path().join("redis.sock").display())
     }
+
+    /// The authority that signed the certificate of a server with TLS.
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// A connection without a password and without TLS.
+    pub fn connect(&self) -> Connection {
+        let client = redis::Client::open(self.url()).expect("an address");
+        client.get_connection().expect("a connection")
+    }
+
+    /// STOP makes it hang with its connections open, CONT lets it go on.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Ends it at once, with all it holds.
+    pub fn kill(&mut self) {
+        self.process.signal("KILL");
+        self.process.wait();
+    }
+
+    /// Starts it anew, empty and on the same port; kills it first if it runs.
+    pub fn restart(&mut self) {
+        if self.process.0.try_wait().expect("a child can be waited for").is_none() {
+            self.kill();
+        }
+        self.process = spawn(&self.program, &self.args, self.dir.path());
+        self.wait_until_it_answers();
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        wait_blocking("redis-server to answer", || {
+            if self.process.0.try_wait().expect("a child can be waited for").is_some() {
+                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                panic!("redis-server ended:\n{log}");
+            }
+            self.answers()
+        });
+    }
+
+    /// True if it answers PING, be it that a password is needed. With TLS, true if it listens: it has
+    /// read its certificate by then.
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(self.address) else { return false };
+        if self.tls {
+            return true;
+        }
+        let mut answer = [0; 7];
+        stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+        let read = stream.write_all(b"PING\r\n").and_then(|()| stream.read_exact(&mut answer));
+        read.is_ok() && (answer == *b"+PONG\r\n" || answer == *b"-NOAUTH")
+    }
+}
+
+fn spawn(program: &Path, args: &[String], dir: &Path) -> Process {
+    let log = File::create(dir.join("log")).expect("a log");
+    let mut command = Command::new(program);
+    // All paths in the arguments are relative to this directory.
+    command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(Stdio::inherit());
+    Process(command.spawn().expect("redis-server starts: is it installed? ./scripts/test does that"))
+}
+
+/// An authority, and a server's certificate that it signed: a client that is strict takes no
+/// certificate that signs itself.
+fn make_certificates(dir: &Path) {
+    const CONFIG: &str = "
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+[server]
+basicConstraints = critical, CA:FALSE
+extendedKeyUsage = serverAuth
+subjectAltName = IP:127.0.0.1, DNS:localhost
+";
+    std::fs::write(dir.join("openssl.conf"), CONFIG).expect("a configuration");
+    let certificate = |name: &str, extensions: &str, more: &[&str]| {
+        let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
+        let made = output_of(
+            Command::new("openssl")
+                .args(["req", "-x509", "-config", "openssl.conf", "-extensions", extensions, "-days", "2"])
+                .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+                .args(["-subj", &format!("/CN=headcount's tests: {name}")])
+                .args(["-keyout", &key, "-out", &certificate])
+                .args(more)
+                .current_dir(dir),
+        );
+        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+    };
+    certificate("ca", "authority", &[]);
+    certificate("server", "server", &["-CA", "ca.pem", "-CAkey", "ca.key"]);
 }
