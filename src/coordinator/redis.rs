@@ -33,8 +33,9 @@ const LIVES: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(7);
 /// An instance that has not been heard of for longer may have been taken for dead.
 const UNHEARD: Duration = Duration::from_secs(3);
-/// How long config and reports are kept without a report.
+/// How long config and reports are kept without a report, unless the retention is shorter than that.
 const SILENCE: Duration = Duration::from_secs(60);
+const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
 
 /// What a coordinator through Redis is made of.
 pub struct RedisCoordinatorConfig {
@@ -109,14 +110,15 @@ impl RedisCoordinator {
     }
 
     async fn send_report(&self, report: &Report) -> Result<Vec<String>, Unavailable> {
-        let RedisCoordinatorConfig { keys, process, settings, .. } = &self.config;
+        let RedisCoordinatorConfig { keys, process, retention, settings, .. } = &self.config;
+        let silence = SILENCE.min(*retention).max(SHORTEST_SILENCE);
         let published = self.memory.lock().published;
         let mut call = scripts::REPORT.prepare_invoke();
         call.key(keys.config()).key(keys.instances()).key(keys.counts()).key(keys.published());
         call.arg(process).arg(if self.introduced.load(Ordering::Relaxed) { "again" } else { "hello" });
         call.arg(report.watermark.unix_seconds()).arg(report.newest.unix_seconds()).arg(micros(report.since));
         call.arg(published.map(|window| window.unix_seconds().to_string()).unwrap_or_default());
-        call.arg(LIVES.as_millis() as u64).arg(SILENCE.as_millis() as u64);
+        call.arg(LIVES.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {
             call.arg(*setting).arg(value);
         }
@@ -144,12 +146,13 @@ impl Coordinator for RedisCoordinator {
         let answer = self.send_report(report).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
-            ["ok", now, last, count, published] => {
+            ["ok", now, first, last, count, published] => {
                 self.introduced.store(true, Ordering::Relaxed);
                 let (last, published) = (self.window(last), self.window(published));
                 self.heard(published);
                 Ok(Reported {
-                    closed: last.max(published),
+                    // Nobody closes what is before the first: an instance whose clock is behind has to know.
+                    closed: last.max(published).max(self.window(first).map(Window::previous)),
                     last: last.and_then(|window| read_count(window, count)),
                     lost: false,
                     time: now.parse().ok().map(from_micros),

@@ -9,7 +9,8 @@
 --       published window that the process knows of (or ''), milliseconds for which a report says that its
 --       instance lives, milliseconds to keep config and instances without reports, then pairs of a setting
 --       and its value.
--- Returns {'ok', now (µs), last closed window or '', its count or '', published window or ''},
+-- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '',
+--         published window or ''},
 --         {'lost'} if a process that reports again is not known, or
 --         {'differs', setting, value} with the value of the others.
 local SETTINGS = 9
@@ -60,4 +61,5 @@ redis.call('PEXPIRE', KEYS[2], ARGV[8])
 
 local last = redis.call('HGET', KEYS[3], 'last')
 local count = last and redis.call('HGET', KEYS[3], last)
-return {'ok', string.format('%.0f', now), last or '', count or '', published or ''}
+local first = redis.call('HGET', KEYS[1], 'first_window')
+return {'ok', string.format('%.0f', now), first, last or '', count or '', published or ''}

@@ -15,7 +15,7 @@ use headcount::shard::Shards;
 use headcount::window::{Window, WindowLength};
 
 use crate::support::PATIENCE;
-use crate::support::redis::Redis as RedisServer;
+use crate::support::redis::{Flavour, Redis as RedisServer};
 
 /// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
 fn windows() -> impl Iterator<Item = Window> {
@@ -264,27 +264,35 @@ async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: R
     suite(&new, mode.standard_error(shards)).await;
 }
 
+/// On every server that is supported and at hand.
+async fn suite_in_every_redis(mode: Mode, shards: u16, writes: RedisWrites) {
+    for flavour in Flavour::at_hand() {
+        println!("{flavour:?}");
+        suite_in_redis(&RedisServer::start_with(flavour, &[]), mode, shards, writes).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_hll() {
-    suite_in_redis(&RedisServer::start(), Mode::Hll, 1, RedisWrites::All).await;
+    suite_in_every_redis(Mode::Hll, 1, RedisWrites::All).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_hll_in_shards() {
-    suite_in_redis(&RedisServer::start(), Mode::Hll, 16, RedisWrites::All).await;
+    suite_in_every_redis(Mode::Hll, 16, RedisWrites::All).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_hll_changed_only() {
-    suite_in_redis(&RedisServer::start(), Mode::Hll, 3, RedisWrites::Changed).await;
+    suite_in_every_redis(Mode::Hll, 3, RedisWrites::Changed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_exact() {
-    suite_in_redis(&RedisServer::start(), Mode::Exact, 1, RedisWrites::All).await;
+    suite_in_every_redis(Mode::Exact, 1, RedisWrites::All).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_exact_in_shards() {
-    suite_in_redis(&RedisServer::start(), Mode::Exact, 5, RedisWrites::All).await;
+    suite_in_every_redis(Mode::Exact, 5, RedisWrites::All).await;
 }

@@ -1,11 +1,13 @@
 //! Load: many connections, each sending one id after another, none of them twice.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::SplitMix;
 use super::http::{Connection, NoAnswer};
 
 /// An id that was sent, and when.
@@ -84,4 +86,33 @@ async fn send(address: SocketAddr, ids: impl Iterator<Item = u64>, stop: Cancell
         }
     }
     outcome
+}
+
+/// What a burst sent, all of it answered `ok`.
+pub struct Burst {
+    /// Ids, repeats among them.
+    pub sent: Vec<u64>,
+    /// When the last answer was there.
+    pub ended: SystemTime,
+}
+
+/// Sends ids chosen at random from `ids` over `connections` until a moment.
+pub async fn burst(address: SocketAddr, connections: u64, ids: Range<u64>, until: SystemTime) -> Burst {
+    let mut tasks = JoinSet::new();
+    for connection in 0..connections {
+        let (ids, mut random) = (ids.clone(), SplitMix(ids.start + connection));
+        tasks.spawn(async move {
+            let mut connection = Connection::open(address).await.expect("a connection");
+            let mut sent = Vec::new();
+            while SystemTime::now() < until {
+                let id = ids.start + random.next().expect("it never ends") % (ids.end - ids.start);
+                let answer = connection.get(&format!("/api/verve/accept?id={id}")).await;
+                assert!(matches!(&answer, Ok(answer) if answer.body == "ok"), "{answer:?}");
+                sent.push(id);
+            }
+            sent
+        });
+    }
+    let sent = tasks.join_all().await.concat();
+    Burst { sent, ended: SystemTime::now() }
 }

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod doubles;
+pub mod fleet;
 pub mod http;
 pub mod load;
 pub mod nginx;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -39,14 +39,36 @@ impl Closed {
 }
 
 impl Server {
-    /// Starts and waits until it listens.
+    /// Starts on a free port and waits until it listens.
     pub async fn start(args: &[&str]) -> Self {
-        let mut child = headcount()
-            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
+        Self::start_on("127.0.0.1:0".parse().expect("an address"), args).await
+    }
+
+    /// Starts where another one was.
+    pub async fn start_on(address: SocketAddr, args: &[&str]) -> Self {
+        let mut command = headcount();
+        command.args(["--listen", &address.to_string()]).args(args);
+        Self::run(command).await
+    }
+
+    /// Starts with a clock that is off by `offset`, such as `+1.5s`.
+    pub async fn start_with_clock(offset: &str, args: &[&str]) -> Self {
+        // faketime would run the binary as a child that outlives it: so it is asked for its library only.
+        let asked = Command::new("faketime").args(["-m", "-f", offset, "printenv", "LD_PRELOAD"]).output();
+        let library = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
+        let mut command = headcount();
+        command.env("LD_PRELOAD", String::from_utf8(library).expect("a path").trim());
+        command.env("FAKETIME", offset);
+        // Time-outs are measured by the other clock.
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        command.args(["--listen", "127.0.0.1:0"]).args(args);
+        Self::run(command).await
+    }
+
+    /// Starts a command that has all but the log format.
+    pub async fn run(mut command: Command) -> Self {
+        let mut child =
+            command.args(["--log-format", "json"]).stdout(Stdio::piped()).spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::<Value>::new()));
         let (lines, sink) = (BufReader::new(child.stdout.take().expect("a pipe")), Arc::clone(&log));
         // Ends with the process, whose end closes the pipe.

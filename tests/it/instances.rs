@@ -1,0 +1,189 @@
+//! Several real instances behind a real nginx, with a real Redis: one number a window, and the right one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, UNIX_EPOCH};
+
+use headcount::sketch::Sketch;
+
+use crate::support::fleet::{
+    Fleet, WINDOW, assert_complete, assert_no_gap, assert_once_each, assert_same_bytes, next_window, seconds,
+    sketch_in,
+};
+use crate::support::load::{Load, burst};
+use crate::support::nginx::Nginx;
+use crate::support::redis::Redis;
+use crate::support::server::Closed;
+use crate::support::wait_for;
+
+/// Windows that are compared with the truth.
+const WINDOWS: usize = 20;
+
+/// Sends a known set of ids in every window, well inside it, and gives the ids of each. A window in which an
+/// answer came too late to be sure is not given.
+async fn send_by_window(nginx: &Nginx, first: u64) -> BTreeMap<u64, Vec<u64>> {
+    let mut truth = BTreeMap::new();
+    for number in (0_u64..).take(3 * WINDOWS) {
+        let start = next_window(Duration::from_millis(200)).await;
+        let until = UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(1_200);
+        let ids = first + number * 3_000..first + number * 3_000 + 5_000;
+        let burst = burst(nginx.address, 12, ids, until).await;
+        if burst.ended < UNIX_EPOCH + Duration::from_secs(start) + WINDOW {
+            truth.insert(start, burst.sent);
+        }
+        if truth.len() == WINDOWS {
+            break;
+        }
+    }
+    assert_eq!(truth.len(), WINDOWS, "this machine is too slow to say what is in which window");
+    truth
+}
+
+/// What is published of the windows of `truth`: one number each, by one instance.
+async fn published_once(fleet: &Fleet, truth: &BTreeMap<u64, Vec<u64>>) -> BTreeMap<u64, Closed> {
+    let (last, _) = truth.last_key_value().expect("windows");
+    let published = fleet.wait_published(*last).await;
+    assert_once_each(&published);
+    assert_complete(&published);
+    let publishers: BTreeSet<_> = published.values().flatten().map(|(publisher, _)| *publisher).collect();
+    assert_eq!(publishers.len(), 1, "nothing happened to the leader");
+    published.into_iter().map(|(start, closed)| (start, closed[0].1.clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_behind_nginx_publish_one_right_number_a_window() {
+    let redis = Redis::start();
+    let hll = Fleet::start(3, &redis, "hll", &[]).await;
+    let exact = Fleet::start(3, &redis, "exact", &["--mode", "exact"]).await;
+    let (nginx_hll, nginx_exact) = (Nginx::start(&hll.addresses()), Nginx::start(&exact.addresses()));
+    let (truth_hll, truth_exact) =
+        tokio::join!(send_by_window(&nginx_hll, 0), send_by_window(&nginx_exact, 1 << 40));
+
+    let published = published_once(&hll, &truth_hll).await;
+    for (start, sent) in &truth_hll {
+        assert_same_bytes(&sketch_in(&redis, "hll", *start), sent.iter().copied());
+        let sketch = Sketch::new();
+        for id in sent {
+            sketch.add(id.to_string().as_bytes());
+        }
+        assert_eq!(published[start].unique, sketch.estimate(), "{start}");
+        assert_eq!(published[start].accepted, sent.len() as u64, "{start}");
+    }
+    let published = published_once(&exact, &truth_exact).await;
+    for (start, sent) in &truth_exact {
+        let different: BTreeSet<_> = sent.iter().collect();
+        assert_eq!(published[start].unique, different.len() as u64, "{start}");
+        assert_eq!(published[start].accepted, sent.len() as u64, "{start}");
+    }
+    for fleet in [&hll, &exact] {
+        for server in &fleet.servers {
+            let accepted = server.metric("headcount_accepted_ids_total").await;
+            assert!(accepted > 0.0, "nginx sends to all of them");
+        }
+    }
+    let sent: usize = truth_hll.values().chain(truth_exact.values()).map(Vec::len).sum();
+    println!("{sent} ids in {} windows", truth_hll.len() + truth_exact.len());
+}
+
+/// All that was answered `ok` is in some window, whole, though every instance is replaced under load.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_costs_nothing() {
+    let redis = Redis::start();
+    let mut fleet = Fleet::start(3, &redis, "rolling", &["--mode", "exact", "--drain-delay", "300ms"]).await;
+    let addresses = fleet.addresses();
+    let nginx = Nginx::start(&addresses);
+    next_window(Duration::ZERO).await;
+    let load = Load::start(nginx.address, 16, 0);
+    for (index, address) in addresses.into_iter().enumerate() {
+        let started = fleet.published().len();
+        assert!(fleet.servers[index].stop().await.success());
+        fleet.add_on(address).await;
+        wait_for("two more windows", || (fleet.published().len() >= started + 2).then_some(())).await;
+    }
+    let outcome = load.stop().await;
+    assert!(outcome.broken.is_empty() && outcome.unanswered == 0, "{:?}", outcome.broken.first());
+
+    let last = outcome.ok.iter().map(|sent| seconds(sent.answered)).max().expect("answers");
+    let published = fleet.wait_published(last).await;
+    assert_once_each(&published);
+    assert_complete(&published);
+    let total: u64 = published.values().flatten().map(|(_, closed)| closed.unique).sum();
+    assert_eq!(total, outcome.ok.len() as u64, "each id in one window");
+    println!("{total} ids in {} windows", published.len());
+}
+
+/// Clocks that differ by a second and a half, with windows of two.
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_may_differ() {
+    let redis = Redis::start();
+    let mut fleet = Fleet::start(1, &redis, "clocks", &["--mode", "exact"]).await;
+    fleet.add_with_clock("+0.75s").await;
+    fleet.add_with_clock("-0.75s").await;
+    let nginx = Nginx::start(&fleet.addresses());
+    let outcome = Load::start(nginx.address, 8, 0).run_for(Duration::from_secs(12)).await;
+    assert!(outcome.broken.is_empty() && outcome.unanswered == 0, "{:?}", outcome.broken.first());
+    // The slowest clock has to get there.
+    let last = outcome.ok.iter().map(|sent| seconds(sent.answered)).max().expect("answers") + 2;
+    let published = fleet.wait_published(last).await;
+    assert_once_each(&published);
+    assert_complete(&published);
+    let total: u64 = published.values().flatten().map(|(_, closed)| closed.unique).sum();
+    assert_eq!(total, outcome.ok.len() as u64);
+    for (server, offset) in fleet.servers.iter().zip([0.0, -0.75, 0.75]) {
+        let measured = server.metric("headcount_clock_offset_seconds").await;
+        assert!((measured - offset).abs() < 0.4, "{measured} instead of {offset}");
+    }
+}
+
+/// One that comes changes nothing; one that dies leaves the window that it had open incomplete.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_come_and_die() {
+    let redis = Redis::start();
+    let mut fleet = Fleet::start(2, &redis, "come-and-die", &["--mode", "exact"]).await;
+    let start = next_window(Duration::from_millis(500)).await;
+    fleet.add().await;
+    let added = fleet.servers[2].address;
+    let sent = burst(added, 4, 0..1_000, UNIX_EPOCH + Duration::from_secs(start) + WINDOW / 2).await;
+    let published = fleet.wait_published(start + 2).await;
+    assert_complete(&published);
+    let different: BTreeSet<_> = sent.sent.iter().collect();
+    assert_eq!(published[&start][0].1.unique, different.len() as u64);
+
+    let victim = (0..3).find(|index| *index != fleet.leader()).expect("a follower");
+    let start = next_window(Duration::from_millis(700)).await;
+    let address = fleet.servers[victim].address;
+    let sent = burst(address, 4, 0..1_000, UNIX_EPOCH + Duration::from_secs(start) + WINDOW / 2).await;
+    fleet.servers[victim].process.signal("KILL");
+    let published = fleet.wait_published(start + 4).await;
+    assert_once_each(&published);
+    let complete: Vec<_> =
+        [start - 2, start, start + 2, start + 4].map(|start| published[&start][0].1.complete).into();
+    assert_eq!(complete, [true, false, true, true]);
+    let different: BTreeSet<_> = sent.sent.iter().collect();
+    assert_eq!(published[&start][0].1.unique, different.len() as u64, "what it had answered is in Redis");
+}
+
+/// Redis loses everything in the middle of a window: its count is whole all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_redis_loses_no_window() {
+    let redis = Redis::start();
+    let fleet = Fleet::start(3, &redis, "flushed", &[]).await;
+    let nginx = Nginx::start(&fleet.addresses());
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let start = next_window(Duration::from_millis(100)).await;
+    let at = |millis| UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis);
+    let before = burst(nginx.address, 8, 0..20_000, at(700)).await;
+    ::redis::cmd("FLUSHALL").exec(&mut redis.connect()).expect("an answer");
+    let after = burst(nginx.address, 8, 20_000..40_000, at(1_400)).await;
+    assert!(after.ended < at(2_000), "this machine is too slow to say what is in which window");
+
+    let published = fleet.wait_published(start + 4).await;
+    assert_no_gap(&published);
+    let all = before.sent.iter().chain(&after.sent).copied();
+    assert_same_bytes(&sketch_in(&redis, "flushed", start), all);
+    let (_, closed) = &published[&start][0];
+    assert_eq!(closed.accepted, (before.sent.len() + after.sent.len()) as u64);
+    assert_complete(&published);
+    for (start, closed) in &published {
+        assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
+    }
+}

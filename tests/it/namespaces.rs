@@ -1,0 +1,146 @@
+//! Namespaces: what is in Redis, for how long, and who may use it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use headcount::redis::keys::Keys;
+
+use crate::support::fleet::{Fleet, next_window};
+use crate::support::process::{headcount, output_of};
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+use crate::support::wait_for;
+
+fn keys(redis: &Redis) -> BTreeSet<String> {
+    ::redis::cmd("KEYS").arg("*").query(&mut redis.connect()).unwrap()
+}
+
+/// In milliseconds; none for a key that never expires.
+fn time_to_live(redis: &Redis, key: &str) -> Option<u64> {
+    let left: i64 = ::redis::cmd("PTTL").arg(key).query(&mut redis.connect()).unwrap();
+    u64::try_from(left).ok()
+}
+
+/// One that counts otherwise is refused at once, and told both values and what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_disagrees_is_refused() {
+    let redis = Redis::start();
+    let _first = Server::start(&["--redis-url", &redis.url(), "--window", "2s"]).await;
+    for (flag, theirs, ours) in [("mode", "hll", "exact"), ("window", "2s", "10s"), ("shards", "1", "4")] {
+        let mut args = vec!["--listen", "127.0.0.1:0", "--window", "2s"];
+        args.retain(|arg| flag != "window" || !["--window", "2s"].contains(arg));
+        let flag = format!("--{flag}");
+        let url = redis.url();
+        let output = output_of(headcount().args(args).args(["--redis-url", &url, &flag, ours]));
+        assert_eq!(output.status.code(), Some(1), "{flag}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error.lines().count(), 1, "{error}");
+        let said =
+            format!("{flag} is {ours} here, but {theirs} for the other instances of --namespace headcount");
+        assert!(error.contains(&said) && error.contains("another --namespace"), "{error}");
+    }
+    // In a namespace of its own it may.
+    let other = ["--redis-url", &redis.url(), "--mode", "exact", "--namespace", "other"];
+    let mut other = Server::start(&other).await;
+    assert!(other.stop().await.success());
+}
+
+/// Every key expires but the two that must outlive a silence; after it only these are left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_namespace_leaves_two_keys() {
+    let redis = Redis::start();
+    let mut fleets = Vec::new();
+    for mode in ["hll", "exact"] {
+        let args = ["--mode", mode, "--retention", "8s", "--shards", "2"];
+        fleets.push(Fleet::start(2, &redis, mode, &args).await);
+    }
+    let stay = |namespace| {
+        let keys = Keys::new(namespace);
+        [keys.token(), keys.published()]
+    };
+    let stay: BTreeSet<_> = [stay("hll"), stay("exact")].concat().into_iter().collect();
+    let start = next_window(Duration::from_millis(100)).await;
+    for server in fleets.iter().flat_map(|fleet| &fleet.servers) {
+        for id in 0..50 {
+            assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+        }
+    }
+    for fleet in &fleets {
+        fleet.wait_published(start).await;
+    }
+    let there = keys(&redis);
+    assert!(there.len() >= 10 && there.is_superset(&stay), "{there:?}");
+    for key in there.difference(&stay) {
+        let left = time_to_live(&redis, key);
+        // Two windows of 2 s, and the retention.
+        assert!(left.is_some_and(|left| left <= 12_000), "{key}: {left:?}");
+    }
+    for server in fleets.iter_mut().flat_map(|fleet| &mut fleet.servers) {
+        assert!(server.stop().await.success());
+    }
+    wait_for("all else to expire", || (keys(&redis) == stay).then_some(())).await;
+    assert!(stay.iter().all(|key| time_to_live(&redis, key).is_none()));
+}
+
+/// TLS, a socket, a user with a password and a database.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_way_to_redis() {
+    let user = ["--user", "counter", "on", ">se cret/", "~*", "+@all"];
+    let redis = Redis::start_with(crate::support::redis::Flavour::Debian, &user);
+    let with_user = redis.url().replace("redis://", "redis://counter:se%20cret%2F@") + "/3";
+    for url in [redis.unix_url(), with_user.clone()] {
+        let mut server = Server::start(&["--redis-url", &url]).await;
+        assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+        assert!(server.stop().await.success());
+    }
+    let third: usize = {
+        let mut connection = redis.connect();
+        ::redis::cmd("SELECT").arg(3).exec(&mut connection).unwrap();
+        ::redis::cmd("DBSIZE").query(&mut connection).unwrap()
+    };
+    assert!(third > 0 && !keys(&redis).is_empty(), "one in database 3, one in database 0");
+
+    // Out of a file, with a line end.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("{with_user}\n")).unwrap();
+    let url = format!("file:{}", file.path().display());
+    let mut server = Server::start(&["--redis-url", &url]).await;
+    assert!(server.stop().await.success());
+
+    let tls = Redis::start_tls();
+    let mut command = headcount();
+    command.env("SSL_CERT_FILE", tls.ca_file()).args(["--listen", "127.0.0.1:0", "--redis-url", &tls.url()]);
+    let mut server = Server::run(command).await;
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    assert!(server.stop().await.success());
+}
+
+/// What is wrong is said in one line, after `--redis-wait`, without the password.
+#[test]
+fn a_redis_that_cannot_be_used_is_said_so() {
+    let redis = Redis::start_with(crate::support::redis::Flavour::Debian, &["--requirepass", "right"]);
+    let wrong = redis.url().replace("redis://", "redis://:wr0ng@");
+    let nobody = format!("redis://:wr0ng@127.0.0.1:{}", crate::support::free_port());
+    for (url, said) in
+        [(&wrong, "authentication"), (&redis.url(), "uthentication"), (&nobody, "Connection refused")]
+    {
+        let output = output_of(headcount().args([
+            "--listen",
+            "127.0.0.1:0",
+            "--redis-wait",
+            "300ms",
+            "--redis-url",
+            url,
+        ]));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+        assert!(
+            error.contains("cannot use Redis at redis://127.0.0.1:")
+                || error.contains("cannot use Redis at 127"),
+            "{error}"
+        );
+        assert!(error.contains(said) && error.contains("--redis-url"), "{error}");
+        let log = String::from_utf8(output.stdout).unwrap();
+        assert!(!error.contains("wr0ng") && !log.contains("wr0ng"), "{error}{log}");
+    }
+}

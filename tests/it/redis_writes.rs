@@ -1,0 +1,182 @@
+//! What is sent to Redis: all ids, or only those that can change the sketch, with the same end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::counter::{AddError, Mode, UniqueCounter};
+use headcount::id::Id;
+use headcount::metrics::Metrics;
+use headcount::redis::keys::Keys;
+use headcount::redis::{Address, Redis};
+use headcount::shard::Shards;
+use headcount::window::{Window, WindowLength};
+
+use crate::support::fleet::assert_same_bytes;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::redis::Redis as RedisServer;
+use crate::support::wait_for;
+
+fn window() -> Window {
+    "1h".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
+}
+
+fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<RedisCounter> {
+    let metrics = Metrics::new();
+    let timeout = Duration::from_secs(2);
+    let redis = Redis::new(&Address::parse(url).unwrap(), timeout, &metrics).unwrap();
+    let config = RedisCounterConfig {
+        mode,
+        shards: Shards::ONE,
+        retention: Duration::from_secs(60),
+        writes,
+        timeout,
+        keys: Keys::new(namespace),
+        process: "test".to_owned(),
+    };
+    let (counter, pipeline) = RedisCounter::new(config, &redis, &metrics);
+    tokio::spawn(pipeline.run());
+    Arc::new(counter)
+}
+
+/// The string of a namespace's window.
+fn sketch(server: &RedisServer, namespace: &str) -> Vec<u8> {
+    let key = Keys::new(namespace).ids(Mode::Hll, 0, Shards::ONE, window());
+    ::redis::cmd("GET").arg(key).query(&mut server.connect()).unwrap()
+}
+
+/// How often a command was called.
+fn calls(server: &RedisServer, command: &str) -> u64 {
+    let stats: String = ::redis::cmd("INFO").arg("commandstats").query(&mut server.connect()).unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
+}
+
+/// How many of n different ids raise a register. The i-th does if its rank is k, which has the chance 2^−k, and
+/// none of those before had this register and as high a rank, which has the chance 2^−(k−1)/16 384 for each.
+/// Summed over i and k.
+fn expected_changes(ids: u64) -> f64 {
+    (1..=51_i32)
+        .map(|rank| {
+            let before = 2_f64.powi(1 - rank) / 16_384.0;
+            2_f64.powi(-rank) * (1.0 - (1.0 - before).powf(ids as f64)) / before
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_sends_what_theory_says() {
+    let server = RedisServer::start();
+    for (round, ids) in [20_000_u64, 300_000].into_iter().enumerate() {
+        let namespace = format!("theory-{round}");
+        let counter = counter(&server.url(), &namespace, Mode::Hll, RedisWrites::Changed);
+        let before = calls(&server, "pfadd");
+        for id in 0..ids {
+            counter.add(window(), &[Id::from(id)]).await.unwrap();
+        }
+        let sent = (calls(&server, "pfadd") - before) as f64;
+        let theory = expected_changes(ids);
+        println!("{ids} ids: {sent} PFADDs, in theory {theory:.0}");
+        assert!((0.98..1.02).contains(&(sent / theory)), "{sent} instead of {theory}");
+        // All over again: nothing is left to say.
+        for id in 0..ids {
+            counter.add(window(), &[Id::from(id)]).await.unwrap();
+        }
+        assert_eq!(calls(&server, "pfadd") - before, sent as u64);
+        assert_same_bytes(&sketch(&server, &namespace), 0..ids);
+        let tally = counter.count(window()).await.unwrap();
+        assert_eq!(tally.accepted_ids, 2 * ids);
+    }
+}
+
+/// Both ways end with the same string, though the connection is cut all the time; nothing fails, because what
+/// was under way is sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_and_all_end_alike_over_reconnects() {
+    const IDS: u64 = 60_000;
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address()).await;
+    let url = format!("redis://{}", proxy.address());
+    let done = AtomicBool::new(false);
+    let send = async |namespace: &'static str, writes| {
+        let counter = counter(&url, namespace, Mode::Hll, writes);
+        let tasks: Vec<_> = (0..8)
+            .map(|task| {
+                let counter = Arc::clone(&counter);
+                tokio::spawn(async move {
+                    for id in (task..IDS).step_by(8) {
+                        counter.add(window(), &[Id::from(id)]).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        counter
+    };
+    let cut = async {
+        let mut cuts = 0;
+        while !done.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            proxy.set(Fault::Cut);
+            cuts += 1;
+        }
+        cuts
+    };
+    let send_both = async {
+        let both = tokio::join!(send("all", RedisWrites::All), send("changed", RedisWrites::Changed));
+        done.store(true, Ordering::Relaxed);
+        both
+    };
+    let ((all, changed), cuts) = tokio::join!(send_both, cut);
+    assert!(cuts >= 3, "{cuts}");
+    for (counter, namespace) in [(all, "all"), (changed, "changed")] {
+        counter.seal(window()).await.unwrap();
+        assert_same_bytes(&sketch(&server, namespace), 0..IDS);
+        assert_eq!(counter.count(window()).await.unwrap().accepted_ids, IDS);
+    }
+}
+
+/// The server loses a sketch behind the counter's back: the seal makes up for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_seal_makes_up_for_what_the_server_lost() {
+    let mut server = RedisServer::start();
+    for writes in [RedisWrites::All, RedisWrites::Changed] {
+        let counter = counter(&server.url(), "lost", Mode::Hll, writes);
+        let ids = |range: std::ops::Range<u64>| range.map(Id::from).collect::<Vec<_>>();
+        counter.add(window(), &ids(0..30_000)).await.unwrap();
+        server.restart();
+        counter.add(window(), &ids(20_000..50_000)).await.unwrap();
+        counter.seal(window()).await.unwrap();
+        assert_same_bytes(&sketch(&server, "lost"), 0..50_000);
+        server.restart();
+    }
+}
+
+/// Redis hangs: whoever waits for it is told in time, and what it had not acknowledged is in the sketch
+/// all the same once it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_fails_requests_in_time() {
+    let server = RedisServer::start();
+    for mode in [Mode::Hll, Mode::Exact] {
+        let counter = counter(&server.url(), "hangs", mode, RedisWrites::All);
+        counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        server.signal("STOP");
+        let failed = counter.add(window(), &[Id::from(2_u64)]).await;
+        assert!(matches!(failed, Err(AddError::Unavailable(_))), "{failed:?}");
+        assert!(counter.seal(window()).await.is_err());
+        server.signal("CONT");
+        wait_for("the seal", || {
+            tokio::task::block_in_place(|| {
+                tokio::runtime::Handle::current().block_on(counter.seal(window())).ok()
+            })
+        })
+        .await;
+        let tally = counter.count(window()).await.unwrap();
+        assert_eq!(tally.accepted_ids, 1, "what was not answered is not accepted");
+        assert_eq!(tally.unique_ids, 2, "it may be counted");
+        ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
+    }
+}

@@ -1,0 +1,148 @@
+//! Several instances that count together, and what they published between them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use headcount::counter::Mode;
+use headcount::redis::keys::Keys;
+use headcount::shard::Shards;
+use headcount::sketch::Sketch;
+use headcount::window::{Window, WindowLength};
+
+use super::redis::Redis;
+use super::server::{Closed, Server};
+use super::wait_for;
+
+/// Length of the windows.
+pub const WINDOW: Duration = Duration::from_secs(2);
+
+/// Instances of one namespace. Those that were stopped stay, for what they logged.
+pub struct Fleet {
+    pub servers: Vec<Server>,
+    args: Vec<String>,
+}
+
+impl Fleet {
+    /// Starts so many instances, one after another.
+    pub async fn start(instances: usize, redis: &Redis, namespace: &str, args: &[&str]) -> Self {
+        let common = ["--window", "2s", "--redis-url", &redis.url(), "--namespace", namespace];
+        let args = common.into_iter().chain(args.iter().copied()).map(str::to_owned).collect();
+        let mut fleet = Self { servers: Vec::new(), args };
+        for _ in 0..instances {
+            fleet.add().await;
+        }
+        fleet
+    }
+
+    /// One instance more.
+    pub async fn add(&mut self) -> &mut Server {
+        self.add_on("127.0.0.1:0".parse().expect("an address")).await
+    }
+
+    pub async fn add_on(&mut self, address: SocketAddr) -> &mut Server {
+        self.servers.push(Server::start_on(address, &self.args()).await);
+        self.servers.last_mut().expect("one")
+    }
+
+    pub async fn add_with_clock(&mut self, offset: &str) -> &mut Server {
+        self.servers.push(Server::start_with_clock(offset, &self.args()).await);
+        self.servers.last_mut().expect("one")
+    }
+
+    fn args(&self) -> Vec<&str> {
+        self.args.iter().map(String::as_str).collect()
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.servers.iter().map(|server| server.address).collect()
+    }
+
+    /// The instance that said last that it leads.
+    pub fn leader(&self) -> usize {
+        let led = |server: &Server| {
+            let log = server.log();
+            log.iter()
+                .rev()
+                .find(|event| event["fields"]["message"] == "this instance leads")
+                .and_then(|event| event["fields"]["fencing_token"].as_u64())
+        };
+        let tokens = self.servers.iter().map(led).enumerate();
+        tokens.max_by_key(|(_, token)| *token).expect("instances").0
+    }
+
+    /// Every window that was published, in order, with who published it.
+    pub fn published(&self) -> BTreeMap<u64, Vec<(usize, Closed)>> {
+        let mut published: BTreeMap<u64, Vec<_>> = BTreeMap::new();
+        for (index, server) in self.servers.iter().enumerate() {
+            for closed in server.closed() {
+                published.entry(seconds(closed.start())).or_default().push((index, closed));
+            }
+        }
+        published
+    }
+
+    /// Waits until the window that begins then is published, and all before it.
+    pub async fn wait_published(&self, start: u64) -> BTreeMap<u64, Vec<(usize, Closed)>> {
+        wait_for("a window to be published", || {
+            Some(self.published()).filter(|all| all.last_key_value().is_some_and(|(last, _)| *last >= start))
+        })
+        .await
+    }
+}
+
+/// Every window once, and none left out.
+pub fn assert_once_each(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
+    assert_no_gap(published);
+    for (start, closed) in published {
+        assert_eq!(closed.len(), 1, "{start}: {closed:?}");
+    }
+}
+
+/// None left out.
+pub fn assert_no_gap(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
+    let starts: Vec<_> = published.keys().copied().collect();
+    for pair in starts.windows(2) {
+        assert_eq!(pair[1] - pair[0], WINDOW.as_secs(), "{published:#?}");
+    }
+}
+
+/// All but the first: in that the namespace was born.
+pub fn assert_complete(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
+    for (start, closed) in published.iter().skip(1) {
+        assert!(closed.iter().all(|(_, closed)| closed.complete), "{start}: {published:#?}");
+    }
+}
+
+/// Seconds since 1970.
+pub fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// The window that begins then.
+pub fn window(start: u64) -> Window {
+    WindowLength::new(WINDOW).expect("a length").starting_at(start)
+}
+
+/// Waits until `into` the next window, and returns its start.
+pub async fn next_window(into: Duration) -> u64 {
+    let start = (seconds(SystemTime::now()) / WINDOW.as_secs() + 1) * WINDOW.as_secs();
+    let moment = UNIX_EPOCH + Duration::from_secs(start) + into;
+    tokio::time::sleep(moment.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    start
+}
+
+/// The sketch that Redis has of a window.
+pub fn sketch_in(redis: &Redis, namespace: &str, start: u64) -> Vec<u8> {
+    let key = Keys::new(namespace).ids(Mode::Hll, 0, Shards::ONE, window(start));
+    ::redis::cmd("GET").arg(key).query(&mut redis.connect()).expect("an answer")
+}
+
+/// That Redis's string is, but for the cached cardinality, the one of a sketch of these ids.
+pub fn assert_same_bytes(in_redis: &[u8], ids: impl IntoIterator<Item = u64>) {
+    let sketch = Sketch::new();
+    for id in ids {
+        sketch.add(id.to_string().as_bytes());
+    }
+    assert!(in_redis[16..] == sketch.to_bytes()[16..], "other registers than those of the ids");
+}
