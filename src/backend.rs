@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::coordinator::alone::Alone;
-use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
 use crate::coordinator::{Coordinator, Grant};
 use crate::counter::memory::MemoryCounter;
 use crate::counter::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
@@ -168,7 +168,7 @@ impl Backend {
 pub fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
     vec![
         ("mode", counting.mode.as_str().to_owned()),
-        ("window", format!("{}s", counting.window.seconds())),
+        ("window", window_setting(counting.window)),
         ("shards", counting.shards.count().to_string()),
     ]
 }

@@ -1,16 +1,16 @@
 //! headcount counts how many different integer ids arrive each minute.
 //!
-//! The data runs one way: `http` takes ids and hands them to a `counter`; the `publisher` closes
-//! windows, asks the counter for their counts and hands those to the `sink`s. `app` puts the parts
-//! together. A module imports only from floors below its own:
+//! The data runs one way: `http` takes ids and hands them to a `counter`; the `sealer` seals windows and
+//! tells the `coordinator`; the `publisher` of the instance that leads closes windows that all have sealed,
+//! asks the counter for their counts and hands those to the `sink`s. `app` puts the parts together. A module imports only from floors below its own:
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`app`], [`logging`], [`lines`], [`healthcheck`] |
-//! | 3 | [`http`], [`publisher`] |
-//! | 2 | [`counter::memory`], [`sink::log`] |
-//! | 1 | [`counter`], [`sink`] |
-//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`metrics`], [`args`] |
+//! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`] |
+//! | 3 | [`http`], [`sealer`], [`publisher`] |
+//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`] |
+//! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
+//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`metrics`], [`args`], [`unavailable`] |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 

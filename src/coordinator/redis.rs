@@ -232,7 +232,7 @@ impl Coordinator for RedisCoordinator {
         call.key(keys.token()).key(keys.counts()).key(keys.instances());
         call.arg(grant.token()).arg(process).arg(closed.unix_seconds()).arg(stored);
         call.arg(u8::from(despite_open)).arg(LIVES.as_millis() as u64);
-        call.arg((*retention + window.duration()).as_millis() as u64);
+        call.arg((*retention + window.duration()).as_millis() as u64).arg(window_setting(*window));
         let answer: Vec<String> =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
@@ -272,6 +272,11 @@ impl StoredReport {
             [fields.next()??, fields.next()??, fields.next()??, fields.next()??];
         Some(Self { watermark, newest, reported: from_micros(reported) })
     }
+}
+
+/// As it stands among the settings.
+pub fn window_setting(window: WindowLength) -> String {
+    format!("{}s", window.seconds())
 }
 
 fn read_count(window: Window, text: &str) -> Option<WindowCount> {

@@ -6,7 +6,8 @@
 --
 -- KEYS: token, counts, instances.
 -- ARGV: token, process, window, count (JSON), '1' to close it though somebody has it open, milliseconds for
---       which a report says that its instance lives, milliseconds to keep the counts.
+--       which a report says that its instance lives, milliseconds to keep the counts, the setting of the
+--       window's length.
 -- Returns {'stored', the count that is stored}, {'fenced'}, or {'open'}.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return {'fenced'}
@@ -39,6 +40,7 @@ redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
 if window > tonumber(redis.call('HGET', KEYS[2], 'last') or -1) then
   redis.call('HSET', KEYS[2], 'last', ARGV[3])
 end
+redis.call('HSET', KEYS[2], 'window', ARGV[8])
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
 for _, process in ipairs(gone) do
   redis.call('HDEL', KEYS[3], process)

@@ -9,7 +9,7 @@
 //! | `{<ns>}:lease` | string | who leads |
 //! | `{<ns>}:token` | string | the newest fencing token |
 //! | `{<ns>}:instances` | hash | process → its report |
-//! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
+//! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one; `window` → their length |
 //! | `{<ns>}:published` | string | the last published window |
 //! | `{<ns>}:config` | hash | what all instances have to agree on |
 //!

@@ -39,6 +39,10 @@ for i = 1, #reports, 2 do
 end
 
 for i = SETTINGS, #ARGV, 2 do
+  -- Counts that are left of windows of another length are nobody's.
+  if ARGV[i] == 'window' and redis.call('HGET', KEYS[3], 'window') ~= ARGV[i + 1] then
+    redis.call('DEL', KEYS[3])
+  end
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
 end
 redis.call('HSETNX', KEYS[1], 'first_window', watermark)

@@ -45,6 +45,28 @@ async fn an_instance_that_disagrees_is_refused() {
     assert!(other.stop().await.success());
 }
 
+/// Counts of another window length, that nobody published, are not taken for those of this one.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_length_of_windows_begins_anew() {
+    let redis = Redis::start();
+    let mut first = Fleet::start(1, &redis, "length", &[]).await;
+    first.wait_published(0).await;
+    assert!(first.servers[0].stop().await.success());
+    // What a leader that died left behind, and a minute of silence.
+    let keys = Keys::new("length");
+    let mut connection = redis.connect();
+    let published: u64 = ::redis::cmd("GET").arg(keys.published()).query(&mut connection).unwrap();
+    let aligned = published - published % 4 + 4;
+    let count = r#"{"unique_request_count":77,"accepted_ids":77,"complete":true}"#;
+    ::redis::cmd("HSET").arg(keys.counts()).arg(aligned).arg(count).exec(&mut connection).unwrap();
+    ::redis::cmd("DEL").arg(keys.config()).exec(&mut connection).unwrap();
+
+    let url = redis.url();
+    let second = Server::start(&["--redis-url", &url, "--namespace", "length", "--window", "4s"]).await;
+    let closed = second.wait_closed(2).await;
+    assert!(closed.iter().all(|closed| closed.unique == 0), "{closed:?}");
+}
+
 /// Every key expires but the two that must outlive a silence; after it only these are left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_namespace_leaves_two_keys() {
