@@ -51,17 +51,20 @@ const LAST_PUBLISH: Duration = Duration::from_secs(5);
 /// All that can be said about serving.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
+    /// What is counted, and how.
     #[command(flatten)]
-    counting: CountingArgs,
+    pub counting: CountingArgs,
 
     #[command(flatten)]
     http: HttpArgs,
 
+    /// Where.
     #[command(flatten)]
-    backend: BackendArgs,
+    pub backend: BackendArgs,
 
+    /// When windows are closed.
     #[command(flatten)]
-    publisher: PublisherArgs,
+    pub publisher: PublisherArgs,
 
     #[command(flatten)]
     log_sink: LogSinkArgs,
@@ -91,12 +94,12 @@ struct StoppingArgs {
 }
 
 impl ServeArgs {
-    /// Checks what a single flag cannot know.
+    /// Looks at what a single flag cannot know.
     ///
     /// # Errors
     ///
     /// A line for the user.
-    pub fn check(self) -> Result<Config, String> {
+    pub fn validate(self) -> Result<Config, String> {
         let retention = self.counting.retention()?;
         let redis = self.backend.redis.address()?;
         let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
@@ -114,10 +117,12 @@ impl ServeArgs {
 /// Arguments that agree with each other.
 #[derive(Debug, Clone)]
 pub struct Config {
-    args: ServeArgs,
-    retention: Duration,
+    /// As they were given.
+    pub args: ServeArgs,
+    /// How long windows are kept.
+    pub retention: Duration,
     /// Where Redis is, if the counter is there.
-    redis: Option<Address>,
+    pub redis: Option<Address>,
 }
 
 /// Bound sockets.

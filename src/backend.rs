@@ -102,6 +102,7 @@ impl Backend {
         }
         let keys = Keys::new(namespace);
         let process = process_name();
+        let coordination = Coordination::new(args, &redis, &process, counting, retention);
         let (counter, pipeline) = RedisCounter::new(
             RedisCounterConfig {
                 mode: counting.mode,
@@ -109,23 +110,13 @@ impl Backend {
                 retention,
                 writes: args.counter.redis_writes,
                 timeout: *timeout,
-                keys: keys.clone(),
-                process: process.clone(),
+                keys,
+                process,
             },
             &redis,
             metrics,
         );
-        let coordinator = RedisCoordinator::new(
-            RedisCoordinatorConfig {
-                keys: keys.clone(),
-                process: process.clone(),
-                window: counting.window,
-                retention,
-                settings: settings(counting),
-            },
-            &redis,
-        );
-        let lease = Lease::new(&redis, keys, process, args.lease.lease_ttl);
+        let Coordination { coordinator, lease } = coordination;
         let stop_lease = CancellationToken::new();
         Ok(Self {
             name: "redis",
@@ -164,8 +155,40 @@ impl Backend {
     }
 }
 
+/// How an instance takes part in a namespace.
+pub struct Coordination {
+    /// Reports and closes.
+    pub coordinator: RedisCoordinator,
+    /// Competes for the lease.
+    pub lease: Lease,
+}
+
+impl Coordination {
+    /// Does nothing yet.
+    pub fn new(
+        args: &BackendArgs,
+        redis: &Redis,
+        process: &str,
+        counting: &CountingArgs,
+        retention: Duration,
+    ) -> Self {
+        let keys = Keys::new(&args.redis.namespace);
+        let config = RedisCoordinatorConfig {
+            keys: keys.clone(),
+            process: process.to_owned(),
+            window: counting.window,
+            retention,
+            settings: settings(counting),
+        };
+        Self {
+            coordinator: RedisCoordinator::new(config, redis),
+            lease: Lease::new(redis, keys, process.to_owned(), args.lease.lease_ttl),
+        }
+    }
+}
+
 /// What all instances of a namespace have to agree on.
-pub fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
+fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
     vec![
         ("mode", counting.mode.as_str().to_owned()),
         ("window", window_setting(counting.window)),
@@ -174,7 +197,7 @@ pub fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
 }
 
 /// The machine's name, and a number that no other process has.
-fn process_name() -> String {
+pub fn process_name() -> String {
     let random = RandomState::new().hash_one(process::id());
     format!("{}/{random:016x}", gethostname::gethostname().to_string_lossy())
 }

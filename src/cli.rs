@@ -17,7 +17,7 @@ use crate::app::{self, ServeArgs};
 use crate::http::ListenArgs;
 use crate::lines::CountArgs;
 use crate::logging::LoggingArgs;
-use crate::{healthcheck, lines, logging};
+use crate::{check, healthcheck, lines, logging};
 
 const USAGE: u8 = 2;
 /// How long threads that hang in a system call are waited for at the end.
@@ -40,6 +40,8 @@ struct Cli {
 enum Command {
     /// Serve requests and publish the count of every window; what happens without a command
     Serve(Box<Serve>),
+    /// See whether serving with the same flags would go well: a line for each finding, exit code 0 or 1
+    Check(Box<Serve>),
     /// Count the different lines of a file or of standard input
     Count(CountArgs),
     /// Ask a running service whether it lives; exit code 0 or 1
@@ -63,6 +65,7 @@ pub fn run() -> ExitCode {
     };
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
         Command::Serve(args) => serve(*args),
+        Command::Check(args) => check(*args),
         Command::Count(args) => finish(lines::run(&args).map(Some)),
         Command::Healthcheck(args) => finish(in_runtime(async {
             healthcheck::run(&args).await.map(|()| None).map_err(|error| error.to_string())
@@ -83,19 +86,36 @@ fn usage(error: &clap::Error) -> ExitCode {
             let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
             let words: Vec<_> =
                 lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
-            complain(&format!("{}; see --help", words.join(" ").trim_start_matches("error: ")));
-            ExitCode::from(USAGE)
+            senseless(words.join(" ").trim_start_matches("error: "))
         }
     }
 }
 
-fn serve(args: Serve) -> ExitCode {
-    let config = match args.serve.check() {
+fn senseless(message: &str) -> ExitCode {
+    complain(&format!("{message}; see --help"));
+    ExitCode::from(USAGE)
+}
+
+fn check(args: Serve) -> ExitCode {
+    let config = match args.serve.validate() {
         Ok(config) => config,
-        Err(message) => {
-            complain(&format!("{message}; see --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(message) => return senseless(&message),
+    };
+    let all_is_well = in_runtime(async {
+        let out = io::stdout();
+        check::run(&config, out).await.map_err(|error| format!("cannot write to standard output: {error}"))
+    });
+    match all_is_well {
+        Ok(false) => ExitCode::FAILURE,
+        Ok(true) => ExitCode::SUCCESS,
+        Err(message) => finish(Err(message)),
+    }
+}
+
+fn serve(args: Serve) -> ExitCode {
+    let config = match args.serve.validate() {
+        Ok(config) => config,
+        Err(message) => return senseless(&message),
     };
     let log = logging::start(&args.logging);
     let result = in_runtime(async {

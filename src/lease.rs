@@ -68,6 +68,17 @@ impl Lease {
         self.grant.subscribe()
     }
 
+    /// Who has it now, if anybody.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub async fn holder(&self) -> Result<Option<String>, Unavailable> {
+        let mut get = ::redis::cmd("GET");
+        get.arg(self.keys.lease());
+        self.redis.run(Call::Ask, async |connection| get.query_async(connection).await).await
+    }
+
     /// Takes, renews and takes anew until `stop`; then gives the lease up.
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {

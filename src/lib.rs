@@ -6,7 +6,7 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`] |
+//! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
@@ -17,6 +17,7 @@
 pub mod app;
 pub mod args;
 pub mod backend;
+pub mod check;
 pub mod cli;
 pub mod coordinator;
 pub mod counter;

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::coordinator::{Coordinator, LastClosed, Report, ReportError, Reported};
 use crate::counter::UniqueCounter;
 use crate::metrics::Metrics;
-use crate::window::{Clock, Window, WindowLength};
+use crate::window::{Clock, ClockOffset, Window, WindowLength};
 
 /// The longest time between two reports, and between two looks at the clock.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -29,8 +29,6 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Whoever has not looked at the clock for so long, or finds that a window ended so long ago without his
 /// noticing, was not there: the process was stopped or the clock was set.
 const MISSED: Duration = Duration::from_secs(5);
-/// A clock that is further from the store's is warned about.
-const CLOCK_OFFSET: Duration = Duration::from_secs(1);
 
 /// Seals and reports.
 pub struct Sealer {
@@ -182,27 +180,17 @@ impl Sealer {
         let asked = self.clock.now();
         let reported = self.presence.while_doing(watermark, self.coordinator.report(&report)).await?;
         if let Some(time) = reported.time {
-            self.compare_clocks(time, asked);
+            self.note_offset(ClockOffset::new(time, asked, self.clock.now()));
         }
         Ok(reported)
     }
 
-    /// The store said its time somewhere between then and now.
-    fn compare_clocks(&mut self, store: SystemTime, asked: SystemTime) {
-        let taken = self.clock.now().duration_since(asked).unwrap_or_default();
-        let ours = asked + taken / 2;
-        let (ahead, offset) = match store.duration_since(ours) {
-            Ok(offset) => (false, offset),
-            Err(error) => (true, error.duration()),
-        };
-        let sign = if ahead { -1.0 } else { 1.0 };
-        self.metrics.clock_offset.set(sign * offset.as_secs_f64());
-        let is_off = offset > CLOCK_OFFSET + taken / 2;
+    fn note_offset(&mut self, offset: ClockOffset) {
+        self.metrics.clock_offset.set(offset.seconds());
+        let is_off = offset.is_worth_a_warning();
         if is_off && !self.clock_is_off {
-            let direction = if ahead { "ahead of" } else { "behind" };
             warn!(
-                offset = %humantime::format_duration(Duration::from_millis(offset.as_millis() as u64)),
-                "this machine's clock is {direction} the store's: ids may be counted in a neighbouring window"
+                "this machine's clock is {offset} the store's: ids may be counted in a neighbouring window"
             );
         }
         self.clock_is_off = is_off;

@@ -183,6 +183,53 @@ impl Clock for SystemClock {
     }
 }
 
+/// How far the store's clock is from this machine's.
+#[derive(Debug, Clone, Copy)]
+pub struct ClockOffset {
+    behind: bool,
+    offset: Duration,
+    /// By so much the offset may be wrong.
+    uncertainty: Duration,
+}
+
+impl ClockOffset {
+    /// Clocks that differ by more are worth a warning.
+    const WORTH_A_WARNING: Duration = Duration::from_secs(1);
+
+    /// Of a store that said its time between two moments of this machine's clock.
+    pub fn new(store: SystemTime, asked: SystemTime, answered: SystemTime) -> Self {
+        let uncertainty = answered.duration_since(asked).unwrap_or_default() / 2;
+        match store.duration_since(asked + uncertainty) {
+            Ok(offset) => Self { behind: true, offset, uncertainty },
+            Err(error) => Self { behind: false, offset: error.duration(), uncertainty },
+        }
+    }
+
+    /// Seconds, above zero when this machine's clock is behind.
+    pub fn seconds(self) -> f64 {
+        if self.behind { self.offset.as_secs_f64() } else { -self.offset.as_secs_f64() }
+    }
+
+    /// Whether it is certainly more than `limit`.
+    pub fn exceeds(self, limit: Duration) -> bool {
+        self.offset > limit + self.uncertainty
+    }
+
+    /// Whether ids near a boundary are likely to be counted in a neighbouring window.
+    pub fn is_worth_a_warning(self) -> bool {
+        self.exceeds(Self::WORTH_A_WARNING)
+    }
+}
+
+/// As in `1s 203ms behind`.
+impl fmt::Display for ClockOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let offset = Duration::from_millis(self.offset.as_millis() as u64);
+        let direction = if self.behind { "behind" } else { "ahead of" };
+        write!(f, "{} {direction}", humantime::format_duration(offset))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,6 +69,16 @@ struct Memory {
     published: Option<Window>,
 }
 
+/// What there is in a namespace.
+pub struct Survey {
+    /// How its settings differ from this instance's.
+    pub disagreements: Vec<ReportError>,
+    /// Instances that live.
+    pub instances: usize,
+    /// What time it is there.
+    pub time: SystemTime,
+}
+
 /// A count as it is stored.
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -123,6 +133,35 @@ impl RedisCoordinator {
             call.arg(*setting).arg(value);
         }
         self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
+    }
+
+    /// Who is there and how they are set up, without taking part.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub async fn survey(&self) -> Result<Survey, Unavailable> {
+        let keys = &self.config.keys;
+        let mut ask = ::redis::Pipeline::new();
+        ask.cmd("TIME");
+        ask.cmd("HGETALL").arg(keys.config());
+        ask.cmd("HGETALL").arg(keys.instances());
+        let ((seconds, micros), theirs, reports): (
+            (u64, u64),
+            BTreeMap<String, String>,
+            BTreeMap<String, String>,
+        ) = self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+        let now = from_micros(seconds * 1_000_000 + micros);
+        let disagreements = self.config.settings.iter().filter_map(|(setting, ours)| {
+            let theirs = theirs.get(*setting).filter(|theirs| *theirs != ours)?;
+            Some(self.disagreement(setting, theirs))
+        });
+        let reports = reports.values().filter_map(|report| StoredReport::read(report));
+        Ok(Survey {
+            disagreements: disagreements.collect(),
+            instances: reports.filter(|report| report.lives(now)).count(),
+            time: now,
+        })
     }
 
     fn disagreement(&self, setting: &str, theirs: &str) -> ReportError {
@@ -210,7 +249,7 @@ impl Coordinator for RedisCoordinator {
         let mut open = false;
         let mut vanished = false;
         for report in reports.values().filter_map(|report| StoredReport::read(report)) {
-            let lives = now < report.reported + LIVES;
+            let lives = report.lives(now);
             open |= lives && report.watermark <= start;
             vanished |= !lives && report.watermark <= start && start <= report.newest;
         }
@@ -271,6 +310,10 @@ impl StoredReport {
         let [watermark, newest, _since, reported] =
             [fields.next()??, fields.next()??, fields.next()??, fields.next()??];
         Some(Self { watermark, newest, reported: from_micros(reported) })
+    }
+
+    fn lives(&self, now: SystemTime) -> bool {
+        now < self.reported + LIVES
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `{<ns>:<s>/<S>}:hll:<window>` | HLL string | the sketch of shard s of S |
 //! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
 //! | `{<ns>:<s>/<S>}:merge:<process>` | HLL string | what an instance merges into the sketch, for a moment |
+//! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries there what it may do |
 //! | `{<ns>}:accepted:<window>` | hash | process → ids accepted |
 //! | `{<ns>}:lease` | string | who leads |
 //! | `{<ns>}:token` | string | the newest fencing token |
@@ -84,6 +85,16 @@ impl Keys {
     /// What all have to agree on.
     pub fn config(&self) -> String {
         self.of_namespace("config")
+    }
+
+    /// For trying what a user may do with keys of a shard.
+    pub fn trial_of_shard(&self, name: &str) -> String {
+        format!("{{{}:0/1}}:check:{name}", self.namespace)
+    }
+
+    /// The same with keys of the namespace.
+    pub fn trial(&self, name: &str) -> String {
+        self.of_namespace(&format!("check:{name}"))
     }
 
     fn of_namespace(&self, name: &str) -> String {

@@ -6,7 +6,7 @@ use super::{Call, Redis};
 use crate::unavailable::Unavailable;
 
 /// The oldest version that this works with.
-const OLDEST: (u32, u32) = (6, 2);
+pub const OLDEST: (u32, u32) = (6, 2);
 
 /// From `INFO`; what it does not say is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -14,8 +14,10 @@ mod support;
 
 mod accuracy;
 mod agreement;
+mod check;
 mod command_line;
 mod connections;
+mod coordination;
 mod counter_contract;
 mod drain;
 mod http_table;

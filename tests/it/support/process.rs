@@ -16,6 +16,19 @@ pub fn headcount() -> Command {
     command
 }
 
+/// The same with a clock that is off by `offset`, such as `+1.5s`.
+pub fn headcount_with_clock(offset: &str) -> Command {
+    // faketime would run the binary as a child that outlives it: so it is asked for its library only.
+    let asked = Command::new("faketime").args(["-m", "-f", offset, "printenv", "LD_PRELOAD"]).output();
+    let library = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
+    let mut command = headcount();
+    command.env("LD_PRELOAD", String::from_utf8(library).expect("a path").trim());
+    command.env("FAKETIME", offset);
+    // Time-outs are measured by the other clock.
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+    command
+}
+
 /// Runs the binary to its end.
 pub fn run(args: &[&str]) -> Output {
     output_of(headcount().args(args))

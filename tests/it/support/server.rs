@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::http::{self, Answer};
-use super::process::{Process, headcount};
+use super::process::{Process, headcount, headcount_with_clock};
 use super::wait_for;
 
 /// Stops, by its own pid, when it goes out of scope.
@@ -53,14 +53,7 @@ impl Server {
 
     /// Starts with a clock that is off by `offset`, such as `+1.5s`.
     pub async fn start_with_clock(offset: &str, args: &[&str]) -> Self {
-        // faketime would run the binary as a child that outlives it: so it is asked for its library only.
-        let asked = Command::new("faketime").args(["-m", "-f", offset, "printenv", "LD_PRELOAD"]).output();
-        let library = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
-        let mut command = headcount();
-        command.env("LD_PRELOAD", String::from_utf8(library).expect("a path").trim());
-        command.env("FAKETIME", offset);
-        // Time-outs are measured by the other clock.
-        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        let mut command = headcount_with_clock(offset);
         command.args(["--listen", "127.0.0.1:0"]).args(args);
         Self::run(command).await
     }

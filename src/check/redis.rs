@@ -1,0 +1,125 @@
+//! What there is to find out about Redis.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use super::rights::{self, Rights};
+use super::{Findings, Verdict};
+use crate::app::Config;
+use crate::backend::{Coordination, process_name};
+use crate::metrics::Metrics;
+use crate::redis::server::{OLDEST, ServerFacts};
+use crate::redis::{Address, CannotConnect, Redis};
+use crate::window::ClockOffset;
+
+/// Connects as an instance does and looks around.
+pub(super) async fn look(
+    config: &Config,
+    address: &Address,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let redis = match connect(config, address).await {
+        Ok(redis) => redis,
+        Err(error) => return findings.add(Verdict::Fail, "reachable", error),
+    };
+    findings.add(Verdict::Ok, "reachable", format_args!("Redis at {address}"))?;
+    look_at_server(&redis, findings).await?;
+    look_at_rights(config, address, &redis, findings).await?;
+    look_at_others(config, &redis, findings).await
+}
+
+async fn connect(config: &Config, address: &Address) -> Result<Redis, CannotConnect> {
+    let args = &config.args.backend.redis;
+    let redis = Redis::new(address, args.redis_timeout, &Metrics::new())?;
+    redis.wait_for(address, args.redis_wait).await?;
+    Ok(redis)
+}
+
+async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let server = match ServerFacts::of(redis).await {
+        Ok(server) => server,
+        Err(error) => return findings.add(Verdict::Warn, "version", format_args!("not to be had: {error}")),
+    };
+    if server.is_new_enough() {
+        findings.add(Verdict::Ok, "version", &server)?;
+    } else {
+        let (major, minor) = OLDEST;
+        findings.add(
+            Verdict::Fail,
+            "version",
+            format_args!("{server} is too old, use Redis {major}.{minor} or later, or Valkey"),
+        )?;
+    }
+    let policy = &server.eviction_policy;
+    if server.evicts() {
+        let text =
+            format_args!("{policy} may drop keys that are still needed: set maxmemory-policy to noeviction");
+        findings.add(Verdict::Warn, "eviction", text)
+    } else {
+        findings.add(Verdict::Ok, "eviction", if policy.is_empty() { "not said" } else { policy })
+    }
+}
+
+async fn look_at_rights(
+    config: &Config,
+    address: &Address,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let user = address.user();
+    match rights::of(redis, &config.args.backend.redis.namespace, config.args.counting.mode).await {
+        Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
+            Verdict::Ok,
+            "rights",
+            format_args!("user {user} may use all {} commands", tried.len()),
+        ),
+        Ok(Rights { refused, reason, .. }) => findings.add(
+            Verdict::Fail,
+            "rights",
+            format_args!("user {user} cannot use {}: {reason}", refused.join(", ")),
+        ),
+        Err(error) => findings.add(Verdict::Fail, "rights", error),
+    }
+}
+
+async fn look_at_others(
+    config: &Config,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let args = &config.args;
+    let Coordination { coordinator, lease } =
+        Coordination::new(&args.backend, redis, &process_name(), &args.counting, config.retention);
+    let asked = SystemTime::now();
+    let survey = match coordinator.survey().await {
+        Ok(survey) => survey,
+        Err(error) => return findings.add(Verdict::Fail, "settings", error),
+    };
+    let offset = ClockOffset::new(survey.time, asked, SystemTime::now());
+    let (verdict, remark) = if offset.exceeds(args.publisher.close_timeout) {
+        (Verdict::Fail, ", more than --close-timeout: windows would be published without this instance")
+    } else if offset.is_worth_a_warning() {
+        (Verdict::Warn, ": ids may be counted in a neighbouring window")
+    } else {
+        (Verdict::Ok, "")
+    };
+    findings.add(verdict, "clock", format_args!("{offset} that of Redis{remark}"))?;
+
+    let namespace = &args.backend.redis.namespace;
+    for disagreement in &survey.disagreements {
+        findings.add(Verdict::Fail, "settings", disagreement)?;
+    }
+    if survey.disagreements.is_empty() {
+        let text = match survey.instances {
+            0 => format!("nobody uses --namespace {namespace}"),
+            1 => format!("as those of the instance of --namespace {namespace}"),
+            instances => format!("as those of the {instances} instances of --namespace {namespace}"),
+        };
+        findings.add(Verdict::Ok, "settings", text)?;
+    }
+    match lease.holder().await {
+        Ok(Some(holder)) => findings.add(Verdict::Ok, "lease", format_args!("{holder} leads")),
+        Ok(None) => findings.add(Verdict::Ok, "lease", "nobody leads"),
+        Err(error) => findings.add(Verdict::Fail, "lease", error),
+    }
+}

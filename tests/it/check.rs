@@ -1,0 +1,232 @@
+//! `headcount check`: what it finds, and that it leaves nothing behind.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use headcount::redis::keys::Keys;
+
+use crate::support::fleet::Fleet;
+use crate::support::free_port;
+use crate::support::process::{headcount, headcount_with_clock, output_of};
+use crate::support::redis::{Flavour, Redis};
+use crate::support::server::Server;
+
+/// All that an instance needs, in either mode; as in the README.
+const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +set +get +del +expire \
+                      +expireat +pexpire +pttl +hset +hsetnx +hget +hgetall +hexists +hkeys +hdel +evalsha \
+                      +script|load +time +info +ping +select";
+
+/// What a run said, a line a finding.
+struct Checked {
+    code: i32,
+    lines: Vec<String>,
+}
+
+impl Checked {
+    /// The lines that are not `ok`.
+    fn complaints(&self) -> Vec<&str> {
+        self.lines.iter().map(String::as_str).filter(|line| !line.starts_with("ok  ")).collect()
+    }
+
+    /// The one finding about something.
+    #[track_caller]
+    fn about(&self, subject: &str) -> &str {
+        let about: Vec<_> = self.lines.iter().filter(|line| line[5..].starts_with(subject)).collect();
+        assert_eq!(about.len(), 1, "{subject}: {:?}", self.lines);
+        about[0]
+    }
+}
+
+#[track_caller]
+fn run(mut command: Command, args: &[&str]) -> Checked {
+    let output = output_of(command.arg("check").args(args));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let out = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = out.lines().map(str::to_owned).collect();
+    assert!(!lines.is_empty());
+    for line in &lines {
+        assert!(["ok   ", "warn ", "FAIL "].iter().any(|verdict| line.starts_with(verdict)), "{line}");
+    }
+    Checked { code: output.status.code().unwrap(), lines }
+}
+
+#[track_caller]
+fn check(url: &str, args: &[&str]) -> Checked {
+    run(headcount(), &[&["--redis-url", url][..], args].concat())
+}
+
+fn keys(redis: &Redis) -> BTreeSet<String> {
+    ::redis::cmd("KEYS").arg("*").query(&mut redis.connect()).unwrap()
+}
+
+#[test]
+fn all_is_well_where_nobody_is() {
+    for flavour in Flavour::at_hand() {
+        let redis = Redis::start_with(flavour, &[]);
+        for mode in ["hll", "exact"] {
+            let checked = check(&redis.url(), &["--mode", mode]);
+            assert_eq!((checked.code, checked.complaints()), (0, vec![]), "{flavour:?}");
+            let subjects: Vec<_> =
+                checked.lines.iter().filter_map(|line| line[5..].split(':').next()).collect();
+            assert_eq!(
+                subjects,
+                ["reachable", "version", "eviction", "rights", "clock", "settings", "lease"],
+                "{flavour:?}"
+            );
+            assert_eq!(checked.about("settings"), "ok   settings: nobody uses --namespace headcount");
+            assert_eq!(checked.about("lease"), "ok   lease: nobody leads");
+        }
+        assert_eq!(keys(&redis), BTreeSet::new(), "{flavour:?}: nothing is left");
+    }
+    let alone = run(headcount(), &[]);
+    assert_eq!((alone.code, alone.complaints()), (0, vec![]));
+    assert!(alone.about("counter").contains("--redis-url"), "{:?}", alone.lines);
+}
+
+/// Those that run are seen, and not disturbed.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_is_well_among_others() {
+    let redis = Redis::start();
+    let fleet = Fleet::start(2, &redis, "fleet", &["--mode", "exact", "--shards", "2"]).await;
+    fleet.wait_published(0).await;
+    let shared = Keys::new("fleet");
+    let state = || -> (Vec<String>, String, String) {
+        let mut connection = redis.connect();
+        let mut instances: Vec<String> =
+            ::redis::cmd("HKEYS").arg(shared.instances()).query(&mut connection).unwrap();
+        instances.sort();
+        let mut get = |key| ::redis::cmd("GET").arg(key).query(&mut connection).unwrap();
+        (instances, get(shared.lease()), get(shared.token()))
+    };
+    let before = state();
+    let same = ["--namespace", "fleet", "--window", "2s", "--mode", "exact", "--shards", "2"];
+    let checked = check(&redis.url(), &same);
+    assert_eq!((checked.code, checked.complaints()), (0, vec![]));
+    assert_eq!(checked.about("settings"), "ok   settings: as those of the 2 instances of --namespace fleet");
+    assert_eq!(checked.about("lease"), format!("ok   lease: {} leads", before.1));
+    assert_eq!(state(), before);
+    assert!(keys(&redis).iter().all(|key| !key.contains(":check:")), "{:?}", keys(&redis));
+
+    let differs = check(&redis.url(), &["--namespace", "fleet", "--window", "10s"]);
+    assert_eq!(differs.code, 1);
+    let said = differs.complaints();
+    assert_eq!(said.len(), 3, "{said:?}");
+    for (line, setting) in said.iter().zip([
+        "--mode is hll here, but exact for the other instances of --namespace fleet",
+        "--window is 10s here, but 2s for",
+        "--shards is 1 here, but 2 for",
+    ]) {
+        assert!(line.starts_with("FAIL settings") && line.contains(setting), "{line}");
+    }
+    assert_eq!(state(), before);
+}
+
+#[test]
+fn a_redis_that_is_not_there() {
+    let url = format!("redis://:s3cret@127.0.0.1:{}", free_port());
+    let checked = check(&url, &["--redis-wait", "300ms"]);
+    assert_eq!((checked.code, checked.lines.len()), (1, 1), "{:?}", checked.lines);
+    let line = checked.about("reachable");
+    assert!(line.starts_with("FAIL") && line.contains("refused") && line.contains("--redis-url"), "{line}");
+    assert!(!line.contains("s3cret"), "{line}");
+}
+
+#[test]
+fn a_wrong_password() {
+    let redis = Redis::start_with(Flavour::Debian, &["--requirepass", "right"]);
+    let checked = check(&redis.url().replace("//", "//:wr0ng@"), &["--redis-wait", "300ms"]);
+    assert_eq!((checked.code, checked.lines.len()), (1, 1), "{:?}", checked.lines);
+    let line = checked.about("reachable");
+    assert!(line.starts_with("FAIL") && line.contains("uthentication"), "{line}");
+    assert!(!line.contains("wr0ng"), "{line}");
+}
+
+/// What a user lacks is named, and nothing is left by the rest.
+#[test]
+fn users_that_may_not_do_everything() {
+    let users = [
+        ("nopfadd", "~* +@all -pfadd", "hll", "PFADD: NOPERM"),
+        ("nosets", "~* +@all -sadd -scard", "exact", "SCARD, SADD: NOPERM"),
+        ("reader", "~* +@all -@write", "hll", "DEL, EXPIREAT, PEXPIRE, HDEL: NOPERM"),
+        ("noscripts", "~* +@all -@scripting", "hll", "SCRIPT LOAD, EVALSHA: NOPERM"),
+        ("elsewhere", "~other:* +@all", "hll", "DEL, EVALSHA, EXPIREAT, PEXPIRE"),
+    ];
+    let mut args: Vec<&str> = Vec::new();
+    for (user, rights, ..) in &users {
+        args.extend(["--user", user, "on", ">secret"]);
+        args.extend(rights.split_whitespace());
+    }
+    let redis = Redis::start_with(Flavour::Debian, &args);
+    for (user, _, mode, refused) in users {
+        let url = redis.url().replace("//", &format!("//{user}:secret@"));
+        let checked = check(&url, &["--mode", mode]);
+        assert_eq!(checked.code, 1, "{user}: {:?}", checked.lines);
+        let line = checked.about("rights");
+        assert!(line.starts_with(&format!("FAIL rights: user {user} cannot use {refused}")), "{line}");
+        assert!(!line.contains("secret"), "{line}");
+        assert_eq!(keys(&redis), BTreeSet::new(), "{user}: nothing is left");
+    }
+}
+
+/// The rights that the README lists are all that checking and serving need.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rights_in_the_readme_are_enough() {
+    let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(readme.contains(RIGHTS), "{RIGHTS}");
+    let args: Vec<_> =
+        ["--user", "headcount", "on", ">secret"].into_iter().chain(RIGHTS.split_whitespace()).collect();
+    let redis = Redis::start_with(Flavour::Debian, &args);
+    let url = redis.url().replace("//", "//headcount:secret@");
+    for mode in ["hll", "exact"] {
+        let checked = check(&url, &["--mode", mode]);
+        assert_eq!((checked.code, checked.complaints()), (0, vec![]));
+    }
+    let mut server = Server::start(&["--redis-url", &url, "--window", "1s"]).await;
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    let closed = server.wait_closed(3).await;
+    assert_eq!(closed.iter().map(|closed| closed.unique).sum::<u64>(), 1, "{closed:?}");
+    assert!(server.stop().await.success());
+    let log = server.log();
+    assert!(log.iter().all(|event| event["level"] == "INFO"), "{log:?}");
+}
+
+#[test]
+fn keys_that_may_be_evicted() {
+    let redis = Redis::start_with(Flavour::Debian, &["--maxmemory-policy", "allkeys-lru"]);
+    let checked = check(&redis.url(), &[]);
+    assert_eq!(checked.code, 0, "a warning is no failure");
+    assert_eq!(checked.complaints(), [checked.about("eviction")]);
+    let line = checked.about("eviction");
+    assert!(line.starts_with("warn eviction: allkeys-lru") && line.contains("noeviction"), "{line}");
+}
+
+/// Rights are not all: what cannot be written fails too.
+#[test]
+fn a_replica_and_a_full_memory() {
+    let primary = Redis::start();
+    let port = primary.address().port().to_string();
+    let replica = Redis::start_with(Flavour::Debian, &["--replicaof", "127.0.0.1", &port]);
+    let full = Redis::start_with(Flavour::Debian, &["--maxmemory", "1"]);
+    for (redis, reason) in [(replica, "READONLY"), (full, "OOM")] {
+        let checked = check(&redis.url(), &[]);
+        assert_eq!(checked.code, 1);
+        let line = checked.about("rights");
+        assert!(line.starts_with("FAIL") && line.contains(reason), "{line}");
+    }
+}
+
+#[test]
+fn clocks() {
+    let redis = Redis::start();
+    for (offset, code, verdict, said) in [
+        ("-3s", 0, "warn", "behind that of Redis: ids may be counted in a neighbouring window"),
+        ("+3s", 0, "warn", "ahead of that of Redis"),
+        ("+60s", 1, "FAIL", "more than --close-timeout"),
+    ] {
+        let checked = run(headcount_with_clock(offset), &["--redis-url", &redis.url()]);
+        assert_eq!(checked.code, code, "{:?}", checked.lines);
+        let line = checked.about("clock");
+        assert!(line.starts_with(verdict) && line.contains(said), "{line}");
+        assert_eq!(checked.complaints(), [line]);
+    }
+}

@@ -1,0 +1,166 @@
+//! What the instances agree on in Redis: fencing tokens, stored counts, and what is said at the start.
+
+use std::time::{Duration, SystemTime};
+
+use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use headcount::coordinator::{CloseError, Coordinator, Grant, Report};
+use headcount::lease::Lease;
+use headcount::metrics::Metrics;
+use headcount::redis::keys::Keys;
+use headcount::redis::{Address, Redis};
+use headcount::window::{Window, WindowCount, WindowLength};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::redis::{Flavour, Redis as RedisServer};
+use crate::support::server::Server;
+use crate::support::wait_for;
+
+fn window() -> Window {
+    "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
+}
+
+/// One instance's way to Redis, without an instance.
+struct Instance {
+    name: &'static str,
+    redis: Redis,
+    coordinator: RedisCoordinator,
+}
+
+impl Instance {
+    fn new(name: &'static str, server: &RedisServer) -> Self {
+        let address = Address::parse(&server.url()).unwrap();
+        let redis = Redis::new(&address, Duration::from_secs(2), &Metrics::new()).unwrap();
+        let config = RedisCoordinatorConfig {
+            keys: Keys::new("coordination"),
+            process: name.to_owned(),
+            window: window().length(),
+            retention: Duration::from_secs(600),
+            settings: vec![("mode", "hll".to_owned())],
+        };
+        Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }
+    }
+
+    async fn has_sealed(&self, window: Window) {
+        let report =
+            Report { watermark: window.next(), newest: window.next(), since: SystemTime::UNIX_EPOCH };
+        assert!(!self.coordinator.report(&report).await.unwrap().lost);
+    }
+
+    /// Leads, and then stops for good, as a process that is killed does. The grant is one that never ends here:
+    /// what is left is the token.
+    async fn lead_and_die(&self) -> Grant {
+        let ttl = Duration::from_secs(1);
+        let lease = Lease::new(&self.redis, Keys::new("coordination"), self.name.to_owned(), ttl);
+        let mut grant = lease.grant();
+        let leading = tokio::spawn(lease.run(CancellationToken::new()));
+        let token = grant.wait_for(Option::is_some).await.unwrap().as_ref().unwrap().token();
+        leading.abort();
+        Grant::until(token, Instant::now() + Duration::from_secs(3600))
+    }
+
+    async fn close(
+        &self,
+        grant: &Grant,
+        window: Window,
+        unique: u64,
+        despite_open: bool,
+    ) -> Result<u64, CloseError> {
+        let count =
+            WindowCount { window, unique_request_count: unique, accepted_ids: unique, complete: true };
+        let stored = self.coordinator.close(grant, &count, despite_open).await?;
+        assert_eq!(stored.window, window);
+        Ok(stored.unique_request_count)
+    }
+}
+
+fn fields(server: &RedisServer, command: &str, key: String) -> Vec<String> {
+    ::redis::cmd(command).arg(key).query(&mut server.connect()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_token_stores_nothing() {
+    let server = RedisServer::start();
+    let keys = Keys::new("coordination");
+    let (old, new) = (Instance::new("old", &server), Instance::new("new", &server));
+    let window = window().previous();
+    for instance in [&old, &new] {
+        instance.has_sealed(window).await;
+    }
+    let stale = old.lead_and_die().await;
+    let grant = new.lead_and_die().await;
+    assert!(grant.token() > stale.token());
+
+    assert_eq!(old.close(&stale, window, 1, false).await, Err(CloseError::Fenced));
+    assert_eq!(old.close(&stale, window, 1, true).await, Err(CloseError::Fenced), "not by force either");
+    assert_eq!(old.coordinator.mark_published(&stale, window).await, Err(CloseError::Fenced));
+    assert_eq!(fields(&server, "HKEYS", keys.counts()), Vec::<String>::new());
+    assert_eq!(new.coordinator.resume().await.unwrap().next, Some(window.next()), "where it was first used");
+
+    // The newest stores, once and for all.
+    assert_eq!(new.close(&grant, window, 7, false).await, Ok(7));
+    assert_eq!(new.close(&grant, window, 8, false).await, Ok(7), "the first one stays");
+    let third = Instance::new("third", &server).lead_and_die().await;
+    assert_eq!(new.close(&third, window, 9, true).await, Ok(7), "under a later token too");
+    assert_eq!(new.close(&grant, window, 9, false).await, Err(CloseError::Fenced));
+
+    // Only ever forward.
+    new.coordinator.mark_published(&third, window).await.unwrap();
+    new.coordinator.mark_published(&third, window.previous()).await.unwrap();
+    assert_eq!(new.coordinator.resume().await.unwrap().next, Some(window.next()));
+
+    // A flushed server knows no token, and gives a higher one.
+    ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
+    assert_eq!(new.close(&third, window.next(), 9, false).await, Err(CloseError::Fenced));
+    assert!(new.lead_and_die().await.token() > third.token());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
+    let server = RedisServer::start();
+    let (leader, late) = (Instance::new("leader", &server), Instance::new("late", &server));
+    let window = window();
+    leader.has_sealed(window).await;
+    let grant = leader.lead_and_die().await;
+    let standing = leader.coordinator.standing(window).await.unwrap().expect("it is known");
+    assert!(!standing.open, "{standing:?}");
+    // It comes between the look and the close, with the window open.
+    late.has_sealed(window.previous()).await;
+    assert_eq!(leader.close(&grant, window, 3, false).await, Err(CloseError::Open));
+    assert!(leader.coordinator.standing(window).await.unwrap().expect("it is known").open);
+    assert_eq!(leader.close(&grant, window, 3, true).await, Ok(3));
+    // And is told, so that it adds no more.
+    let report = Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH };
+    assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_may_lose_and_hold_is_said_at_the_start() {
+    let redis = RedisServer::start_with(Flavour::Debian, &["--maxmemory-policy", "volatile-lru"]);
+    let server = Server::start(&["--redis-url", &redis.url(), "--mode", "exact"]).await;
+    let log = server.log();
+    let warned: Vec<_> = log.iter().filter(|event| event["level"] == "WARN").collect();
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert_eq!(warned[0]["fields"]["maxmemory_policy"], "volatile-lru");
+    assert!(warned[0]["fields"]["message"].as_str().unwrap().contains("noeviction"), "{warned:?}");
+    // 16 minutes of 10 000 ids of 54 bytes.
+    let forecast = "exact counting: at 10000 different ids a second Redis holds up to 518 MB";
+    assert!(
+        log.iter().any(|event| event["fields"]["message"].as_str().unwrap().starts_with(forecast)),
+        "{log:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_off_is_said_so() {
+    let redis = RedisServer::start();
+    let server = Server::start_with_clock("+3s", &["--redis-url", &redis.url()]).await;
+    let said = |event: &serde_json::Value| {
+        let message = event["fields"]["message"].as_str().unwrap();
+        event["level"] == "WARN" && message.contains("ahead of the store's")
+    };
+    wait_for("a warning", || server.log().iter().any(said).then_some(())).await;
+    let offset = server.metric("headcount_clock_offset_seconds").await;
+    assert!((-3.5..-2.5).contains(&offset), "{offset}");
+    assert_eq!(server.log().iter().filter(|event| said(event)).count(), 1, "once");
+}
