@@ -225,7 +225,7 @@ struct Service {
     stop_publisher: CancellationToken,
     http: JoinHandle<()>,
     admin: JoinHandle<()>,
-    sealer: JoinHandle<()>,
+    sealer: JoinHandle<Result<(), ReportError>>,
     publisher: JoinHandle<Result<(), SinkEnded>>,
     upkeep: JoinHandle<()>,
 }
@@ -255,6 +255,7 @@ impl Service {
             last.clone(),
         )
         .await?;
+        backend.take_part();
         let publisher = Publisher {
             clock: Arc::clone(&clock),
             counter: Arc::clone(&backend.counter),
@@ -311,7 +312,11 @@ impl Service {
             ended = &mut self.http => returned("the HTTP server", ended),
             ended = &mut self.admin => returned("the HTTP server for operations", ended),
             ended = self.backend.ended() => ended.into(),
-            ended = &mut self.sealer => returned("the sealer", ended),
+            ended = &mut self.sealer => match ended {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) => RunError::Returned("the sealer"),
+                Err(error) => error.into(),
+            },
             ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
             ended = &mut self.publisher => match ended {
                 Ok(Err(error)) => error.into(),
@@ -352,14 +357,15 @@ impl Service {
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;
         // Also when not everything was published: the others need not wait for this instance. But whoever has
         // not sealed everything vanishes.
-        let goodbye = tokio::time::timeout(GOODBYE, self.backend.stop(sealed.is_ok())).await;
+        let goodbye =
+            tokio::time::timeout(GOODBYE, self.backend.stop(matches!(sealed, Ok(Ok(Ok(())))))).await;
         if goodbye.is_err() {
             warn!("no time to give up the lease and say goodbye");
         }
         self.stop_admin.drain.cancel();
         self.stop_admin.abort.cancel();
         self.upkeep.abort();
-        sealed.map_err(|_| RunError::Unsealed)??;
+        sealed.map_err(|_| RunError::Unsealed)???;
         published.map_err(|_| RunError::Unpublished)???;
         info!("stopped");
         Ok(())

@@ -53,6 +53,7 @@ pub struct Backend {
     pub grant: watch::Receiver<Option<Grant>>,
     pipeline: JoinHandle<()>,
     lease: JoinHandle<()>,
+    take_part: CancellationToken,
     stop_lease: CancellationToken,
 }
 
@@ -77,6 +78,7 @@ impl Backend {
             grant: watch::channel(Some(Grant::for_ever())).1,
             pipeline: tokio::spawn(std::future::pending()),
             lease: tokio::spawn(std::future::pending()),
+            take_part: CancellationToken::new(),
             stop_lease: CancellationToken::new(),
         }
     }
@@ -117,16 +119,26 @@ impl Backend {
             metrics,
         );
         let Coordination { coordinator, lease } = coordination;
-        let stop_lease = CancellationToken::new();
+        let (take_part, stop_lease) = (CancellationToken::new(), CancellationToken::new());
+        let (may_lead, stop) = (take_part.clone(), stop_lease.clone());
         Ok(Self {
             name: "redis",
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),
             pipeline: tokio::spawn(pipeline.run()),
-            lease: tokio::spawn(lease.run(stop_lease.clone())),
+            lease: tokio::spawn(async move {
+                may_lead.cancelled().await;
+                lease.run(stop).await;
+            }),
+            take_part,
             stop_lease,
         })
+    }
+
+    /// From here on this instance may lead: the others have taken its first report.
+    pub fn take_part(&self) {
+        self.take_part.cancel();
     }
 
     /// Waits for a task to end that should not.

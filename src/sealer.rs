@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::coordinator::{Coordinator, LastClosed, Report, ReportError, Reported};
 use crate::counter::UniqueCounter;
 use crate::metrics::Metrics;
+use crate::unavailable::Unavailable;
 use crate::window::{Clock, ClockOffset, Window, WindowLength};
 
 /// The longest time between two reports, and between two looks at the clock.
@@ -41,6 +42,8 @@ pub struct Sealer {
     /// Shows the watermark.
     watermark: watch::Sender<Window>,
     presence: Presence,
+    /// The store may lack what this instance has added.
+    must_restore: bool,
     failing: bool,
     clock_is_off: bool,
 }
@@ -69,6 +72,7 @@ impl Sealer {
             last,
             watermark,
             presence,
+            must_restore: false,
             failing: false,
             clock_is_off: false,
         };
@@ -83,10 +87,14 @@ impl Sealer {
 
     /// Seals and reports until `stop`. Then everything is sealed, the running window too, and reported;
     /// that is tried until it is done. Nothing may be added to the counter after `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::Disagreement`] when others have taken over the namespace and count differently.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReportError> {
         let mut wait = RETRY_AFTER;
         loop {
-            let round = self.round().await;
+            let round = unless_disagreed(self.round().await)?;
             let pause = match &round {
                 Ok(()) => self.until_next_end(),
                 Err(_) => wait,
@@ -97,14 +105,15 @@ impl Sealer {
                 break;
             }
         }
-        while let Err(error) = self.seal_everything().await {
+        while let Err(error) = unless_disagreed(self.seal_everything().await)? {
             self.say_how_it_went(Err(error));
             tokio::time::sleep(RETRY_AFTER).await;
         }
+        Ok(())
     }
 
     /// One line when it begins to fail, one when it is over.
-    fn say_how_it_went(&mut self, round: Result<(), ReportError>) {
+    fn say_how_it_went(&mut self, round: Result<(), Unavailable>) {
         match round {
             Err(error) if !self.failing => {
                 warn!(%error, "cannot seal and report, trying again");
@@ -155,17 +164,26 @@ impl Sealer {
 
     /// Reports, and does what is due to what it is told.
     async fn report(&mut self) -> Result<(), ReportError> {
-        let mut reported = self.report_once().await?;
-        if reported.lost {
-            warn!("the store has lost what it held: restoring what this instance has");
-            self.counter.restore().await?;
-            reported = self.report_once().await?;
-        }
-        if let Some(closed) = reported.closed {
-            if *self.watermark.borrow() <= closed {
-                self.seal(closed).await?;
+        let reported = loop {
+            if self.must_restore {
+                let watermark = *self.watermark.borrow();
+                self.presence.while_doing(watermark, self.counter.restore()).await?;
+                self.must_restore = false;
             }
-            self.counter.forget(closed).await;
+            let reported = self.report_once().await?;
+            if !reported.lost {
+                break reported;
+            }
+            warn!("the store may have lost what it held: adding once more what this instance has");
+            self.must_restore = true;
+        };
+        if let Some(closed) = reported.closed
+            && *self.watermark.borrow() <= closed
+        {
+            self.seal(closed).await?;
+        }
+        if let Some(published) = reported.published {
+            self.counter.forget(published).await;
         }
         if let Some(last) = reported.last {
             self.last.advance(last);
@@ -194,6 +212,15 @@ impl Sealer {
             );
         }
         self.clock_is_off = is_off;
+    }
+}
+
+/// What may be over soon is for a log line and another try; a disagreement is not.
+fn unless_disagreed(round: Result<(), ReportError>) -> Result<Result<(), Unavailable>, ReportError> {
+    match round {
+        Ok(()) => Ok(Ok(())),
+        Err(ReportError::Unavailable(error)) => Ok(Err(error)),
+        Err(error @ ReportError::Disagreement { .. }) => Err(error),
     }
 }
 

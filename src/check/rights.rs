@@ -78,6 +78,7 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
         command("PTTL", shared, &[]),
         command("GET", shared, &[]),
         command("HGET", shared, &["field"]),
+        command("HMGET", shared, &["field"]),
         command("HGETALL", shared, &[]),
         command("HEXISTS", shared, &["field"]),
         command("HKEYS", shared, &[]),

@@ -1,5 +1,7 @@
 //! A process that is alone: it agrees with itself.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -36,29 +38,31 @@ impl Coordinator for Alone {
         let mut state = self.state.lock();
         state.first.get_or_insert(report.watermark);
         state.report = Some(*report);
-        Ok(Reported { closed: state.last.map(|last| last.window), last: state.last, ..Reported::default() })
+        let closed = state.last.map(|last| last.window);
+        // Nobody could count it again.
+        Ok(Reported { closed, published: closed, last: state.last, ..Reported::default() })
     }
 
     async fn leave(&self) -> Result<(), Unavailable> {
         Ok(())
     }
 
-    async fn resume(&self) -> Result<Resume, Unavailable> {
-        Ok(Resume { next: self.state.lock().first, ..Resume::default() })
+    async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
+        Ok(self.state.lock().first.map(|next| Resume { next, stored: BTreeMap::new() }))
     }
 
     async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
         let Some(report) = self.state.lock().report else { return Ok(None) };
         let complete = report.since <= window.start() && !self.draining.is_cancelled();
         let sealed = window < report.watermark;
-        Ok(sealed.then_some(Standing { open: false, complete, time: None }))
+        Ok(sealed.then_some(Standing { open: false, complete, joined: 0, time: None }))
     }
 
     async fn close(
         &self,
         _grant: &Grant,
         count: &WindowCount,
-        _despite_open: bool,
+        _standing: &Standing,
     ) -> Result<WindowCount, CloseError> {
         self.state.lock().last = Some(*count);
         Ok(*count)

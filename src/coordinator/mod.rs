@@ -43,12 +43,12 @@ pub trait Coordinator: Send + Sync {
     /// [`Unavailable`]: the others will notice by themselves, later.
     async fn leave(&self) -> Result<(), Unavailable>;
 
-    /// Where a new leader goes on.
+    /// Where a new leader goes on; none as long as that cannot be known.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    async fn resume(&self) -> Result<Resume, Unavailable>;
+    async fn resume(&self) -> Result<Option<Resume>, Unavailable>;
 
     /// How all instances stand to a window; none as long as that cannot be known.
     ///
@@ -58,8 +58,8 @@ pub trait Coordinator: Send + Sync {
     async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable>;
 
     /// Stores the count of a window, and answers with the one that is stored: another leader may have been
-    /// faster, and the first one stays. `despite_open` stores it though an instance has not sealed the
-    /// window.
+    /// faster, and the first one stays. It is for the instances as they stood before it was counted: if one of
+    /// them had the window open then, it is stored all the same.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ pub trait Coordinator: Send + Sync {
         &self,
         grant: &Grant,
         count: &WindowCount,
-        despite_open: bool,
+        standing: &Standing,
     ) -> Result<WindowCount, CloseError>;
 
     /// Marks a window and all before it as published: every sink has them.
@@ -101,7 +101,9 @@ pub struct Reported {
     pub closed: Option<Window>,
     /// Its count, unless that is too long ago.
     pub last: Option<WindowCount>,
-    /// What the instances shared is lost, and this report was not taken: restore, then report again.
+    /// The last window that every sink has: it will not be counted again.
+    pub published: Option<Window>,
+    /// What the instances shared may be lost, and this report was not taken: restore, then report again.
     pub lost: bool,
     /// What time it is there.
     pub time: Option<SystemTime>,
@@ -131,10 +133,10 @@ pub enum ReportError {
 }
 
 /// Where a new leader goes on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Resume {
-    /// The oldest window that is not published; none before the first report.
-    pub next: Option<Window>,
+    /// The oldest window that is not published.
+    pub next: Window,
     /// Counts that are stored and not marked as published.
     pub stored: BTreeMap<Window, WindowCount>,
 }
@@ -146,6 +148,8 @@ pub struct Standing {
     pub open: bool,
     /// At every moment of it some instance accepted ids, and none vanished that had it open.
     pub complete: bool,
+    /// How many instances have come so far; one that comes while the window is counted may be too late for it.
+    pub joined: u64,
     /// What time it is where that is known.
     pub time: Option<SystemTime>,
 }
@@ -156,7 +160,7 @@ pub enum CloseError {
     /// There is a newer grant.
     #[error("another instance leads")]
     Fenced,
-    /// An instance has the window open after all.
+    /// An instance has the window open after all, or may have had it open meanwhile: look again.
     #[error("an instance has the window open")]
     Open,
     /// Nobody could be asked.

@@ -6,12 +6,14 @@
 //! # After Redis was away, or has lost everything
 //!
 //! Then the reports say little: the others may only just be coming back, with a window open that nobody
-//! knows of any more. So a leader that has come back itself, or has found its own report gone, gives them
-//! [`GRACE`] to report before it believes what it reads. On a plain change of leader the reports are there,
-//! and are believed at once.
+//! knows of any more. So a leader that has come back itself, has found its own report gone or its connection
+//! leading to another server, or is the first one there, gives them [`GRACE`] to report before it believes what
+//! it reads. On a plain change of leader the reports are there, and are believed at once.
+//!
+//! Every report says what its instance knows of the stream, where it begins and how far it is published; so a
+//! server that has lost that is told again, whoever comes first.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -55,17 +57,21 @@ pub struct RedisCoordinatorConfig {
 pub struct RedisCoordinator {
     config: RedisCoordinatorConfig,
     redis: Redis,
-    /// The others know this instance.
-    introduced: AtomicBool,
     memory: Mutex<Memory>,
 }
 
 /// What this process remembers of what it was told.
 #[derive(Default)]
 struct Memory {
+    /// When the last report was taken, in µs of Redis's time; none before the first, and after a loss.
+    acknowledged: Option<u64>,
+    /// The [`Redis::generation`] that it was taken in.
+    generation: u64,
     heard: Option<Instant>,
     /// Until then the reports are not believed.
     grace: Option<Instant>,
+    /// The window that the stream begins with.
+    first: Option<Window>,
     published: Option<Window>,
 }
 
@@ -91,43 +97,62 @@ struct Stored {
 struct StoredReport {
     watermark: u64,
     newest: u64,
+    since: SystemTime,
     reported: SystemTime,
+}
+
+impl Memory {
+    /// After this the reports are not believed for a while.
+    fn expect_others(&mut self) {
+        self.grace = Some(Instant::now() + GRACE);
+    }
+
+    /// A report was taken.
+    fn heard(&mut self, now: Option<u64>, first: Option<Window>, published: Option<Window>, is_new: bool) {
+        let last = self.heard.replace(Instant::now());
+        if is_new || last.is_some_and(|last| last.elapsed() > UNHEARD) {
+            self.expect_others();
+        }
+        self.acknowledged = now;
+        self.first = first;
+        self.published = self.published.max(published);
+    }
 }
 
 impl RedisCoordinator {
     /// Known to nobody yet.
     pub fn new(config: RedisCoordinatorConfig, redis: &Redis) -> Self {
-        Self { config, redis: redis.another(), introduced: AtomicBool::new(false), memory: Mutex::default() }
-    }
-
-    /// After this the reports are not believed for a while.
-    fn expect_others(&self) {
-        self.memory.lock().grace = Some(Instant::now() + GRACE);
+        Self { config, redis: redis.another(), memory: Mutex::default() }
     }
 
     fn is_in_grace(&self) -> bool {
         self.memory.lock().grace.is_some_and(|until| Instant::now() < until)
     }
 
-    /// A report was taken.
-    fn heard(&self, published: Option<Window>) {
-        let mut memory = self.memory.lock();
-        let now = Instant::now();
-        if memory.heard.replace(now).is_some_and(|last| now - last > UNHEARD) {
-            memory.grace = Some(now + GRACE);
+    /// Whether a connection has led to another server since the last report.
+    fn is_elsewhere(&self) -> bool {
+        let (mut memory, generation) = (self.memory.lock(), self.redis.generation());
+        let elsewhere = memory.acknowledged.is_some() && memory.generation != generation;
+        if elsewhere {
+            memory.expect_others();
         }
-        memory.published = memory.published.max(published);
+        memory.generation = generation;
+        elsewhere
     }
 
     async fn send_report(&self, report: &Report) -> Result<Vec<String>, Unavailable> {
         let RedisCoordinatorConfig { keys, process, retention, settings, .. } = &self.config;
         let silence = SILENCE.min(*retention).max(SHORTEST_SILENCE);
-        let published = self.memory.lock().published;
         let mut call = scripts::REPORT.prepare_invoke();
         call.key(keys.config()).key(keys.instances()).key(keys.counts()).key(keys.published());
-        call.arg(process).arg(if self.introduced.load(Ordering::Relaxed) { "again" } else { "hello" });
-        call.arg(report.watermark.unix_seconds()).arg(report.newest.unix_seconds()).arg(micros(report.since));
-        call.arg(published.map(|window| window.unix_seconds().to_string()).unwrap_or_default());
+        let known = |window: Option<Window>| window.map(|window| window.unix_seconds().to_string());
+        {
+            let Memory { acknowledged, first, published, .. } = &*self.memory.lock();
+            call.arg(process).arg(acknowledged.map(|at| at.to_string()).unwrap_or_default());
+            call.arg(report.watermark.unix_seconds()).arg(report.newest.unix_seconds());
+            call.arg(micros(report.since));
+            call.arg(known(*first).unwrap_or_default()).arg(known(*published).unwrap_or_default());
+        }
         call.arg(LIVES.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {
             call.arg(*setting).arg(value);
@@ -182,25 +207,32 @@ impl RedisCoordinator {
 #[async_trait]
 impl Coordinator for RedisCoordinator {
     async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
+        let lost = Reported { lost: true, ..Reported::default() };
+        if self.is_elsewhere() {
+            return Ok(lost);
+        }
         let answer = self.send_report(report).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
-            ["ok", now, first, last, count, published] => {
-                self.introduced.store(true, Ordering::Relaxed);
-                let (last, published) = (self.window(last), self.window(published));
-                self.heard(published);
+            ["ok", now, first, closed, count, published, new] => {
+                let now = now.parse().ok();
+                let (first, closed, published) =
+                    (self.window(first), self.window(closed), self.window(published));
+                self.memory.lock().heard(now, first, published, new == "new");
                 Ok(Reported {
                     // Nobody closes what is before the first: an instance whose clock is behind has to know.
-                    closed: last.max(published).max(self.window(first).map(Window::previous)),
-                    last: last.and_then(|window| read_count(window, count)),
+                    closed: closed.max(published).max(first.map(Window::previous)),
+                    last: closed.and_then(|window| read_count(window, count)),
+                    published,
                     lost: false,
-                    time: now.parse().ok().map(from_micros),
+                    time: now.map(from_micros),
                 })
             }
             ["lost"] => {
-                self.introduced.store(false, Ordering::Relaxed);
-                self.expect_others();
-                Ok(Reported { lost: true, ..Reported::default() })
+                let mut memory = self.memory.lock();
+                memory.acknowledged = None;
+                memory.expect_others();
+                Ok(lost)
             }
             ["differs", setting, theirs] => Err(self.disagreement(setting, theirs)),
             _ => Err(unexpected("report", &answer).into()),
@@ -213,24 +245,22 @@ impl Coordinator for RedisCoordinator {
         self.redis.run(Call::Report, async |connection| leave.exec_async(connection).await).await
     }
 
-    async fn resume(&self) -> Result<Resume, Unavailable> {
+    async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
+        if self.is_in_grace() {
+            return Ok(None);
+        }
         let keys = &self.config.keys;
         let mut ask = ::redis::Pipeline::new();
-        ask.cmd("GET").arg(keys.published());
-        ask.cmd("HGET").arg(keys.config()).arg("first_window");
+        ask.cmd("HMGET").arg(keys.published()).arg("first").arg("last");
         ask.cmd("HGETALL").arg(keys.counts());
-        let (published, first, counts): (Option<String>, Option<String>, BTreeMap<String, String>) =
+        let ((first, published), counts): ((Option<String>, Option<String>), BTreeMap<String, String>) =
             self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         let published = published.and_then(|published| self.window(&published));
         let first = first.and_then(|first| self.window(&first));
+        let Some(next) = published.map(Window::next).or(first) else { return Ok(None) };
         let stored = counts.iter().filter_map(|(window, count)| read_count(self.window(window)?, count));
-        Ok(Resume {
-            next: published.map(Window::next).or(first),
-            stored: stored
-                .filter(|count| Some(count.window) > published)
-                .map(|count| (count.window, count))
-                .collect(),
-        })
+        let stored = stored.filter(|count| next <= count.window).map(|count| (count.window, count));
+        Ok(Some(Resume { next, stored: stored.collect() }))
     }
 
     async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
@@ -241,37 +271,47 @@ impl Coordinator for RedisCoordinator {
         let mut ask = ::redis::Pipeline::new();
         ask.cmd("TIME");
         ask.cmd("HGETALL").arg(keys.instances());
-        ask.cmd("HGET").arg(keys.config()).arg("since");
-        let ((seconds, micros), reports, since): ((u64, u64), BTreeMap<String, String>, Option<u64>) =
-            self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
+        ask.cmd("HMGET").arg(keys.config()).arg("since").arg("joined");
+        let ((seconds, micros), reports, (since, joined)): (
+            (u64, u64),
+            BTreeMap<String, String>,
+            (Option<u64>, Option<u64>),
+        ) = self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
         let start = window.unix_seconds();
-        let mut open = false;
-        let mut vanished = false;
-        for report in reports.values().filter_map(|report| StoredReport::read(report)) {
-            let lives = report.lives(now);
-            open |= lives && report.watermark <= start;
-            vanished |= !lives && report.watermark <= start && start <= report.newest;
-        }
+        let reports: Vec<_> = reports.values().filter_map(|report| StoredReport::read(report)).collect();
+        let (living, gone): (Vec<_>, Vec<_>) = reports.iter().partition(|report| report.lives(now));
+        let open = living.iter().any(|report| report.watermark <= start);
+        let vanished = gone.iter().any(|report| report.watermark <= start && start <= report.newest);
+        // Nobody knew yet that it was gone, so whoever came then did not begin anew.
+        let in_doubt = gone
+            .iter()
+            .any(|report| report.reported < window.end() && window.start() < report.reported + LIVES);
+        let somebody_was_there = !in_doubt || living.iter().any(|report| report.since <= window.start());
         let accepted_throughout = since.is_some_and(|since| from_micros(since) <= window.start());
-        Ok(Some(Standing { open, complete: accepted_throughout && !vanished, time: Some(now) }))
+        let complete = accepted_throughout && somebody_was_there && !vanished;
+        Ok(Some(Standing { open, complete, joined: joined.unwrap_or_default(), time: Some(now) }))
     }
 
     async fn close(
         &self,
         grant: &Grant,
         count: &WindowCount,
-        despite_open: bool,
+        standing: &Standing,
     ) -> Result<WindowCount, CloseError> {
+        if self.is_in_grace() {
+            return Err(CloseError::Open);
+        }
         let RedisCoordinatorConfig { keys, process, window, retention, .. } = &self.config;
         let &WindowCount { window: closed, unique_request_count, accepted_ids, complete } = count;
         let stored = serde_json::to_string(&Stored { unique_request_count, accepted_ids, complete })
             .map_err(Unavailable::because)?;
         let mut call = scripts::CLOSE.prepare_invoke();
-        call.key(keys.token()).key(keys.counts()).key(keys.instances());
-        call.arg(grant.token()).arg(process).arg(closed.unix_seconds()).arg(stored);
-        call.arg(u8::from(despite_open)).arg(LIVES.as_millis() as u64);
-        call.arg((*retention + window.duration()).as_millis() as u64).arg(window_setting(*window));
+        call.key(keys.token()).key(keys.counts()).key(keys.instances()).key(keys.config());
+        call.arg(grant.token()).arg(process);
+        call.arg(closed.unix_seconds()).arg(closed.next().unix_seconds()).arg(stored);
+        call.arg(u8::from(standing.open)).arg(standing.joined);
+        call.arg(LIVES.as_millis() as u64).arg((*retention + window.duration()).as_millis() as u64);
         let answer: Vec<String> =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
@@ -293,7 +333,11 @@ impl Coordinator for RedisCoordinator {
         let answer: String =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         match &*answer {
-            "marked" => Ok(()),
+            "marked" => {
+                let mut memory = self.memory.lock();
+                memory.published = memory.published.max(Some(window));
+                Ok(())
+            }
             "fenced" => Err(CloseError::Fenced),
             _ => Err(unexpected("mark", &[&answer]).into()),
         }
@@ -307,9 +351,9 @@ impl Coordinator for RedisCoordinator {
 impl StoredReport {
     fn read(text: &str) -> Option<Self> {
         let mut fields = text.split(' ').map(|field| field.parse().ok());
-        let [watermark, newest, _since, reported] =
+        let [watermark, newest, since, reported] =
             [fields.next()??, fields.next()??, fields.next()??, fields.next()??];
-        Some(Self { watermark, newest, reported: from_micros(reported) })
+        Some(Self { watermark, newest, since: from_micros(since), reported: from_micros(reported) })
     }
 
     fn lives(&self, now: SystemTime) -> bool {

@@ -7,9 +7,10 @@
 //!
 //! # When Redis does not answer
 //!
-//! Every write has a deadline. A pipeline that fails is sent again over a new connection for as long as
-//! one of its writes has time left: adding twice is adding once. A write whose deadline has passed is told
-//! so; it may have been done all the same.
+//! Every write has a deadline, at which whoever waits for it is told; it may be done all the same. A pipeline
+//! that fails is sent again over a new connection with the writes that have time left: adding twice is
+//! adding once. A pipeline that is under way is given `--redis-timeout` from when it was sent, however little
+//! its first write has left: giving up a connection that works would help nobody.
 //!
 //! # Epochs
 //!
@@ -17,12 +18,12 @@
 //! [`Target`] knows about the server (that its key expires, which registers it has) therefore belongs to
 //! an *epoch*, and every failure begins a new one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Gauge, Histogram};
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisError, RedisResult, Value};
 use smallvec::SmallVec;
 use tokio::sync::mpsc::error::TrySendError;
@@ -39,8 +40,10 @@ use crate::unavailable::Unavailable;
 
 /// Writes that may wait to be sent; one more is refused.
 const QUEUE: usize = 65_536;
-/// Writes that are sent as one pipeline.
+/// Writes that are sent as one pipeline, at most.
 const BATCH: usize = 1024;
+/// Ids that are sent as one pipeline, at most, unless one write has more.
+const IDS_A_BATCH: usize = 16 * 1024;
 /// Between two tries to send a pipeline.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -77,18 +80,19 @@ impl Target {
         Self { command, key, expire_at, accepted, expires_since, acknowledged }
     }
 
-    /// Notes that ids are in.
+    /// Notes that ids were accepted.
     pub(super) fn accept(&self, ids: usize) {
         self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
     }
 
+    /// Notes that the server has ids.
     fn acknowledge(&self, ids: &[Id], epoch: u64) {
-        self.accept(ids.len());
         if let Some(acknowledged) = &self.acknowledged {
             // Only the pipeline's task comes here.
             if acknowledged.epoch.load(Ordering::Relaxed) != epoch {
                 acknowledged.registers.clear();
-                acknowledged.epoch.store(epoch, Ordering::Relaxed);
+                // Whoever sees the new epoch sees no register of the old one.
+                acknowledged.epoch.store(epoch, Ordering::Release);
             }
             for id in ids {
                 acknowledged.registers.raise(Observation::of(id.as_bytes()));
@@ -101,7 +105,8 @@ impl Target {
 pub(super) struct Write {
     pub(super) target: Arc<Target>,
     pub(super) ids: SmallVec<[Id; 1]>,
-    pub(super) reply: oneshot::Sender<Result<u64, Unavailable>>,
+    /// None once it has been told something.
+    pub(super) reply: Option<oneshot::Sender<Result<u64, Unavailable>>>,
     /// The window cannot be sealed while there is one.
     pub(super) under_way: TaskTrackerToken,
 }
@@ -109,6 +114,15 @@ pub(super) struct Write {
 struct Queued {
     write: Write,
     deadline: Instant,
+}
+
+impl Queued {
+    /// Whoever waits is told that it failed; he may have gone.
+    fn fail(&mut self, error: &Unavailable) {
+        if let Some(reply) = self.write.reply.take() {
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
 }
 
 /// The end that writes are put into.
@@ -156,7 +170,7 @@ impl Pipeline {
     /// True when the server is known to have what this would change.
     pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
         target.acknowledged.as_ref().is_some_and(|acknowledged| {
-            acknowledged.epoch.load(Ordering::Relaxed) == self.epoch.load(Ordering::Relaxed)
+            acknowledged.epoch.load(Ordering::Acquire) == self.epoch.load(Ordering::Relaxed)
                 && acknowledged.registers.covers(observation)
         })
     }
@@ -170,31 +184,33 @@ impl Pipeline {
 impl PipelineTask {
     /// Sends until there is nobody left to put anything in.
     pub async fn run(mut self) {
-        let mut batch = Vec::with_capacity(BATCH);
-        while self.queue.recv_many(&mut batch, BATCH).await > 0 {
-            self.queue_length.set(self.queue.len() as f64);
-            self.batch_size.record(batch.len() as f64);
-            self.send(&mut batch).await;
+        let mut waiting = Vec::with_capacity(BATCH);
+        while !waiting.is_empty() || self.queue.recv_many(&mut waiting, BATCH).await > 0 {
+            let rest = waiting.split_off(one_batch(&waiting));
+            self.queue_length.set((self.queue.len() + rest.len()) as f64);
+            self.batch_size.record(waiting.len() as f64);
+            self.send(&mut waiting).await;
+            waiting.extend(rest);
         }
     }
 
     /// Sends until every write has its reply or is past its deadline.
     async fn send(&mut self, batch: &mut Vec<Queued>) {
+        let mut cause = in_time();
         loop {
+            fail_late(batch, Instant::now(), &cause);
+            batch.retain(|queued| queued.write.reply.is_some());
+            if batch.is_empty() {
+                return;
+            }
             let Err(error) = self.try_to_send(batch).await else { return self.say_it_works() };
             self.epoch.fetch_add(1, Ordering::Relaxed);
             if !self.failing {
                 self.failing = true;
                 warn!(%error, "cannot write to Redis");
             }
-            let now = Instant::now();
-            for late in batch.extract_if(.., |queued| queued.deadline <= now + TRY_AGAIN_AFTER) {
-                // Nobody is left to tell when the client has gone.
-                let _ = late.write.reply.send(Err(error.clone()));
-            }
-            if batch.is_empty() {
-                return;
-            }
+            fail_late(batch, Instant::now() + TRY_AGAIN_AFTER, &error);
+            cause = error;
             tokio::time::sleep(TRY_AGAIN_AFTER).await;
         }
     }
@@ -202,22 +218,33 @@ impl PipelineTask {
     /// One try; every write of the batch has had its reply when it succeeds.
     async fn try_to_send(&mut self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let commands = pack(batch, epoch);
-        let first = batch.iter().map(|queued| queued.deadline).min().unwrap_or_else(Instant::now);
-        let send = async |connection: &mut MultiplexedConnection| {
+        let (commands, writes) = (pack(batch, epoch), batch.len());
+        let mut sending = pin!(self.redis.run(Call::Write, async |connection| {
             let replies = connection.send_packed_commands(&commands, 0, commands.len()).await?;
-            check(&replies, batch.len())?;
+            check(&replies, writes)?;
             Ok(replies)
+        }));
+        let replies = loop {
+            let first =
+                batch.iter().find(|queued| queued.write.reply.is_some()).map(|queued| queued.deadline);
+            tokio::select! {
+                replies = &mut sending => break replies?,
+                () = sleep_until(first), if first.is_some() => fail_late(batch, Instant::now(), &in_time()),
+            }
         };
-        let replies = self.redis.run_until(first, Call::Write, send).await?;
         for (Queued { write, .. }, reply) in batch.drain(..).zip(replies) {
             let reply = added(reply);
             if reply.is_ok() {
                 write.target.acknowledge(&write.ids, epoch);
             }
-            let Write { reply: sender, under_way, .. } = write;
-            // Nobody is left to tell when the client has gone.
-            let _ = sender.send(reply);
+            let Write { target, ids, reply: sender, under_way } = write;
+            if let Some(sender) = sender {
+                if reply.is_ok() {
+                    target.accept(ids.len());
+                }
+                // Nobody is left to tell when the client has gone.
+                let _ = sender.send(reply);
+            }
             drop(under_way);
         }
         Ok(())
@@ -228,6 +255,33 @@ impl PipelineTask {
             self.failing = false;
             info!("writing to Redis again");
         }
+    }
+}
+
+/// How many of the writes are sent together.
+fn one_batch(waiting: &[Queued]) -> usize {
+    let mut ids = 0;
+    let fits = waiting.iter().take_while(|queued| {
+        ids += queued.write.ids.len();
+        ids <= IDS_A_BATCH
+    });
+    fits.count().max(1)
+}
+
+/// Tells those whose deadline is not after `then`. Deadlines are in the order of the queue.
+fn fail_late(batch: &mut [Queued], then: Instant, error: &Unavailable) {
+    for late in batch.iter_mut().take_while(|queued| queued.deadline <= then) {
+        late.fail(error);
+    }
+}
+
+fn in_time() -> Unavailable {
+    Unavailable::because("Redis does not answer in time")
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(deadline).await;
     }
 }
 

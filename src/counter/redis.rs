@@ -20,13 +20,13 @@
 //!
 //! # What is kept
 //!
-//! Local sketches live until the window's count is stored, so that they can be merged once more should Redis
+//! Local sketches live until the window is published, so that they can be merged once more should Redis
 //! lose everything before that; of sealed windows the last few.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::redis::aio::MultiplexedConnection;
 use async_trait::async_trait;
@@ -36,7 +36,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 pub use super::pipeline::PipelineTask;
 use super::pipeline::{Pipeline, Target, Write, pipeline};
@@ -160,6 +160,7 @@ impl RedisCounter {
             let new = Arc::new(LocalWindow::new(&self.config, window));
             let mut state = self.state.write();
             if state.watermark.is_none_or(|open| open <= window) {
+                state.drop_older(window.start().checked_sub(self.config.retention));
                 state.open.entry(window).or_insert(new);
             }
         }
@@ -299,7 +300,7 @@ impl UniqueCounter for RedisCounter {
             for ids in ids.chunks(IDS_A_COMMAND) {
                 let (reply, receiver) = oneshot::channel();
                 let (target, under_way) = (Arc::clone(&local.targets[shard]), under_way.clone());
-                self.pipeline.send(Write { target, ids: ids.into(), reply, under_way })?;
+                self.pipeline.send(Write { target, ids: ids.into(), reply: Some(reply), under_way })?;
                 replies.push(receiver);
             }
         }
@@ -377,6 +378,17 @@ impl UniqueCounter for RedisCounter {
 }
 
 impl State {
+    /// What could not be sealed within the retention has expired in Redis too. Without this an outage that does
+    /// not end would take all memory.
+    fn drop_older(&mut self, kept_since: Option<SystemTime>) {
+        let is_past_retention = |window: &Window| kept_since.is_some_and(|since| window.end() < since);
+        while let Some(oldest) = self.open.first_entry().filter(|oldest| is_past_retention(oldest.key())) {
+            error!(window = %oldest.key(), "a window past retention could not be sealed: its ids are lost");
+            oldest.remove();
+        }
+        self.sealed.retain(|window, _| !is_past_retention(window));
+    }
+
     fn sealed(&mut self, local: Arc<LocalWindow>) {
         let window = local.window;
         self.open.remove(&window);

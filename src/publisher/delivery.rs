@@ -1,12 +1,12 @@
 //! Delivery: one sink, its queue, and the retries in between.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::metrics::Counter;
 use parking_lot::Mutex;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -28,31 +28,66 @@ struct Granted {
     grant: Grant,
 }
 
-/// The end of a sink's queue that counts are put into.
+/// Counts that wait for a sink, oldest first.
+struct Waiting {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    counts: VecDeque<Granted>,
+    /// One more is with the sink.
+    with_sink: bool,
+    /// There will be no more.
+    closed: bool,
+}
+
+/// The end of a sink's queue that counts are put into. Dropped, it says that this was all.
 pub(super) struct Queue {
-    counts: mpsc::Sender<Granted>,
+    waiting: Arc<Waiting>,
+    /// All that a retention can hold.
+    length: usize,
     pub(super) skipped: Counter,
     index: usize,
     backlog: Arc<Backlog>,
 }
 
 impl Queue {
-    /// A delivery skips what is past retention, so its queue is full only if its sink hangs.
     pub(super) fn push(&self, count: WindowCount, grant: &Grant) {
-        self.backlog.waits(self.index);
-        let granted = Granted { count, grant: grant.clone() };
-        if let Err(TrySendError::Full(_) | TrySendError::Closed(_)) = self.counts.try_send(granted) {
-            error!(window = %count.window, "a sink hangs and its queue is full: a window is skipped");
+        let mut state = self.waiting.state.lock();
+        // What an earlier term left is for the leader to hand over again, as this one does.
+        state.counts.retain(|granted| granted.grant.is_valid());
+        while state.counts.len() >= self.length
+            && let Some(oldest) = state.counts.pop_front()
+        {
+            error!(window = %oldest.count.window, "a sink hangs: a window past retention is skipped");
             self.skipped.increment(1);
-            self.backlog.done(self.index, count.window);
+            self.backlog.done(self.index, oldest.count.window);
         }
+        state.counts.push_back(Granted { count, grant: grant.clone() });
+        self.backlog.waits(self.index, state.len());
+        self.waiting.changed.notify_one();
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.waiting.state.lock().closed = true;
+        self.waiting.changed.notify_one();
+    }
+}
+
+impl State {
+    fn len(&self) -> usize {
+        self.counts.len() + usize::from(self.with_sink)
     }
 }
 
 /// The other end: hands the counts to the sink, one after another.
 pub(super) struct Delivery {
     sink: Box<dyn CountSink>,
-    counts: mpsc::Receiver<Granted>,
+    waiting: Arc<Waiting>,
     /// The last window that the sink has taken.
     last: Option<Window>,
     index: usize,
@@ -75,26 +110,54 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> (Queue, Self) {
         let Publisher { retention, window, .. } = *publisher;
-        // All that a retention can hold, and room for those that go past it just now.
+        // And room for those that go past it just now.
         let length = (retention.as_secs() / u64::from(window.seconds())) as usize + 2;
-        let (sender, counts) = mpsc::channel(length);
+        let waiting = Arc::new(Waiting { state: Mutex::default(), changed: Notify::new() });
         let counter = |result| publisher.metrics.published_windows(sink.name(), result);
         let (ok, retry, skipped) = (counter("ok"), counter("retry"), counter("skipped"));
-        let queue = Queue { counts: sender, skipped: skipped.clone(), index, backlog: Arc::clone(backlog) };
+        let queue = Queue {
+            waiting: Arc::clone(&waiting),
+            length,
+            skipped: skipped.clone(),
+            index,
+            backlog: Arc::clone(backlog),
+        };
         let (backlog, clock, stop) = (Arc::clone(backlog), Arc::clone(&publisher.clock), stop.clone());
-        (queue, Self { sink, counts, last: None, index, backlog, clock, retention, stop, ok, retry, skipped })
+        (
+            queue,
+            Self { sink, waiting, last: None, index, backlog, clock, retention, stop, ok, retry, skipped },
+        )
     }
 
     /// Delivers until the queue is closed and empty.
     pub(super) async fn run(mut self) {
-        while let Some(Granted { count, grant }) = self.counts.recv().await {
+        while let Some(Granted { count, grant }) = self.next().await {
             // A term of leading that begins where another one broke off repeats what was not marked.
-            if self.last >= Some(count.window) || self.deliver(&count, &grant).await {
+            let done = self.last >= Some(count.window) || self.deliver(&count, &grant).await;
+            if done {
                 self.last = self.last.max(Some(count.window));
                 self.backlog.done(self.index, count.window);
-            } else {
-                self.backlog.dropped(self.index);
             }
+            let mut state = self.waiting.state.lock();
+            state.with_sink = false;
+            self.backlog.waits(self.index, state.len());
+        }
+    }
+
+    /// The next count, once there is one; none when there will be no more.
+    async fn next(&mut self) -> Option<Granted> {
+        loop {
+            {
+                let mut state = self.waiting.state.lock();
+                if let Some(granted) = state.counts.pop_front() {
+                    state.with_sink = true;
+                    return Some(granted);
+                }
+                if state.closed {
+                    return None;
+                }
+            }
+            self.waiting.changed.notified().await;
         }
     }
 
@@ -170,22 +233,14 @@ impl Backlog {
         self.delivered.subscribe()
     }
 
-    /// Another window waits for a sink.
-    fn waits(&self, sink: usize) {
-        self.update(sink, |progress| progress.waiting += 1);
+    /// So many windows wait for a sink.
+    fn waits(&self, sink: usize, windows: usize) {
+        self.update(sink, |progress| progress.waiting = windows);
     }
 
     /// A sink has `window`, or will never have it.
     fn done(&self, sink: usize, window: Window) {
-        self.update(sink, |progress| {
-            progress.waiting -= 1;
-            progress.last = progress.last.max(Some(window));
-        });
-    }
-
-    /// A window is not for this instance to publish any more.
-    fn dropped(&self, sink: usize) {
-        self.update(sink, |progress| progress.waiting -= 1);
+        self.update(sink, |progress| progress.last = progress.last.max(Some(window)));
     }
 
     fn update(&self, sink: usize, change: impl FnOnce(&mut Progress)) {

@@ -19,6 +19,10 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// The first wait after the store was unavailable; it doubles up to [`LONGEST_SLEEP`].
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+/// Windows that are closed before it is looked whether to stop, and what is published. There are many when
+/// nobody was there for a day.
+const WINDOWS_A_ROUND: usize = 100;
+
 /// One term of leading.
 pub(super) struct Leading<'a> {
     publisher: &'a Publisher,
@@ -31,6 +35,8 @@ pub(super) struct Leading<'a> {
     stored: BTreeMap<Window, WindowCount>,
     /// What is marked as published.
     marked: Option<Window>,
+    /// There may be more to close than one round does.
+    goes_on: bool,
     failing: bool,
 }
 
@@ -50,7 +56,7 @@ impl<'a> Leading<'a> {
         grant: Grant,
     ) -> Self {
         let (next, stored, marked) = (None, BTreeMap::new(), None);
-        Self { publisher, queues, backlog, grant, next, stored, marked, failing: false }
+        Self { publisher, queues, backlog, grant, next, stored, marked, goes_on: false, failing: false }
     }
 
     /// Closes windows as they end, until the grant is no longer valid or `stop`. After that, all that is
@@ -62,11 +68,16 @@ impl<'a> Leading<'a> {
         while self.grant.is_valid() {
             let stopping = stop.is_cancelled();
             let round = self.round(stopping).await;
-            if stopping && (round.is_ok() || self.publisher.coordinator.outlives_process()) {
+            let failed = round.is_err();
+            let goes_on = self.goes_on && !failed;
+            if stopping && (self.publisher.coordinator.outlives_process() || !failed && !goes_on) {
                 return;
             }
-            let failed = round.is_err();
-            let pause = if failed { wait } else { self.until_next() };
+            let pause = match () {
+                () if failed => wait,
+                () if goes_on => Duration::ZERO,
+                () => self.until_next(),
+            };
             wait = if failed { (2 * wait).min(LONGEST_SLEEP) } else { RETRY_AFTER };
             self.say_how_it_went(round);
             tokio::select! {
@@ -78,14 +89,20 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Closes what is due and marks what is published.
+    /// Closes what is due, so many windows at most, and marks what is published.
     async fn round(&mut self, stopping: bool) -> Result<(), CloseError> {
         if self.next.is_none() {
-            let resume = self.publisher.coordinator.resume().await?;
+            let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(()) };
             self.stored = resume.stored;
-            self.next = resume.next;
+            self.next = Some(resume.next);
         }
-        while let Tried::Closed = self.close_next(stopping).await? {}
+        let mut closed = 0;
+        while closed < WINDOWS_A_ROUND
+            && let Tried::Closed = self.close_next(stopping).await?
+        {
+            closed += 1;
+        }
+        self.goes_on = closed == WINDOWS_A_ROUND;
         self.try_to_mark_published().await
     }
 
@@ -149,7 +166,7 @@ impl<'a> Leading<'a> {
         match self.close(next, &standing).await {
             Ok(count) => self.hand_over(count),
             Err(CloseFailure::Evicted) => {
-                self.skip(1, next);
+                self.skip(1, next, "a window that cannot be counted any more is skipped");
                 self.next = Some(next.next());
             }
             Err(CloseFailure::Store(CloseError::Open)) => return Ok(Tried::NotYet),
@@ -172,7 +189,7 @@ impl<'a> Leading<'a> {
             accepted_ids: tally.accepted_ids,
             complete: standing.complete && !standing.open && window.end() <= self.publisher.clock.now(),
         };
-        Ok(self.publisher.coordinator.close(&self.grant, &count, standing.open).await?)
+        Ok(self.publisher.coordinator.close(&self.grant, &count, standing).await?)
     }
 
     fn hand_over(&mut self, count: WindowCount) {
@@ -198,13 +215,18 @@ impl<'a> Leading<'a> {
             return false;
         }
         let missed = target.unix_seconds() - next.unix_seconds();
-        self.skip(missed / u64::from(self.publisher.window.seconds()), next);
+        let windows = missed / u64::from(self.publisher.window.seconds());
+        self.skip(
+            windows,
+            next,
+            "windows past retention are skipped: nobody was there, or the clock was set",
+        );
         self.next = Some(target);
         true
     }
 
-    fn skip(&self, windows: u64, first: Window) {
-        error!(windows, %first, "windows past retention are skipped: nobody was there, or the clock was set");
+    fn skip(&self, windows: u64, first: Window, why: &str) {
+        error!(windows, %first, "{why}");
         for queue in self.queues {
             queue.skipped.increment(windows);
         }

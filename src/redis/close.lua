@@ -4,45 +4,51 @@
 -- store) and with the look at the reports (an instance that has come meanwhile, with the window open, would
 -- add to a window that is closed).
 --
--- KEYS: token, counts, instances.
--- ARGV: token, process, window, count (JSON), '1' to close it though somebody has it open, milliseconds for
---       which a report says that its instance lives, milliseconds to keep the counts, the setting of the
---       window's length.
+-- KEYS: token, counts, instances, config.
+-- ARGV: token, process, window, its end (s), count (JSON), '1' to close it though somebody has it open, how
+--       many instances had joined when it was looked who has, milliseconds for which a report says that its
+--       instance lives, milliseconds to keep the counts.
 -- Returns {'stored', the count that is stored}, {'fenced'}, or {'open'}.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local window, despite_open, lives_for = tonumber(ARGV[3]), ARGV[6] == '1', ARGV[8] * 1000
+
+if redis.call('GET', TOKEN) ~= ARGV[1] then
   return {'fenced'}
 end
 -- A server that has lost the reports has lost the windows too: first all have to restore what they have.
-if redis.call('HEXISTS', KEYS[3], ARGV[2]) == 0 then
+if redis.call('HEXISTS', INSTANCES, ARGV[2]) == 0 then
   return {'open'}
 end
-local window = tonumber(ARGV[3])
-local stored = redis.call('HGET', KEYS[2], ARGV[3])
+-- One that has come meanwhile may have added to the window, and sealed it, after it was counted.
+if tonumber(redis.call('HGET', CONFIG, 'joined') or 0) ~= tonumber(ARGV[7]) then
+  return {'open'}
+end
+local stored = redis.call('HGET', COUNTS, ARGV[3])
 if stored then
   return {'stored', stored}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local reports = redis.call('HGETALL', KEYS[3])
+local reports = redis.call('HGETALL', INSTANCES)
 local gone = {}
 for i = 1, #reports, 2 do
   local watermark, newest, at = string.match(reports[i + 1], '^(%d+) (%d+) %d+ (%d+)$')
-  local lives = now - tonumber(at) < ARGV[6] * 1000
-  if lives and tonumber(watermark) <= window and ARGV[5] ~= '1' then
+  at = tonumber(at)
+  local lives = now - at < lives_for
+  if lives and tonumber(watermark) <= window and not despite_open then
     return {'open'}
   end
-  -- Whoever vanished has no part in later windows.
-  if not lives and tonumber(newest) <= window then
+  -- Whoever vanished has no part in later windows, nor was he missing from their beginning.
+  if not lives and tonumber(newest) <= window and at + lives_for <= ARGV[4] * 1000000 then
     gone[#gone + 1] = reports[i]
   end
 end
-redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
-if window > tonumber(redis.call('HGET', KEYS[2], 'last') or -1) then
-  redis.call('HSET', KEYS[2], 'last', ARGV[3])
+redis.call('HSET', COUNTS, ARGV[3], ARGV[5])
+if window > tonumber(redis.call('HGET', COUNTS, 'last') or -1) then
+  redis.call('HSET', COUNTS, 'last', ARGV[3])
 end
-redis.call('HSET', KEYS[2], 'window', ARGV[8])
-redis.call('PEXPIRE', KEYS[2], ARGV[7])
+redis.call('PEXPIRE', COUNTS, ARGV[9])
 for _, process in ipairs(gone) do
-  redis.call('HDEL', KEYS[3], process)
+  redis.call('HDEL', INSTANCES, process)
 end
-return {'stored', ARGV[4]}
+return {'stored', ARGV[5]}

@@ -10,8 +10,8 @@
 //! | `{<ns>}:lease` | string | who leads |
 //! | `{<ns>}:token` | string | the newest fencing token |
 //! | `{<ns>}:instances` | hash | process → its report |
-//! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one; `window` → their length |
-//! | `{<ns>}:published` | string | the last published window |
+//! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
+//! | `{<ns>}:published` | hash | `first` → the window that the stream begins with; `last` → the last published one; `window` → their length |
 //! | `{<ns>}:config` | hash | what all instances have to agree on |
 //!
 //! A window is written as the seconds of its start. What is in braces decides the slot in a Redis Cluster: a

@@ -8,8 +8,8 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
 end
 local window = tonumber(ARGV[2])
-if tonumber(redis.call('GET', KEYS[2]) or -1) < window then
-  redis.call('SET', KEYS[2], ARGV[2])
+if tonumber(redis.call('HGET', KEYS[2], 'last') or -1) < window then
+  redis.call('HSET', KEYS[2], 'last', ARGV[2])
 end
 -- The last count is kept, for those who ask for it.
 local last = tonumber(redis.call('HGET', KEYS[3], 'last') or -1)

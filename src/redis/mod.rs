@@ -2,7 +2,8 @@
 //!
 //! Every wait has a deadline: [`CONNECT_TIMEOUT`] for a connection, `--redis-timeout` for an answer. A
 //! connection on which something was not answered in time is given up, because nobody knows what state it is
-//! in, and a new one may lead to another server.
+//! in, and a new one may lead to another server: each is asked which run of a server it is. Whoever
+//! had something from the old one can ask for the number of the [generation](Redis::generation).
 
 pub mod keys;
 pub mod scripts;
@@ -20,8 +21,9 @@ use ::redis::{
     RedisResult, ServerErrorKind,
 };
 use clap::Args;
+use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use crate::args;
@@ -199,8 +201,12 @@ struct Shared {
     client: Client,
     config: AsyncConnectionConfig,
     link: Mutex<Link>,
+    /// Held by whoever makes a connection.
+    connecting: AsyncMutex<()>,
     /// Of each call: its duration, and those without a good answer.
     handles: Arc<[(Histogram, Counter)]>,
+    /// For all connections to this Redis.
+    server: Arc<Mutex<ServerRun>>,
 }
 
 #[derive(Default)]
@@ -210,6 +216,13 @@ struct Link {
     number: u64,
     /// When it could not be made, and why.
     failed: Option<(Instant, Unavailable)>,
+}
+
+/// Which run of which server the last connection led to.
+#[derive(Default)]
+struct ServerRun {
+    id: Option<String>,
+    generation: u64,
 }
 
 impl Redis {
@@ -226,14 +239,30 @@ impl Redis {
             .set_response_timeout(Some(timeout));
         let handles = Call::ALL
             .map(|call| (metrics.redis_command_duration(call.as_str()), metrics.redis_errors(call.as_str())));
-        Ok(Self(Arc::new(Shared { client, config, link: Mutex::default(), handles: Arc::new(handles) })))
+        let (handles, server) = (Arc::new(handles), Arc::default());
+        Ok(Self::with(client, config, handles, server))
     }
 
     /// The same Redis over another connection.
     pub fn another(&self) -> Self {
-        let Shared { client, config, handles, .. } = &*self.0;
-        let (client, config, handles) = (client.clone(), config.clone(), Arc::clone(handles));
-        Self(Arc::new(Shared { client, config, link: Mutex::default(), handles }))
+        let Shared { client, config, handles, server, .. } = &*self.0;
+        Self::with(client.clone(), config.clone(), Arc::clone(handles), Arc::clone(server))
+    }
+
+    fn with(
+        client: Client,
+        config: AsyncConnectionConfig,
+        handles: Arc<[(Histogram, Counter)]>,
+        server: Arc<Mutex<ServerRun>>,
+    ) -> Self {
+        let (link, connecting) = (Mutex::default(), AsyncMutex::default());
+        Self(Arc::new(Shared { client, config, link, connecting, handles, server }))
+    }
+
+    /// Rises when a connection leads to another run of a server than the one before: what was written there
+    /// may not be here.
+    pub fn generation(&self) -> u64 {
+        self.0.server.lock().generation
     }
 
     /// Waits until Redis answers, for as long as `patience`.
@@ -265,7 +294,7 @@ impl Redis {
         work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, Unavailable> {
         let (duration, errors) = &self.0.handles[call as usize];
-        let (mut connection, number) = self.connection(errors).await?;
+        let (mut connection, number) = self.connection().await.inspect_err(|_| errors.increment(1))?;
         let started = Instant::now();
         match work(&mut connection).await {
             Ok(value) => {
@@ -275,52 +304,50 @@ impl Redis {
             Err(error) => {
                 errors.increment(1);
                 if is_fatal(&error) {
-                    self.give_up(number).await;
+                    self.0.give_up(number);
                 }
                 Err(unavailable(&error))
             }
         }
     }
 
-    /// The same with a deadline of its own, at which the connection is given up.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`], as above.
-    pub async fn run_until<T>(
-        &self,
-        deadline: Instant,
-        call: Call,
-        work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
-    ) -> Result<T, Unavailable> {
-        if let Ok(result) = tokio::time::timeout_at(deadline, self.run(call, work)).await {
-            return result;
+    async fn connection(&self) -> Result<(MultiplexedConnection, u64), Unavailable> {
+        if let Some(connection) = self.0.link.lock().current() {
+            return Ok(connection);
         }
-        self.0.handles[call as usize].1.increment(1);
-        self.0.link.lock().await.connection = None;
-        Err(Unavailable::because("Redis does not answer in time"))
+        // In a task of its own: a caller who has no time left to wait leaves the connection to the next.
+        let shared = Arc::clone(&self.0);
+        tokio::spawn(async move { shared.connect().await }).await.map_err(Unavailable::because)?
     }
+}
 
-    async fn connection(&self, errors: &Counter) -> Result<(MultiplexedConnection, u64), Unavailable> {
-        let mut link = self.0.link.lock().await;
-        if let Some(connection) = &link.connection {
-            return Ok((connection.clone(), link.number));
-        }
-        // Whoever waited for the lock while somebody else tried need not try again at once.
-        if let Some((at, error)) = &link.failed
-            && at.elapsed() < NO_NEW_TRY
+impl Shared {
+    async fn connect(&self) -> Result<(MultiplexedConnection, u64), Unavailable> {
+        let _connecting = self.connecting.lock().await;
         {
-            return Err(error.clone());
+            let link = self.link.lock();
+            if let Some(connection) = link.current() {
+                return Ok(connection);
+            }
+            // Whoever waited while somebody else tried need not try again at once.
+            if let Some((at, error)) = &link.failed
+                && at.elapsed() < NO_NEW_TRY
+            {
+                return Err(error.clone());
+            }
         }
-        match self.0.client.get_multiplexed_async_connection_with_config(&self.0.config).await {
+        let made = match self.client.get_multiplexed_async_connection_with_config(&self.config).await {
+            Ok(mut connection) => self.identify(&mut connection).await.map(|()| connection),
+            Err(error) => Err(error),
+        };
+        let mut link = self.link.lock();
+        match made {
             Ok(connection) => {
-                link.connection = Some(connection.clone());
                 link.number += 1;
                 link.failed = None;
-                Ok((connection, link.number))
+                Ok((link.connection.insert(connection).clone(), link.number))
             }
             Err(error) => {
-                errors.increment(1);
                 let error = unavailable(&error);
                 link.failed = Some((Instant::now(), error.clone()));
                 Err(error)
@@ -328,12 +355,38 @@ impl Redis {
         }
     }
 
+    /// Asks which run of a server this is. One that does not say is another one at every reconnection.
+    async fn identify(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let mut info = ::redis::cmd("INFO");
+        info.arg("server");
+        let id = match info.query_async::<String>(connection).await {
+            Ok(info) => server::run_id(&info),
+            Err(error) if is_fatal(&error) => return Err(error),
+            Err(_) => None,
+        };
+        let is_first = self.link.lock().number == 0;
+        let mut server = self.server.lock();
+        let is_another = match (&server.id, &id) {
+            (Some(known), Some(id)) => known != id,
+            _ => !is_first,
+        };
+        server.generation += u64::from(is_another);
+        server.id = id;
+        Ok(())
+    }
+
     /// Unless a new one has been made already.
-    async fn give_up(&self, number: u64) {
-        let mut link = self.0.link.lock().await;
+    fn give_up(&self, number: u64) {
+        let mut link = self.link.lock();
         if link.number == number {
             link.connection = None;
         }
+    }
+}
+
+impl Link {
+    fn current(&self) -> Option<(MultiplexedConnection, u64)> {
+        self.connection.clone().map(|connection| (connection, self.number))
     }
 }
 
@@ -341,7 +394,10 @@ impl Redis {
 /// left in the hope that its name leads to another one.
 pub fn is_fatal(error: &RedisError) -> bool {
     match error.kind() {
-        ErrorKind::Server(kind) => is_passing(kind),
+        // Redis 6.2 wraps what a script was told.
+        ErrorKind::Server(kind) => {
+            is_passing(kind) || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
+        }
         ErrorKind::UnexpectedReturnType | ErrorKind::Extension => false,
         _ => true,
     }

@@ -5,65 +5,81 @@
 -- closed later waits for this instance, one that was closed earlier is in the answer.
 --
 -- KEYS: config, instances, counts, published.
--- ARGV: process, 'hello' (a first report) or 'again', watermark, newest window, since (µs), the last
---       published window that the process knows of (or ''), milliseconds for which a report says that its
---       instance lives, milliseconds to keep config and instances without reports, then pairs of a setting
---       and its value.
--- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '',
---         published window or ''},
---         {'lost'} if a process that reports again is not known, or
+-- ARGV: process, when its last report was taken (µs; '' for a first one), watermark, newest window, since
+--       (µs), the first and the last published window that the process knows of (or ''), milliseconds for
+--       which a report says that its instance lives, milliseconds to keep config and instances without
+--       reports, then pairs of a setting and its value.
+-- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '', last
+--         published window or '', 'new' if nothing is known of the namespace or ''},
+--         {'lost'} if this server does not have the process's last report, or
 --         {'differs', setting, value} with the value of the others.
-local SETTINGS = 9
+local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local process, acknowledged, watermark, newest, since = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local first, last, lives_for, keep_for = ARGV[6], ARGV[7], ARGV[8] * 1000, ARGV[9]
+local SETTINGS = 10
+
 for i = SETTINGS, #ARGV, 2 do
-  local value = redis.call('HGET', KEYS[1], ARGV[i])
+  local value = redis.call('HGET', CONFIG, ARGV[i])
   if value and value ~= ARGV[i + 1] then
     return {'differs', ARGV[i], value}
   end
 end
 
-local process, watermark, since = ARGV[1], ARGV[3], ARGV[5]
-local mine = redis.call('HGET', KEYS[2], process)
-if ARGV[2] == 'again' and not mine then
-  return {'lost'}
-end
-
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+local mine = redis.call('HGET', INSTANCES, process)
+local reported = mine and tonumber(string.match(mine, '(%d+)$'))
+if acknowledged ~= '' and (not reported or reported < tonumber(acknowledged)) then
+  return {'lost'}
+end
 local others_live = false
-local reports = redis.call('HGETALL', KEYS[2])
+local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
   local at = tonumber(string.match(reports[i + 1], '(%d+)$'))
-  if reports[i] ~= process and now - at < ARGV[7] * 1000 then
+  if reports[i] ~= process and now - at < lives_for then
     others_live = true
   end
 end
 
 for i = SETTINGS, #ARGV, 2 do
-  -- Counts that are left of windows of another length are nobody's.
-  if ARGV[i] == 'window' and redis.call('HGET', KEYS[3], 'window') ~= ARGV[i + 1] then
-    redis.call('DEL', KEYS[3])
+  -- What is left of windows of another length is nobody's.
+  if ARGV[i] == 'window' and redis.call('HGET', PUBLISHED, 'window') ~= ARGV[i + 1] then
+    redis.call('DEL', COUNTS, PUBLISHED)
+    redis.call('HSET', PUBLISHED, 'window', ARGV[i + 1])
   end
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  redis.call('HSET', CONFIG, ARGV[i], ARGV[i + 1])
 end
-redis.call('HSETNX', KEYS[1], 'first_window', watermark)
+-- Whoever was not counted among the living until now may be adding to any window.
+if not reported or now - reported >= lives_for then
+  redis.call('HSET', CONFIG, 'joined', (redis.call('HGET', CONFIG, 'joined') or 0) + 1)
+end
 -- Since when somebody has always been there: an instance that comes while nobody is begins anew, one that
 -- was there longer than was known makes it earlier.
-local known = redis.call('HGET', KEYS[1], 'since')
+local known = redis.call('HGET', CONFIG, 'since')
 local returns = mine and string.match(mine, '^%d+ %d+ (%d+)') == since
 if not known or (others_live and tonumber(since) < tonumber(known)) or not (others_live or returns) then
-  redis.call('HSET', KEYS[1], 'since', since)
+  redis.call('HSET', CONFIG, 'since', since)
 end
--- A server that has lost it, or a replica that never got it, is told.
-local published = redis.call('GET', KEYS[4])
-if ARGV[6] ~= '' and tonumber(published or -1) < tonumber(ARGV[6]) then
-  published = ARGV[6]
-  redis.call('SET', KEYS[4], published)
-end
-redis.call('HSET', KEYS[2], process, table.concat({watermark, ARGV[4], since, string.format('%.0f', now)}, ' '))
-redis.call('PEXPIRE', KEYS[1], ARGV[8])
-redis.call('PEXPIRE', KEYS[2], ARGV[8])
+redis.call('HSET', INSTANCES, process, table.concat({watermark, newest, since, string.format('%.0f', now)}, ' '))
+redis.call('PEXPIRE', CONFIG, keep_for)
+redis.call('PEXPIRE', INSTANCES, keep_for)
 
-local last = redis.call('HGET', KEYS[3], 'last')
-local count = last and redis.call('HGET', KEYS[3], last)
-local first = redis.call('HGET', KEYS[1], 'first_window')
-return {'ok', string.format('%.0f', now), first, last or '', count or '', published or ''}
+-- A server that has lost it, or a replica that never got it, is told.
+local there = redis.call('HGET', PUBLISHED, 'first')
+local is_new = not there and first == ''
+if not there or first ~= '' and tonumber(first) < tonumber(there) then
+  if first == '' then
+    first = watermark
+  end
+  redis.call('HSET', PUBLISHED, 'first', first)
+  there = first
+end
+local published = redis.call('HGET', PUBLISHED, 'last')
+if last ~= '' and tonumber(published or -1) < tonumber(last) then
+  redis.call('HSET', PUBLISHED, 'last', last)
+  published = last
+end
+
+local closed = redis.call('HGET', COUNTS, 'last')
+local count = closed and redis.call('HGET', COUNTS, closed)
+return {'ok', string.format('%.0f', now), there, closed or '', count or '', published or '', is_new and 'new' or ''}

@@ -42,10 +42,7 @@ impl ServerFacts {
     }
 
     fn read(server: &str, memory: &str) -> Self {
-        let value = |info: &str, field: &str| {
-            let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            line.unwrap_or_default().trim().to_owned()
-        };
+        let value = |info: &str, field: &str| value(info, field).unwrap_or_default().to_owned();
         let redis_version = value(server, "redis_version");
         let name = Some(value(server, "server_name")).filter(|name| !name.is_empty());
         let version = Some(value(server, "valkey_version")).filter(|version| !version.is_empty());
@@ -70,6 +67,15 @@ impl ServerFacts {
     pub fn evicts(&self) -> bool {
         !matches!(&*self.eviction_policy, "noeviction" | "")
     }
+}
+
+/// The name that a server gives itself anew at every start, out of its `INFO server`.
+pub(super) fn run_id(info: &str) -> Option<String> {
+    value(info, "run_id").map(str::to_owned)
+}
+
+fn value<'a>(info: &'a str, field: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::trim)
 }
 
 impl fmt::Display for ServerFacts {

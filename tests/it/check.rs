@@ -13,7 +13,7 @@ use crate::support::server::Server;
 
 /// All that an instance needs, in either mode; as in the README.
 const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +set +get +del +expire \
-                      +expireat +pexpire +pttl +hset +hsetnx +hget +hgetall +hexists +hkeys +hdel +evalsha \
+                      +expireat +pexpire +pttl +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select";
 
 /// What a run said, a line a finding.

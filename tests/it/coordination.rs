@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
-use headcount::coordinator::{CloseError, Coordinator, Grant, Report};
+use headcount::coordinator::{CloseError, Coordinator, Grant, Report, Standing};
 use headcount::lease::Lease;
 use headcount::metrics::Metrics;
 use headcount::redis::keys::Keys;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::redis::{Flavour, Redis as RedisServer};
 use crate::support::server::Server;
-use crate::support::wait_for;
+use crate::support::{PATIENCE, wait_for};
 
 fn window() -> Window {
     "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
@@ -64,11 +64,11 @@ impl Instance {
         grant: &Grant,
         window: Window,
         unique: u64,
-        despite_open: bool,
+        standing: &Standing,
     ) -> Result<u64, CloseError> {
         let count =
             WindowCount { window, unique_request_count: unique, accepted_ids: unique, complete: true };
-        let stored = self.coordinator.close(grant, &count, despite_open).await?;
+        let stored = self.coordinator.close(grant, &count, standing).await?;
         assert_eq!(stored.window, window);
         Ok(stored.unique_request_count)
     }
@@ -78,41 +78,67 @@ fn fields(server: &RedisServer, command: &str, key: String) -> Vec<String> {
     ::redis::cmd(command).arg(key).query(&mut server.connect()).unwrap()
 }
 
+/// As a leader finds them that goes on reporting, once it believes what it reads: nothing was known of the
+/// namespace at first.
+async fn standing(instance: &Instance, window: Window) -> Standing {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        instance.has_sealed(window).await;
+        if let Some(standing) = instance.coordinator.standing(window).await.unwrap() {
+            return standing;
+        }
+        assert!(Instant::now() < deadline, "the reports are never believed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_token_stores_nothing() {
     let server = RedisServer::start();
     let keys = Keys::new("coordination");
     let (old, new) = (Instance::new("old", &server), Instance::new("new", &server));
     let window = window().previous();
-    for instance in [&old, &new] {
+    for instance in [&new, &old] {
         instance.has_sealed(window).await;
     }
+    let next =
+        async |instance: &Instance| instance.coordinator.resume().await.unwrap().map(|resume| resume.next);
     let stale = old.lead_and_die().await;
     let grant = new.lead_and_die().await;
     assert!(grant.token() > stale.token());
 
-    assert_eq!(old.close(&stale, window, 1, false).await, Err(CloseError::Fenced));
-    assert_eq!(old.close(&stale, window, 1, true).await, Err(CloseError::Fenced), "not by force either");
+    let all = standing(&old, window).await;
+    assert_eq!(old.close(&stale, window, 1, &all).await, Err(CloseError::Fenced));
+    let forced = Standing { open: true, ..all };
+    assert_eq!(old.close(&stale, window, 1, &forced).await, Err(CloseError::Fenced), "not by force either");
     assert_eq!(old.coordinator.mark_published(&stale, window).await, Err(CloseError::Fenced));
     assert_eq!(fields(&server, "HKEYS", keys.counts()), Vec::<String>::new());
-    assert_eq!(new.coordinator.resume().await.unwrap().next, Some(window.next()), "where it was first used");
 
     // The newest stores, once and for all.
-    assert_eq!(new.close(&grant, window, 7, false).await, Ok(7));
-    assert_eq!(new.close(&grant, window, 8, false).await, Ok(7), "the first one stays");
+    assert_eq!(next(&new).await, None, "it was the first, and gives the others time");
+    let all = standing(&new, window).await;
+    assert_eq!(next(&new).await, Some(window.next()), "the stream begins where the first one began");
+    assert_eq!(new.close(&grant, window, 7, &all).await, Ok(7));
+    assert_eq!(new.close(&grant, window, 8, &all).await, Ok(7), "the first one stays");
     let third = Instance::new("third", &server).lead_and_die().await;
-    assert_eq!(new.close(&third, window, 9, true).await, Ok(7), "under a later token too");
-    assert_eq!(new.close(&grant, window, 9, false).await, Err(CloseError::Fenced));
+    assert_eq!(new.close(&third, window, 9, &forced).await, Ok(7), "under a later token too");
+    assert_eq!(new.close(&grant, window, 9, &all).await, Err(CloseError::Fenced));
 
     // Only ever forward.
+    new.coordinator.mark_published(&third, window.next()).await.unwrap();
     new.coordinator.mark_published(&third, window).await.unwrap();
-    new.coordinator.mark_published(&third, window.previous()).await.unwrap();
-    assert_eq!(new.coordinator.resume().await.unwrap().next, Some(window.next()));
+    assert_eq!(next(&new).await, Some(window.next().next()));
 
-    // A flushed server knows no token, and gives a higher one.
+    // A flushed server knows no token, and gives a higher one. What was published it is told again.
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
-    assert_eq!(new.close(&third, window.next(), 9, false).await, Err(CloseError::Fenced));
+    assert_eq!(new.close(&third, window.next(), 9, &all).await, Err(CloseError::Fenced));
     assert!(new.lead_and_die().await.token() > third.token());
+    let report = Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH };
+    assert!(new.coordinator.report(&report).await.unwrap().lost);
+    let late = Instance::new("late", &server);
+    assert_eq!(late.coordinator.report(&report).await.unwrap().published, None);
+    assert_eq!(new.coordinator.report(&report).await.unwrap().published, Some(window.next()));
+    assert_eq!(late.coordinator.report(&report).await.unwrap().published, Some(window.next()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,16 +148,41 @@ async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
     let window = window();
     leader.has_sealed(window).await;
     let grant = leader.lead_and_die().await;
-    let standing = leader.coordinator.standing(window).await.unwrap().expect("it is known");
-    assert!(!standing.open, "{standing:?}");
-    // It comes between the look and the close, with the window open.
+    let alone = standing(&leader, window).await;
+    assert!(!alone.open && alone.joined == 1, "{alone:?}");
+
+    // It comes between the look and the close, and seals the window even: it may have added to it.
+    late.has_sealed(window).await;
+    assert_eq!(leader.close(&grant, window, 3, &alone).await, Err(CloseError::Open));
+    // And after a silence in which it was taken for dead.
+    let both = standing(&leader, window).await;
+    assert!(!both.open && both.joined == 2, "{both:?}");
+    wait_for_silence(&leader, window).await;
+    late.has_sealed(window).await;
+    assert_eq!(leader.close(&grant, window, 3, &both).await, Err(CloseError::Open));
+
+    // With the window open it is waited for.
     late.has_sealed(window.previous()).await;
-    assert_eq!(leader.close(&grant, window, 3, false).await, Err(CloseError::Open));
-    assert!(leader.coordinator.standing(window).await.unwrap().expect("it is known").open);
-    assert_eq!(leader.close(&grant, window, 3, true).await, Ok(3));
+    let open = standing(&leader, window).await;
+    assert!(open.open && open.joined == 3, "{open:?}");
+    assert_eq!(
+        leader.close(&grant, window, 3, &Standing { open: false, ..open }).await,
+        Err(CloseError::Open)
+    );
+    assert_eq!(leader.close(&grant, window, 3, &open).await, Ok(3), "by force");
     // And is told, so that it adds no more.
     let report = Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH };
     assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
+}
+
+/// Until only one instance lives, which goes on reporting.
+async fn wait_for_silence(living: &Instance, window: Window) {
+    let deadline = Instant::now() + PATIENCE;
+    while living.coordinator.survey().await.unwrap().instances > 1 {
+        assert!(Instant::now() < deadline, "nobody is taken for dead");
+        living.has_sealed(window).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -187,3 +187,75 @@ async fn a_flushed_redis_loses_no_window() {
         assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
     }
 }
+
+/// Whoever is there first when an empty Redis is back, though he knows nothing: the stream goes on where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_to_an_empty_redis_skips_nothing() {
+    let mut redis = Redis::start();
+    let mut fleet = Fleet::start(1, &redis, "newcomer", &[]).await;
+    fleet.wait_published(0).await;
+    let start = next_window(Duration::from_millis(300)).await;
+    for id in 0..100 {
+        assert_eq!(fleet.servers[0].get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+    }
+    redis.kill();
+    // It cannot report before the newcomer does.
+    fleet.servers[0].process.signal("STOP");
+    next_window(Duration::ZERO).await;
+    redis.restart();
+    fleet.add().await;
+    fleet.servers[0].process.signal("CONT");
+    let published = fleet.wait_published(start + 6).await;
+    assert_no_gap(&published);
+    assert_eq!(published[&start][0].1.unique, 100, "{published:#?}");
+}
+
+/// A server that comes back with an old snapshot has lost what was sealed, though it knows this instance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_with_less_is_given_it_again() {
+    let mut redis = Redis::start();
+    let fleet = Fleet::start(2, &redis, "snapshot", &[]).await;
+    fleet.wait_published(0).await;
+    let follower = 1 - fleet.leader();
+    let start = next_window(Duration::from_millis(200)).await;
+    let address = fleet.servers[1 - follower].address;
+    let at = |millis| UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis);
+    let before = burst(address, 4, 0..2_000, at(600)).await;
+    ::redis::cmd("SAVE").exec(&mut redis.connect()).expect("an answer");
+    let after = burst(address, 4, 2_000..4_000, at(1_300)).await;
+    assert!(after.ended < at(2_000), "this machine is too slow to say what is in which window");
+    // It has the window open, so the window is not closed while it is thought to live.
+    fleet.servers[follower].process.signal("STOP");
+    next_window(Duration::from_millis(700)).await;
+    redis.restart();
+    fleet.servers[follower].process.signal("CONT");
+
+    let published = fleet.wait_published(start + 4).await;
+    assert_no_gap(&published);
+    let all: BTreeSet<_> = before.sent.iter().chain(&after.sent).copied().collect();
+    assert_same_bytes(&sketch_in(&redis, "snapshot", start), all.iter().copied());
+    let sketch = Sketch::new();
+    for id in &all {
+        sketch.add(id.to_string().as_bytes());
+    }
+    assert_eq!(published[&start][0].1.unique, sketch.estimate());
+}
+
+/// The only instance is killed near the end of a window, and its successor comes early in the next: nobody was
+/// there when that began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_began_without_anybody_is_incomplete() {
+    let redis = Redis::start();
+    let mut fleet = Fleet::start(1, &redis, "alone", &[]).await;
+    fleet.wait_published(0).await;
+    let start = next_window(Duration::from_millis(1_500)).await;
+    fleet.servers[0].process.signal("KILL");
+    next_window(Duration::from_millis(300)).await;
+    fleet.add().await;
+    let published = fleet.wait_published(start + 4).await;
+    assert_no_gap(&published);
+    let complete: Vec<_> = [start - 2, start, start + 2, start + 4]
+        .map(|start| published[&start].iter().all(|(_, closed)| closed.complete))
+        .into();
+    assert_eq!(complete, [true, false, false, true], "{published:#?}");
+}

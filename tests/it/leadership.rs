@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use headcount::redis::keys::Keys;
 use tokio::task::JoinSet;
 
 use crate::support::fleet::{Fleet, assert_no_gap, next_window};
 use crate::support::redis::Redis;
+use crate::support::server::Server;
 use crate::support::{PATIENCE, SplitMix, soak, wait_for};
 
 /// The default of `--lease-ttl`.
@@ -37,7 +39,7 @@ async fn wait_for_moment(redis: &Redis, namespace: &str, moment: Moment, random:
             next_window(into).await;
         }
         Moment::CountStored => {
-            let (mut connection, counts) = (redis.connect(), format!("{{{namespace}}}:counts"));
+            let (mut connection, counts) = (redis.connect(), Keys::new(namespace).counts());
             let mut last = ::redis::cmd("HGET");
             last.arg(counts).arg("last");
             let mut ask = || last.query::<Option<u64>>(&mut connection).expect("an answer");
@@ -64,7 +66,7 @@ async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment
         fleet.servers[leader].process.signal("KILL");
         let killed = Instant::now();
         fleet.servers[leader].ended().await;
-        let marked = number(redis, &["GET", &format!("{{{namespace}}}:published")]).expect("a window");
+        let marked = number(redis, &["HGET", &Keys::new(namespace).published(), "last"]).expect("a window");
         may_repeat.extend(fleet.published().into_keys().filter(|window| *window > marked));
         let by_others = |fleet: &Fleet| {
             fleet.published().values().flatten().filter(|(publisher, _)| *publisher != leader).count()
@@ -104,6 +106,55 @@ async fn a_killed_leader_is_succeeded() {
     assert!(*longest <= LEASE_TTL + Duration::from_secs(2), "{longest:?}");
 }
 
+/// A sink that is away while the lease is lost and retaken: each term hands it the same windows, and it has room
+/// for hardly more than one term's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (logs, away) = (dir.path().join("logs"), dir.path().join("away"));
+    let logs_arg = logs.to_str().unwrap();
+    let args = ["--redis-url", &redis.url(), "--window", "1s", "--retention", "24s", "--log-dir", logs_arg];
+    let server = Server::start(&args).await;
+    let lines = || -> Vec<String> {
+        let files = std::fs::read_dir(&logs).unwrap().map(|file| file.unwrap().path());
+        let mut lines: Vec<_> = files
+            .flat_map(|file| {
+                std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap())
+            .map(|line| line["timestamp"].as_str().unwrap().to_owned())
+            .collect();
+        lines.sort();
+        lines
+    };
+    // The next one is a second away.
+    wait_for("a line", || (!lines().is_empty()).then_some(())).await;
+    std::fs::rename(&logs, &away).unwrap();
+    std::fs::write(&logs, "in the way").unwrap();
+    let token = Keys::new("headcount").token();
+    for _ in 0..2 {
+        let closed = server.closed().len();
+        server.wait_closed(closed + 9).await;
+        // As if another instance had led in between.
+        ::redis::cmd("INCR").arg(&token).exec(&mut redis.connect()).unwrap();
+    }
+    let closed = server.closed().len();
+    server.wait_closed(closed + 2).await;
+    std::fs::remove_file(&logs).unwrap();
+    std::fs::rename(&away, &logs).unwrap();
+
+    let last = server.closed().last().unwrap().timestamp.clone();
+    wait_for("the file to catch up", || lines().contains(&last).then_some(())).await;
+    let logged: Vec<_> = server.closed().into_iter().map(|closed| closed.timestamp).collect();
+    let until_last = lines().into_iter().filter(|line| *line <= last).collect::<Vec<_>>();
+    assert_eq!(until_last, logged.into_iter().filter(|logged| *logged <= last).collect::<Vec<_>>());
+    assert_eq!(
+        server.metric("headcount_published_windows_total{sink=\"file\",result=\"skipped\"}").await,
+        0.0
+    );
+}
+
 /// A leader that was stopped for longer than its lease, and goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_stopped_publishes_nothing_more() {
@@ -128,5 +179,8 @@ async fn a_leader_that_was_stopped_publishes_nothing_more() {
     }
     let published = fleet.published();
     assert_no_gap(&published);
-    assert!(published.values().all(|closed| closed.len() == 1), "{published:#?}");
+    // One that was stopped right after it had published, and before it had marked that, is repeated.
+    let repeated = published.values().filter(|closed| closed.len() > 1);
+    assert!(repeated.clone().all(|closed| closed[0].1 == closed[1].1), "{published:#?}");
+    assert!(repeated.count() <= 3, "{published:#?}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headcount::coordinator::alone::Alone;
-use headcount::coordinator::{Grant, LastClosed};
+use headcount::coordinator::{Grant, LastClosed, ReportError};
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{Mode, UniqueCounter};
 use headcount::id::Id;
@@ -37,7 +37,7 @@ struct Running {
     draining: CancellationToken,
     stop_sealer: CancellationToken,
     stop: CancellationToken,
-    sealer: JoinHandle<()>,
+    sealer: JoinHandle<Result<(), ReportError>>,
     task: JoinHandle<Result<(), SinkEnded>>,
 }
 
@@ -111,7 +111,7 @@ impl Running {
 
     async fn finish(self) {
         self.stop_sealer.cancel();
-        self.sealer.await.unwrap();
+        self.sealer.await.unwrap().unwrap();
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }

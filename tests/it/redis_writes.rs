@@ -1,7 +1,7 @@
 //! What is sent to Redis: all ids, or only those that can change the sketch, with the same end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
@@ -16,26 +16,33 @@ use headcount::window::{Window, WindowLength};
 use crate::support::fleet::assert_same_bytes;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
-use crate::support::wait_for;
+use crate::support::{free_port, wait_for};
 
+/// The same one for all tests of a run.
 fn window() -> Window {
-    "1h".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
+    static WINDOW: LazyLock<Window> =
+        LazyLock::new(|| "1h".parse::<WindowLength>().unwrap().window_at(SystemTime::now()));
+    *WINDOW
 }
 
-fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<RedisCounter> {
-    let metrics = Metrics::new();
-    let timeout = Duration::from_secs(2);
-    let redis = Redis::new(&Address::parse(url).unwrap(), timeout, &metrics).unwrap();
-    let config = RedisCounterConfig {
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisCounterConfig {
+    RedisCounterConfig {
         mode,
         shards: Shards::ONE,
         retention: Duration::from_secs(60),
         writes,
-        timeout,
+        timeout: TIMEOUT,
         keys: Keys::new(namespace),
         process: "test".to_owned(),
-    };
-    let (counter, pipeline) = RedisCounter::new(config, &redis, &metrics);
+    }
+}
+
+fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<RedisCounter> {
+    let metrics = Metrics::new();
+    let redis = Redis::new(&Address::parse(url).unwrap(), TIMEOUT, &metrics).unwrap();
+    let (counter, pipeline) = RedisCounter::new(config(namespace, mode, writes), &redis, &metrics);
     tokio::spawn(pipeline.run());
     Arc::new(counter)
 }
@@ -179,4 +186,51 @@ async fn a_server_that_hangs_fails_requests_in_time() {
         assert_eq!(tally.unique_ids, 2, "it may be counted");
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }
+}
+
+/// A network on which connecting takes longer than a write may: the first write is late, later ones are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_network_is_connected_to() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address()).await;
+    proxy.set(Fault::Slow(Duration::from_millis(60)));
+    let metrics = Metrics::new();
+    let timeout = Duration::from_millis(200);
+    let url = format!("redis://{}", proxy.address());
+    let redis = Redis::new(&Address::parse(&url).unwrap(), timeout, &metrics).unwrap();
+    let config = RedisCounterConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
+    let (counter, pipeline) = RedisCounter::new(config, &redis, &metrics);
+    tokio::spawn(pipeline.run());
+    let mut tries = 0;
+    while let Err(error) = counter.add(window(), &[Id::from(1_u64)]).await {
+        assert!(matches!(error, AddError::Unavailable(_)), "{error}");
+        tries += 1;
+        assert!(tries < 20, "it never connects");
+    }
+    assert!(tries > 0, "connecting takes three answers of 120 ms each");
+    for id in 2..10_u64 {
+        counter.add(window(), &[Id::from(id)]).await.expect("it is connected");
+    }
+}
+
+/// An outage that does not end takes the memory of a retention, not all there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_that_cannot_be_sealed_are_dropped_in_the_end() {
+    let metrics = Metrics::new();
+    let timeout = Duration::from_millis(5);
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let redis = Redis::new(&Address::parse(&url).unwrap(), timeout, &metrics).unwrap();
+    let retention = Duration::from_secs(10 * 3600);
+    let config = RedisCounterConfig { timeout, retention, ..config("away", Mode::Hll, RedisWrites::All) };
+    let (counter, pipeline) = RedisCounter::new(config, &redis, &metrics);
+    tokio::spawn(pipeline.run());
+    let mut window = window();
+    for _ in 0..30 {
+        assert!(matches!(counter.add(window, &[Id::from(1_u64)]).await, Err(AddError::Unavailable(_))));
+        assert!(counter.seal(window).await.is_err());
+        window = window.next();
+    }
+    let kept = counter.windows();
+    assert!((10..=12).contains(&kept.len()), "{kept:?}");
+    assert_eq!(kept.last(), Some(&window.previous()));
 }

@@ -1,6 +1,7 @@
 //! A network that can be made to fail: a TCP proxy between a client and a server.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,8 @@ pub enum Fault {
     Stall,
     /// The connections that are open now are reset; new ones are all right.
     Cut,
+    /// All that passes takes so long, either way.
+    Slow(Duration),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +108,10 @@ async fn pass(
     loop {
         let read = from.read(&mut buffer).await?;
         state.wait_for(|state| state.fault != Fault::Stall).await.map_err(std::io::Error::other)?;
+        let fault = state.borrow().fault;
+        if let Fault::Slow(by) = fault {
+            tokio::time::sleep(by).await;
+        }
         if read == 0 {
             return to.shutdown().await;
         }
