@@ -312,17 +312,9 @@ impl Service {
             ended = &mut self.http => returned("the HTTP server", ended),
             ended = &mut self.admin => returned("the HTTP server for operations", ended),
             ended = self.backend.ended() => ended.into(),
-            ended = &mut self.sealer => match ended {
-                Ok(Err(error)) => error.into(),
-                Ok(Ok(())) => RunError::Returned("the sealer"),
-                Err(error) => error.into(),
-            },
+            ended = &mut self.sealer => failed("the sealer", ended),
             ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
-            ended = &mut self.publisher => match ended {
-                Ok(Err(error)) => error.into(),
-                Ok(Ok(())) => RunError::Returned("the publisher"),
-                Err(error) => error.into(),
-            },
+            ended = &mut self.publisher => failed("the publisher", ended),
         }
     }
 
@@ -375,6 +367,15 @@ impl Service {
 fn returned(part: &'static str, ended: Result<(), JoinError>) -> RunError {
     match ended {
         Ok(()) => RunError::Returned(part),
+        Err(error) => error.into(),
+    }
+}
+
+/// The same of a part that says what is wrong.
+fn failed(part: &'static str, ended: Result<Result<(), impl Into<RunError>>, JoinError>) -> RunError {
+    match ended {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) => RunError::Returned(part),
         Err(error) => error.into(),
     }
 }
