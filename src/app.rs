@@ -37,8 +37,9 @@ use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
 use crate::redis::{Address, CannotConnect};
 use crate::sealer::Sealer;
-use crate::sink::CountSink;
-use crate::sink::log::{FileSink, LogSink, LogSinkArgs, Method, UnwritableLogDir};
+use crate::sink::kafka::{KafkaArgs, KafkaSettings, KafkaSink, Origin};
+use crate::sink::log::{FileSink, LogSink, LogSinkArgs, UnwritableLogDir};
+use crate::sink::{CountSink, Method};
 use crate::window::{Clock, SystemClock};
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
@@ -68,6 +69,9 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     log_sink: LogSinkArgs,
+
+    #[command(flatten)]
+    kafka: KafkaArgs,
 
     #[command(flatten)]
     stopping: StoppingArgs,
@@ -102,6 +106,7 @@ impl ServeArgs {
     pub fn validate(self) -> Result<Config, String> {
         let retention = self.counting.retention()?;
         let redis = self.backend.redis.address()?;
+        let kafka = self.kafka.settings(&self.backend.redis.namespace)?;
         let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
         if drain_delay >= shutdown_timeout {
             return Err(format!(
@@ -110,7 +115,7 @@ impl ServeArgs {
                 humantime::format_duration(shutdown_timeout),
             ));
         }
-        Ok(Config { args: self, retention, redis })
+        Ok(Config { args: self, retention, redis, kafka })
     }
 }
 
@@ -123,6 +128,8 @@ pub struct Config {
     pub retention: Duration,
     /// Where Redis is, if the counter is there.
     pub redis: Option<Address>,
+    /// How Kafka is reached, if counts go there.
+    pub kafka: Option<KafkaSettings>,
 }
 
 /// Bound sockets.
@@ -232,8 +239,9 @@ struct Service {
 
 impl Service {
     async fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
-        let Config { args, retention, redis } = config;
-        let ServeArgs { counting, http: limits, backend, publisher, log_sink, stopping } = args;
+        let Config { args, retention, redis, kafka } = config;
+        let ServeArgs { counting, http: limits, backend, publisher, log_sink, stopping, .. } = args;
+        let namespace = backend.redis.namespace.clone();
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (stop_http, stop_admin) = (Stop::default(), Stop::default());
@@ -245,7 +253,13 @@ impl Service {
         let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
-        let sinks = sinks(&counting, &log_sink)?;
+        let method = Method { mode: counting.mode, standard_error: counting.standard_error() };
+        let mut sinks = log_sinks(method, &log_sink)?;
+        if let Some(kafka) = kafka {
+            let (instance, window) = (backend.process.clone(), counting.window);
+            let origin = Origin { namespace, instance, method, window };
+            sinks.push(Box::new(KafkaSink::new(kafka, origin, &metrics)));
+        }
         let sealer = Sealer::introduce(
             Arc::clone(&clock),
             Arc::clone(&backend.counter),
@@ -380,8 +394,7 @@ fn failed(part: &'static str, ended: Result<Result<(), impl Into<RunError>>, Joi
     }
 }
 
-fn sinks(counting: &CountingArgs, log: &LogSinkArgs) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
-    let method = Method { mode: counting.mode, standard_error: counting.standard_error() };
+fn log_sinks(method: Method, log: &LogSinkArgs) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
     let mut sinks: Vec<Box<dyn CountSink>> = vec![Box::new(LogSink(method))];
     if let Some(dir) = &log.log_dir {
         sinks.push(Box::new(FileSink::open(dir, method)?));

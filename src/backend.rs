@@ -12,12 +12,13 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::coordinator::Coordinator;
 use crate::coordinator::alone::Alone;
 use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
-use crate::coordinator::{Coordinator, Grant};
 use crate::counter::memory::MemoryCounter;
 use crate::counter::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
 use crate::counter::{CountingArgs, Mode, UniqueCounter};
+use crate::grant::Grant;
 use crate::lease::{Lease, LeaseArgs};
 use crate::metrics::Metrics;
 use crate::redis::keys::Keys;
@@ -45,6 +46,8 @@ pub struct BackendArgs {
 pub struct Backend {
     /// For the label `counter` in logs and metrics.
     pub name: &'static str,
+    /// This process, unlike any other.
+    pub process: String,
     /// Remembers the ids.
     pub counter: Arc<dyn UniqueCounter>,
     /// Coordinates the instances.
@@ -73,6 +76,7 @@ impl Backend {
     pub fn in_memory(counting: &CountingArgs, draining: CancellationToken) -> Self {
         Self {
             name: "memory",
+            process: process_name(),
             counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
             coordinator: Arc::new(Alone::new(draining)),
             grant: watch::channel(Some(Grant::for_ever())).1,
@@ -113,7 +117,7 @@ impl Backend {
                 writes: args.counter.redis_writes,
                 timeout: *timeout,
                 keys,
-                process,
+                process: process.clone(),
             },
             &redis,
             metrics,
@@ -123,6 +127,7 @@ impl Backend {
         let (may_lead, stop) = (take_part.clone(), stop_lease.clone());
         Ok(Self {
             name: "redis",
+            process,
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),

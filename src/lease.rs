@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::args;
-use crate::coordinator::Grant;
+use crate::grant::Grant;
 use crate::redis::keys::Keys;
 use crate::redis::scripts;
 use crate::redis::{Call, Redis};
@@ -40,6 +40,9 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         _ => Err("expected a duration from 1s to 24h, such as 5s".to_owned()),
     }
 }
+
+/// How often it is looked whether the lease is free: one that was given up is soon taken.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Competes for the lease.
 pub struct Lease {
@@ -98,6 +101,16 @@ impl Lease {
     async fn round(&self) -> Duration {
         let a_third = self.ttl / 3;
         let held = self.grant.borrow().clone();
+        if let Some(grant) = &held
+            && grant.is_given_up()
+        {
+            self.grant.send_replace(None);
+            if let Err(error) = self.release().await {
+                debug!(%error, "cannot give up the lease; it runs out by itself");
+            }
+            // Time for another instance to take it.
+            return self.ttl;
+        }
         let step = match held {
             Some(grant) => self.renew(&grant).await.map(|renewed| {
                 if !renewed {
@@ -111,7 +124,7 @@ impl Lease {
                     self.grant.send_replace(Some(grant));
                     a_third
                 }
-                Taken::Held(remaining) => remaining.min(a_third),
+                Taken::Held(remaining) => remaining.min(ASK_AGAIN_AFTER),
             }),
         };
         step.unwrap_or_else(|error| {

@@ -8,9 +8,9 @@
 //! | --- | --- |
 //! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
-//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`] |
+//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`], [`sink::kafka`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`metrics`], [`args`], [`unavailable`] |
+//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`grant`], [`metrics`], [`args`], [`unavailable`] |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
@@ -21,6 +21,7 @@ pub mod check;
 pub mod cli;
 pub mod coordinator;
 pub mod counter;
+pub mod grant;
 pub mod healthcheck;
 pub mod http;
 pub mod id;

@@ -71,6 +71,12 @@ declare! {
     redis_queue_length: Gauge = "headcount_redis_queue_length",
     /// Requests and pieces of requests that were sent to Redis in one pipeline.
     redis_batch_size: Histogram = "headcount_redis_batch_size",
+    /// Kafka brokers that this instance is connected to, while it publishes there.
+    kafka_brokers_up: Gauge = "headcount_kafka_brokers_up",
+    /// Records that wait to be sent to Kafka.
+    kafka_queue_length: Gauge = "headcount_kafka_queue_length",
+    /// Errors that the Kafka client has met: of brokers, connections and deliveries.
+    kafka_errors: Counter = "headcount_kafka_errors_total",
     /// 1 on the instance that leads, which is the one that closes windows; else 0.
     leader: Gauge = "headcount_leader",
     /// Times that this instance acted as the leader and was told that another one had taken the lease.

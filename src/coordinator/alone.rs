@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{CloseError, Coordinator, Grant, Report, ReportError, Reported, Resume, Standing};
+use super::{CloseError, Coordinator, Report, ReportError, Reported, Resume, Standing};
+use crate::grant::Grant;
 use crate::unavailable::Unavailable;
 use crate::window::{Window, WindowCount};
 

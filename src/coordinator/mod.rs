@@ -19,8 +19,8 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::time::Instant;
 
+use crate::grant::Grant;
 use crate::metrics::Metrics;
 use crate::unavailable::Unavailable;
 use crate::window::{Window, WindowCount};
@@ -166,48 +166,6 @@ pub enum CloseError {
     /// Nobody could be asked.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-}
-
-/// The right to close windows, until a moment that is moved on as long as the lease is renewed.
-#[derive(Debug, Clone)]
-pub struct Grant {
-    token: u64,
-    /// None: for ever.
-    until: Option<Arc<Mutex<Instant>>>,
-}
-
-impl Grant {
-    /// For a process that is alone.
-    pub fn for_ever() -> Self {
-        Self { token: 0, until: None }
-    }
-
-    /// Until a moment.
-    pub fn until(token: u64, until: Instant) -> Self {
-        Self { token, until: Some(Arc::new(Mutex::new(until))) }
-    }
-
-    /// The fencing token.
-    pub fn token(&self) -> u64 {
-        self.token
-    }
-
-    /// Whether it is certain that nobody else has one.
-    pub fn is_valid(&self) -> bool {
-        self.until.as_ref().is_none_or(|until| Instant::now() < *until.lock())
-    }
-
-    /// Moves its end on.
-    pub fn extend(&self, to: Instant) {
-        if let Some(until) = &self.until {
-            *until.lock() = to;
-        }
-    }
-
-    /// Ends it.
-    pub fn revoke(&self) {
-        self.extend(Instant::now());
-    }
 }
 
 /// The last window that is closed, whoever closed it.

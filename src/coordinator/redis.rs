@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{CloseError, Coordinator, Grant, Report, ReportError, Reported, Resume, Standing};
+use super::{CloseError, Coordinator, Report, ReportError, Reported, Resume, Standing};
+use crate::grant::Grant;
 use crate::redis::keys::Keys;
 use crate::redis::scripts;
 use crate::redis::{Call, Redis};

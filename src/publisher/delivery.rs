@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::Publisher;
-use crate::coordinator::Grant;
+use crate::grant::Grant;
 use crate::metrics::Metrics;
-use crate::sink::CountSink;
+use crate::sink::{CountSink, SinkError};
 use crate::window::{Clock, Window, WindowCount};
 
 /// The first wait between two tries to hand a count to a sink; it doubles.
@@ -88,8 +88,12 @@ impl State {
 pub(super) struct Delivery {
     sink: Box<dyn CountSink>,
     waiting: Arc<Waiting>,
-    /// The last window that the sink has taken.
+    /// The last window that the sink has.
     last: Option<Window>,
+    /// The fencing token that the sink has resumed under; none before, and after an error.
+    term: Option<u64>,
+    /// The fencing token under which it said that trying again is of no use.
+    stopped: Option<u64>,
     index: usize,
     backlog: Arc<Backlog>,
     clock: Arc<dyn Clock>,
@@ -125,17 +129,29 @@ impl Delivery {
         let (backlog, clock, stop) = (Arc::clone(backlog), Arc::clone(&publisher.clock), stop.clone());
         (
             queue,
-            Self { sink, waiting, last: None, index, backlog, clock, retention, stop, ok, retry, skipped },
+            Self {
+                sink,
+                waiting,
+                last: None,
+                term: None,
+                stopped: None,
+                index,
+                backlog,
+                clock,
+                retention,
+                stop,
+                ok,
+                retry,
+                skipped,
+            },
         )
     }
 
     /// Delivers until the queue is closed and empty.
     pub(super) async fn run(mut self) {
         while let Some(Granted { count, grant }) = self.next().await {
-            // A term of leading that begins where another one broke off repeats what was not marked.
-            let done = self.last >= Some(count.window) || self.deliver(&count, &grant).await;
+            let done = self.deliver(&count, &grant).await;
             if done {
-                self.last = self.last.max(Some(count.window));
                 self.backlog.done(self.index, count.window);
             }
             let mut state = self.waiting.state.lock();
@@ -171,16 +187,32 @@ impl Delivery {
             if !grant.is_valid() {
                 return false;
             }
-            let Err(error) = self.sink.publish(count).await else { break };
+            if self.stopped == Some(grant.token()) {
+                return self.wait_out(count, grant).await;
+            }
+            let Err(error) = self.try_to_deliver(count, grant).await else { break };
+            self.term = None;
             self.retry.increment(1);
             failures += 1;
-            if failures == 1 {
-                warn!(sink = self.sink.name(), window = %count.window, %error, "a sink fails, trying again");
+            let sink = self.sink.name();
+            match error {
+                SinkError::Fenced if grant.can_end() => {
+                    warn!(sink, "another process publishes to a sink: this instance gives up the lease");
+                    grant.give_up();
+                    return false;
+                }
+                SinkError::Unavailable(error) => {
+                    if failures == 1 {
+                        warn!(sink, window = %count.window, %error, "a sink fails, trying again");
+                    }
+                }
+                error => {
+                    error!(sink, %error, "a sink has stopped: set this right, then restart this instance");
+                    self.stopped = Some(grant.token());
+                }
             }
-            if count.window.end() + self.retention < self.clock.now() {
-                error!(sink = self.sink.name(), window = %count.window, %error, "window past retention is skipped");
-                self.skipped.increment(1);
-                return true;
+            if self.is_past_retention(count) {
+                return self.skip(count);
             }
             pause(&self.stop, wait).await;
             wait = (2 * wait).min(RETRY_AFTER_MAX);
@@ -190,6 +222,62 @@ impl Delivery {
             info!(sink = self.sink.name(), window = %count.window, failures, "a sink is back");
         }
         true
+    }
+
+    /// Once. A sink that has a record, and has it from before this term, is first given what is missing in
+    /// between: windows in which nobody was there.
+    async fn try_to_deliver(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+        if self.term != Some(grant.token()) {
+            let recorded = self.sink.resume(grant).await?;
+            if let Some(recorded) = recorded {
+                self.fill(recorded.next(), count.window, grant).await?;
+            }
+            self.last = self.last.max(recorded);
+            self.term = Some(grant.token());
+        }
+        // A term that begins where another one broke off repeats what was not marked.
+        if self.last < Some(count.window) {
+            self.sink.publish(count, grant).await?;
+            self.last = Some(count.window);
+        }
+        Ok(())
+    }
+
+    /// Publishes empty windows, as far back as the retention.
+    async fn fill(&mut self, from: Window, to: Window, grant: &Grant) -> Result<(), SinkError> {
+        let Some(oldest) = self.clock.now().checked_sub(self.retention) else { return Ok(()) };
+        let mut window = from.max(to.length().window_at(oldest));
+        if from < to {
+            warn!(sink = self.sink.name(), %from, %to, "nobody published for a while: these windows are empty");
+        }
+        while window < to {
+            let nobody = WindowCount { window, unique_request_count: 0, accepted_ids: 0, complete: false };
+            self.sink.publish(&nobody, grant).await?;
+            window = window.next();
+        }
+        Ok(())
+    }
+
+    /// For a sink that has stopped: nothing more is tried in this term.
+    async fn wait_out(&mut self, count: &WindowCount, grant: &Grant) -> bool {
+        while grant.is_valid() && !self.stop.is_cancelled() {
+            if self.is_past_retention(count) {
+                return self.skip(count);
+            }
+            pause(&self.stop, RETRY_AFTER_MAX).await;
+        }
+        false
+    }
+
+    /// The only gap that there can be.
+    fn skip(&self, count: &WindowCount) -> bool {
+        error!(sink = self.sink.name(), window = %count.window, "window past retention is skipped");
+        self.skipped.increment(1);
+        true
+    }
+
+    fn is_past_retention(&self, count: &WindowCount) -> bool {
+        count.window.end() + self.retention < self.clock.now()
     }
 }
 

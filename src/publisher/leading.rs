@@ -8,8 +8,9 @@ use tracing::{error, info, warn};
 
 use super::Publisher;
 use super::delivery::{Backlog, Queue};
-use crate::coordinator::{CloseError, Grant, Standing};
+use crate::coordinator::{CloseError, Standing};
 use crate::counter::CountError;
+use crate::grant::Grant;
 use crate::window::{Window, WindowCount};
 
 /// The longest sleep before the clock is asked again: it may have been set.
@@ -64,6 +65,8 @@ impl<'a> Leading<'a> {
     pub(super) async fn run(&mut self, stop: &CancellationToken) {
         let mut watermark = self.publisher.watermark.clone();
         let mut delivered = self.backlog.delivered();
+        let mut lease = self.publisher.grant.clone();
+        lease.mark_unchanged();
         let mut wait = RETRY_AFTER;
         while self.grant.is_valid() {
             let stopping = stop.is_cancelled();
@@ -84,6 +87,8 @@ impl<'a> Leading<'a> {
                 () = tokio::time::sleep(pause) => {}
                 _ = watermark.changed(), if !failed => {}
                 _ = delivered.changed(), if !failed => {}
+                // At the least, this term is over.
+                Ok(()) = lease.changed() => {}
                 () = stop.cancelled(), if !stopping => {}
             }
         }

@@ -11,8 +11,8 @@ use serde::Serialize;
 use thiserror::Error;
 use tracing::info;
 
-use super::{CountSink, SinkError};
-use crate::counter::Mode;
+use super::{CountSink, Method, SinkError};
+use crate::grant::Grant;
 use crate::window::WindowCount;
 
 /// Where closed windows are logged.
@@ -25,15 +25,6 @@ pub struct LogSinkArgs {
     pub log_dir: Option<PathBuf>,
 }
 
-/// How the counts were made; the same for all that a service publishes.
-#[derive(Debug, Clone, Copy)]
-pub struct Method {
-    /// `hll` or `exact`.
-    pub mode: Mode,
-    /// Relative to the truth.
-    pub standard_error: f64,
-}
-
 /// Logs every count as an event at level info, at once. Lines go to standard output behind its back, so
 /// what it takes is only as safe as that; `--log-dir` is for those who need to know.
 pub struct LogSink(pub Method);
@@ -44,7 +35,7 @@ impl CountSink for LogSink {
         "log"
     }
 
-    async fn publish(&mut self, count: &WindowCount) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
         info!(
             timestamp = %count.window,
             unique_request_count = count.unique_request_count,
@@ -105,12 +96,15 @@ impl CountSink for FileSink {
         "file"
     }
 
-    async fn publish(&mut self, count: &WindowCount) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
         let Method { mode, standard_error } = self.method;
         let line = Line { count, mode: mode.as_str(), standard_error };
-        let line = serde_json::to_vec(&line).map_err(boxed)?;
+        let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
-        tokio::task::spawn_blocking(move || append(&path, line)).await.map_err(boxed)?.map_err(boxed)
+        tokio::task::spawn_blocking(move || append(&path, line))
+            .await
+            .map_err(SinkError::unavailable)?
+            .map_err(SinkError::unavailable)
     }
 }
 
@@ -138,8 +132,4 @@ fn ends_in_newline(file: &mut File, length: u64) -> io::Result<bool> {
     file.seek(SeekFrom::Start(last))?;
     file.read_exact(&mut byte)?;
     Ok(byte == *b"\n")
-}
-
-fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> SinkError {
-    SinkError::from(Box::from(error))
 }

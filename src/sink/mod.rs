@@ -1,12 +1,24 @@
 //! Sinks: where the counts of closed windows go.
 
+pub mod kafka;
 pub mod log;
 
 use std::error::Error;
 
 use async_trait::async_trait;
 
-use crate::window::WindowCount;
+use crate::counter::Mode;
+use crate::grant::Grant;
+use crate::window::{Window, WindowCount};
+
+/// How the counts were made; the same for all that a service publishes.
+#[derive(Debug, Clone, Copy)]
+pub struct Method {
+    /// `hll` or `exact`.
+    pub mode: Mode,
+    /// Relative to the truth.
+    pub standard_error: f64,
+}
 
 /// Takes the counts of closed windows, in order, one at a time.
 #[async_trait]
@@ -14,12 +26,42 @@ pub trait CountSink: Send {
     /// The word for it in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Hands over a count. `Ok` once it is where it belongs; after an error the same count is handed
-    /// over again, so a sink may see one more than once and should say so where it shows.
-    async fn publish(&mut self, count: &WindowCount) -> Result<(), SinkError>;
+    /// Begins under a new grant, or anew after an error: says which window is the last that it has, from
+    /// whichever instance. A sink that keeps no record says none, and may be given a window again.
+    ///
+    /// # Errors
+    ///
+    /// [`SinkError`]: it is asked again before it is given anything.
+    async fn resume(&mut self, _grant: &Grant) -> Result<Option<Window>, SinkError> {
+        Ok(None)
+    }
+
+    /// Takes a count. `Ok` once it is where it belongs.
+    ///
+    /// # Errors
+    ///
+    /// [`SinkError`]: it may have the count or not. It is asked to resume, and given the same count again if it
+    /// does not say that it has it.
+    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError>;
 }
 
-/// The sink could not take a count this time.
+/// The sink could not take a count.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct SinkError(#[from] Box<dyn Error + Send + Sync>);
+pub enum SinkError {
+    /// This time; it is worth trying again.
+    #[error(transparent)]
+    Unavailable(Box<dyn Error + Send + Sync>),
+    /// Somebody else publishes to it: this instance leads no more.
+    #[error("another process publishes to it")]
+    Fenced,
+    /// Somebody has to set something right.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl SinkError {
+    /// Worth trying again.
+    pub fn unavailable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Unavailable(error.into())
+    }
+}

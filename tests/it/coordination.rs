@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
-use headcount::coordinator::{CloseError, Coordinator, Grant, Report, Standing};
+use headcount::coordinator::{CloseError, Coordinator, Report, Standing};
+use headcount::grant::Grant;
 use headcount::lease::Lease;
 use headcount::metrics::Metrics;
 use headcount::redis::keys::Keys;

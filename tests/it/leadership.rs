@@ -1,6 +1,7 @@
 //! Leaders that die, hang and come back.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use headcount::redis::keys::Keys;
@@ -112,12 +113,22 @@ async fn a_killed_leader_is_succeeded() {
 async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
-    let (logs, away) = (dir.path().join("logs"), dir.path().join("away"));
+    let (logs, real, blocked) =
+        (dir.path().join("logs"), dir.path().join("real"), dir.path().join("blocked"));
+    // Where it leads is changed in one step: there is no moment in between.
+    let lead_to = |target: &Path| {
+        let new = dir.path().join("new");
+        std::os::unix::fs::symlink(target, &new).unwrap();
+        std::fs::rename(&new, &logs).unwrap();
+    };
+    std::fs::create_dir(&real).unwrap();
+    std::fs::write(&blocked, "no directory").unwrap();
+    lead_to(&real);
     let logs_arg = logs.to_str().unwrap();
     let args = ["--redis-url", &redis.url(), "--window", "1s", "--retention", "24s", "--log-dir", logs_arg];
     let server = Server::start(&args).await;
     let lines = || -> Vec<String> {
-        let files = std::fs::read_dir(&logs).unwrap().map(|file| file.unwrap().path());
+        let files = std::fs::read_dir(&real).unwrap().map(|file| file.unwrap().path());
         let mut lines: Vec<_> = files
             .flat_map(|file| {
                 std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
@@ -128,10 +139,8 @@ async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
         lines.sort();
         lines
     };
-    // The next one is a second away.
     wait_for("a line", || (!lines().is_empty()).then_some(())).await;
-    std::fs::rename(&logs, &away).unwrap();
-    std::fs::write(&logs, "in the way").unwrap();
+    lead_to(&blocked);
     let token = Keys::new("headcount").token();
     for _ in 0..2 {
         let closed = server.closed().len();
@@ -141,8 +150,7 @@ async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
     }
     let closed = server.closed().len();
     server.wait_closed(closed + 2).await;
-    std::fs::remove_file(&logs).unwrap();
-    std::fs::rename(&away, &logs).unwrap();
+    lead_to(&real);
 
     let last = server.closed().last().unwrap().timestamp.clone();
     wait_for("the file to catch up", || lines().contains(&last).then_some(())).await;

@@ -22,6 +22,7 @@ mod counter_contract;
 mod drain;
 mod http_table;
 mod instances;
+mod kafka;
 mod leadership;
 mod lines;
 mod memory;

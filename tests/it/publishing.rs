@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headcount::coordinator::alone::Alone;
-use headcount::coordinator::{Grant, LastClosed, ReportError};
+use headcount::coordinator::{LastClosed, ReportError};
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{Mode, UniqueCounter};
+use headcount::grant::Grant;
 use headcount::id::Id;
 use headcount::metrics::Metrics;
 use headcount::publisher::{Publisher, SinkEnded};
 use headcount::sealer::Sealer;
 use headcount::shard::Shards;
 use headcount::sink::CountSink;
-use headcount::sink::log::{FileSink, Method};
+use headcount::sink::Method;
+use headcount::sink::log::FileSink;
 use headcount::window::{Clock, WindowCount, WindowLength};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -346,15 +348,15 @@ async fn files_heal() {
     let file = logs.join("headcount.2023-11-14.jsonl");
     let lines = || std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
 
-    sink.publish(&count(window)).await.unwrap();
+    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1);
 
     std::fs::remove_dir_all(&logs).unwrap();
-    sink.publish(&count(window.next())).await.unwrap();
+    sink.publish(&count(window.next()), &Grant::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1, "the directory is made again");
 
     std::fs::write(&file, "{\"timestamp\":\"2023-1").unwrap();
-    sink.publish(&count(window)).await.unwrap();
+    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
     assert_eq!(
         (lines().len(), lines()[0].as_str()),
         (2, "{\"timestamp\":\"2023-1"),
@@ -367,14 +369,14 @@ async fn files_heal() {
 
     std::fs::remove_dir_all(&logs).unwrap();
     std::fs::write(&logs, "in the way").unwrap();
-    assert!(sink.publish(&count(window)).await.is_err());
+    assert!(sink.publish(&count(window), &Grant::for_ever()).await.is_err());
     std::fs::remove_file(&logs).unwrap();
-    sink.publish(&count(window)).await.unwrap();
+    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1);
 
     // Midnight: by the window's date, not by that of the write.
     let midnight = window_length().window_at(ManualClock::at(1_700_006_400.0).now());
-    sink.publish(&count(midnight)).await.unwrap();
+    sink.publish(&count(midnight), &Grant::for_ever()).await.unwrap();
     assert!(logs.join("headcount.2023-11-15.jsonl").exists());
 }
 

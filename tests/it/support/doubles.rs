@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use headcount::grant::Grant;
 use headcount::sink::{CountSink, SinkError};
 use headcount::window::{Clock, WindowCount};
 
@@ -57,11 +58,11 @@ impl CountSink for TestSink {
         self.name
     }
 
-    async fn publish(&mut self, count: &WindowCount) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
         let mut refusals = self.refusals.lock().unwrap();
         if *refusals > 0 {
             *refusals -= 1;
-            return Err(SinkError::from(Box::from("refused by the test")));
+            return Err(SinkError::unavailable("refused by the test"));
         }
         self.taken.lock().unwrap().push(*count);
         Ok(())

@@ -27,7 +27,12 @@ impl Fleet {
     /// Starts so many instances, one after another.
     pub async fn start(instances: usize, redis: &Redis, namespace: &str, args: &[&str]) -> Self {
         let common = ["--window", "2s", "--redis-url", &redis.url(), "--namespace", namespace];
-        let args = common.into_iter().chain(args.iter().copied()).map(str::to_owned).collect();
+        Self::start_with(instances, &[&common[..], args].concat()).await
+    }
+
+    /// The same with all arguments but the address.
+    pub async fn start_with(instances: usize, args: &[&str]) -> Self {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let mut fleet = Self { servers: Vec::new(), args };
         for _ in 0..instances {
             fleet.add().await;

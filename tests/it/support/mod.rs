@@ -4,6 +4,7 @@ pub mod disk;
 pub mod doubles;
 pub mod fleet;
 pub mod http;
+pub mod kafka;
 pub mod load;
 pub mod nginx;
 pub mod process;

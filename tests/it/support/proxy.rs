@@ -22,9 +22,11 @@ pub enum Fault {
     Slow(Duration),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct State {
     fault: Fault,
+    /// What clients send with this in it does not pass, nor what they send after it.
+    held: Option<String>,
     /// How often all connections were to be reset: one that is younger than the last time stays.
     resets: u64,
 }
@@ -40,12 +42,12 @@ impl Proxy {
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let state = watch::Sender::new(State { fault: Fault::None, resets: 0 });
+        let state = watch::Sender::new(State { fault: Fault::None, held: None, resets: 0 });
         let of_connections = state.subscribe();
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let state = of_connections.clone();
-                let State { fault, resets } = *state.borrow();
+                let State { fault, resets, .. } = *state.borrow();
                 if fault == Fault::Refuse {
                     let _ = client.set_zero_linger();
                 } else {
@@ -58,6 +60,16 @@ impl Proxy {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Holds back whatever clients send with this in it, and all that comes after it on their connections.
+    pub fn hold(&self, text: &str) {
+        self.state.send_modify(|state| state.held = Some(text.to_owned()));
+    }
+
+    /// Lets it pass.
+    pub fn release(&self) {
+        self.state.send_modify(|state| state.held = None);
     }
 
     /// From now on. The first moments after this may still see the network as it was.
@@ -108,6 +120,11 @@ async fn pass(
     loop {
         let read = from.read(&mut buffer).await?;
         state.wait_for(|state| state.fault != Fault::Stall).await.map_err(std::io::Error::other)?;
+        let passes = |state: &State| {
+            let held = state.held.as_ref();
+            held.is_none_or(|held| !buffer[..read].windows(held.len()).any(|part| part == held.as_bytes()))
+        };
+        state.wait_for(passes).await.map_err(std::io::Error::other)?;
         let fault = state.borrow().fault;
         if let Fault::Slow(by) = fault {
             tokio::time::sleep(by).await;

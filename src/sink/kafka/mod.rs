@@ -1,0 +1,173 @@
+//! The Kafka sink: every window exactly once in a topic.
+//!
+//! # How
+//!
+//! The topic itself is the record of what has been published: its partition 0 has a namespace's windows and
+//! nothing else. All instances use one `transactional.id`. Whoever begins to publish, and whoever does not know
+//! what became of his last transaction, makes a new producer and
+//!
+//! 1. runs `init_transactions`, which fences every producer before it and aborts what they left open;
+//! 2. reads the last committed record ([`ledger`]): nobody can add another one now;
+//! 3. goes on with the window after it, one transaction a window.
+//!
+//! So a leader that was stopped in the middle of a commit, and goes on while another one leads, cannot commit any
+//! more; and one that died between its commit and saying so is not repeated. Readers have to read with
+//! `isolation.level=read_committed`.
+//!
+//! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
+
+mod client;
+mod ledger;
+mod settings;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use serde::Serialize;
+use tracing::info;
+
+use self::client::Watcher;
+pub use self::settings::{KafkaArgs, KafkaSettings};
+use super::{CountSink, Method, SinkError};
+use crate::grant::Grant;
+use crate::metrics::Metrics;
+use crate::window::{Window, WindowCount, WindowLength};
+
+/// How long a call to the brokers may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The only partition that is used.
+const PARTITION: i32 = 0;
+
+/// What the records say about the service.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The key of every record.
+    pub namespace: String,
+    /// This process, unlike any other.
+    pub instance: String,
+    /// How it counts.
+    pub method: Method,
+    /// The length of windows.
+    pub window: WindowLength,
+}
+
+/// Publishes to a topic.
+pub struct KafkaSink {
+    settings: Arc<KafkaSettings>,
+    origin: Arc<Origin>,
+    watcher: Watcher,
+    producer: Option<Arc<FutureProducer<Watcher>>>,
+}
+
+/// A record's value: nothing but this.
+#[derive(Serialize)]
+struct Value {
+    timestamp: Window,
+    unique_request_count: u64,
+}
+
+impl KafkaSink {
+    /// Does not connect yet.
+    pub fn new(settings: KafkaSettings, origin: Origin, metrics: &Metrics) -> Self {
+        let (settings, origin) = (Arc::new(settings), Arc::new(origin));
+        Self { settings, origin, watcher: Watcher::new(metrics), producer: None }
+    }
+
+    /// The calls of librdkafka block: they run on a thread of their own.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        let done = tokio::task::spawn_blocking(work).await.map_err(SinkError::unavailable)?;
+        done.map_err(|error| self.watcher.explain(error))
+    }
+}
+
+#[async_trait]
+impl CountSink for KafkaSink {
+    fn name(&self) -> &'static str {
+        "kafka"
+    }
+
+    async fn resume(&mut self, grant: &Grant) -> Result<Option<Window>, SinkError> {
+        let old = self.producer.take();
+        let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
+        let (watcher, grant) = (self.watcher.clone(), grant.clone());
+        let (producer, last) = self
+            .blocking(move || {
+                drop(old);
+                let producer: FutureProducer<Watcher> =
+                    settings.producer(&origin.namespace).create_with_context(watcher).map_err(failure)?;
+                settings.make_topic(producer.client())?;
+                if !grant.is_valid() {
+                    return Err(SinkError::Fenced);
+                }
+                producer.init_transactions(TIMEOUT).map_err(failure)?;
+                let last = ledger::last(&settings, &origin)?;
+                Ok((producer, last))
+            })
+            .await?;
+        self.producer = Some(Arc::new(producer));
+        let after = last.map(tracing::field::display);
+        info!(topic = self.settings.topic, after, "publishing to Kafka");
+        Ok(last)
+    }
+
+    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+        let Some(producer) = self.producer.clone() else {
+            return Err(SinkError::unavailable("no connection to Kafka"));
+        };
+        let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
+        let (count, token) = (*count, grant.token());
+        self.blocking(move || {
+            let record = Value { timestamp: count.window, unique_request_count: count.unique_request_count };
+            let value = serde_json::to_vec(&record).map_err(SinkError::unavailable)?;
+            let record = FutureRecord::to(&settings.topic)
+                .partition(PARTITION)
+                .key(&origin.namespace)
+                .payload(&value)
+                .timestamp(millis(count.window.end()))
+                .headers(headers(&origin, &count, token));
+            producer.begin_transaction().map_err(failure)?;
+            // What becomes of the record is what becomes of the transaction, which waits for it.
+            let _delivered = producer.send_result(record).map_err(|(error, _)| failure(error))?;
+            producer.commit_transaction(TIMEOUT).map_err(failure)
+        })
+        .await
+    }
+}
+
+fn headers(origin: &Origin, count: &WindowCount, token: u64) -> OwnedHeaders {
+    let values = [
+        ("mode", origin.method.mode.as_str().to_owned()),
+        ("standard_error", origin.method.standard_error.to_string()),
+        (ledger::WINDOW_SECONDS, origin.window.seconds().to_string()),
+        ("accepted_ids", count.accepted_ids.to_string()),
+        ("complete", count.complete.to_string()),
+        ("instance", origin.instance.clone()),
+        ("fencing_token", token.to_string()),
+    ];
+    values.iter().fold(OwnedHeaders::new_with_capacity(values.len()), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    })
+}
+
+fn millis(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
+}
+
+/// What is left to say of most errors is that trying again may help.
+fn failure(error: KafkaError) -> SinkError {
+    match error.rdkafka_error_code() {
+        Some(
+            RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::InvalidProducerEpoch,
+        ) => SinkError::Fenced,
+        _ => SinkError::unavailable(error),
+    }
+}

@@ -1,0 +1,240 @@
+//! Kafka: the broker that scripts/test starts for all tests, brokers of a test's own, and what is in a topic.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::wait_blocking;
+
+/// The broker that all tests share.
+pub fn shared() -> String {
+    std::env::var("HEADCOUNT_TEST_KAFKA").expect(
+        "no broker: run ./scripts/test or `scripts/kafka with cargo test`, or set HEADCOUNT_TEST_KAFKA to the \
+         host:port of one",
+    )
+}
+
+/// A namespace that nobody else has, also in a broker that was there before.
+pub fn namespace(name: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    format!("{name}-{}", now.as_nanos())
+}
+
+/// A broker of the test's own.
+pub struct Kafka {
+    port: u16,
+    process: Process,
+    dir: TempDir,
+}
+
+impl Kafka {
+    /// Where clients have been told that it is; once it answers.
+    pub fn start_on(port: u16) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut kafka = Self { port, process: spawn(dir.path(), port), dir };
+        kafka.wait_until_up();
+        kafka
+    }
+
+    pub fn kill(&mut self) {
+        self.process.signal("KILL");
+        self.process.wait();
+    }
+
+    /// With the data that it had.
+    pub fn restart(&mut self) {
+        self.process = spawn(self.dir.path(), self.port);
+        self.wait_until_up();
+    }
+
+    fn wait_until_up(&mut self) {
+        let log = log(self.dir.path());
+        wait_blocking("Kafka to start", || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let ended = self.process.0.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "Kafka ended:\n{said}");
+            said.contains("Kafka Server started")
+        });
+    }
+}
+
+fn log(dir: &Path) -> PathBuf {
+    dir.join("stderr")
+}
+
+fn spawn(dir: &Path, port: u16) -> Process {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka");
+    let mut command = Command::new(script);
+    command.arg("serve").arg(dir).arg(port.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+    // Truncated: what the last start said is not taken for this one's.
+    command.stderr(File::create(log(dir)).expect("a log"));
+    Process(command.spawn().expect("scripts/kafka starts"))
+}
+
+/// A committed record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    pub key: String,
+    pub value: String,
+    pub headers: BTreeMap<String, String>,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
+}
+
+impl Record {
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.value).expect("JSON")
+    }
+
+    /// The window's start, in seconds since 1970.
+    pub fn start(&self) -> u64 {
+        let json = self.json();
+        let text = json["timestamp"].as_str().expect("a timestamp");
+        let format = &time::format_description::well_known::Rfc3339;
+        time::OffsetDateTime::parse(text, format).expect("RFC 3339").unix_timestamp() as u64
+    }
+
+    pub fn count(&self) -> u64 {
+        self.json()["unique_request_count"].as_u64().expect("a count")
+    }
+}
+
+/// Reads committed records of a topic from its beginning.
+fn reader(brokers: &str, topic: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "test")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .set("topic.metadata.refresh.interval.ms", "500")
+        .set("reconnect.backoff.max.ms", "500")
+        .create()
+        .expect("a consumer");
+    let mut partitions = TopicPartitionList::new();
+    partitions.add_partition_offset(topic, 0, Offset::Beginning).expect("a partition");
+    consumer.assign(&partitions).expect("an assignment");
+    consumer
+}
+
+impl From<BorrowedMessage<'_>> for Record {
+    fn from(message: BorrowedMessage<'_>) -> Self {
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        Self {
+            key: text(message.key()),
+            value: text(message.payload()),
+            headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
+            timestamp: message.timestamp().to_millis().expect("a timestamp"),
+        }
+    }
+}
+
+/// All committed records of a topic; none if there is no topic.
+pub fn committed(brokers: &str, topic: &str) -> Vec<Record> {
+    let consumer = reader(brokers, topic);
+    let mut records = Vec::new();
+    loop {
+        match consumer.poll(Duration::from_secs(10)) {
+            Some(Ok(message)) => records.push(message.into()),
+            Some(Err(KafkaError::PartitionEOF(_))) | None => return records,
+            Some(Err(error))
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) =>
+            {
+                return records;
+            }
+            Some(Err(_)) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Follows a topic from its beginning, and knows when each record could be read.
+pub struct Tail {
+    read: Arc<Mutex<Vec<(Record, SystemTime)>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Tail {
+    pub fn start(brokers: &str, topic: &str) -> Self {
+        let (read, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (sink, stopped) = (Arc::clone(&read), Arc::clone(&stop));
+        let consumer = reader(brokers, topic);
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Errors are of brokers that are away, or of a topic that is not there yet.
+                if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                    sink.lock().unwrap().push((message.into(), SystemTime::now()));
+                }
+            }
+        });
+        Self { read, stop }
+    }
+
+    pub fn records(&self) -> Vec<Record> {
+        self.read.lock().unwrap().iter().map(|(record, _)| record.clone()).collect()
+    }
+
+    pub fn last(&self) -> Option<u64> {
+        self.read.lock().unwrap().last().map(|(record, _)| record.start())
+    }
+
+    /// Until the window that begins then can be read.
+    pub async fn wait_for(&self, start: u64) -> Vec<Record> {
+        super::wait_for("a record in Kafka", || (self.last() >= Some(start)).then(|| self.records())).await
+    }
+
+    /// For each record, how long after its window's end it could be read; sorted.
+    pub fn delays(&self) -> Vec<Duration> {
+        let read = self.read.lock().unwrap();
+        let end = |record: &Record| UNIX_EPOCH + Duration::from_millis(record.timestamp.unsigned_abs());
+        let mut delays: Vec<_> =
+            read.iter().map(|(record, at)| at.duration_since(end(record)).unwrap_or_default()).collect();
+        delays.sort();
+        delays
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits until the window that begins then can be read by somebody who reads the topic anew.
+pub async fn wait_recorded(brokers: &str, topic: &str, start: u64) -> Vec<Record> {
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    let read = move || {
+        let mut records = Vec::new();
+        wait_blocking("a record in Kafka", || {
+            records = committed(&brokers, &topic);
+            records.last().is_some_and(|last| last.start() >= start)
+        });
+        records
+    };
+    tokio::task::spawn_blocking(read).await.expect("records")
+}
+
+/// Every window from the first to the last, once each and in order.
+#[track_caller]
+pub fn assert_each_once(records: &[Record], window_seconds: u64) {
+    for pair in records.windows(2) {
+        assert_eq!(
+            pair[1].start(),
+            pair[0].start() + window_seconds,
+            "{:#?}",
+            records.iter().map(Record::start).collect::<Vec<_>>()
+        );
+    }
+}
