@@ -1,5 +1,7 @@
 # syntax=docker/dockerfile:1
 FROM rust:1-slim-bookworm AS build
+# What librdkafka and its OpenSSL are built with.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ make perl && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 
 # The dependencies first, from the manifests alone: this layer is rebuilt only when they change.
@@ -7,12 +9,12 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
  && echo 'fn main() {}' > src/main.rs \
  && touch src/lib.rs \
- && cargo build --release --locked --bin headcount \
+ && cargo build --release --locked --features kafka-tls --bin headcount \
  && rm -r src
 
 COPY src ./src
 # Sources are copied with the times of the checkout, which may be older than the stand-ins.
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin headcount
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked --features kafka-tls --bin headcount
 
 FROM debian:bookworm-slim
 RUN useradd --system --uid 10001 --no-create-home headcount

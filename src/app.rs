@@ -37,9 +37,9 @@ use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
 use crate::redis::{Address, CannotConnect};
 use crate::sealer::Sealer;
-use crate::sink::kafka::{KafkaArgs, KafkaSettings, KafkaSink, Origin};
-use crate::sink::log::{FileSink, LogSink, LogSinkArgs, UnwritableLogDir};
-use crate::sink::{CountSink, Method};
+use crate::sink::Origin;
+use crate::sink::log::UnwritableLogDir;
+use crate::sinks::{SinkArgs, Sinks};
 use crate::window::{Clock, SystemClock};
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
@@ -68,10 +68,7 @@ pub struct ServeArgs {
     pub publisher: PublisherArgs,
 
     #[command(flatten)]
-    log_sink: LogSinkArgs,
-
-    #[command(flatten)]
-    kafka: KafkaArgs,
+    sinks: SinkArgs,
 
     #[command(flatten)]
     stopping: StoppingArgs,
@@ -106,7 +103,7 @@ impl ServeArgs {
     pub fn validate(self) -> Result<Config, String> {
         let retention = self.counting.retention()?;
         let redis = self.backend.redis.address()?;
-        let kafka = self.kafka.settings(&self.backend.redis.namespace)?;
+        let sinks = self.sinks.validate(&self.backend.redis.namespace, redis.is_some())?;
         let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
         if drain_delay >= shutdown_timeout {
             return Err(format!(
@@ -115,7 +112,7 @@ impl ServeArgs {
                 humantime::format_duration(shutdown_timeout),
             ));
         }
-        Ok(Config { args: self, retention, redis, kafka })
+        Ok(Config { args: self, retention, redis, sinks })
     }
 }
 
@@ -128,8 +125,22 @@ pub struct Config {
     pub retention: Duration,
     /// Where Redis is, if the counter is there.
     pub redis: Option<Address>,
-    /// How Kafka is reached, if counts go there.
-    pub kafka: Option<KafkaSettings>,
+    /// Where counts go.
+    pub sinks: Sinks,
+}
+
+impl Config {
+    /// What sinks are told about the counts.
+    pub fn origin(&self, instance: String) -> Origin {
+        let counting = &self.args.counting;
+        Origin {
+            namespace: self.args.backend.redis.namespace.clone(),
+            instance,
+            mode: counting.mode,
+            standard_error: counting.standard_error(),
+            window: counting.window,
+        }
+    }
 }
 
 /// Bound sockets.
@@ -239,13 +250,12 @@ struct Service {
 
 impl Service {
     async fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
-        let Config { args, retention, redis, kafka } = config;
-        let ServeArgs { counting, http: limits, backend, publisher, log_sink, stopping, .. } = args;
-        let namespace = backend.redis.namespace.clone();
+        let ServeArgs { counting, http: limits, backend, publisher, stopping, .. } = config.args.clone();
+        let retention = config.retention;
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (stop_http, stop_admin) = (Stop::default(), Stop::default());
-        let backend = match &redis {
+        let backend = match &config.redis {
             Some(address) => Backend::in_redis(&backend, address, &counting, retention, &metrics).await?,
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
         };
@@ -253,13 +263,8 @@ impl Service {
         let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
-        let method = Method { mode: counting.mode, standard_error: counting.standard_error() };
-        let mut sinks = log_sinks(method, &log_sink)?;
-        if let Some(kafka) = kafka {
-            let (instance, window) = (backend.process.clone(), counting.window);
-            let origin = Origin { namespace, instance, method, window };
-            sinks.push(Box::new(KafkaSink::new(kafka, origin, &metrics)));
-        }
+        let origin = config.origin(backend.process.clone());
+        let sinks = config.sinks.open(&origin, backend.redis.as_ref(), retention, &metrics)?;
         let sealer = Sealer::introduce(
             Arc::clone(&clock),
             Arc::clone(&backend.counter),
@@ -392,14 +397,6 @@ fn failed(part: &'static str, ended: Result<Result<(), impl Into<RunError>>, Joi
         Ok(Ok(())) => RunError::Returned(part),
         Err(error) => error.into(),
     }
-}
-
-fn log_sinks(method: Method, log: &LogSinkArgs) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
-    let mut sinks: Vec<Box<dyn CountSink>> = vec![Box::new(LogSink(method))];
-    if let Some(dir) = &log.log_dir {
-        sinks.push(Box::new(FileSink::open(dir, method)?));
-    }
-    Ok(sinks)
 }
 
 fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {

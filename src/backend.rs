@@ -48,6 +48,8 @@ pub struct Backend {
     pub name: &'static str,
     /// This process, unlike any other.
     pub process: String,
+    /// Redis, if that is where they are.
+    pub redis: Option<Redis>,
     /// Remembers the ids.
     pub counter: Arc<dyn UniqueCounter>,
     /// Coordinates the instances.
@@ -77,6 +79,7 @@ impl Backend {
         Self {
             name: "memory",
             process: process_name(),
+            redis: None,
             counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
             coordinator: Arc::new(Alone::new(draining)),
             grant: watch::channel(Some(Grant::for_ever())).1,
@@ -128,6 +131,7 @@ impl Backend {
         Ok(Self {
             name: "redis",
             process,
+            redis: Some(redis),
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),

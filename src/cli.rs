@@ -13,11 +13,11 @@ use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
 use tracing::error;
 
-use crate::app::{self, ServeArgs};
+use crate::app::{self, Config, ServeArgs};
 use crate::http::ListenArgs;
 use crate::lines::CountArgs;
 use crate::logging::LoggingArgs;
-use crate::{check, healthcheck, lines, logging};
+use crate::{check, healthcheck, lines, logging, verify};
 
 const USAGE: u8 = 2;
 /// How long threads that hang in a system call are waited for at the end.
@@ -42,6 +42,8 @@ enum Command {
     Serve(Box<Serve>),
     /// See whether serving with the same flags would go well: a line for each finding, exit code 0 or 1
     Check(Box<Serve>),
+    /// Read the Kafka topic of a service with these flags: gaps, repeats, wrong counts; exit code 0 or 1
+    Verify(Box<Serve>),
     /// Count the different lines of a file or of standard input
     Count(CountArgs),
     /// Ask a running service whether it lives; exit code 0 or 1
@@ -65,7 +67,14 @@ pub fn run() -> ExitCode {
     };
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
         Command::Serve(args) => serve(*args),
-        Command::Check(args) => check(*args),
+        Command::Check(args) => {
+            look(*args, |config| Ok(async move { check::run(&config, io::stdout()).await }))
+        }
+        Command::Verify(args) => look(*args, |config| {
+            let settings =
+                config.sinks.kafka.clone().ok_or("'--kafka-brokers' is missing: what is to be verified?")?;
+            Ok(async move { verify::run(&config, &settings, io::stdout()).await })
+        }),
         Command::Count(args) => finish(lines::run(&args).map(Some)),
         Command::Healthcheck(args) => finish(in_runtime(async {
             healthcheck::run(&args).await.map(|()| None).map_err(|error| error.to_string())
@@ -96,14 +105,17 @@ fn senseless(message: &str) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-fn check(args: Serve) -> ExitCode {
-    let config = match args.serve.validate() {
-        Ok(config) => config,
+/// Runs what says whether all is well.
+fn look<F>(args: Serve, looking: impl FnOnce(Config) -> Result<F, &'static str>) -> ExitCode
+where
+    F: Future<Output = io::Result<bool>>,
+{
+    let looking = match args.serve.validate().and_then(|config| looking(config).map_err(str::to_owned)) {
+        Ok(looking) => looking,
         Err(message) => return senseless(&message),
     };
     let all_is_well = in_runtime(async {
-        let out = io::stdout();
-        check::run(&config, out).await.map_err(|error| format!("cannot write to standard output: {error}"))
+        looking.await.map_err(|error| format!("cannot write to standard output: {error}"))
     });
     match all_is_well {
         Ok(false) => ExitCode::FAILURE,

@@ -6,11 +6,11 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`] |
+//! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
-//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`], [`sink::kafka`] |
+//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`grant`], [`metrics`], [`args`], [`unavailable`] |
+//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`grant`], [`findings`], [`metrics`], [`args`], [`unavailable`] |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
@@ -21,6 +21,7 @@ pub mod check;
 pub mod cli;
 pub mod coordinator;
 pub mod counter;
+pub mod findings;
 pub mod grant;
 pub mod healthcheck;
 pub mod http;
@@ -34,6 +35,8 @@ pub mod redis;
 pub mod sealer;
 pub mod shard;
 pub mod sink;
+pub mod sinks;
 pub mod sketch;
 pub mod unavailable;
+pub mod verify;
 pub mod window;

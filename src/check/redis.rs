@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::rights::{self, Rights};
-use super::{Findings, Verdict};
 use crate::app::Config;
 use crate::backend::{Coordination, process_name};
+use crate::findings::{Findings, Verdict};
 use crate::metrics::Metrics;
 use crate::redis::server::{OLDEST, ServerFacts};
 use crate::redis::{Address, CannotConnect, Redis};

@@ -174,11 +174,21 @@ pub enum Call {
     Close,
     /// To give, prolong or free the lease.
     Lease,
+    /// To add to the stream of counts.
+    Publish,
 }
 
 impl Call {
-    const ALL: [Self; 7] =
-        [Self::Ask, Self::Write, Self::Seal, Self::Count, Self::Report, Self::Close, Self::Lease];
+    const ALL: [Self; 8] = [
+        Self::Ask,
+        Self::Write,
+        Self::Seal,
+        Self::Count,
+        Self::Report,
+        Self::Close,
+        Self::Lease,
+        Self::Publish,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -189,6 +199,7 @@ impl Call {
             Self::Report => "report",
             Self::Close => "close",
             Self::Lease => "lease",
+            Self::Publish => "publish",
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tracing::info;
 
-use super::{CountSink, Method, SinkError};
+use super::{CountSink, Origin, SinkError};
 use crate::grant::Grant;
 use crate::window::WindowCount;
 
@@ -27,7 +27,7 @@ pub struct LogSinkArgs {
 
 /// Logs every count as an event at level info, at once. Lines go to standard output behind its back, so
 /// what it takes is only as safe as that; `--log-dir` is for those who need to know.
-pub struct LogSink(pub Method);
+pub struct LogSink(pub Origin);
 
 #[async_trait]
 impl CountSink for LogSink {
@@ -55,7 +55,7 @@ impl CountSink for LogSink {
 /// the file or its directory in between.
 pub struct FileSink {
     dir: PathBuf,
-    method: Method,
+    origin: Origin,
 }
 
 /// The directory cannot be written to.
@@ -80,13 +80,13 @@ impl FileSink {
     /// # Errors
     ///
     /// [`UnwritableLogDir`] when it cannot.
-    pub fn open(dir: &Path, method: Method) -> Result<Self, UnwritableLogDir> {
+    pub fn open(dir: &Path, origin: Origin) -> Result<Self, UnwritableLogDir> {
         let probe = dir.join(".headcount-probe");
         fs::create_dir_all(dir)
             .and_then(|()| File::create(&probe))
             .and_then(|_| fs::remove_file(&probe))
             .map_err(|cause| UnwritableLogDir { dir: dir.display().to_string(), cause })?;
-        Ok(Self { dir: dir.to_owned(), method })
+        Ok(Self { dir: dir.to_owned(), origin })
     }
 }
 
@@ -97,7 +97,7 @@ impl CountSink for FileSink {
     }
 
     async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
-        let Method { mode, standard_error } = self.method;
+        let Origin { mode, standard_error, .. } = self.origin;
         let line = Line { count, mode: mode.as_str(), standard_error };
         let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));

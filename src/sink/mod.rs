@@ -2,6 +2,7 @@
 
 pub mod kafka;
 pub mod log;
+pub mod stream;
 
 use std::error::Error;
 
@@ -9,15 +10,21 @@ use async_trait::async_trait;
 
 use crate::counter::Mode;
 use crate::grant::Grant;
-use crate::window::{Window, WindowCount};
+use crate::window::{Window, WindowCount, WindowLength};
 
-/// How the counts were made; the same for all that a service publishes.
-#[derive(Debug, Clone, Copy)]
-pub struct Method {
-    /// `hll` or `exact`.
+/// Where counts come from, and how they were made: the same for all that a service publishes.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// What the instances share.
+    pub namespace: String,
+    /// This process, unlike any other.
+    pub instance: String,
+    /// How ids are remembered.
     pub mode: Mode,
-    /// Relative to the truth.
+    /// Of the counts, relative to the truth.
     pub standard_error: f64,
+    /// The length of windows.
+    pub window: WindowLength,
 }
 
 /// Takes the counts of closed windows, in order, one at a time.

@@ -14,7 +14,7 @@ use headcount::publisher::{Publisher, SinkEnded};
 use headcount::sealer::Sealer;
 use headcount::shard::Shards;
 use headcount::sink::CountSink;
-use headcount::sink::Method;
+use headcount::sink::Origin;
 use headcount::sink::log::FileSink;
 use headcount::window::{Clock, WindowCount, WindowLength};
 use tokio::sync::watch;
@@ -45,6 +45,11 @@ struct Running {
 
 fn window_length() -> WindowLength {
     "10s".parse().unwrap()
+}
+
+fn origin() -> Origin {
+    let (namespace, instance) = ("test".to_owned(), "test/1".to_owned());
+    Origin { namespace, instance, mode: Mode::Exact, standard_error: 0.0, window: window_length() }
 }
 
 async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
@@ -340,8 +345,7 @@ async fn with_a_log_dir_every_window_is_a_line_of_json() {
 async fn files_heal() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
-    let method = Method { mode: Mode::Exact, standard_error: 0.0 };
-    let mut sink = FileSink::open(&logs, method).unwrap();
+    let mut sink = FileSink::open(&logs, origin()).unwrap();
     assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 0, "nothing before the first window");
     let window = window_length().window_at(ManualClock::at(START).now());
     let count = |window| WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true };

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use tracing::{debug, error};
 
@@ -66,7 +66,10 @@ impl ClientContext for Watcher {
     fn error(&self, error: KafkaError, reason: &str) {
         self.errors.increment(1);
         debug!(target: "librdkafka", %error, reason, "an error");
-        *self.last_error.lock() = Some(reason.to_owned());
+        // That all brokers are down follows the reason for it.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.last_error.lock() = Some(reason.to_owned());
+        }
     }
 }
 

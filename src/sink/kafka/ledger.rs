@@ -21,16 +21,42 @@ use crate::window::Window;
 
 /// The header that says how long the record's window is.
 pub(super) const WINDOW_SECONDS: &str = "window_seconds";
+/// The header that says whether the count is whole.
+pub(super) const COMPLETE: &str = "complete";
 /// How far before the end the last record is looked for at first.
 const FIRST_LOOK: i64 = 64;
 /// How long another producer's open transaction is waited for: longer than most are given.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// A record's value, as far as it is of interest.
+/// A published window, as its record has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Its start, in seconds since 1970.
+    pub start: u64,
+    /// Its length.
+    pub seconds: u64,
+    /// How many different ids.
+    pub unique_request_count: u64,
+    /// Whether the count is whole.
+    pub complete: bool,
+}
+
 #[derive(Deserialize)]
 struct Value {
     timestamp: String,
+    unique_request_count: u64,
+}
+
+/// Reads all committed records, oldest first, as they are now.
+///
+/// # Errors
+///
+/// [`SinkError`]; fatal for a record that is not of this namespace.
+pub fn read(settings: &KafkaSettings, origin: &Origin, mut each: impl FnMut(Entry)) -> Result<(), SinkError> {
+    let committed: BaseConsumer = settings.consumer("read_committed").create().map_err(failure)?;
+    let (low, _) = committed.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
+    read_since(settings, origin, &committed, low, &mut each)
 }
 
 /// The last committed window. Nobody may be able to add one meanwhile.
@@ -42,8 +68,11 @@ pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<W
     let mut look = FIRST_LOOK;
     loop {
         let from = (end - look).max(low);
-        if let Some(window) = last_since(settings, origin, &committed, from)? {
-            return Ok(Some(window));
+        let mut last = None;
+        read_since(settings, origin, &committed, from, &mut |entry| last = Some(entry))?;
+        if let Some(Entry { start, seconds, .. }) = last {
+            // If windows had another length then, the one of ours in which it ends.
+            return Ok(Some(origin.window.starting_at(start + seconds.max(1) - 1)));
         }
         if from == low {
             return Ok(None);
@@ -79,24 +108,24 @@ fn wait_for_transactions(
     }
 }
 
-/// The last one from an offset on.
-fn last_since(
+/// Those from an offset on.
+fn read_since(
     settings: &KafkaSettings,
     origin: &Origin,
     committed: &BaseConsumer,
     from: i64,
-) -> Result<Option<Window>, SinkError> {
+    each: &mut dyn FnMut(Entry),
+) -> Result<(), SinkError> {
     let mut partitions = TopicPartitionList::new();
     partitions.add_partition_offset(&settings.topic, PARTITION, Offset::Offset(from)).map_err(failure)?;
     committed.assign(&partitions).map_err(failure)?;
-    let mut last = None;
     loop {
         match committed.poll(TIMEOUT) {
             None => return Err(SinkError::unavailable("Kafka does not answer in time")),
-            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
             Some(Err(error)) if is_passing(&error) => {}
             Some(Err(error)) => return Err(failure(error)),
-            Some(Ok(record)) => last = Some(window_of(settings, origin, &record)?),
+            Some(Ok(record)) => each(entry(settings, origin, &record)?),
         }
     }
 }
@@ -109,30 +138,40 @@ fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
-/// The record's window or, if windows had another length then, the one of ours in which it ends.
-fn window_of(
+fn entry(
     settings: &KafkaSettings,
     origin: &Origin,
     record: &BorrowedMessage<'_>,
-) -> Result<Window, SinkError> {
+) -> Result<Entry, SinkError> {
     let foreign = |what: String| {
         SinkError::Fatal(format!(
-            "the topic {} has {what}: it needs a topic of its own, with --kafka-topic or another --namespace",
-            settings.topic
+            "the topic {} has {what} at offset {}: it needs a topic of its own, with --kafka-topic or another \
+             --namespace",
+            settings.topic,
+            record.offset()
         ))
     };
     let key = String::from_utf8_lossy(record.key().unwrap_or_default());
     if key != origin.namespace {
-        return Err(foreign(format!("a last record with the key '{key}'")));
+        return Err(foreign(format!("a record with the key '{key}'")));
     }
     let value: Option<Value> = record.payload().and_then(|value| serde_json::from_slice(value).ok());
-    let start = value.and_then(|value| OffsetDateTime::parse(&value.timestamp, &Rfc3339).ok());
-    let Some(start) = start else { return Err(foreign("a last record that is no count".to_owned())) };
-    let seconds = record.headers().and_then(|headers| {
-        let header = headers.iter().find(|header| header.key == WINDOW_SECONDS)?;
-        std::str::from_utf8(header.value?).ok()?.parse::<u64>().ok()
+    let parsed = value.and_then(|value| {
+        let start = OffsetDateTime::parse(&value.timestamp, &Rfc3339).ok()?;
+        Some((u64::try_from(start.unix_timestamp()).ok()?, value.unique_request_count))
     });
-    let seconds = seconds.unwrap_or_else(|| u64::from(origin.window.seconds()));
-    let last_moment = u64::try_from(start.unix_timestamp()).unwrap_or_default() + seconds.max(1) - 1;
-    Ok(origin.window.starting_at(last_moment))
+    let Some((start, unique_request_count)) = parsed else {
+        return Err(foreign("a record that is no count".to_owned()));
+    };
+    let header = |key: &str| {
+        let header = record.headers()?.iter().find(|header| header.key == key)?;
+        std::str::from_utf8(header.value?).ok()
+    };
+    let seconds = header(WINDOW_SECONDS).and_then(|seconds| seconds.parse().ok());
+    Ok(Entry {
+        start,
+        seconds: seconds.unwrap_or_else(|| u64::from(origin.window.seconds())),
+        unique_request_count,
+        complete: header(COMPLETE) == Some("true"),
+    })
 }

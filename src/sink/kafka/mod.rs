@@ -17,7 +17,8 @@
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
 
 mod client;
-mod ledger;
+pub mod ledger;
+mod preflight;
 mod settings;
 
 use std::sync::Arc;
@@ -31,29 +32,17 @@ use serde::Serialize;
 use tracing::info;
 
 use self::client::Watcher;
+pub use self::preflight::{Preflight, preflight};
 pub use self::settings::{KafkaArgs, KafkaSettings};
-use super::{CountSink, Method, SinkError};
+use super::{CountSink, Origin, SinkError};
 use crate::grant::Grant;
 use crate::metrics::Metrics;
-use crate::window::{Window, WindowCount, WindowLength};
+use crate::window::{Window, WindowCount};
 
 /// How long a call to the brokers may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The only partition that is used.
 const PARTITION: i32 = 0;
-
-/// What the records say about the service.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// The key of every record.
-    pub namespace: String,
-    /// This process, unlike any other.
-    pub instance: String,
-    /// How it counts.
-    pub method: Method,
-    /// The length of windows.
-    pub window: WindowLength,
-}
 
 /// Publishes to a topic.
 pub struct KafkaSink {
@@ -143,11 +132,11 @@ impl CountSink for KafkaSink {
 
 fn headers(origin: &Origin, count: &WindowCount, token: u64) -> OwnedHeaders {
     let values = [
-        ("mode", origin.method.mode.as_str().to_owned()),
-        ("standard_error", origin.method.standard_error.to_string()),
+        ("mode", origin.mode.as_str().to_owned()),
+        ("standard_error", origin.standard_error.to_string()),
         (ledger::WINDOW_SECONDS, origin.window.seconds().to_string()),
         ("accepted_ids", count.accepted_ids.to_string()),
-        ("complete", count.complete.to_string()),
+        (ledger::COMPLETE, count.complete.to_string()),
         ("instance", origin.instance.clone()),
         ("fencing_token", token.to_string()),
     ];

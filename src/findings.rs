@@ -1,0 +1,54 @@
+//! Findings: what `headcount check` and `headcount verify` say, a line each.
+
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It would serve, but not as one would wish.
+    Warn,
+    /// It would not serve, or not be right.
+    Fail,
+}
+
+/// Where findings go: a line each, as they come.
+pub struct Findings<W> {
+    out: W,
+    failed: bool,
+}
+
+impl<W: Write> Findings<W> {
+    /// None yet.
+    pub fn new(out: W) -> Self {
+        Self { out, failed: false }
+    }
+
+    /// Whether one of them is that something is wrong.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Writes one.
+    ///
+    /// # Errors
+    ///
+    /// [`io::Error`] when no more can be written.
+    pub fn add(&mut self, verdict: Verdict, subject: &str, text: impl Display) -> io::Result<()> {
+        self.failed |= verdict == Verdict::Fail;
+        writeln!(self.out, "{verdict} {subject}: {text}")?;
+        self.out.flush()
+    }
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok  ",
+            Self::Warn => "warn",
+            Self::Fail => "FAIL",
+        })
+    }
+}

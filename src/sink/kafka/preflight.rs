@@ -1,0 +1,64 @@
+//! A look at Kafka before the start, as the sink would use it, that disturbs nobody.
+
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use tokio::runtime::Handle;
+
+use super::{KafkaSettings, Origin, PARTITION, SinkError, TIMEOUT, Watcher, failure, ledger};
+use crate::metrics::Metrics;
+use crate::window::Window;
+
+/// What there is.
+#[derive(Debug)]
+pub struct Preflight {
+    /// Partitions of the topic; none if it does not exist.
+    pub partitions: usize,
+    /// The last published window.
+    pub last: Result<Option<Window>, SinkError>,
+    /// Whether the topic can be written to.
+    pub writable: Result<(), SinkError>,
+}
+
+/// Looks. The transaction that is tried is another one than the sink's, and aborted: readers do not see it.
+///
+/// # Errors
+///
+/// [`SinkError`] when the brokers cannot be reached.
+pub fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
+    let watcher = Watcher::new(&Metrics::new());
+    let config = settings.producer(&format!("{}.check", origin.namespace));
+    let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
+    let metadata = producer.client().fetch_metadata(Some(&settings.topic), TIMEOUT);
+    let metadata = metadata.map_err(|error| watcher.explain(failure(error)))?;
+    let partitions = metadata.topics().iter().filter(|topic| topic.error().is_none());
+    let partitions = partitions.map(|topic| topic.partitions().len()).sum();
+    if partitions == 0 {
+        return Ok(Preflight { partitions, last: Ok(None), writable: Ok(()) });
+    }
+    let writable = try_to_write(settings, origin, &producer).map_err(|error| watcher.explain(error));
+    let last = ledger::last(settings, origin).map_err(|error| watcher.explain(error));
+    Ok(Preflight { partitions, last, writable })
+}
+
+fn try_to_write(
+    settings: &KafkaSettings,
+    origin: &Origin,
+    producer: &FutureProducer<Watcher>,
+) -> Result<(), SinkError> {
+    producer.init_transactions(TIMEOUT).map_err(failure)?;
+    producer.begin_transaction().map_err(failure)?;
+    let record = FutureRecord::to(&settings.topic)
+        .partition(PARTITION)
+        .key(&origin.namespace)
+        .payload("headcount check");
+    let sent = producer.send_result(record).map_err(|(error, _)| failure(error));
+    let flushed = producer.flush(TIMEOUT).map_err(failure);
+    producer.abort_transaction(TIMEOUT).map_err(failure)?;
+    let delivered = sent?;
+    flushed?;
+    // It is there, once all has been flushed.
+    match Handle::current().block_on(delivered) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err((error, _))) => Err(failure(error)),
+        Err(error) => Err(SinkError::unavailable(error)),
+    }
+}

@@ -1,0 +1,107 @@
+//! The Redis stream: every window once in a stream of the Redis that counts.
+//!
+//! An entry's id is made of its window's start, in milliseconds. Redis takes ids in ascending order only, so it is
+//! the server that refuses a repeat. As many entries are kept as there are windows in `--retention`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use ::redis::RedisError;
+use async_trait::async_trait;
+use clap::Args;
+
+use super::{CountSink, Origin, SinkError};
+use crate::grant::Grant;
+use crate::redis::{Call, Redis};
+use crate::window::{Window, WindowCount};
+
+/// The field that says how long an entry's window is.
+const WINDOW_SECONDS: &str = "window_seconds";
+
+/// Which stream.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Redis")]
+pub struct StreamArgs {
+    /// Also publish to the stream with this key
+    #[arg(long, env = "HEADCOUNT_REDIS_STREAM", value_name = "KEY")]
+    pub redis_stream: Option<String>,
+}
+
+/// Publishes to a stream.
+pub struct StreamSink {
+    redis: Redis,
+    key: String,
+    origin: Origin,
+    length: u64,
+}
+
+/// An entry: its id and its fields.
+type Entry = (String, HashMap<String, String>);
+
+impl StreamSink {
+    /// Over a connection of its own.
+    pub fn new(redis: &Redis, key: String, origin: Origin, retention: Duration) -> Self {
+        let length = retention.as_secs() / u64::from(origin.window.seconds());
+        Self { redis: redis.another(), key, origin, length }
+    }
+
+    /// The window of an entry or, if windows had another length then, the one of ours in which it ends.
+    fn window(&self, (id, fields): &Entry) -> Option<Window> {
+        let start = id.split('-').next()?.parse::<u64>().ok()? / 1000;
+        let seconds = fields.get(WINDOW_SECONDS)?.parse::<u64>().ok()?;
+        Some(self.origin.window.starting_at(start + seconds.max(1) - 1))
+    }
+}
+
+#[async_trait]
+impl CountSink for StreamSink {
+    fn name(&self) -> &'static str {
+        "stream"
+    }
+
+    async fn resume(&mut self, _grant: &Grant) -> Result<Option<Window>, SinkError> {
+        let mut ask = ::redis::cmd("XREVRANGE");
+        ask.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
+        let answer =
+            self.redis.run(Call::Publish, async |connection| match ask.query_async(connection).await {
+                Err(error) if is_wrong_type(&error) => {
+                    Ok(Err(SinkError::Fatal(format!("{}: {error}", self.key))))
+                }
+                entries => entries.map(Ok::<Vec<Entry>, _>),
+            });
+        let entries = answer.await.map_err(SinkError::unavailable)??;
+        let Some(last) = entries.first() else { return Ok(None) };
+        let foreign =
+            || SinkError::Fatal(format!("the stream {} has an entry {} that is no count", self.key, last.0));
+        self.window(last).map(Some).ok_or_else(foreign)
+    }
+
+    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+        let Origin { instance, mode, standard_error, window, .. } = &self.origin;
+        let mut add = ::redis::cmd("XADD");
+        add.arg(&self.key).arg("MAXLEN").arg(self.length);
+        add.arg(format!("{}-0", count.window.unix_seconds() * 1000));
+        add.arg("timestamp").arg(count.window.to_string());
+        add.arg("unique_request_count").arg(count.unique_request_count);
+        add.arg("mode").arg(mode.as_str());
+        add.arg("standard_error").arg(standard_error);
+        add.arg(WINDOW_SECONDS).arg(window.seconds());
+        add.arg("accepted_ids").arg(count.accepted_ids);
+        add.arg("complete").arg(count.complete.to_string());
+        add.arg("instance").arg(instance);
+        add.arg("fencing_token").arg(grant.token());
+        let answer =
+            self.redis.run(Call::Publish, async |connection| match add.exec_async(connection).await {
+                // It is there already, or one after it is: nothing can come before that.
+                Err(error) if error.detail().is_some_and(|detail| detail.contains("equal or smaller")) => {
+                    Ok(())
+                }
+                done => done,
+            });
+        answer.await.map_err(SinkError::unavailable)
+    }
+}
+
+fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE")
+}

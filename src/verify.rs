@@ -1,0 +1,185 @@
+//! `headcount verify`: reads the topic as a consumer does, and says whether every window is in it once.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use ::redis::Pipeline;
+
+use crate::app::Config;
+use crate::backend::process_name;
+use crate::counter::Mode;
+use crate::findings::{Findings, Verdict};
+use crate::metrics::Metrics;
+use crate::redis::keys::Keys;
+use crate::redis::{Address, Call, CannotConnect, Redis};
+use crate::sink::SinkError;
+use crate::sink::kafka::KafkaSettings;
+use crate::sink::kafka::ledger::{self, Entry};
+use crate::unavailable::Unavailable;
+use crate::window::Window;
+
+/// Windows that a line names at most; it says how many there are.
+const NAMED: usize = 5;
+
+/// Writes what it finds to `out`; true if nothing is wrong.
+///
+/// # Errors
+///
+/// [`io::Error`] when `out` takes no more.
+pub async fn run(config: &Config, settings: &KafkaSettings, out: impl Write) -> io::Result<bool> {
+    let mut findings = Findings::new(out);
+    let entries = match read(config, settings).await {
+        Ok(entries) => entries,
+        Err(error) => {
+            findings.add(
+                Verdict::Fail,
+                "topic",
+                format_args!("{} cannot be read: {error}", settings.topic),
+            )?;
+            return Ok(false);
+        }
+    };
+    let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+        findings.add(Verdict::Warn, "topic", format_args!("{} has no windows", settings.topic))?;
+        return Ok(true);
+    };
+    let window = |start| config.args.counting.window.starting_at(start);
+    let span = format_args!(
+        "{} has {} windows, from {} to {}",
+        settings.topic,
+        entries.len(),
+        window(first.start),
+        window(last.start)
+    );
+    findings.add(Verdict::Ok, "topic", span)?;
+    look_at_order(config, &entries, &mut findings)?;
+    if let Some(address) = &config.redis {
+        compare(config, address, &entries, &mut findings).await?;
+    }
+    Ok(!findings.failed())
+}
+
+async fn read(config: &Config, settings: &KafkaSettings) -> Result<Vec<Entry>, SinkError> {
+    let (origin, settings) = (config.origin(process_name()), settings.clone());
+    let read = move || {
+        let mut entries = Vec::new();
+        ledger::read(&settings, &origin, |entry| entries.push(entry)).map(|()| entries)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(SinkError::unavailable(error)))
+}
+
+/// Gaps, repeats, windows out of order, incomplete ones.
+fn look_at_order(config: &Config, entries: &[Entry], findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let (mut gaps, mut repeats, mut backwards) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
+    for entry in entries {
+        if seen.contains_key(&entry.start) {
+            repeats.push(entry.start);
+        } else if seen.last_key_value().is_some_and(|(newest, _)| entry.start < *newest) {
+            backwards.push(entry.start);
+        }
+        seen.insert(entry.start, entry.seconds);
+    }
+    let mut expected = None;
+    for (start, seconds) in seen {
+        // A window of another length may begin a little later than the last one of the old length ends.
+        let missing = expected.filter(|expected| start >= expected + seconds);
+        gaps.extend(missing.into_iter().flat_map(|from| (from..start).step_by(seconds.max(1) as usize)));
+        expected = Some(start + seconds);
+    }
+    let incomplete: Vec<_> =
+        entries.iter().filter(|entry| !entry.complete).map(|entry| entry.start).collect();
+    say(config, findings, Verdict::Fail, "gaps", &gaps)?;
+    say(config, findings, Verdict::Fail, "repeats", &repeats)?;
+    say(config, findings, Verdict::Fail, "out of order", &backwards)?;
+    say(config, findings, Verdict::Warn, "incomplete", &incomplete)
+}
+
+fn say(
+    config: &Config,
+    findings: &mut Findings<impl Write>,
+    verdict: Verdict,
+    what: &str,
+    starts: &[u64],
+) -> io::Result<()> {
+    if starts.is_empty() {
+        return findings.add(Verdict::Ok, what, "none");
+    }
+    let named =
+        starts.iter().take(NAMED).map(|start| config.args.counting.window.starting_at(*start).to_string());
+    let more = if starts.len() > NAMED { ", …" } else { "" };
+    let named = named.collect::<Vec<_>>().join(", ");
+    findings.add(verdict, what, format_args!("{}: {named}{more}", starts.len()))
+}
+
+/// Counts of complete windows of which Redis still has the ids. What came to an incomplete one after it was closed is in
+/// Redis too.
+async fn compare(
+    config: &Config,
+    address: &Address,
+    entries: &[Entry],
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let args = &config.args.backend.redis;
+    let redis = match connect(config, address).await {
+        Ok(redis) => redis,
+        Err(error) => return findings.add(Verdict::Fail, "counts", error),
+    };
+    let keys = Keys::new(&args.namespace);
+    let length = config.args.counting.window;
+    let ours = entries.iter().filter(|entry| entry.complete && entry.seconds == u64::from(length.seconds()));
+    let (mut compared, mut differ) = (0, Vec::new());
+    for entry in ours {
+        let window = length.starting_at(entry.start);
+        match count(config, &redis, &keys, window).await {
+            Ok(None) => {}
+            Ok(Some(there)) => {
+                compared += 1;
+                if there != entry.unique_request_count {
+                    differ.push(format!(
+                        "{window} is {} in Kafka and {there} in Redis",
+                        entry.unique_request_count
+                    ));
+                }
+            }
+            Err(error) => return findings.add(Verdict::Fail, "counts", error),
+        }
+    }
+    if differ.is_empty() {
+        let text = format_args!("{compared} complete windows are still in Redis, with the same counts");
+        return findings.add(Verdict::Ok, "counts", text);
+    }
+    let named = differ.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    findings.add(Verdict::Fail, "counts", format_args!("{} of {compared} differ: {named}", differ.len()))
+}
+
+async fn connect(config: &Config, address: &Address) -> Result<Redis, CannotConnect> {
+    let args = &config.args.backend.redis;
+    let redis = Redis::new(address, args.redis_timeout, &Metrics::new())?;
+    redis.wait_for(address, args.redis_wait).await?;
+    Ok(redis)
+}
+
+/// None when Redis does not have the window any more.
+async fn count(
+    config: &Config,
+    redis: &Redis,
+    keys: &Keys,
+    window: Window,
+) -> Result<Option<u64>, Unavailable> {
+    let (mode, shards) = (config.args.counting.mode, config.args.counting.shards);
+    let command = match mode {
+        Mode::Hll => "PFCOUNT",
+        Mode::Exact => "SCARD",
+    };
+    let mut ask = Pipeline::new();
+    for shard in 0..usize::from(shards.count()) {
+        let key = keys.ids(mode, shard, shards, window);
+        ask.cmd("EXISTS").arg(&key);
+        ask.cmd(command).arg(&key);
+    }
+    let answers: Vec<u64> =
+        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+    let (there, counts): (Vec<_>, Vec<_>) = answers.chunks(2).map(|answer| (answer[0], answer[1])).unzip();
+    Ok(there.contains(&1).then(|| counts.iter().sum()))
+}

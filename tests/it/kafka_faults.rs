@@ -1,0 +1,173 @@
+//! Errors that a real broker cannot be made to show, injected by librdkafka's own mock of one. It neither fences nor
+//! hides aborted records, so it proves nothing about exactly once; that the sink gets over each error it does.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Parser;
+use headcount::counter::Mode;
+use headcount::grant::Grant;
+use headcount::metrics::Metrics;
+use headcount::sink::kafka::{KafkaArgs, KafkaSink};
+use headcount::sink::{CountSink, Origin, SinkError};
+use headcount::window::{Window, WindowCount, WindowLength};
+use rdkafka::mocking::{MockCluster, MockCoordinator};
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use crate::support::kafka::{Record, committed};
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    kafka: KafkaArgs,
+}
+
+fn first_window() -> Window {
+    "1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
+}
+
+/// A sink, and what it has met.
+struct Sink {
+    kafka: KafkaSink,
+    next: Window,
+    resumed: bool,
+    errors: Vec<SinkError>,
+}
+
+impl Sink {
+    fn new(cluster: &Cluster) -> Self {
+        let brokers = cluster.bootstrap_servers();
+        let flags = Flags::parse_from(["", "--kafka-brokers", &brokers, "--kafka-topic", "counts"]);
+        let settings = flags.kafka.settings("faults").unwrap().expect("brokers");
+        let next = first_window();
+        let origin = Origin {
+            namespace: "faults".to_owned(),
+            instance: "test/1".to_owned(),
+            mode: Mode::Exact,
+            standard_error: 0.0,
+            window: next.length(),
+        };
+        Self {
+            sink: KafkaSink::new(settings, origin, &Metrics::new()),
+            next,
+            resumed: false,
+            errors: Vec::new(),
+        }
+    }
+
+    /// Publishes the next windows as a delivery does; each has its time.
+    async fn publish(&mut self, windows: u64) {
+        let grant = Grant::for_ever();
+        for _ in 0..windows {
+            let count =
+                WindowCount { window: self.next, unique_request_count: 1, accepted_ids: 1, complete: true };
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while let Err(error) = self.try_to_publish(&count, &grant).await {
+                assert!(!matches!(error, SinkError::Fatal(_)), "{error}");
+                assert!(Instant::now() < deadline, "it does not get over {error}");
+                self.resumed = false;
+                self.errors.push(error);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            self.next = self.next.next();
+        }
+    }
+
+    async fn try_to_publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+        if !self.resumed {
+            let last = self.kafka.resume(grant).await?;
+            self.resumed = true;
+            if last >= Some(count.window) {
+                return Ok(());
+            }
+        }
+        self.kafka.publish(count, grant).await
+    }
+}
+
+#[track_caller]
+fn assert_all_there(cluster: &Cluster, first: Window, windows: u64) {
+    let mut starts: Vec<_> =
+        committed(&cluster.bootstrap_servers(), "counts").iter().map(Record::start).collect();
+    // The mock shows what was aborted too.
+    starts.dedup();
+    let first = first.unix_seconds();
+    assert_eq!(starts, (first..first + windows).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_error_ends_in_a_retry_or_a_new_producer() {
+    use RDKafkaApiKey as Api;
+    use RDKafkaRespErr as Code;
+
+    let cluster = MockCluster::new(3).unwrap();
+    cluster.create_topic("counts", 1, 3).unwrap();
+    let mut sink = Sink::new(&cluster);
+    let first = sink.next;
+    sink.publish(2).await;
+    assert!(sink.errors.is_empty(), "{:?}", sink.errors);
+
+    // (what is asked, the errors it is answered, whether librdkafka deals with them by itself)
+    let cases = [
+        (Api::Produce, &[Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION; 2][..], true),
+        (Api::Produce, &[Code::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT; 2], true),
+        (Api::AddPartitionsToTxn, &[Code::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 2], true),
+        (Api::EndTxn, &[Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE; 2], true),
+        (Api::Produce, &[Code::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH], false),
+        (Api::AddPartitionsToTxn, &[Code::RD_KAFKA_RESP_ERR_PRODUCER_FENCED], false),
+        (Api::EndTxn, &[Code::RD_KAFKA_RESP_ERR_INVALID_TXN_STATE], false),
+        (Api::Produce, &[Code::RD_KAFKA_RESP_ERR_INVALID_RECORD], false),
+        (Api::AddPartitionsToTxn, &[Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED], false),
+    ];
+    let mut windows = 2;
+    for (api, errors, by_itself) in cases {
+        let before = sink.errors.len();
+        cluster.request_errors(api, errors);
+        sink.publish(2).await;
+        windows += 2;
+        let met = &sink.errors[before..];
+        assert_eq!(met.is_empty(), by_itself, "{errors:?}: {met:?}");
+        let epoch = Code::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
+        if errors.contains(&epoch) || errors.contains(&Code::RD_KAFKA_RESP_ERR_PRODUCER_FENCED) {
+            assert!(matches!(met[0], SinkError::Fenced), "{met:?}");
+        }
+    }
+    assert_all_there(&cluster, first, windows);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_that_move_hang_and_go() {
+    let cluster = MockCluster::new(3).unwrap();
+    cluster.create_topic("counts", 1, 3).unwrap();
+    let mut sink = Sink::new(&cluster);
+    let first = sink.next;
+    sink.publish(2).await;
+    for broker in 1..=3 {
+        let name = MockCoordinator::Transaction("headcount.faults".to_owned());
+        cluster.coordinator(name, broker).unwrap();
+        cluster.partition_leader("counts", 0, Some(broker % 3 + 1)).unwrap();
+        sink.publish(2).await;
+    }
+    assert!(sink.errors.is_empty(), "librdkafka follows by itself: {:?}", sink.errors);
+
+    // A commit whose outcome nobody knows: its answer comes too late.
+    let slow = |delay| (1..=3).for_each(|broker| cluster.broker_round_trip_time(broker, delay).unwrap());
+    slow(Duration::from_secs(11));
+    let fast_again = async {
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        slow(Duration::ZERO);
+    };
+    tokio::join!(sink.publish(2), fast_again);
+    let slow_errors = sink.errors.len();
+    assert!(slow_errors > 0, "it was noticed");
+
+    (1..=3).for_each(|broker| cluster.broker_down(broker).unwrap());
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        (1..=3).for_each(|broker| cluster.broker_up(broker).unwrap());
+    };
+    tokio::join!(sink.publish(2), back);
+    assert_all_there(&cluster, first, 12);
+}

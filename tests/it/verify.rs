@@ -1,0 +1,125 @@
+//! `headcount verify` and what `headcount check` says of Kafka, against a real broker.
+
+use std::time::{Duration, SystemTime};
+
+use headcount::counter::Mode;
+use headcount::redis::keys::Keys;
+use headcount::shard::Shards;
+use headcount::window::{Window, WindowLength};
+use rdkafka::config::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+
+use crate::support::free_port;
+use crate::support::kafka::{Tail, namespace, shared};
+use crate::support::process::{headcount, output_of};
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+
+/// Exit code, and the lines.
+fn run(command: &str, args: &[&str]) -> (i32, Vec<String>) {
+    let output = output_of(headcount().arg(command).args(args));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let lines = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    (output.status.code().unwrap(), lines)
+}
+
+#[track_caller]
+fn about<'a>(lines: &'a [String], subject: &str) -> &'a str {
+    let mut about = lines.iter().filter(|line| line[5..].starts_with(&format!("{subject}:")));
+    let line = about.next().unwrap_or_else(|| panic!("{subject}: {lines:?}"));
+    assert!(about.next().is_none(), "{subject}: {lines:?}");
+    line
+}
+
+/// Puts a record into a topic, as nobody should.
+async fn plant(brokers: &str, namespace: &str, window: Window, unique: u64) {
+    let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let value = format!(r#"{{"timestamp":"{window}","unique_request_count":{unique}}}"#);
+    let headers = [("window_seconds", "1"), ("complete", "true")]
+        .iter()
+        .fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(*value) })
+        });
+    let topic = format!("{namespace}.unique-counts");
+    let record = FutureRecord::to(&topic).partition(0).key(namespace).payload(&value).headers(headers);
+    producer.send(record, Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_a_repeat_and_a_wrong_number_are_found() {
+    let (redis, brokers, namespace) = (Redis::start(), shared(), namespace("verify"));
+    let url = redis.url();
+    let args =
+        ["--redis-url", &url, "--namespace", &namespace, "--window", "1s", "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    let tail = Tail::start(&brokers, &format!("{namespace}.unique-counts"));
+    for id in 0..20 {
+        assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+    }
+    let second = "1s".parse::<WindowLength>().unwrap();
+    tail.wait_for(second.window_at(SystemTime::now()).unix_seconds() + 1).await;
+    assert!(server.stop().await.success());
+
+    let (code, lines) = run("verify", &args);
+    assert_eq!(code, 0, "{lines:?}");
+    for subject in ["gaps", "repeats", "out of order"] {
+        assert_eq!(about(&lines, subject), format!("ok   {subject}: none"));
+    }
+    assert!(about(&lines, "counts").starts_with("ok "), "{lines:?}");
+    assert!(about(&lines, "incomplete").starts_with("warn incomplete: 1: "), "the first: {lines:?}");
+    let (code, lines) = run("check", &args);
+    assert_eq!(code, 0, "{lines:?}");
+    assert!(about(&lines, "topic").contains("one partition"));
+    assert!(about(&lines, "writing").starts_with("ok ") && about(&lines, "record").contains("goes on after"));
+
+    let last = second.starting_at(tail.last().unwrap());
+    plant(&brokers, &namespace, last.previous(), 1).await;
+    let wrong = last.next().next();
+    let key = Keys::new(&namespace).ids(Mode::Hll, 0, Shards::ONE, wrong);
+    ::redis::cmd("PFADD").arg(key).arg(1).arg(2).exec(&mut redis.connect()).unwrap();
+    plant(&brokers, &namespace, wrong, 5).await;
+    let (code, lines) = run("verify", &args);
+    assert_eq!(code, 1, "{lines:?}");
+    assert_eq!(about(&lines, "gaps"), format!("FAIL gaps: 1: {}", last.next()));
+    assert_eq!(about(&lines, "repeats"), format!("FAIL repeats: 1: {}", last.previous()));
+    let counts = about(&lines, "counts");
+    assert!(
+        counts.starts_with("FAIL") && counts.contains(&format!("{wrong} is 5 in Kafka and 2 in Redis")),
+        "{counts}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_topic_is_said() {
+    let (brokers, namespace) = (shared(), namespace("foreign"));
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let (code, lines) = run("check", &args);
+    assert_eq!(code, 0, "{lines:?}");
+    assert!(about(&lines, "topic").contains("does not exist"), "{lines:?}");
+
+    let mut server = Server::start(&args).await;
+    let topic = format!("{namespace}.unique-counts");
+    Tail::start(&brokers, &topic).wait_for(0).await;
+    assert!(server.stop().await.success());
+    // Another namespace that would publish to it is refused; its log goes on.
+    let other =
+        ["--window", "1s", "--namespace", "other", "--kafka-brokers", &brokers, "--kafka-topic", &topic];
+    let (code, lines) = run("check", &other);
+    assert_eq!(code, 1, "{lines:?}");
+    let key = format!("a record with the key '{namespace}'");
+    assert!(about(&lines, "record").contains(&key), "{lines:?}");
+    let (code, lines) = run("verify", &other);
+    assert!(code == 1 && about(&lines, "topic").contains(&key), "{lines:?}");
+    let mut server = Server::start(&other).await;
+    server.wait_closed(3).await;
+    let log = server.log();
+    let stopped = log.iter().find(|event| event["level"] == "ERROR").expect("an error");
+    assert!(stopped["fields"]["error"].as_str().unwrap().contains(&key), "{stopped}");
+    assert!(server.stop().await.success());
+
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let (code, lines) = run("check", &["--kafka-brokers", &nobody]);
+    let line = about(&lines, "kafka");
+    assert!(code == 1 && line.contains("--kafka-brokers") && line.contains("refused"), "{lines:?}");
+}
