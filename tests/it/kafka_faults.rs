@@ -50,7 +50,7 @@ impl Sink {
             window: next.length(),
         };
         Self {
-            sink: KafkaSink::new(settings, origin, &Metrics::new()),
+            kafka: KafkaSink::new(settings, origin, &Metrics::new()),
             next,
             resumed: false,
             errors: Vec::new(),
