@@ -33,6 +33,7 @@ use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
 use crate::http::{self, Api, HttpArgs, Phase};
+use crate::log_progress::LogProgress;
 use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
 use crate::redis::{Address, CannotConnect};
@@ -223,9 +224,10 @@ pub enum RunError {
 pub async fn run(
     config: Config,
     listeners: Listeners,
+    log: LogProgress,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let mut service = Service::start(config, listeners).await?;
+    let mut service = Service::start(config, listeners, log).await?;
     tokio::select! {
         () = shutdown => service.stop().await,
         ended = service.ended() => Err(ended),
@@ -249,7 +251,7 @@ struct Service {
 }
 
 impl Service {
-    async fn start(config: Config, listeners: Listeners) -> Result<Self, RunError> {
+    async fn start(config: Config, listeners: Listeners, log: LogProgress) -> Result<Self, RunError> {
         let ServeArgs { counting, http: limits, backend, publisher, stopping, .. } = config.args.clone();
         let retention = config.retention;
         let metrics = Arc::new(Metrics::new());
@@ -264,7 +266,7 @@ impl Service {
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
         let origin = config.origin(backend.process.clone());
-        let sinks = config.sinks.open(&origin, backend.redis.as_ref(), retention, &metrics)?;
+        let sinks = config.sinks.open(&origin, backend.redis.as_ref(), retention, log, &metrics)?;
         let sealer = Sealer::introduce(
             Arc::clone(&clock),
             Arc::clone(&backend.counter),

@@ -129,13 +129,13 @@ fn serve(args: Serve) -> ExitCode {
         Ok(config) => config,
         Err(message) => return senseless(&message),
     };
-    let log = logging::start(&args.logging);
+    let (log, progress) = logging::start(&args.logging);
     let result = in_runtime(async {
         let listeners = app::Listeners::bind(&config).await.map_err(|error| error.to_string())?;
         let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let mut again = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
         tokio::select! {
-            result = app::run(config, listeners, signals.next()) => result.map_err(|error| error.to_string()),
+            result = app::run(config, listeners, progress, signals.next()) => result.map_err(|error| error.to_string()),
             () = again.second() => Err("stopped at once by a second signal, the last count may be lost".to_owned()),
         }
     });

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::log_progress::LogProgress;
 use crate::metrics::Metrics;
 use crate::redis::Redis;
 use crate::sink::kafka::{KafkaArgs, KafkaSettings, KafkaSink};
@@ -59,9 +60,10 @@ impl Sinks {
         origin: &Origin,
         redis: Option<&Redis>,
         retention: Duration,
+        log: LogProgress,
         metrics: &Metrics,
     ) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
-        let mut sinks: Vec<Box<dyn CountSink>> = vec![Box::new(LogSink(origin.clone()))];
+        let mut sinks: Vec<Box<dyn CountSink>> = vec![Box::new(LogSink::new(origin.clone(), log))];
         if let Some(dir) = &self.log_dir {
             sinks.push(Box::new(FileSink::open(dir, origin.clone())?));
         }

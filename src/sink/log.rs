@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use clap::Args;
@@ -13,6 +14,7 @@ use tracing::info;
 
 use super::{CountSink, Origin, SinkError};
 use crate::grant::Grant;
+use crate::log_progress::LogProgress;
 use crate::window::WindowCount;
 
 /// Where closed windows are logged.
@@ -25,9 +27,21 @@ pub struct LogSinkArgs {
     pub log_dir: Option<PathBuf>,
 }
 
-/// Logs every count as an event at level info, at once. Lines go to standard output behind its back, so
-/// what it takes is only as safe as that; `--log-dir` is for those who need to know.
-pub struct LogSink(pub Origin);
+/// How long a line may take to be written.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Logs every count as an event at level info, and waits until the line is written to standard output.
+pub struct LogSink {
+    origin: Origin,
+    progress: LogProgress,
+}
+
+impl LogSink {
+    /// Into the log whose progress this is.
+    pub fn new(origin: Origin, progress: LogProgress) -> Self {
+        Self { origin, progress }
+    }
+}
 
 #[async_trait]
 impl CountSink for LogSink {
@@ -36,16 +50,21 @@ impl CountSink for LogSink {
     }
 
     async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
-        info!(
-            timestamp = %count.window,
-            unique_request_count = count.unique_request_count,
-            accepted_ids = count.accepted_ids,
-            mode = self.0.mode.as_str(),
-            standard_error = self.0.standard_error,
-            complete = count.complete,
-            "window closed"
-        );
-        Ok(())
+        let written = self.progress.written(|| {
+            info!(
+                timestamp = %count.window,
+                unique_request_count = count.unique_request_count,
+                accepted_ids = count.accepted_ids,
+                mode = self.origin.mode.as_str(),
+                standard_error = self.origin.standard_error,
+                complete = count.complete,
+                "window closed"
+            );
+        });
+        match tokio::time::timeout(TIMEOUT, written).await {
+            Ok(true) => Ok(()),
+            _ => Err(SinkError::unavailable("standard output is not read: lines wait or are dropped")),
+        }
     }
 }
 

@@ -91,16 +91,19 @@ fn every_flag_has_an_environment_variable() {
         // The value of a secret is not shown.
         let (mark, wrong) = match flag {
             "redis-url" => ("]", "expected redis://"),
+            "kafka-option" => ("]", "--kafka-brokers"),
+            "redis-stream" => ("=", "--redis-url"),
             _ => ("=", "non sense"),
         };
         assert!(help.contains(&format!("[env: {variable}{mark}")), "{variable}");
-        if flag == "log-dir" {
+        if ["log-dir", "kafka-brokers"].contains(&flag) {
+            // Anything could be one.
             continue;
         }
         let output = output_of(headcount().env(&variable, "non sense"));
         assert_one_line(&output, 2, &[&format!("--{flag}"), wrong]);
     }
-    for heading in ["Counting:", "Redis:", "HTTP:", "Publishing:", "Stopping:", "Logging:"] {
+    for heading in ["Counting:", "Redis:", "Kafka:", "HTTP:", "Publishing:", "Stopping:", "Logging:"] {
         assert!(help.contains(heading), "{heading}");
     }
 }
