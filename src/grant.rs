@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// The right to close and publish windows, until a moment that is moved on as long as the lease is renewed.
 /// Clones are the same grant.
@@ -11,14 +12,14 @@ use tokio::time::Instant;
 pub struct Grant {
     token: u64,
     /// None: for ever.
-    term: Option<Arc<Mutex<Term>>>,
+    term: Option<Arc<Term>>,
 }
 
 #[derive(Debug)]
 struct Term {
-    until: Instant,
+    until: Mutex<Instant>,
     /// Somebody else publishes: the lease is not worth having.
-    given_up: bool,
+    given_up: CancellationToken,
 }
 
 impl Grant {
@@ -29,7 +30,8 @@ impl Grant {
 
     /// Until a moment.
     pub fn until(token: u64, until: Instant) -> Self {
-        Self { token, term: Some(Arc::new(Mutex::new(Term { until, given_up: false }))) }
+        let (until, given_up) = (Mutex::new(until), CancellationToken::new());
+        Self { token, term: Some(Arc::new(Term { until, given_up })) }
     }
 
     /// The fencing token.
@@ -39,10 +41,9 @@ impl Grant {
 
     /// Whether it is certain that nobody else has one.
     pub fn is_valid(&self) -> bool {
-        self.term.as_ref().is_none_or(|term| {
-            let term = term.lock();
-            !term.given_up && Instant::now() < term.until
-        })
+        let is_valid =
+            |term: &Arc<Term>| !term.given_up.is_cancelled() && Instant::now() < *term.until.lock();
+        self.term.as_ref().is_none_or(is_valid)
     }
 
     /// Whether it can end: that of a process that is alone cannot.
@@ -53,7 +54,7 @@ impl Grant {
     /// Moves its end on.
     pub fn extend(&self, to: Instant) {
         if let Some(term) = &self.term {
-            term.lock().until = to;
+            *term.until.lock() = to;
         }
     }
 
@@ -65,12 +66,20 @@ impl Grant {
     /// Ends it although Redis would go on granting it: others are to have the lease.
     pub fn give_up(&self) {
         if let Some(term) = &self.term {
-            term.lock().given_up = true;
+            term.given_up.cancel();
+        }
+    }
+
+    /// Waits until it is given up.
+    pub async fn given_up(&self) {
+        match &self.term {
+            Some(term) => term.given_up.cancelled().await,
+            None => std::future::pending().await,
         }
     }
 
     /// Whether it was given up.
     pub fn is_given_up(&self) -> bool {
-        self.term.as_ref().is_some_and(|term| term.lock().given_up)
+        self.term.as_ref().is_some_and(|term| term.given_up.is_cancelled())
     }
 }

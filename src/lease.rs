@@ -44,6 +44,9 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 /// How often it is looked whether the lease is free: one that was given up is soon taken.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
+/// How long an instance that has given up its lease leaves it to the others.
+const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
+
 /// Competes for the lease.
 pub struct Lease {
     redis: Redis,
@@ -86,7 +89,18 @@ impl Lease {
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let pause = self.round().await;
-            let _ = tokio::time::timeout(pause, stop.cancelled()).await;
+            let held = self.grant.borrow().clone();
+            let given_up = async {
+                match held {
+                    Some(grant) => grant.given_up().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = given_up => {}
+                () = stop.cancelled() => {}
+            }
         }
         let grant = self.grant.send_replace(None);
         if let Some(grant) = grant {
@@ -108,12 +122,11 @@ impl Lease {
             if let Err(error) = self.release().await {
                 debug!(%error, "cannot give up the lease; it runs out by itself");
             }
-            // Time for another instance to take it.
-            return self.ttl;
+            return self.ttl.min(TIME_FOR_OTHERS);
         }
         let step = match held {
             Some(grant) => self.renew(&grant).await.map(|renewed| {
-                if !renewed {
+                if !renewed && !grant.is_given_up() {
                     warn!(fencing_token = grant.token(), "the lease is lost");
                     self.lose(&grant);
                 }

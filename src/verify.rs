@@ -80,16 +80,21 @@ fn look_at_order(config: &Config, entries: &[Entry], findings: &mut Findings<imp
         }
         seen.insert(entry.start, entry.seconds);
     }
-    let mut expected = None;
+    let (mut expected, mut missing) = (None, 0);
     for (start, seconds) in seen {
         // A window of another length may begin a little later than the last one of the old length ends.
-        let missing = expected.filter(|expected| start >= expected + seconds);
-        gaps.extend(missing.into_iter().flat_map(|from| (from..start).step_by(seconds.max(1) as usize)));
+        if let Some(expected) = expected.filter(|expected| start >= expected + seconds) {
+            missing += (start - expected) / seconds.max(1);
+            gaps.push(expected);
+        }
         expected = Some(start + seconds);
     }
     let incomplete: Vec<_> =
         entries.iter().filter(|entry| !entry.complete).map(|entry| entry.start).collect();
     say(config, findings, Verdict::Fail, "gaps", &gaps)?;
+    if missing > 0 {
+        findings.add(Verdict::Fail, "missing", format_args!("{missing} windows"))?;
+    }
     say(config, findings, Verdict::Fail, "repeats", &repeats)?;
     say(config, findings, Verdict::Fail, "out of order", &backwards)?;
     say(config, findings, Verdict::Warn, "incomplete", &incomplete)
@@ -127,6 +132,22 @@ async fn compare(
     };
     let keys = Keys::new(&args.namespace);
     let length = config.args.counting.window;
+    let mut ask = ::redis::cmd("HGET");
+    ask.arg(keys.published()).arg("last");
+    let published: Result<Option<u64>, Unavailable> =
+        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await;
+    let last = entries.last().map(|last| last.start);
+    match published {
+        Err(error) => return findings.add(Verdict::Fail, "published", error),
+        Ok(Some(published)) if last < Some(published) => {
+            let text = format_args!(
+                "{} and before, says Redis, but the topic ends earlier",
+                length.starting_at(published)
+            );
+            findings.add(Verdict::Fail, "published", text)?;
+        }
+        Ok(_) => findings.add(Verdict::Ok, "published", "the topic has all that Redis says is published")?,
+    }
     let ours = entries.iter().filter(|entry| entry.complete && entry.seconds == u64::from(length.seconds()));
     let (mut compared, mut differ) = (0, Vec::new());
     for entry in ours {

@@ -76,6 +76,7 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
         command("EXPIREAT", shared, &["1"]),
         command("PEXPIRE", shared, &["1"]),
         command("PTTL", shared, &[]),
+        command("EXISTS", shared, &[]),
         command("GET", shared, &[]),
         command("HGET", shared, &["field"]),
         command("HMGET", shared, &["field"]),

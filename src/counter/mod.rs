@@ -146,6 +146,15 @@ pub trait UniqueCounter: Send + Sync {
     /// [`CountError::Evicted`] when the window is forgotten or past retention.
     async fn count(&self, window: Window) -> Result<Tally, CountError>;
 
+    /// What is still known of a window that somebody has counted before, perhaps long ago; none when nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    async fn recall(&self, _window: Window) -> Result<Option<Tally>, Unavailable> {
+        Ok(None)
+    }
+
     /// Forgets a window and all before it, because their counts are stored.
     async fn forget(&self, window: Window);
 

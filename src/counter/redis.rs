@@ -348,6 +348,21 @@ impl UniqueCounter for RedisCounter {
         Ok(Tally { unique_ids, accepted_ids })
     }
 
+    async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
+        let RedisCounterConfig { mode, shards, keys, .. } = &self.config;
+        let mut ask = ::redis::cmd("EXISTS");
+        ask.arg(keys.accepted(window));
+        for shard in 0..usize::from(shards.count()) {
+            ask.arg(keys.ids(*mode, shard, *shards, window));
+        }
+        let there: u64 = self.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
+        if there == 0 {
+            return Ok(None);
+        }
+        let unique_ids = self.unique_ids(window).await?;
+        Ok(Some(Tally { unique_ids, accepted_ids: self.accepted_ids(window).await? }))
+    }
+
     async fn forget(&self, window: Window) {
         let forgotten: Vec<_> = {
             let mut state = self.state.write();

@@ -7,10 +7,12 @@ use std::time::Duration;
 use ::metrics::Counter;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::Publisher;
+use crate::counter::UniqueCounter;
 use crate::grant::Grant;
 use crate::metrics::Metrics;
 use crate::sink::{CountSink, SinkError};
@@ -21,6 +23,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// The longest wait between two tries, and what it comes down to while stopping.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 const RETRY_AFTER_MAX_STOPPING: Duration = Duration::from_millis(500);
+
+/// A process that is alone and is fenced again within this time has a rival.
+const FENCED_AGAIN: Duration = Duration::from_secs(60);
 
 /// A count, and the right to publish it.
 struct Granted {
@@ -97,8 +102,11 @@ pub(super) struct Delivery {
     index: usize,
     backlog: Arc<Backlog>,
     clock: Arc<dyn Clock>,
+    counter: Arc<dyn UniqueCounter>,
     retention: Duration,
     stop: CancellationToken,
+    /// When somebody else published to it last.
+    fenced: Option<Instant>,
     ok: Counter,
     retry: Counter,
     skipped: Counter,
@@ -126,25 +134,24 @@ impl Delivery {
             index,
             backlog: Arc::clone(backlog),
         };
-        let (backlog, clock, stop) = (Arc::clone(backlog), Arc::clone(&publisher.clock), stop.clone());
-        (
-            queue,
-            Self {
-                sink,
-                waiting,
-                last: None,
-                term: None,
-                stopped: None,
-                index,
-                backlog,
-                clock,
-                retention,
-                stop,
-                ok,
-                retry,
-                skipped,
-            },
-        )
+        let delivery = Self {
+            sink,
+            waiting,
+            last: None,
+            term: None,
+            stopped: None,
+            index,
+            backlog: Arc::clone(backlog),
+            clock: Arc::clone(&publisher.clock),
+            counter: Arc::clone(&publisher.counter),
+            retention,
+            stop: stop.clone(),
+            fenced: None,
+            ok,
+            retry,
+            skipped,
+        };
+        (queue, delivery)
     }
 
     /// Delivers until the queue is closed and empty.
@@ -201,6 +208,13 @@ impl Delivery {
                     grant.give_up();
                     return false;
                 }
+                // Its own transaction may have timed out, while it was stopped; not twice in a row.
+                SinkError::Fenced if self.fenced.replace(Instant::now()).is_none_or(is_long_ago) => {
+                    warn!(
+                        sink,
+                        "fenced: another process publishes to a sink, or this one was stopped for a while"
+                    );
+                }
                 SinkError::Unavailable(error) => {
                     if failures == 1 {
                         warn!(sink, window = %count.window, %error, "a sink fails, trying again");
@@ -224,13 +238,17 @@ impl Delivery {
         true
     }
 
-    /// Once. A sink that has a record, and has it from before this term, is first given what is missing in
-    /// between: windows in which nobody was there.
+    /// Once. A sink that has a record which ends before what is to be published now is first given what is
+    /// missing in between.
     async fn try_to_deliver(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
         if self.term != Some(grant.token()) {
             let recorded = self.sink.resume(grant).await?;
             if let Some(recorded) = recorded {
                 self.fill(recorded.next(), count.window, grant).await?;
+                if recorded.start() > self.clock.now() {
+                    warn!(sink = self.sink.name(), %recorded, "a sink has windows that are yet to come: up to there \
+                          it takes nothing");
+                }
             }
             self.last = self.last.max(recorded);
             self.term = Some(grant.token());
@@ -243,16 +261,35 @@ impl Delivery {
         Ok(())
     }
 
-    /// Publishes empty windows, as far back as the retention.
+    /// Publishes windows that were published elsewhere, when this sink was not there, or by nobody, because nobody
+    /// was there: as incomplete, with what is still known of them.
     async fn fill(&mut self, from: Window, to: Window, grant: &Grant) -> Result<(), SinkError> {
-        let Some(oldest) = self.clock.now().checked_sub(self.retention) else { return Ok(()) };
-        let mut window = from.max(to.length().window_at(oldest));
-        if from < to {
-            warn!(sink = self.sink.name(), %from, %to, "nobody published for a while: these windows are empty");
+        if from >= to {
+            return Ok(());
         }
+        let oldest = self.clock.now().checked_sub(self.retention);
+        let first = oldest.map_or(from, |oldest| from.max(to.length().window_at(oldest)));
+        let sink = self.sink.name();
+        if from < first {
+            let windows = (first.unix_seconds() - from.unix_seconds()) / u64::from(to.length().seconds());
+            error!(sink, windows, first = %from, "windows past retention are skipped: the sink was not there");
+            self.skipped.increment(windows);
+        }
+        warn!(sink, from = %first, %to, "a sink lacks windows: it gets what is still known of them, as incomplete");
+        let mut window = first;
         while window < to {
-            let nobody = WindowCount { window, unique_request_count: 0, accepted_ids: 0, complete: false };
-            self.sink.publish(&nobody, grant).await?;
+            if !grant.is_valid() || self.stop.is_cancelled() {
+                return Err(SinkError::unavailable("there is no time to give it what it lacks"));
+            }
+            let known =
+                self.counter.recall(window).await.map_err(SinkError::unavailable)?.unwrap_or_default();
+            let count = WindowCount {
+                window,
+                unique_request_count: known.unique_ids,
+                accepted_ids: known.accepted_ids,
+                complete: false,
+            };
+            self.sink.publish(&count, grant).await?;
             window = window.next();
         }
         Ok(())
@@ -279,6 +316,10 @@ impl Delivery {
     fn is_past_retention(&self, count: &WindowCount) -> bool {
         count.window.end() + self.retention < self.clock.now()
     }
+}
+
+fn is_long_ago(at: Instant) -> bool {
+    at.elapsed() > FENCED_AGAIN
 }
 
 /// Waits for the next try. A stop cuts that short: there may be little time left.

@@ -18,6 +18,9 @@ use crate::window::{Window, WindowCount};
 /// The field that says how long an entry's window is.
 const WINDOW_SECONDS: &str = "window_seconds";
 
+/// The field that says whose it is.
+const NAMESPACE: &str = "namespace";
+
 /// Which stream.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Redis")]
@@ -47,6 +50,7 @@ impl StreamSink {
 
     /// The window of an entry or, if windows had another length then, the one of ours in which it ends.
     fn window(&self, (id, fields): &Entry) -> Option<Window> {
+        fields.get(NAMESPACE).filter(|namespace| **namespace == self.origin.namespace)?;
         let start = id.split('-').next()?.parse::<u64>().ok()? / 1000;
         let seconds = fields.get(WINDOW_SECONDS)?.parse::<u64>().ok()?;
         Some(self.origin.window.starting_at(start + seconds.max(1) - 1))
@@ -71,18 +75,23 @@ impl CountSink for StreamSink {
             });
         let entries = answer.await.map_err(SinkError::unavailable)??;
         let Some(last) = entries.first() else { return Ok(None) };
-        let foreign =
-            || SinkError::Fatal(format!("the stream {} has an entry {} that is no count", self.key, last.0));
+        let foreign = || {
+            SinkError::Fatal(format!(
+                "the stream {} has an entry {} that is no count of this namespace",
+                self.key, last.0
+            ))
+        };
         self.window(last).map(Some).ok_or_else(foreign)
     }
 
     async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        let Origin { instance, mode, standard_error, window, .. } = &self.origin;
+        let Origin { namespace, instance, mode, standard_error, window } = &self.origin;
         let mut add = ::redis::cmd("XADD");
         add.arg(&self.key).arg("MAXLEN").arg(self.length);
         add.arg(format!("{}-0", count.window.unix_seconds() * 1000));
         add.arg("timestamp").arg(count.window.to_string());
         add.arg("unique_request_count").arg(count.unique_request_count);
+        add.arg(NAMESPACE).arg(namespace);
         add.arg("mode").arg(mode.as_str());
         add.arg("standard_error").arg(standard_error);
         add.arg(WINDOW_SECONDS).arg(window.seconds());
@@ -90,16 +99,19 @@ impl CountSink for StreamSink {
         add.arg("complete").arg(count.complete.to_string());
         add.arg("instance").arg(instance);
         add.arg("fencing_token").arg(grant.token());
+        // What is not newer is refused. Whose the newest entry is, and whether it is this one, is seen when the sink
+        // is asked to resume.
         let answer =
             self.redis.run(Call::Publish, async |connection| match add.exec_async(connection).await {
-                // It is there already, or one after it is: nothing can come before that.
-                Err(error) if error.detail().is_some_and(|detail| detail.contains("equal or smaller")) => {
-                    Ok(())
-                }
-                done => done,
+                Err(error) if is_not_newer(&error) => Ok(Err(SinkError::unavailable(error))),
+                done => done.map(Ok),
             });
-        answer.await.map_err(SinkError::unavailable)
+        answer.await.map_err(SinkError::unavailable)?
     }
+}
+
+fn is_not_newer(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("equal or smaller"))
 }
 
 fn is_wrong_type(error: &RedisError) -> bool {

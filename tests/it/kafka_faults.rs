@@ -145,7 +145,7 @@ async fn brokers_that_move_hang_and_go() {
     let first = sink.next;
     sink.publish(2).await;
     for broker in 1..=3 {
-        let name = MockCoordinator::Transaction("headcount.faults".to_owned());
+        let name = MockCoordinator::Transaction("headcount.counts".to_owned());
         cluster.coordinator(name, broker).unwrap();
         cluster.partition_leader("counts", 0, Some(broker % 3 + 1)).unwrap();
         sink.publish(2).await;

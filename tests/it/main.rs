@@ -24,6 +24,7 @@ mod http_table;
 mod instances;
 mod kafka;
 mod kafka_faults;
+mod kafka_topic;
 mod leadership;
 mod lines;
 mod memory;

@@ -82,6 +82,7 @@ async fn a_gap_a_repeat_and_a_wrong_number_are_found() {
     let (code, lines) = run("verify", &args);
     assert_eq!(code, 1, "{lines:?}");
     assert_eq!(about(&lines, "gaps"), format!("FAIL gaps: 1: {}", last.next()));
+    assert_eq!(about(&lines, "missing"), "FAIL missing: 1 windows");
     assert_eq!(about(&lines, "repeats"), format!("FAIL repeats: 1: {}", last.previous()));
     let counts = about(&lines, "counts");
     assert!(

@@ -34,6 +34,17 @@ impl Watcher {
         }
     }
 
+    /// What went wrong before is of no interest.
+    pub(super) fn begin(&self) {
+        *self.last_error.lock() = None;
+    }
+
+    /// There is no client that would tell.
+    pub(super) fn is_gone(&self) {
+        self.up.set(0.0);
+        self.queue_length.set(0.0);
+    }
+
     /// Adds what librdkafka said meanwhile.
     pub(super) fn explain(&self, error: SinkError) -> SinkError {
         let cause = self.last_error.lock().take();

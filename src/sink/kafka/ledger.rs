@@ -25,7 +25,7 @@ pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const COMPLETE: &str = "complete";
 /// How far before the end the last record is looked for at first.
 const FIRST_LOOK: i64 = 64;
-/// How long another producer's open transaction is waited for: longer than most are given.
+/// How long another producer's open transaction is waited for at a time.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -59,7 +59,8 @@ pub fn read(settings: &KafkaSettings, origin: &Origin, mut each: impl FnMut(Entr
     read_since(settings, origin, &committed, low, &mut each)
 }
 
-/// The last committed window. Nobody may be able to add one meanwhile.
+/// The last committed window. The caller has fenced all before him; if somebody fences him meanwhile and adds one, he
+/// can publish nothing himself.
 pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<Window>, SinkError> {
     let all: BaseConsumer = settings.consumer("read_uncommitted").create().map_err(failure)?;
     let (low, end) = all.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;

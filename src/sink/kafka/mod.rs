@@ -29,6 +29,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tracing::info;
 
 use self::client::Watcher;
@@ -50,6 +51,8 @@ pub struct KafkaSink {
     origin: Arc<Origin>,
     watcher: Watcher,
     producer: Option<Arc<FutureProducer<Watcher>>>,
+    /// The topic was there, and as it should be.
+    is_prepared: bool,
 }
 
 /// A record's value: nothing but this.
@@ -63,7 +66,7 @@ impl KafkaSink {
     /// Does not connect yet.
     pub fn new(settings: KafkaSettings, origin: Origin, metrics: &Metrics) -> Self {
         let (settings, origin) = (Arc::new(settings), Arc::new(origin));
-        Self { settings, origin, watcher: Watcher::new(metrics), producer: None }
+        Self { settings, origin, watcher: Watcher::new(metrics), producer: None, is_prepared: false }
     }
 
     /// The calls of librdkafka block: they run on a thread of their own.
@@ -71,6 +74,7 @@ impl KafkaSink {
         &self,
         work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
     ) -> Result<T, SinkError> {
+        self.watcher.begin();
         let done = tokio::task::spawn_blocking(work).await.map_err(SinkError::unavailable)?;
         done.map_err(|error| self.watcher.explain(error))
     }
@@ -85,21 +89,25 @@ impl CountSink for KafkaSink {
     async fn resume(&mut self, grant: &Grant) -> Result<Option<Window>, SinkError> {
         let old = self.producer.take();
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let (watcher, grant) = (self.watcher.clone(), grant.clone());
+        let (watcher, grant, is_prepared) = (self.watcher.clone(), grant.clone(), self.is_prepared);
         let (producer, last) = self
             .blocking(move || {
                 drop(old);
                 let producer: FutureProducer<Watcher> =
-                    settings.producer(&origin.namespace).create_with_context(watcher).map_err(failure)?;
-                settings.make_topic(producer.client())?;
+                    settings.producer().create_with_context(watcher).map_err(failure)?;
+                if !is_prepared {
+                    settings.prepare_topic(producer.client())?;
+                }
                 if !grant.is_valid() {
-                    return Err(SinkError::Fenced);
+                    return Err(SinkError::unavailable("the lease has ended"));
                 }
                 producer.init_transactions(TIMEOUT).map_err(failure)?;
                 let last = ledger::last(&settings, &origin)?;
                 Ok((producer, last))
             })
-            .await?;
+            .await
+            .inspect_err(|_| self.watcher.is_gone())?;
+        self.is_prepared = true;
         self.producer = Some(Arc::new(producer));
         let after = last.map(tracing::field::display);
         info!(topic = self.settings.topic, after, "publishing to Kafka");
@@ -119,7 +127,7 @@ impl CountSink for KafkaSink {
                 .partition(PARTITION)
                 .key(&origin.namespace)
                 .payload(&value)
-                .timestamp(millis(count.window.end()))
+                .timestamp(millis(count.window.end().min(SystemTime::now())))
                 .headers(headers(&origin, &count, token));
             producer.begin_transaction().map_err(failure)?;
             // What becomes of the record is what becomes of the transaction, which waits for it.
@@ -127,6 +135,15 @@ impl CountSink for KafkaSink {
             producer.commit_transaction(TIMEOUT).map_err(failure)
         })
         .await
+    }
+}
+
+/// Closing a client may take a while.
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        if let (Some(producer), Ok(runtime)) = (self.producer.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(producer));
+        }
     }
 }
 

@@ -25,16 +25,17 @@ pub struct Preflight {
 /// [`SinkError`] when the brokers cannot be reached.
 pub fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
     let watcher = Watcher::new(&Metrics::new());
-    let config = settings.producer(&format!("{}.check", origin.namespace));
+    let config = settings.trial_producer();
     let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
-    let metadata = producer.client().fetch_metadata(Some(&settings.topic), TIMEOUT);
-    let metadata = metadata.map_err(|error| watcher.explain(failure(error)))?;
-    let partitions = metadata.topics().iter().filter(|topic| topic.error().is_none());
-    let partitions = partitions.map(|topic| topic.partitions().len()).sum();
+    let partitions = settings.partitions(producer.client()).map_err(|error| watcher.explain(error))?;
     if partitions == 0 {
         return Ok(Preflight { partitions, last: Ok(None), writable: Ok(()) });
     }
-    let writable = try_to_write(settings, origin, &producer).map_err(|error| watcher.explain(error));
+    let writable = match try_to_write(settings, origin, &producer) {
+        // By another check: that may write too.
+        Ok(()) | Err(SinkError::Fenced) => settings.see_that_all_is_kept(),
+        Err(error) => Err(watcher.explain(error)),
+    };
     let last = ledger::last(settings, origin).map_err(|error| watcher.explain(error));
     Ok(Preflight { partitions, last, writable })
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::time::Duration;
 
 use clap::Args;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{Client, ClientContext};
-use rdkafka::config::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::{Client, ClientContext, DefaultClientContext};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::BaseProducer;
 use tokio::runtime::Handle;
 use tracing::info;
 
@@ -16,10 +17,17 @@ use super::{SinkError, TIMEOUT, failure};
 /// How often librdkafka says how it is.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
+/// How long brokers may take to describe a topic; it is not worth more.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Options that would break the promise, or that have a flag of their own.
-const OURS: [&str; 10] = [
+const OURS: [&str; 14] = [
     "acks",
+    "allow.auto.create.topics",
+    "auto.offset.reset",
     "bootstrap.servers",
+    // It would have the ledger read from a replica that may lag behind.
+    "client.rack",
     "enable.auto.commit",
     "enable.idempotence",
     "enable.partition.eof",
@@ -27,6 +35,7 @@ const OURS: [&str; 10] = [
     "isolation.level",
     "metadata.broker.list",
     "request.required.acks",
+    "test.mock.num.brokers",
     "transactional.id",
 ];
 
@@ -93,8 +102,10 @@ impl KafkaArgs {
             .set("bootstrap.servers", brokers)
             .set("client.id", "headcount")
             .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
-            // A leader that died holds up the readers no longer than this, should there be no next one.
-            .set("transaction.timeout.ms", TIMEOUT.as_millis().to_string())
+            // Longer than all that is done in one. A leader that died holds up the readers for so long, should
+            // there be no next one.
+            .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
+            .set("allow.auto.create.topics", "false")
             .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())
             .set("reconnect.backoff.max.ms", "1000");
         for option in &self.kafka_option {
@@ -103,7 +114,7 @@ impl KafkaArgs {
         }
         let topic = self.kafka_topic.clone().unwrap_or_else(|| format!("{namespace}.unique-counts"));
         let settings = KafkaSettings { topic, config };
-        settings.try_out(namespace)?;
+        settings.try_out()?;
         Ok(Some(settings))
     }
 
@@ -129,7 +140,8 @@ fn read_option(option: &str) -> Result<(&str, String), String> {
             "invalid value for '--kafka-option <KEY=VALUE>': expected an option of librdkafka, such as \
                 security.protocol=sasl_ssl",
         )?;
-    if OURS.contains(&key) {
+    // librdkafka takes options of topics with this before them too.
+    if OURS.contains(&key.strip_prefix("topic.").unwrap_or(key)) {
         return Err(refused(key, "every window exactly once needs it as it is"));
     }
     let is_tls =
@@ -151,9 +163,11 @@ fn read_option(option: &str) -> Result<(&str, String), String> {
 }
 
 impl KafkaSettings {
-    /// Lets librdkafka say what it thinks of the options.
-    fn try_out(&self, namespace: &str) -> Result<(), String> {
-        match self.producer(namespace).create_native_config() {
+    /// Lets librdkafka say what it thinks of the options, each and together.
+    fn try_out(&self) -> Result<(), String> {
+        let mut config = self.producer();
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        match config.create::<BaseProducer>() {
             Err(KafkaError::ClientConfig(_, reason, key, _)) => {
                 // It may quote the value.
                 let reason = reason.split(['"', ':']).next().unwrap_or_default().trim().to_owned();
@@ -161,15 +175,22 @@ impl KafkaSettings {
                     "invalid option '{key}' for '--kafka-option <KEY=VALUE>': librdkafka says: {reason}"
                 ))
             }
-            Err(error) => Err(format!("invalid '--kafka-option <KEY=VALUE>': {error}")),
+            Err(error) => Err(format!("'--kafka-option <KEY=VALUE>' cannot be used: {error}")),
             Ok(_) => Ok(()),
         }
     }
 
-    /// For the one who publishes a namespace's windows: there is one at a time.
-    pub(super) fn producer(&self, namespace: &str) -> ClientConfig {
+    /// For the one who publishes to the topic: there is one at a time.
+    pub(super) fn producer(&self) -> ClientConfig {
         let mut config = self.config.clone();
-        config.set("transactional.id", format!("headcount.{namespace}"));
+        config.set("transactional.id", format!("headcount.{}", self.topic));
+        config
+    }
+
+    /// For one who only tries to.
+    pub(super) fn trial_producer(&self) -> ClientConfig {
+        let mut config = self.config.clone();
+        config.set("transactional.id", format!("headcount-check.{}", self.topic));
         config
     }
 
@@ -181,23 +202,29 @@ impl KafkaSettings {
             .set("group.id", "headcount.ledger")
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "error")
             .set("statistics.interval.ms", "0")
             .set("isolation.level", isolation);
         config
     }
 
-    /// With one partition, if there is none.
-    pub(super) fn make_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
+    /// How many partitions it has; none if it does not exist.
+    pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
         let metadata = client.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(failure)?;
-        if metadata.topics().iter().any(|topic| topic.error().is_none() && !topic.partitions().is_empty()) {
-            return Ok(());
+        let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
+        Ok(there.map(|topic| topic.partitions().len()).sum())
+    }
+
+    /// Makes the topic with one partition if there is none, else sees that it can be a record.
+    pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
+        if self.partitions(client)? > 0 {
+            return self.see_that_all_is_kept();
         }
-        let admin: AdminClient<_> = self.config.create().map_err(failure)?;
         // As many replicas as the brokers' default says.
-        let topic = NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-        let made = Handle::current().block_on(admin.create_topics([&topic], &options)).map_err(failure)?;
-        for made in made {
+        let topic =
+            NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
+        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], &admin_options()));
+        for made in made.map_err(failure)? {
             match made {
                 Ok(topic) => info!(topic, "made a topic in Kafka"),
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -208,4 +235,31 @@ impl KafkaSettings {
         }
         Ok(())
     }
+
+    /// All records have the same key: compaction would leave the last one. Where it cannot be asked, because
+    /// the user may not or the brokers do not know how, it is believed.
+    pub(super) fn see_that_all_is_kept(&self) -> Result<(), SinkError> {
+        let topic = ResourceSpecifier::Topic(&self.topic);
+        let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
+        let described = Handle::current().block_on(self.admin()?.describe_configs([&topic], &options));
+        let policy = described.iter().flatten().flatten().find_map(|resource| {
+            resource.entries.iter().find(|entry| entry.name == "cleanup.policy")?.value.clone()
+        });
+        match policy {
+            Some(policy) if policy.contains("compact") => Err(SinkError::Fatal(format!(
+                "the topic {} has cleanup.policy={policy}, which would delete all windows but the last: set it to \
+                 delete",
+                self.topic
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
+        self.config.create().map_err(failure)
+    }
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
 }

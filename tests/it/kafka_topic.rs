@@ -1,0 +1,132 @@
+//! Topics that are not as they should be, and sinks that were not there.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use tokio::task::spawn_blocking;
+
+use crate::support::fleet::seconds;
+use crate::support::kafka::{Record, Tail, assert_each_once, namespace, shared};
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+use crate::support::{free_port, wait_for};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Begins a transaction of somebody else's and writes into it.
+fn foreign_transaction(producer: &BaseProducer, topic: &str) {
+    producer.begin_transaction().unwrap();
+    let record = BaseRecord::to(topic).partition(0).key("nobody").payload("nothing");
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    producer.flush(TIMEOUT).unwrap();
+}
+
+/// Aborted records take offsets and are no records; an open transaction holds the reader of the record up.
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_of_others_are_stepped_over_and_waited_for() {
+    let (brokers, namespace) = (shared(), namespace("others"));
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let topic = format!("{namespace}.unique-counts");
+    let tail = Tail::start(&brokers, &topic);
+    let mut first = Server::start(&args).await;
+    tail.wait_for(seconds(SystemTime::now())).await;
+    assert!(first.stop().await.success());
+
+    let (config, of_others) = (brokers.clone(), topic.clone());
+    let producer = spawn_blocking(move || {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", config).set("transactional.id", format!("other-{of_others}"));
+        let producer: BaseProducer = client.create().unwrap();
+        producer.init_transactions(TIMEOUT).unwrap();
+        // More offsets than the first look for the last record goes back.
+        for _ in 0..50 {
+            foreign_transaction(&producer, &of_others);
+            producer.abort_transaction(TIMEOUT).unwrap();
+        }
+        foreign_transaction(&producer, &of_others);
+        producer
+    });
+    let producer = producer.await.unwrap();
+    let mut second = Server::start(&args).await;
+    second.wait_closed(2).await;
+    let waits = |event: &serde_json::Value| {
+        event["fields"]["message"].as_str().unwrap().contains("another producer's open transaction")
+    };
+    wait_for("a warning", || second.log().iter().any(waits).then_some(())).await;
+    spawn_blocking(move || producer.abort_transaction(TIMEOUT).unwrap()).await.unwrap();
+    let records = tail.wait_for(seconds(SystemTime::now()) + 1).await;
+    assert_each_once(&records, 1);
+    assert!(second.stop().await.success());
+}
+
+/// What a leader without the sink has published is not made up, nor left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_was_not_there_gets_what_is_known() {
+    let (brokers, namespace, redis) = (shared(), namespace("absent"), Redis::start());
+    let url = redis.url();
+    let without = ["--window", "1s", "--namespace", &namespace, "--redis-url", &url];
+    let with = [&without[..], &["--kafka-brokers", &brokers]].concat();
+    let tail = Tail::start(&brokers, &format!("{namespace}.unique-counts"));
+    let mut server = Server::start(&with).await;
+    tail.wait_for(0).await;
+    assert!(server.stop().await.success());
+    let mut server = Server::start(&without).await;
+    for id in 0..9 {
+        assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+    }
+    let closed = wait_for("ids", || {
+        Some(server.closed()).filter(|closed| closed.iter().map(|closed| closed.unique).sum::<u64>() >= 9)
+    });
+    let closed = closed.await;
+    assert!(server.stop().await.success());
+    let mut server = Server::start(&with).await;
+    let records = tail.wait_for(seconds(SystemTime::now())).await;
+    assert!(server.stop().await.success());
+    assert_each_once(&records, 1);
+    for closed in closed {
+        let record =
+            records.iter().find(|record| record.start() == seconds(closed.start())).expect("its record");
+        assert_eq!(record.count(), closed.unique);
+        assert_eq!(record.headers["accepted_ids"], closed.accepted.to_string());
+    }
+    assert_eq!(records.iter().map(Record::count).sum::<u64>(), 9);
+}
+
+/// A topic that keeps only the last record of a key is none for a stream of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compacted_topic_is_refused() {
+    let (brokers, namespace) = (shared(), namespace("compacted"));
+    let topic = format!("{namespace}.unique-counts");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let compacted = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "compact");
+    admin.create_topics([&compacted], &AdminOptions::new()).await.unwrap();
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    let says = |event: &serde_json::Value| {
+        let error = event["fields"]["error"].as_str().unwrap_or_default();
+        event["level"] == "ERROR" && error.contains("cleanup.policy=compact")
+    };
+    wait_for("an error", || server.log().iter().any(says).then_some(())).await;
+    assert!(server.stop().await.success());
+}
+
+/// A stop with brokers away ends in time: without Redis with an error, because counts are lost; with Redis without
+/// one, because they are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_with_brokers_away_ends_in_time() {
+    let redis = Redis::start();
+    let (url, brokers) = (redis.url(), format!("127.0.0.1:{}", free_port()));
+    let alone = ["--window", "1s", "--kafka-brokers", &brokers, "--shutdown-timeout", "6s"];
+    let shared = [&alone[..], &["--redis-url", &url]].concat();
+    for (args, code) in [(&alone[..], 1), (&shared, 0)] {
+        let mut server = Server::start(args).await;
+        server.wait_closed(2).await;
+        let asked = Instant::now();
+        assert_eq!(server.stop().await.code(), Some(code), "{:?}", server.log().last());
+        assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    }
+}
