@@ -48,9 +48,15 @@ pub struct KafkaArgs {
     #[arg(long, env = "HEADCOUNT_KAFKA_BROKERS", value_name = "HOST:PORT,…")]
     kafka_brokers: Option<String>,
 
-    /// The topic, which has nothing else in it; it is made if it does not exist
-    /// [default: <namespace>.unique-counts]
-    #[arg(long, env = "HEADCOUNT_KAFKA_TOPIC", value_name = "NAME", value_parser = parse_topic)]
+    // Not a doc comment: help has no Markdown.
+    #[arg(
+        long,
+        env = "HEADCOUNT_KAFKA_TOPIC",
+        value_name = "NAME",
+        value_parser = parse_topic,
+        help = "The topic, which has nothing else in it; it is made if it does not exist [default: \
+                <namespace>.unique-counts]"
+    )]
     kafka_topic: Option<String>,
 
     // Not a doc comment: help has no Markdown.
