@@ -54,7 +54,8 @@ async fn every_window_once_and_not_for_ever() {
     {
         assert!(fields.contains_key(field), "{fields:?}");
     }
-    let logged = fleet.published();
+    // The log is another sink: it may be a little later.
+    let logged = fleet.wait_published(start(all.last().unwrap())).await;
     for entry in &all {
         let (_, closed) = &logged[&start(entry)][0];
         assert_eq!(seconds(closed.start()), start(entry));
