@@ -10,7 +10,7 @@
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`shard`], [`sketch`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`unavailable`] |
+//! | 0 | [`id`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`unavailable`] |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
@@ -31,6 +31,7 @@ pub mod lines;
 pub mod log_progress;
 pub mod logging;
 pub mod metrics;
+pub mod mode;
 pub mod publisher;
 pub mod redis;
 pub mod sealer;

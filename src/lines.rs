@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use thiserror::Error;
 
-use crate::counter::Mode;
+use crate::mode::Mode;
 use crate::shard::Shards;
 use crate::sketch::Sketch;
 

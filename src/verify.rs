@@ -7,9 +7,9 @@ use ::redis::Pipeline;
 
 use crate::app::Config;
 use crate::backend::process_name;
-use crate::counter::Mode;
 use crate::findings::{Findings, Verdict};
 use crate::metrics::Metrics;
+use crate::mode::Mode;
 use crate::redis::keys::Keys;
 use crate::redis::{Address, Call, CannotConnect, Redis};
 use crate::sink::SinkError;

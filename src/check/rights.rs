@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, Pipeline, RedisResult, Script, Value};
 
-use crate::counter::Mode;
+use crate::mode::Mode;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 use crate::unavailable::Unavailable;

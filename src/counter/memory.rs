@@ -24,8 +24,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 
-use super::{AddError, Added, CountError, Mode, Tally, UniqueCounter};
+use super::{AddError, Added, CountError, Tally, UniqueCounter};
 use crate::id::Id;
+use crate::mode::Mode;
 use crate::shard::Shards;
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;

@@ -7,43 +7,14 @@ pub mod redis;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use thiserror::Error;
 
 use crate::id::Id;
+use crate::mode::Mode;
 use crate::shard::Shards;
-use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
 use crate::window::{Window, WindowLength};
-
-/// How ids are remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// In a HyperLogLog: a few kilobytes for any number of ids, and a standard error
-    Hll,
-    /// In a set: no error, and memory for every id
-    Exact,
-}
-
-impl Mode {
-    /// The word for it in flags, logs and answers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hll => "hll",
-            Self::Exact => "exact",
-        }
-    }
-
-    /// The standard error of a count over `shards`, relative to the truth.
-    ///
-    /// Shards hold disjoint sets, so their errors are independent and add up as squares.
-    pub fn standard_error(self, shards: Shards) -> f64 {
-        match self {
-            Self::Hll => Sketch::STANDARD_ERROR / f64::from(shards.count()).sqrt(),
-            Self::Exact => 0.0,
-        }
-    }
-}
 
 /// What is counted, and how.
 #[derive(Debug, Clone, Args)]

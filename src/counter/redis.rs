@@ -40,9 +40,10 @@ use tracing::{error, warn};
 
 pub use super::pipeline::PipelineTask;
 use super::pipeline::{Pipeline, Target, Write, pipeline};
-use super::{AddError, Added, CountError, Mode, Tally, UniqueCounter};
+use super::{AddError, Added, CountError, Tally, UniqueCounter};
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::mode::Mode;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 use crate::shard::Shards;

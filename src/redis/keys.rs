@@ -17,7 +17,7 @@
 //! A window is written as the seconds of its start. What is in braces decides the slot in a Redis Cluster: a
 //! shard's keys lie together, and so does all that the scripts touch.
 
-use crate::counter::Mode;
+use crate::mode::Mode;
 use crate::shard::Shards;
 use crate::window::Window;
 

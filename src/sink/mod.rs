@@ -8,8 +8,8 @@ use std::error::Error;
 
 use async_trait::async_trait;
 
-use crate::counter::Mode;
 use crate::grant::Grant;
+use crate::mode::Mode;
 use crate::window::{Window, WindowCount, WindowLength};
 
 /// Where counts come from, and how they were made: the same for all that a service publishes.

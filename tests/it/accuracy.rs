@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
+use headcount::counter::UniqueCounter;
 use headcount::counter::memory::MemoryCounter;
-use headcount::counter::{Mode, UniqueCounter};
 use headcount::id::Id;
+use headcount::mode::Mode;
 use headcount::shard::Shards;
 use headcount::window::WindowLength;
 

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::counter::{AddError, CountError, Mode, Tally, UniqueCounter};
+use headcount::counter::{AddError, CountError, Tally, UniqueCounter};
 use headcount::id::Id;
 use headcount::metrics::Metrics;
+use headcount::mode::Mode;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::shard::Shards;

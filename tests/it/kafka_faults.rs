@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
-use headcount::counter::Mode;
 use headcount::grant::Grant;
 use headcount::metrics::Metrics;
+use headcount::mode::Mode;
 use headcount::sink::kafka::{KafkaArgs, KafkaSink};
 use headcount::sink::{CountSink, Origin, SinkError};
 use headcount::window::{Window, WindowCount, WindowLength};

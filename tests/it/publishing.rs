@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use headcount::coordinator::alone::Alone;
 use headcount::coordinator::{LastClosed, ReportError};
+use headcount::counter::UniqueCounter;
 use headcount::counter::memory::MemoryCounter;
-use headcount::counter::{Mode, UniqueCounter};
 use headcount::grant::Grant;
 use headcount::id::Id;
 use headcount::metrics::Metrics;
+use headcount::mode::Mode;
 use headcount::publisher::{Publisher, SinkEnded};
 use headcount::sealer::Sealer;
 use headcount::shard::Shards;

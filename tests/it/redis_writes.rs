@@ -5,9 +5,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::counter::{AddError, Mode, UniqueCounter};
+use headcount::counter::{AddError, UniqueCounter};
 use headcount::id::Id;
 use headcount::metrics::Metrics;
+use headcount::mode::Mode;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::shard::Shards;

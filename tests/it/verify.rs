@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use headcount::counter::Mode;
+use headcount::mode::Mode;
 use headcount::redis::keys::Keys;
 use headcount::shard::Shards;
 use headcount::window::{Window, WindowLength};

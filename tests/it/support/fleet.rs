@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use headcount::counter::Mode;
+use headcount::mode::Mode;
 use headcount::redis::keys::Keys;
 use headcount::shard::Shards;
 use headcount::sketch::Sketch;
