@@ -103,9 +103,8 @@ impl Backend {
         retention: Duration,
         metrics: &Metrics,
     ) -> Result<Self, CannotConnect> {
-        let RedisArgs { redis_timeout: timeout, redis_wait, namespace, .. } = &args.redis;
-        let redis = Redis::new(address, *timeout, metrics)?;
-        redis.wait_for(address, *redis_wait).await?;
+        let RedisArgs { redis_timeout: timeout, namespace, .. } = &args.redis;
+        let redis = args.redis.connect(address, metrics).await?;
         look_at_server(&redis).await;
         if counting.mode == Mode::Exact {
             forecast_memory(counting, retention);

@@ -11,7 +11,7 @@ use crate::findings::{Findings, Verdict};
 use crate::metrics::Metrics;
 use crate::mode::Mode;
 use crate::redis::keys::Keys;
-use crate::redis::{Address, Call, CannotConnect, Redis};
+use crate::redis::{Address, Call, Redis};
 use crate::sink::SinkError;
 use crate::sink::kafka::KafkaSettings;
 use crate::sink::kafka::ledger::{self, Entry};
@@ -126,7 +126,7 @@ async fn compare(
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let args = &config.args.backend.redis;
-    let redis = match connect(config, address).await {
+    let redis = match args.connect(address, &Metrics::new()).await {
         Ok(redis) => redis,
         Err(error) => return findings.add(Verdict::Fail, "counts", error),
     };
@@ -172,13 +172,6 @@ async fn compare(
     }
     let named = differ.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
     findings.add(Verdict::Fail, "counts", format_args!("{} of {compared} differ: {named}", differ.len()))
-}
-
-async fn connect(config: &Config, address: &Address) -> Result<Redis, CannotConnect> {
-    let args = &config.args.backend.redis;
-    let redis = Redis::new(address, args.redis_timeout, &Metrics::new())?;
-    redis.wait_for(address, args.redis_wait).await?;
-    Ok(redis)
 }
 
 /// None when Redis does not have the window any more.

@@ -9,7 +9,7 @@ use crate::backend::{Coordination, process_name};
 use crate::findings::{Findings, Verdict};
 use crate::metrics::Metrics;
 use crate::redis::server::{OLDEST, ServerFacts};
-use crate::redis::{Address, CannotConnect, Redis};
+use crate::redis::{Address, Redis};
 use crate::window::ClockOffset;
 
 /// Connects as an instance does and looks around.
@@ -18,7 +18,7 @@ pub(super) async fn look(
     address: &Address,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let redis = match connect(config, address).await {
+    let redis = match config.args.backend.redis.connect(address, &Metrics::new()).await {
         Ok(redis) => redis,
         Err(error) => return findings.add(Verdict::Fail, "reachable", error),
     };
@@ -26,13 +26,6 @@ pub(super) async fn look(
     look_at_server(&redis, findings).await?;
     look_at_rights(config, address, &redis, findings).await?;
     look_at_others(config, &redis, findings).await
-}
-
-async fn connect(config: &Config, address: &Address) -> Result<Redis, CannotConnect> {
-    let args = &config.args.backend.redis;
-    let redis = Redis::new(address, args.redis_timeout, &Metrics::new())?;
-    redis.wait_for(address, args.redis_wait).await?;
-    Ok(redis)
 }
 
 async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {

@@ -84,6 +84,17 @@ impl RedisArgs {
     pub fn address(&self) -> Result<Option<Address>, String> {
         self.redis_url.as_deref().map(Address::parse).transpose()
     }
+
+    /// Connects, and waits until Redis answers.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotConnect`] when it does not within `--redis-wait`.
+    pub async fn connect(&self, address: &Address, metrics: &Metrics) -> Result<Redis, CannotConnect> {
+        let redis = Redis::new(address, self.redis_timeout, metrics)?;
+        redis.wait_for(address, self.redis_wait).await?;
+        Ok(redis)
+    }
 }
 
 fn parse_namespace(text: &str) -> Result<String, String> {

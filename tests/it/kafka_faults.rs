@@ -87,6 +87,16 @@ impl Sink {
     }
 }
 
+/// Three brokers, a sink, and the first of two windows that it has published.
+async fn start() -> (Cluster, Sink, Window) {
+    let cluster = MockCluster::new(3).unwrap();
+    cluster.create_topic("counts", 1, 3).unwrap();
+    let mut sink = Sink::new(&cluster);
+    let first = sink.next;
+    sink.publish(2).await;
+    (cluster, sink, first)
+}
+
 #[track_caller]
 fn assert_all_there(cluster: &Cluster, first: Window, windows: u64) {
     let mut starts: Vec<_> =
@@ -102,11 +112,7 @@ async fn every_error_ends_in_a_retry_or_a_new_producer() {
     use RDKafkaApiKey as Api;
     use RDKafkaRespErr as Code;
 
-    let cluster = MockCluster::new(3).unwrap();
-    cluster.create_topic("counts", 1, 3).unwrap();
-    let mut sink = Sink::new(&cluster);
-    let first = sink.next;
-    sink.publish(2).await;
+    let (cluster, mut sink, first) = start().await;
     assert!(sink.errors.is_empty(), "{:?}", sink.errors);
 
     // (what is asked, the errors it is answered, whether librdkafka deals with them by itself)
@@ -139,11 +145,7 @@ async fn every_error_ends_in_a_retry_or_a_new_producer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_that_move_hang_and_go() {
-    let cluster = MockCluster::new(3).unwrap();
-    cluster.create_topic("counts", 1, 3).unwrap();
-    let mut sink = Sink::new(&cluster);
-    let first = sink.next;
-    sink.publish(2).await;
+    let (cluster, mut sink, first) = start().await;
     for broker in 1..=3 {
         let name = MockCoordinator::Transaction("headcount.counts".to_owned());
         cluster.coordinator(name, broker).unwrap();
