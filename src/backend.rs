@@ -112,12 +112,14 @@ impl Backend {
         let keys = Keys::new(namespace);
         let process = process_name();
         let coordination = Coordination::new(args, &redis, &process, counting, retention);
-        let (counter, pipeline) = RedisCounter::new(
+        let (counter, counting_tasks) = RedisCounter::new(
             RedisCounterConfig {
                 mode: counting.mode,
                 shards: counting.shards,
                 retention,
                 writes: args.counter.redis_writes,
+                on_redis_down: args.counter.on_redis_down,
+                unacknowledged_max: args.counter.unacknowledged_max,
                 timeout: *timeout,
                 keys,
                 process: process.clone(),
@@ -135,7 +137,7 @@ impl Backend {
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),
-            pipeline: tokio::spawn(pipeline.run()),
+            pipeline: tokio::spawn(counting_tasks.run()),
             lease: tokio::spawn(async move {
                 may_lead.cancelled().await;
                 lease.run(stop).await;

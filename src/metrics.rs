@@ -71,6 +71,13 @@ declare! {
     redis_queue_length: Gauge = "headcount_redis_queue_length",
     /// Requests and pieces of requests that were sent to Redis in one pipeline.
     redis_batch_size: Histogram = "headcount_redis_batch_size",
+    /// 1 while Redis is away: ids are kept here, or refused, until it is back.
+    degraded: Gauge = "headcount_degraded",
+    /// Ids that were accepted and that Redis has not acknowledged: different ones in mode exact, all in mode
+    /// hll.
+    unacknowledged_ids: Gauge = "headcount_unacknowledged_ids",
+    /// Ids that were accepted while Redis was away, for windows that the others closed without this instance.
+    missed_ids: Counter = "headcount_missed_ids_total",
     /// Kafka brokers that this instance is connected to, while it publishes there.
     kafka_brokers_up: Gauge = "headcount_kafka_brokers_up",
     /// Records that wait to be sent to Kafka.

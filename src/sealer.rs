@@ -5,7 +5,10 @@
 //! reports are also what shows that this instance lives.
 //!
 //! A window that the others have closed without this instance (it was away for too long) is sealed here
-//! too: ids that come for it now are counted in the next one.
+//! too: ids that come for it now are counted in the next one. What was accepted for it while Redis could not be
+//! reached is missing from its count; that is all that can be said then, and it is said.
+//!
+//! After an interruption the report comes first: from then on the others wait for what is to be sealed.
 
 use std::future::Future;
 use std::pin::pin;
@@ -44,7 +47,8 @@ pub struct Sealer {
     presence: Presence,
     /// The store may lack what this instance has added.
     must_restore: bool,
-    failing: bool,
+    /// The last round failed.
+    interrupted: bool,
     clock_is_off: bool,
 }
 
@@ -73,7 +77,7 @@ impl Sealer {
             watermark,
             presence,
             must_restore: false,
-            failing: false,
+            interrupted: false,
             clock_is_off: false,
         };
         sealer.report().await?;
@@ -115,13 +119,13 @@ impl Sealer {
     /// One line when it begins to fail, one when it is over.
     fn say_how_it_went(&mut self, round: Result<(), Unavailable>) {
         match round {
-            Err(error) if !self.failing => {
+            Err(error) if !self.interrupted => {
                 warn!(%error, "cannot seal and report, trying again");
-                self.failing = true;
+                self.interrupted = true;
             }
-            Ok(()) if self.failing => {
+            Ok(()) if self.interrupted => {
                 info!("sealing and reporting again");
-                self.failing = false;
+                self.interrupted = false;
             }
             _ => {}
         }
@@ -139,6 +143,7 @@ impl Sealer {
 
     async fn round(&mut self) -> Result<(), ReportError> {
         self.presence.note(*self.watermark.borrow());
+        self.come_back().await?;
         let running = self.running();
         if *self.watermark.borrow() < running {
             self.seal(running.previous()).await?;
@@ -146,7 +151,16 @@ impl Sealer {
         self.report().await
     }
 
+    /// After an interruption.
+    async fn come_back(&mut self) -> Result<(), ReportError> {
+        if self.interrupted {
+            self.report().await?;
+        }
+        Ok(())
+    }
+
     async fn seal_everything(&mut self) -> Result<(), ReportError> {
+        self.come_back().await?;
         let newest = self.counter.windows().last().copied();
         let last = newest.map_or(self.running(), |newest| newest.max(self.running()));
         self.seal(last).await?;
@@ -180,6 +194,7 @@ impl Sealer {
         if let Some(closed) = reported.closed
             && *self.watermark.borrow() <= closed
         {
+            self.say_what_is_missed(closed);
             self.seal(closed).await?;
         }
         if let Some(published) = reported.published {
@@ -191,10 +206,24 @@ impl Sealer {
         Ok(())
     }
 
+    /// Windows up to `closed` were closed without this instance.
+    fn say_what_is_missed(&self, closed: Window) {
+        let missed_ids = self.counter.kept_apart(closed);
+        if missed_ids > 0 {
+            self.metrics.missed_ids.increment(missed_ids);
+            error!(
+                missed_ids, first = %*self.watermark.borrow(), last = %closed,
+                "windows were closed without this instance: what it accepted for them while Redis was away is \
+                 not in their counts"
+            );
+        }
+    }
+
     async fn report_once(&mut self) -> Result<Reported, ReportError> {
         let watermark = *self.watermark.borrow();
         let newest = watermark.max(self.running());
-        let report = Report { watermark, newest, since: self.presence.since() };
+        let Self { interrupted, .. } = *self;
+        let report = Report { watermark, newest, since: self.presence.since(), interrupted };
         let asked = self.clock.now();
         let reported = self.presence.while_doing(watermark, self.coordinator.report(&report)).await?;
         if let Some(time) = reported.time {

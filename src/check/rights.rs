@@ -86,7 +86,11 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
         command("HDEL", shared, &["field"]),
     ];
     tries.extend(match mode {
-        Mode::Hll => vec![command("PFCOUNT", ids, &[])],
+        Mode::Hll => vec![
+            command("PFCOUNT", ids, &[]),
+            ("MULTI", ::redis::cmd("MULTI")),
+            ("EXEC", ::redis::cmd("EXEC")),
+        ],
         Mode::Exact => vec![command("SCARD", ids, &[]), command("EXPIRE", ids, &["1"])],
     });
     tries

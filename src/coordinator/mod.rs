@@ -92,6 +92,8 @@ pub struct Report {
     pub newest: Window,
     /// It has accepted ids without a break since then.
     pub since: SystemTime,
+    /// It could not report for a while.
+    pub interrupted: bool,
 }
 
 /// What an instance is told.

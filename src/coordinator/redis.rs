@@ -10,8 +10,13 @@
 //! leading to another server, or is the first one there, gives them [`GRACE`] to report before it believes what
 //! it reads. On a plain change of leader the reports are there, and are believed at once.
 //!
+//! While nobody can report, instances go on taking ids, and one of them may vanish before it can say for which
+//! windows. So whoever reports again after an interruption takes it for the others too: until they report
+//! themselves, they may have had all windows open that ended meanwhile.
+//!
 //! Every report says what its instance knows of the stream, where it begins and how far it is published; so a
-//! server that has lost that is told again, whoever comes first.
+//! server that has lost that is told again, whoever comes first. The same goes for the others' reports as they
+//! were last known: an instance that vanished together with the reports is missed all the same.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,6 +44,8 @@ const UNHEARD: Duration = Duration::from_secs(3);
 /// How long config and reports are kept without a report, unless the retention is shorter than that.
 const SILENCE: Duration = Duration::from_secs(60);
 const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
+/// As JSON.
+const NO_REPORTS: &str = "{}";
 
 /// What a coordinator through Redis is made of.
 pub struct RedisCoordinatorConfig {
@@ -66,6 +73,10 @@ pub struct RedisCoordinator {
 struct Memory {
     /// When the last report was taken, in µs of Redis's time; none before the first, and after a loss.
     acknowledged: Option<u64>,
+    /// The same, and a loss does not matter.
+    heard_at: Option<u64>,
+    /// What the others had reported then, as JSON.
+    others: String,
     /// The [`Redis::generation`] that it was taken in.
     generation: u64,
     heard: Option<Instant>,
@@ -115,6 +126,7 @@ impl Memory {
             self.expect_others();
         }
         self.acknowledged = now;
+        self.heard_at = now;
         self.first = first;
         self.published = self.published.max(published);
     }
@@ -148,11 +160,15 @@ impl RedisCoordinator {
         call.key(keys.config()).key(keys.instances()).key(keys.counts()).key(keys.published());
         let known = |window: Option<Window>| window.map(|window| window.unix_seconds().to_string());
         {
-            let Memory { acknowledged, first, published, .. } = &*self.memory.lock();
-            call.arg(process).arg(acknowledged.map(|at| at.to_string()).unwrap_or_default());
+            let Memory { acknowledged, heard_at, others, first, published, .. } = &*self.memory.lock();
+            let time = |at: Option<u64>| at.map(|at| at.to_string()).unwrap_or_default();
+            call.arg(process).arg(time(*acknowledged));
             call.arg(report.watermark.unix_seconds()).arg(report.newest.unix_seconds());
             call.arg(micros(report.since));
             call.arg(known(*first).unwrap_or_default()).arg(known(*published).unwrap_or_default());
+            let is_lost = acknowledged.is_none();
+            call.arg(time(heard_at.filter(|_| report.interrupted || is_lost)));
+            call.arg(if is_lost && !others.is_empty() { others } else { NO_REPORTS });
         }
         call.arg(LIVES.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {
@@ -215,11 +231,15 @@ impl Coordinator for RedisCoordinator {
         let answer = self.send_report(report).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
-            ["ok", now, first, closed, count, published, new] => {
+            ["ok", now, first, closed, count, published, new, others] => {
                 let now = now.parse().ok();
                 let (first, closed, published) =
                     (self.window(first), self.window(closed), self.window(published));
-                self.memory.lock().heard(now, first, published, new == "new");
+                {
+                    let mut memory = self.memory.lock();
+                    memory.heard(now, first, published, new == "new");
+                    others.clone_into(&mut memory.others);
+                }
                 Ok(Reported {
                     // Nobody closes what is before the first: an instance whose clock is behind has to know.
                     closed: closed.max(published).max(first.map(Window::previous)),
@@ -242,7 +262,8 @@ impl Coordinator for RedisCoordinator {
 
     async fn leave(&self) -> Result<(), Unavailable> {
         let mut leave = ::redis::cmd("HDEL");
-        leave.arg(self.config.keys.instances()).arg(&self.config.process);
+        let process = &self.config.process;
+        leave.arg(self.config.keys.instances()).arg(process).arg(format!("?{process}"));
         self.redis.run(Call::Report, async |connection| leave.exec_async(connection).await).await
     }
 

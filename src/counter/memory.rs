@@ -8,22 +8,21 @@
 //! are sealed: no id can slip in between a window's count and its end.
 //!
 //! Behind the lock, additions do not wait for each other: the registers of a sketch are atomics, and
-//! exact ids are spread over `STRIPES` sets with a lock each. Stripes also keep every single set
-//! small, for a set that grows moves all it has, and whoever wants in waits.
+//! exact ids are spread over many sets with a lock each.
 //!
 //! # What is kept
 //!
 //! Ids and registers live until the seal; of a sealed window only its [`Tally`] stays, until it is
 //! forgotten. Nothing can be added to it, so there is nothing else to know.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
+use super::id_set::IdSet;
 use super::{AddError, Added, CountError, Tally, UniqueCounter};
 use crate::id::Id;
 use crate::mode::Mode;
@@ -31,9 +30,6 @@ use crate::shard::Shards;
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
 use crate::window::Window;
-
-/// Sets that the exact ids of a window are spread over.
-const STRIPES: usize = 256;
 
 /// Counts in memory. What it holds is gone with the process.
 pub struct MemoryCounter {
@@ -62,9 +58,8 @@ struct OpenWindow {
 enum Ids {
     /// A sketch for each shard.
     Hll { shards: Shards, sketches: Box<[Sketch]> },
-    /// An id's stripe is chosen by its hash. Disjoint sets of whatever number add up to the truth,
-    /// so `--shards` has no part in it. The hash is keyed: nobody can choose ids that collide.
-    Exact { hasher: RandomState, stripes: Box<[Mutex<HashSet<Id>>]> },
+    /// One set: the truth does not get truer by `--shards`.
+    Exact(IdSet),
 }
 
 impl MemoryCounter {
@@ -155,10 +150,7 @@ impl OpenWindow {
     fn new(mode: Mode, shards: Shards) -> Self {
         let ids = match mode {
             Mode::Hll => Ids::Hll { shards, sketches: (0..shards.count()).map(|_| Sketch::new()).collect() },
-            Mode::Exact => Ids::Exact {
-                hasher: RandomState::new(),
-                stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            },
+            Mode::Exact => Ids::Exact(IdSet::new()),
         };
         Self { ids, accepted: AtomicU64::new(0) }
     }
@@ -171,7 +163,8 @@ impl OpenWindow {
     }
 
     fn tally(&self) -> Tally {
-        Tally { unique_ids: self.ids.count(), accepted_ids: self.accepted.load(Ordering::Relaxed) }
+        let accepted_ids = self.accepted.load(Ordering::Relaxed);
+        Tally { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0 }
     }
 }
 
@@ -180,16 +173,14 @@ impl Ids {
     fn add(&self, id: &Id) -> bool {
         match self {
             Self::Hll { shards, sketches } => sketches[shards.of(id.as_bytes())].add(id.as_bytes()),
-            Self::Exact { hasher, stripes } => {
-                stripes[hasher.hash_one(id) as usize % STRIPES].lock().insert(*id)
-            }
+            Self::Exact(ids) => ids.insert(id),
         }
     }
 
     fn count(&self) -> u64 {
         match self {
             Self::Hll { sketches, .. } => sketches.iter().map(Sketch::estimate).sum(),
-            Self::Exact { stripes, .. } => stripes.iter().map(|ids| ids.lock().len() as u64).sum(),
+            Self::Exact(ids) => ids.len(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Counters: what remembers the ids of a window.
 
+mod id_set;
 pub mod memory;
-mod pipeline;
 pub mod redis;
 
 use std::time::Duration;
@@ -129,14 +129,25 @@ pub trait UniqueCounter: Send + Sync {
     /// Forgets a window and all before it, because their counts are stored.
     async fn forget(&self, window: Window);
 
-    /// Adds once more what this process has added to windows that are not forgotten, because what is
-    /// shared was lost. In mode `exact` nobody has the ids any more, and nothing is done.
+    /// Adds once more what this process has of windows that are not forgotten, because what is shared was
+    /// lost. In mode `exact` that is only what has not been shared yet: nobody has the other ids any more.
     ///
     /// # Errors
     ///
     /// [`Unavailable`]: some of it may be there again.
     async fn restore(&self) -> Result<(), Unavailable> {
         Ok(())
+    }
+
+    /// Whether ids are kept here for now, or refused, because what is shared cannot be reached.
+    fn is_degraded(&self) -> bool {
+        false
+    }
+
+    /// Ids that were accepted for windows up to `window`, which are not sealed, while what is shared could not
+    /// be reached.
+    fn kept_apart(&self, _window: Window) -> u64 {
+        0
     }
 }
 
@@ -180,4 +191,6 @@ pub struct Tally {
     pub unique_ids: u64,
     /// All ids, repeats among them.
     pub accepted_ids: u64,
+    /// How many different ids at least are missing that what is shared had and has lost.
+    pub lost_ids: u64,
 }

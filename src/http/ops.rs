@@ -25,6 +25,8 @@ pub(super) async fn livez() -> Response {
 pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
     match *routes.api.phase.borrow() {
         Phase::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        // What makes all of them degraded must not take all of them out of the load balancer.
+        Phase::Ready if routes.api.counter.is_degraded() => plain(StatusCode::OK, "degraded"),
         Phase::Ready => plain(StatusCode::OK, "ready"),
         Phase::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining"),
     }
@@ -33,7 +35,10 @@ pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
 /// All metrics, for Prometheus.
 pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let api = &routes.api;
-    if let Ok(tally) = api.counter.count(api.running_window()).await {
+    // Nobody is to wait for metrics because of what they would show.
+    if !api.counter.is_degraded()
+        && let Ok(tally) = api.counter.count(api.running_window()).await
+    {
         api.metrics.current_unique_ids.set(tally.unique_ids as f64);
     }
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()

@@ -40,6 +40,9 @@ pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn read(api: &Api) -> Result<impl IntoResponse, Failure> {
+    if api.counter.is_degraded() {
+        return Err(Failure::StoreUnavailable);
+    }
     let window = api.running_window();
     let tally = api.counter.count(window).await.map_err(|error| {
         warn!(%error, "the running window cannot be counted");

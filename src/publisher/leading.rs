@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use super::Publisher;
 use super::delivery::{Backlog, Queue};
 use crate::coordinator::{CloseError, Standing};
-use crate::counter::CountError;
+use crate::counter::{CountError, Tally};
 use crate::grant::Grant;
 use crate::window::{Window, WindowCount};
 
@@ -188,11 +188,16 @@ impl<'a> Leading<'a> {
 
     async fn close(&self, window: Window, standing: &Standing) -> Result<WindowCount, CloseFailure> {
         let tally = self.publisher.counter.count(window).await?;
+        let Tally { unique_ids, accepted_ids, lost_ids } = tally;
+        if lost_ids > 0 {
+            error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
+        }
+        let is_over = window.end() <= self.publisher.clock.now();
         let count = WindowCount {
             window,
-            unique_request_count: tally.unique_ids,
-            accepted_ids: tally.accepted_ids,
-            complete: standing.complete && !standing.open && window.end() <= self.publisher.clock.now(),
+            unique_request_count: unique_ids,
+            accepted_ids,
+            complete: standing.complete && !standing.open && is_over && lost_ids == 0,
         };
         Ok(self.publisher.coordinator.close(&self.grant, &count, standing).await?)
     }

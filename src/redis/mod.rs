@@ -53,7 +53,7 @@ pub struct RedisArgs {
     )]
     redis_url: Option<String>,
 
-    /// How long Redis may take to answer; a request whose id it has not taken by then has failed
+    /// How long Redis may take to answer; if it does not, it is taken to be away
     #[arg(
         long, env = "HEADCOUNT_REDIS_TIMEOUT", value_name = "DURATION", default_value = "350ms",
         value_parser = args::positive_duration

@@ -6,17 +6,19 @@
 --
 -- KEYS: config, instances, counts, published.
 -- ARGV: process, when its last report was taken (µs; '' for a first one), watermark, newest window, since
---       (µs), the first and the last published window that the process knows of (or ''), milliseconds for
---       which a report says that its instance lives, milliseconds to keep config and instances without
---       reports, then pairs of a setting and its value.
+--       (µs), the first and the last published window that the process knows of (or ''), when it was last
+--       heard of before an interruption (µs; '' if there was none), the others' reports as it knows them, if they
+--       may be lost (JSON), milliseconds for which a report says that its instance lives, milliseconds to
+--       keep config and instances without reports, then pairs of a setting and its value.
 -- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '', last
---         published window or '', 'new' if nothing is known of the namespace or ''},
+--         published window or '', 'new' if nothing is known of the namespace or '', the others' reports (JSON)},
 --         {'lost'} if this server does not have the process's last report, or
 --         {'differs', setting, value} with the value of the others.
 local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local process, acknowledged, watermark, newest, since = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local first, last, lives_for, keep_for = ARGV[6], ARGV[7], ARGV[8] * 1000, ARGV[9]
-local SETTINGS = 10
+local first, last, heard, lost_reports = ARGV[6], ARGV[7], tonumber(ARGV[8]), cjson.decode(ARGV[9])
+local lives_for, keep_for = ARGV[10] * 1000, ARGV[11]
+local SETTINGS = 12
 
 for i = SETTINGS, #ARGV, 2 do
   local value = redis.call('HGET', CONFIG, ARGV[i])
@@ -32,12 +34,30 @@ local reported = mine and tonumber(string.match(mine, '(%d+)$'))
 if acknowledged ~= '' and (not reported or reported < tonumber(acknowledged)) then
   return {'lost'}
 end
-local others_live = false
+-- Under names that are nobody's: who finds a report of its own is not told that something is lost.
+redis.call('HDEL', INSTANCES, '?' .. process)
+for name, report in pairs(lost_reports) do
+  name = string.gsub(name, '^%?', '')
+  if name ~= process and redis.call('HEXISTS', INSTANCES, name) == 0 then
+    redis.call('HSETNX', INSTANCES, '?' .. name, report)
+  end
+end
+local others, others_live = {}, false
 local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
-  local at = tonumber(string.match(reports[i + 1], '(%d+)$'))
-  if reports[i] ~= process and now - at < lives_for then
-    others_live = true
+  local name, report = reports[i], reports[i + 1]
+  local oldest, latest, from, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+)$')
+  if name ~= process then
+    if now - at < lives_for then
+      others_live = true
+    end
+    -- One that was there when this process was last heard of was perhaps cut off too, and took ids for later
+    -- windows. If it is still there, its next report says what is true.
+    if heard and heard - at < lives_for and tonumber(latest) < tonumber(newest) then
+      report = table.concat({oldest, newest, from, at}, ' ')
+      redis.call('HSET', INSTANCES, name, report)
+    end
+    others[name] = report
   end
 end
 
@@ -82,4 +102,5 @@ end
 
 local closed = redis.call('HGET', COUNTS, 'last')
 local count = closed and redis.call('HGET', COUNTS, closed)
-return {'ok', string.format('%.0f', now), there, closed or '', count or '', published or '', is_new and 'new' or ''}
+return {'ok', string.format('%.0f', now), there, closed or '', count or '', published or '',
+  is_new and 'new' or '', cjson.encode(others)}

@@ -14,7 +14,7 @@ use crate::support::server::Server;
 /// All that an instance needs, in either mode; as in the README.
 const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +set +get +exists +del +expire \
                       +expireat +pexpire +pttl +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
-                      +script|load +time +info +ping +select";
+                      +script|load +time +info +ping +select +multi +exec";
 
 /// What a run said, a line a finding.
 struct Checked {

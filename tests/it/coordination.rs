@@ -43,8 +43,12 @@ impl Instance {
     }
 
     async fn has_sealed(&self, window: Window) {
-        let report =
-            Report { watermark: window.next(), newest: window.next(), since: SystemTime::UNIX_EPOCH };
+        let report = Report {
+            watermark: window.next(),
+            newest: window.next(),
+            since: SystemTime::UNIX_EPOCH,
+            interrupted: false,
+        };
         assert!(!self.coordinator.report(&report).await.unwrap().lost);
     }
 
@@ -134,7 +138,8 @@ async fn an_old_token_stores_nothing() {
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     assert_eq!(new.close(&third, window.next(), 9, &all).await, Err(CloseError::Fenced));
     assert!(new.lead_and_die().await.token() > third.token());
-    let report = Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH };
+    let report =
+        Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH, interrupted: false };
     assert!(new.coordinator.report(&report).await.unwrap().lost);
     let late = Instance::new("late", &server);
     assert_eq!(late.coordinator.report(&report).await.unwrap().published, None);
@@ -172,7 +177,8 @@ async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
     );
     assert_eq!(leader.close(&grant, window, 3, &open).await, Ok(3), "by force");
     // And is told, so that it adds no more.
-    let report = Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH };
+    let report =
+        Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH, interrupted: false };
     assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
 }
 

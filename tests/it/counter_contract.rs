@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use headcount::counter::memory::MemoryCounter;
-use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::counter::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
 use headcount::counter::{AddError, CountError, Tally, UniqueCounter};
 use headcount::id::Id;
 use headcount::metrics::Metrics;
@@ -59,7 +59,7 @@ async fn first_and_repeated_ids(counter: &dyn UniqueCounter) {
     assert_eq!(counter.add(window, &[id("1")]).await.unwrap().changed, 0);
     assert_eq!(counter.add(window, &[id("2"), id("2"), id("1")]).await.unwrap().changed, 1);
     assert_eq!(counter.add(window, &[]).await.unwrap().changed, 0);
-    assert_eq!(counter.count(window).await, Ok(Tally { unique_ids: 2, accepted_ids: 5 }));
+    assert_eq!(counter.count(window).await, Ok(Tally { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
 }
 
 async fn edges_of_the_range(counter: &dyn UniqueCounter) {
@@ -123,7 +123,7 @@ async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
     assert_eq!(counter.add(a, &ids(0..9)).await, Err(AddError::Sealed { open: b }));
     assert_eq!(
         counter.count(a).await,
-        Ok(Tally { unique_ids: 3, accepted_ids: 3 }),
+        Ok(Tally { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
         "final, and nothing of it came in"
     );
     counter.add(b, &ids(0..9)).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
     counter.seal(a).await.unwrap();
     assert_eq!(
         counter.count(a).await,
-        Ok(Tally { unique_ids: 3, accepted_ids: 3 }),
+        Ok(Tally { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
         "sealing again changes nothing"
     );
     counter.add(b, &ids(9..10)).await.unwrap();
@@ -238,7 +238,7 @@ async fn memory_exact() {
     suite_in_memory(Mode::Exact, 1).await;
 }
 
-/// A counter in a namespace of its own; its pipeline ends with it.
+/// A counter in a namespace of its own; its tasks end with it.
 fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites) -> RedisCounter {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let namespace = format!("contract-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -247,12 +247,14 @@ fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrit
         shards,
         retention: Duration::from_secs(60),
         writes,
+        on_redis_down: OnRedisDown::Count,
+        unacknowledged_max: 1,
         timeout: Duration::from_secs(5),
         keys: Keys::new(&namespace),
         process: "test".to_owned(),
     };
-    let (counter, pipeline) = RedisCounter::new(config, redis, &Metrics::new());
-    tokio::spawn(pipeline.run());
+    let (counter, tasks) = RedisCounter::new(config, redis, &Metrics::new());
+    tokio::spawn(tasks.run());
     counter
 }
 

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use headcount::counter::redis::{RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::counter::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
 use headcount::counter::{AddError, UniqueCounter};
 use headcount::id::Id;
 use headcount::metrics::Metrics;
@@ -17,7 +17,7 @@ use headcount::window::{Window, WindowLength};
 use crate::support::fleet::assert_same_bytes;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
-use crate::support::{free_port, wait_for};
+use crate::support::{PATIENCE, free_port, wait_for};
 
 /// The same one for all tests of a run.
 fn window() -> Window {
@@ -34,6 +34,8 @@ fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisCounterConfi
         shards: Shards::ONE,
         retention: Duration::from_secs(60),
         writes,
+        on_redis_down: OnRedisDown::Count,
+        unacknowledged_max: 1_000,
         timeout: TIMEOUT,
         keys: Keys::new(namespace),
         process: "test".to_owned(),
@@ -41,10 +43,14 @@ fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisCounterConfi
 }
 
 fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<RedisCounter> {
+    counter_with(url, config(namespace, mode, writes))
+}
+
+fn counter_with(url: &str, config: RedisCounterConfig) -> Arc<RedisCounter> {
     let metrics = Metrics::new();
-    let redis = Redis::new(&Address::parse(url).unwrap(), TIMEOUT, &metrics).unwrap();
-    let (counter, pipeline) = RedisCounter::new(config(namespace, mode, writes), &redis, &metrics);
-    tokio::spawn(pipeline.run());
+    let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &metrics).unwrap();
+    let (counter, tasks) = RedisCounter::new(config, &redis, &metrics);
+    tokio::spawn(tasks.run());
     Arc::new(counter)
 }
 
@@ -99,10 +105,10 @@ async fn changed_sends_what_theory_says() {
 }
 
 /// Both ways end with the same string, though the connection is cut all the time; nothing fails, because what
-/// was under way is sent again.
+/// was under way is sent again or kept here.
 #[tokio::test(flavor = "multi_thread")]
 async fn changed_and_all_end_alike_over_reconnects() {
-    const IDS: u64 = 60_000;
+    const IDS: u64 = 300_000;
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     let url = format!("redis://{}", proxy.address());
@@ -127,7 +133,7 @@ async fn changed_and_all_end_alike_over_reconnects() {
     let cut = async {
         let mut cuts = 0;
         while !done.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(40)).await;
             proxy.set(Fault::Cut);
             cuts += 1;
         }
@@ -141,7 +147,7 @@ async fn changed_and_all_end_alike_over_reconnects() {
     let ((all, changed), cuts) = tokio::join!(send_both, cut);
     assert!(cuts >= 3, "{cuts}");
     for (counter, namespace) in [(all, "all"), (changed, "changed")] {
-        counter.seal(window()).await.unwrap();
+        seal_in_the_end(&counter).await;
         assert_same_bytes(&sketch(&server, namespace), 0..IDS);
         assert_eq!(counter.count(window()).await.unwrap().accepted_ids, IDS);
     }
@@ -163,28 +169,119 @@ async fn the_seal_makes_up_for_what_the_server_lost() {
     }
 }
 
-/// Redis hangs: whoever waits for it is told in time, and what it had not acknowledged is in the sketch
-/// all the same once it is back.
+async fn seal_in_the_end(counter: &RedisCounter) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = counter.seal(window()).await {
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Redis hangs: the first request waits for as long as it may, later ones do not wait at all, and all are
+/// counted in the end. A window is not sealed before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_hangs_fails_requests_in_time() {
+async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "hangs", mode, RedisWrites::All);
         counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        assert!(!counter.is_degraded());
         server.signal("STOP");
-        let failed = counter.add(window(), &[Id::from(2_u64)]).await;
-        assert!(matches!(failed, Err(AddError::Unavailable(_))), "{failed:?}");
+        // Some in the pipeline, some in the queue behind it.
+        let waiting: Vec<_> = (2..5_u64)
+            .map(|id| {
+                let counter = Arc::clone(&counter);
+                tokio::spawn(async move { counter.add(window(), &[Id::from(id)]).await })
+            })
+            .collect();
+        for added in waiting {
+            added.await.unwrap().unwrap();
+        }
+        assert!(counter.is_degraded());
+        let begun = Instant::now();
+        for id in 5..100_u64 {
+            counter.add(window(), &[Id::from(id)]).await.unwrap();
+        }
+        assert!(begun.elapsed() < TIMEOUT, "none of them has waited for Redis");
         assert!(counter.seal(window()).await.is_err());
         server.signal("CONT");
-        wait_for("the seal", || {
-            tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(counter.seal(window())).ok()
-            })
-        })
-        .await;
+        seal_in_the_end(&counter).await;
         let tally = counter.count(window()).await.unwrap();
-        assert_eq!(tally.accepted_ids, 1, "what was not answered is not accepted");
-        assert_eq!(tally.unique_ids, 2, "it may be counted");
+        assert_eq!((tally.accepted_ids, tally.unique_ids), (99, 99));
+        ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
+    }
+}
+
+/// For those who want to know at once. What was refused at once is not counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_fail_while_redis_is_away_if_they_are_to() {
+    let server = RedisServer::start();
+    for mode in [Mode::Hll, Mode::Exact] {
+        let config =
+            RedisCounterConfig { on_redis_down: OnRedisDown::Fail, ..config("fail", mode, RedisWrites::All) };
+        let counter = counter_with(&server.url(), config);
+        counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        server.signal("STOP");
+        let late = counter.add(window(), &[Id::from(2_u64)]).await;
+        assert!(matches!(late, Err(AddError::Unavailable(_))), "{late:?}");
+        let begun = Instant::now();
+        for id in 3..100_u64 {
+            let refused = counter.add(window(), &[Id::from(id)]).await;
+            assert!(matches!(refused, Err(AddError::Unavailable(_))), "{refused:?}");
+        }
+        assert!(begun.elapsed() < TIMEOUT, "none of them has waited for Redis");
+        server.signal("CONT");
+        wait_for("Redis to be back", || (!counter.is_degraded()).then_some(())).await;
+        counter.add(window(), &[Id::from(200_u64)]).await.unwrap();
+        seal_in_the_end(&counter).await;
+        let tally = counter.count(window()).await.unwrap();
+        assert_eq!(tally.accepted_ids, 2, "what was not answered ok is not accepted");
+        assert!((2..=3).contains(&tally.unique_ids), "the late one may be counted: {tally:?}");
+        ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
+    }
+}
+
+/// A connection that is gone is no outage as long as the next one works: nobody notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_closed_is_made_anew() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address()).await;
+    for mode in [Mode::Hll, Mode::Exact] {
+        let config = RedisCounterConfig {
+            on_redis_down: OnRedisDown::Fail,
+            ..config("closed", mode, RedisWrites::All)
+        };
+        let counter = counter_with(&format!("redis://{}", proxy.address()), config);
+        for id in 0..20_u64 {
+            counter.add(window(), &[Id::from(id)]).await.unwrap();
+            assert!(!counter.is_degraded());
+            proxy.set(Fault::Cut);
+        }
+        seal_in_the_end(&counter).await;
+        assert_eq!(counter.count(window()).await.unwrap().unique_ids, 20);
+    }
+}
+
+/// A write that Redis refuses is a write that Redis does not take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_costs_nothing() {
+    let server = RedisServer::start();
+    for mode in [Mode::Hll, Mode::Exact] {
+        let counter = counter(&server.url(), "full", mode, RedisWrites::All);
+        counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        let maxmemory = |bytes: &str| {
+            let mut set = ::redis::cmd("CONFIG");
+            set.arg("SET").arg("maxmemory").arg(bytes).exec(&mut server.connect()).unwrap();
+        };
+        maxmemory("1");
+        for id in 2..100_u64 {
+            counter.add(window(), &[Id::from(id)]).await.unwrap();
+        }
+        assert!(counter.is_degraded());
+        assert!(counter.seal(window()).await.is_err());
+        maxmemory("0");
+        seal_in_the_end(&counter).await;
+        assert_eq!(counter.count(window()).await.unwrap().unique_ids, 99);
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }
 }
@@ -195,43 +292,41 @@ async fn a_slow_network_is_connected_to() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Fault::Slow(Duration::from_millis(60)));
-    let metrics = Metrics::new();
     let timeout = Duration::from_millis(200);
-    let url = format!("redis://{}", proxy.address());
-    let redis = Redis::new(&Address::parse(&url).unwrap(), timeout, &metrics).unwrap();
     let config = RedisCounterConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
-    let (counter, pipeline) = RedisCounter::new(config, &redis, &metrics);
-    tokio::spawn(pipeline.run());
-    let mut tries = 0;
-    while let Err(error) = counter.add(window(), &[Id::from(1_u64)]).await {
-        assert!(matches!(error, AddError::Unavailable(_)), "{error}");
-        tries += 1;
-        assert!(tries < 20, "it never connects");
-    }
-    assert!(tries > 0, "connecting takes three answers of 120 ms each");
+    let counter = counter_with(&format!("redis://{}", proxy.address()), config);
+    counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+    assert!(counter.is_degraded(), "connecting takes three answers of 120 ms each");
+    wait_for("a connection", || (!counter.is_degraded()).then_some(())).await;
     for id in 2..10_u64 {
-        counter.add(window(), &[Id::from(id)]).await.expect("it is connected");
+        counter.add(window(), &[Id::from(id)]).await.unwrap();
+        assert!(!counter.is_degraded(), "it is connected");
     }
 }
 
 /// An outage that does not end takes the memory of a retention, not all there is.
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_that_cannot_be_sealed_are_dropped_in_the_end() {
-    let metrics = Metrics::new();
     let timeout = Duration::from_millis(5);
     let url = format!("redis://127.0.0.1:{}", free_port());
-    let redis = Redis::new(&Address::parse(&url).unwrap(), timeout, &metrics).unwrap();
     let retention = Duration::from_secs(10 * 3600);
-    let config = RedisCounterConfig { timeout, retention, ..config("away", Mode::Hll, RedisWrites::All) };
-    let (counter, pipeline) = RedisCounter::new(config, &redis, &metrics);
-    tokio::spawn(pipeline.run());
-    let mut window = window();
-    for _ in 0..30 {
-        assert!(matches!(counter.add(window, &[Id::from(1_u64)]).await, Err(AddError::Unavailable(_))));
-        assert!(counter.seal(window).await.is_err());
-        window = window.next();
+    for mode in [Mode::Hll, Mode::Exact] {
+        // In mode exact as many ids as ten windows have may be kept, and those of dropped windows do not count.
+        let config = RedisCounterConfig {
+            timeout,
+            retention,
+            unacknowledged_max: 12,
+            ..config("away", mode, RedisWrites::All)
+        };
+        let counter = counter_with(&url, config);
+        let mut window = window();
+        for _ in 0..30 {
+            counter.add(window, &[Id::from(1_u64)]).await.unwrap();
+            assert!(counter.seal(window).await.is_err());
+            window = window.next();
+        }
+        let kept = counter.windows();
+        assert!((10..=12).contains(&kept.len()), "{kept:?}");
+        assert_eq!(kept.last(), Some(&window.previous()));
     }
-    let kept = counter.windows();
-    assert!((10..=12).contains(&kept.len()), "{kept:?}");
-    assert_eq!(kept.last(), Some(&window.previous()));
 }

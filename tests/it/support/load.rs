@@ -98,8 +98,19 @@ pub struct Burst {
 
 /// Sends ids chosen at random from `ids` over `connections` until a moment.
 pub async fn burst(address: SocketAddr, connections: u64, ids: Range<u64>, until: SystemTime) -> Burst {
+    paced_burst(&[address], connections, ids, until, Duration::ZERO).await
+}
+
+/// The same over connections to several servers in turn, with a pause after each answer.
+pub async fn paced_burst(
+    addresses: &[SocketAddr],
+    connections: u64,
+    ids: Range<u64>,
+    until: SystemTime,
+    pause: Duration,
+) -> Burst {
     let mut tasks = JoinSet::new();
-    for connection in 0..connections {
+    for (connection, address) in (0..connections).zip(addresses.iter().copied().cycle()) {
         let (ids, mut random) = (ids.clone(), SplitMix(ids.start + connection));
         tasks.spawn(async move {
             let mut connection = Connection::open(address).await.expect("a connection");
@@ -109,6 +120,9 @@ pub async fn burst(address: SocketAddr, connections: u64, ids: Range<u64>, until
                 let answer = connection.get(&format!("/api/verve/accept?id={id}")).await;
                 assert!(matches!(&answer, Ok(answer) if answer.body == "ok"), "{answer:?}");
                 sent.push(id);
+                if pause > Duration::ZERO {
+                    tokio::time::sleep(pause).await;
+                }
             }
             sent
         });

@@ -20,10 +20,18 @@ pub enum Fault {
     Cut,
     /// All that passes takes so long, either way.
     Slow(Duration),
+    /// What is sent disappears, also on new connections. A connection that has lost something stays as it is,
+    /// and nothing passes on it ever again.
+    Swallow,
+    /// A byte a millisecond passes, either way.
+    Trickle,
+    /// What clients send arrives; of the answer half passes, then the connection is reset.
+    MidReply,
 }
 
 #[derive(Debug, Clone)]
 struct State {
+    target: SocketAddr,
     fault: Fault,
     /// What clients send with this in it does not pass, nor what they send after it.
     held: Option<String>,
@@ -42,16 +50,15 @@ impl Proxy {
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let state = watch::Sender::new(State { fault: Fault::None, held: None, resets: 0 });
+        let state = watch::Sender::new(State { target, fault: Fault::None, held: None, resets: 0 });
         let of_connections = state.subscribe();
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let state = of_connections.clone();
-                let State { fault, resets, .. } = *state.borrow();
-                if fault == Fault::Refuse {
+                if state.borrow().fault == Fault::Refuse {
                     let _ = client.set_zero_linger();
                 } else {
-                    tokio::spawn(connect(client, target, state, resets));
+                    tokio::spawn(connect(client, state));
                 }
             }
         });
@@ -60,6 +67,11 @@ impl Proxy {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// New connections lead there.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.state.send_modify(|state| state.target = target);
     }
 
     /// Holds back whatever clients send with this in it, and all that comes after it on their connections.
@@ -82,7 +94,8 @@ impl Proxy {
 }
 
 /// Serves one connection until an end of it goes or it is to be reset.
-async fn connect(mut client: TcpStream, target: SocketAddr, state: watch::Receiver<State>, resets: u64) {
+async fn connect(mut client: TcpStream, state: watch::Receiver<State>) {
+    let State { target, resets, .. } = *state.borrow();
     let Ok(mut server) = TcpStream::connect(target).await else {
         let _ = client.set_zero_linger();
         return;
@@ -96,8 +109,8 @@ async fn connect(mut client: TcpStream, target: SocketAddr, state: watch::Receiv
         tokio::select! {
             passed = async {
                 tokio::try_join!(
-                    pass(from_client, to_server, state.clone()),
-                    pass(from_server, to_client, state.clone()),
+                    pass(from_client, to_server, state.clone(), false),
+                    pass(from_server, to_client, state.clone(), true),
                 )
             } => passed.is_ok(),
             // An error, when the proxy is gone, is a reset too.
@@ -115,8 +128,10 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<State>,
+    are_answers: bool,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
+    let mut has_lost = false;
     loop {
         let read = from.read(&mut buffer).await?;
         state.wait_for(|state| state.fault != Fault::Stall).await.map_err(std::io::Error::other)?;
@@ -126,12 +141,41 @@ async fn pass(
         };
         state.wait_for(passes).await.map_err(std::io::Error::other)?;
         let fault = state.borrow().fault;
-        if let Fault::Slow(by) = fault {
-            tokio::time::sleep(by).await;
+        has_lost |= fault == Fault::Swallow && read > 0;
+        if has_lost && read > 0 {
+            continue;
         }
         if read == 0 {
             return to.shutdown().await;
         }
-        to.write_all(&buffer[..read]).await?;
+        match fault {
+            Fault::Slow(by) => {
+                tokio::time::sleep(by).await;
+                to.write_all(&buffer[..read]).await?;
+            }
+            Fault::Trickle => trickle(&buffer[..read], &mut to, &state).await?,
+            Fault::MidReply if are_answers => {
+                to.write_all(&buffer[..read / 2]).await?;
+                to.flush().await?;
+                return Err(std::io::ErrorKind::ConnectionReset.into());
+            }
+            _ => to.write_all(&buffer[..read]).await?,
+        }
     }
+}
+
+/// A byte a millisecond, for as long as that is the fault.
+async fn trickle(
+    bytes: &[u8],
+    to: &mut (impl AsyncWrite + Unpin),
+    state: &watch::Receiver<State>,
+) -> std::io::Result<()> {
+    for (passed, byte) in bytes.iter().enumerate() {
+        if state.borrow().fault != Fault::Trickle {
+            return to.write_all(&bytes[passed..]).await;
+        }
+        to.write_all(&[*byte]).await?;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }

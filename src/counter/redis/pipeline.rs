@@ -7,10 +7,11 @@
 //!
 //! # When Redis does not answer
 //!
-//! Every write has a deadline, at which whoever waits for it is told; it may be done all the same. A pipeline
-//! that fails is sent again over a new connection with the writes that have time left: adding twice is
-//! adding once. A pipeline that is under way is given `--redis-timeout` from when it was sent, however little
-//! its first write has left: giving up a connection that works would help nobody.
+//! Every write has a deadline. A pipeline whose connection breaks is sent once more over a new one, if there is
+//! time left: adding twice is adding once, and a connection that was closed because it was idle is no outage. If
+//! that fails too, or the first deadline passes, the [breaker](super::breaker) opens, and whoever
+//! waits is told at once: those of the pipeline, and those who are in the queue behind it. A write of which its
+//! requester was told that it failed may be done all the same.
 //!
 //! # Epochs
 //!
@@ -18,7 +19,6 @@
 //! [`Target`] knows about the server (that its key expires, which registers it has) therefore belongs to
 //! an *epoch*, and every failure begins a new one.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,8 +30,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::{info, warn};
 
+use super::breaker::Breaker;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::redis::{self, Call, Redis};
@@ -44,8 +44,8 @@ const QUEUE: usize = 65_536;
 const BATCH: usize = 1024;
 /// Ids that are sent as one pipeline, at most, unless one write has more.
 const IDS_A_BATCH: usize = 16 * 1024;
-/// Between two tries to send a pipeline.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// How often a pipeline is sent before it has failed.
+const TRIES: usize = 2;
 
 /// Where ids go: the key of a shard of a window, and what is known about it.
 pub(super) struct Target {
@@ -54,8 +54,6 @@ pub(super) struct Target {
     pub(super) key: String,
     /// When the key expires, in seconds since 1970.
     pub(super) expire_at: u64,
-    /// Ids that were accepted for it.
-    pub(super) accepted: AtomicU64,
     /// The epoch in which the server was told when the key expires; 0 is none.
     expires_since: AtomicU64,
     /// The registers that the server has, where writes that cannot change any are left out.
@@ -76,13 +74,7 @@ impl Target {
     ) -> Self {
         let acknowledged = remember_acknowledged
             .then(|| Acknowledged { epoch: AtomicU64::new(0), registers: Sketch::new() });
-        let (accepted, expires_since) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { command, key, expire_at, accepted, expires_since, acknowledged }
-    }
-
-    /// Notes that ids were accepted.
-    pub(super) fn accept(&self, ids: usize) {
-        self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
+        Self { command, key, expire_at, expires_since: AtomicU64::new(0), acknowledged }
     }
 
     /// Notes that the server has ids.
@@ -105,8 +97,7 @@ impl Target {
 pub(super) struct Write {
     pub(super) target: Arc<Target>,
     pub(super) ids: SmallVec<[Id; 1]>,
-    /// None once it has been told something.
-    pub(super) reply: Option<oneshot::Sender<Result<u64, Unavailable>>>,
+    pub(super) reply: oneshot::Sender<Result<u64, Unavailable>>,
     /// The window cannot be sealed while there is one.
     pub(super) under_way: TaskTrackerToken,
 }
@@ -114,15 +105,6 @@ pub(super) struct Write {
 struct Queued {
     write: Write,
     deadline: Instant,
-}
-
-impl Queued {
-    /// Whoever waits is told that it failed; he may have gone.
-    fn fail(&mut self, error: &Unavailable) {
-        if let Some(reply) = self.write.reply.take() {
-            let _ = reply.send(Err(error.clone()));
-        }
-    }
 }
 
 /// The end that writes are put into.
@@ -133,26 +115,31 @@ pub(super) struct Pipeline {
 }
 
 /// The other end.
-pub struct PipelineTask {
+pub(super) struct PipelineTask {
     queue: mpsc::Receiver<Queued>,
     redis: Redis,
+    breaker: Arc<Breaker>,
     epoch: Arc<AtomicU64>,
     batch_size: Histogram,
     queue_length: Gauge,
-    failing: bool,
 }
 
 /// A pipeline over a connection of its own; writes have `timeout` from when they are put in.
-pub(super) fn pipeline(redis: &Redis, timeout: Duration, metrics: &Metrics) -> (Pipeline, PipelineTask) {
+pub(super) fn pipeline(
+    redis: &Redis,
+    timeout: Duration,
+    breaker: &Arc<Breaker>,
+    metrics: &Metrics,
+) -> (Pipeline, PipelineTask) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let epoch = Arc::new(AtomicU64::new(1));
     let task = PipelineTask {
         queue: receiver,
         redis: redis.another(),
+        breaker: Arc::clone(breaker),
         epoch: Arc::clone(&epoch),
         batch_size: metrics.redis_batch_size.clone(),
         queue_length: metrics.redis_queue_length.clone(),
-        failing: false,
     };
     (Pipeline { queue: sender, timeout, epoch }, task)
 }
@@ -182,79 +169,78 @@ impl Pipeline {
 }
 
 impl PipelineTask {
+    /// The connection that the writes take.
+    pub(super) fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
     /// Sends until there is nobody left to put anything in.
-    pub async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let mut waiting = Vec::with_capacity(BATCH);
         while !waiting.is_empty() || self.queue.recv_many(&mut waiting, BATCH).await > 0 {
+            if self.breaker.is_open() {
+                fail(&mut waiting, &Unavailable::because("Redis is away"));
+                continue;
+            }
             let rest = waiting.split_off(one_batch(&waiting));
             self.queue_length.set((self.queue.len() + rest.len()) as f64);
             self.batch_size.record(waiting.len() as f64);
-            self.send(&mut waiting).await;
+            if let Err(error) = self.send(&mut waiting).await {
+                self.breaker.open(&error);
+                fail(&mut waiting, &error);
+            }
             waiting.extend(rest);
         }
     }
 
-    /// Sends until every write has its reply or is past its deadline.
-    async fn send(&mut self, batch: &mut Vec<Queued>) {
+    /// Sends by the deadline of the first write. If a write of the batch has no reply then, it is still there.
+    async fn send(&self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
+        let Some(deadline) = batch.first().map(|first| first.deadline) else { return Ok(()) };
         let mut cause = in_time();
-        loop {
-            fail_late(batch, Instant::now(), &cause);
-            batch.retain(|queued| queued.write.reply.is_some());
-            if batch.is_empty() {
-                return;
+        for _ in 0..TRIES {
+            let sent = tokio::time::timeout_at(deadline, self.try_to_send(batch)).await;
+            if let Ok(Ok(())) = sent {
+                return Ok(());
             }
-            let Err(error) = self.try_to_send(batch).await else { return self.say_it_works() };
             self.epoch.fetch_add(1, Ordering::Relaxed);
-            if !self.failing {
-                self.failing = true;
-                warn!(%error, "cannot write to Redis");
+            match sent {
+                Ok(tried) => cause = tried.err().unwrap_or(cause),
+                Err(_) => return Err(in_time()),
             }
-            fail_late(batch, Instant::now() + TRY_AGAIN_AFTER, &error);
-            cause = error;
-            tokio::time::sleep(TRY_AGAIN_AFTER).await;
         }
+        Err(cause)
     }
 
     /// One try; every write of the batch has had its reply when it succeeds.
-    async fn try_to_send(&mut self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
+    async fn try_to_send(&self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
         let epoch = self.epoch.load(Ordering::Relaxed);
         let (commands, writes) = (pack(batch, epoch), batch.len());
-        let mut sending = pin!(self.redis.run(Call::Write, async |connection| {
+        let sending = self.redis.run(Call::Write, async |connection| {
             let replies = connection.send_packed_commands(&commands, 0, commands.len()).await?;
             check(&replies, writes)?;
             Ok(replies)
-        }));
-        let replies = loop {
-            let first =
-                batch.iter().find(|queued| queued.write.reply.is_some()).map(|queued| queued.deadline);
-            tokio::select! {
-                replies = &mut sending => break replies?,
-                () = sleep_until(first), if first.is_some() => fail_late(batch, Instant::now(), &in_time()),
-            }
-        };
+        });
+        let replies = sending.await?;
         for (Queued { write, .. }, reply) in batch.drain(..).zip(replies) {
             let reply = added(reply);
-            if reply.is_ok() {
-                write.target.acknowledge(&write.ids, epoch);
+            match &reply {
+                Ok(_) => write.target.acknowledge(&write.ids, epoch),
+                Err(error) => self.breaker.open(error),
             }
-            let Write { target, ids, reply: sender, under_way } = write;
-            if let Some(sender) = sender {
-                if reply.is_ok() {
-                    target.accept(ids.len());
-                }
-                // Nobody is left to tell when the client has gone.
-                let _ = sender.send(reply);
-            }
+            let Write { reply: sender, under_way, .. } = write;
+            // Nobody is left to tell when the client has gone.
+            let _ = sender.send(reply);
             drop(under_way);
         }
         Ok(())
     }
+}
 
-    fn say_it_works(&mut self) {
-        if self.failing {
-            self.failing = false;
-            info!("writing to Redis again");
-        }
+/// Tells everybody.
+fn fail(writes: &mut Vec<Queued>, error: &Unavailable) {
+    for Queued { write, .. } in writes.drain(..) {
+        // The requester may have gone.
+        let _ = write.reply.send(Err(error.clone()));
     }
 }
 
@@ -268,21 +254,8 @@ fn one_batch(waiting: &[Queued]) -> usize {
     fits.count().max(1)
 }
 
-/// Tells those whose deadline is not after `then`. Deadlines are in the order of the queue.
-fn fail_late(batch: &mut [Queued], then: Instant, error: &Unavailable) {
-    for late in batch.iter_mut().take_while(|queued| queued.deadline <= then) {
-        late.fail(error);
-    }
-}
-
 fn in_time() -> Unavailable {
     Unavailable::because("Redis does not answer in time")
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    if let Some(deadline) = deadline {
-        tokio::time::sleep_until(deadline).await;
-    }
 }
 
 /// The writes in their order, then when the keys expire that are new in this epoch.

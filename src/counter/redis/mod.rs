@@ -1,0 +1,400 @@
+//! The counter in Redis: for any number of instances that count together.
+//!
+//! # Where an id goes
+//!
+//! First into this instance's own sketch of the window and shard, then as a `PFADD` into the shared one,
+//! through the [pipeline]. The request is answered when its own reply is there. In mode `exact` it is a `SADD`, and
+//! there is nothing local.
+//!
+//! # When Redis is away
+//!
+//! A union can wait. So after the first write that fails or is late the [breaker] opens, and no request waits
+//! any more: in mode `hll` it is answered when the local sketch has the id, in mode `exact` when the id is in a set of
+//! those that Redis has not acknowledged, of which there may be so many. A [recovery] hands over what is kept
+//! here when Redis is back, and closes the breaker.
+//!
+//! # The seal
+//!
+//! When a window is over the watermark moves on, under the write half of a lock of which every addition holds
+//! the read half while it enters; so from then on none enters. Those that are under way are waited for:
+//! each has a deadline. Then the local sketch is merged into the shared one, or the exact ids that Redis has
+//! not acknowledged are added, and how many ids were accepted is noted. After that everything that this instance
+//! has accepted for the window is in Redis.
+//!
+//! The merge looks superfluous, since all ids were sent one by one. It is what makes the count whole when
+//! Redis was flushed, was restarted, or failed over to a replica that had not got the last writes: a sketch of
+//! 12 KB makes up for all of it, and merging twice is merging once. In mode `exact` there is no such
+//! thing; what Redis acknowledged and then lost is lost.
+//!
+//! # What is kept
+//!
+//! Local sketches live until the window is published, so that they can be merged once more should Redis
+//! lose everything before that; of sealed windows the last few.
+
+mod breaker;
+mod handover;
+mod local;
+mod pipeline;
+mod recovery;
+mod unacknowledged;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use async_trait::async_trait;
+use clap::{Args, ValueEnum};
+use smallvec::{SmallVec, smallvec};
+use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::warn;
+
+use self::breaker::Breaker;
+use self::handover::Handover;
+use self::local::{Held, Intake, LocalWindow, LocalWindows};
+use self::pipeline::{Pipeline, PipelineTask, Write, pipeline};
+use self::recovery::Recovery;
+use self::unacknowledged::Unacknowledged;
+use super::{AddError, Added, CountError, Tally, UniqueCounter};
+use crate::args;
+use crate::id::Id;
+use crate::metrics::Metrics;
+use crate::mode::Mode;
+use crate::redis::keys::Keys;
+use crate::redis::{Call, Redis};
+use crate::shard::Shards;
+use crate::sketch::Observation;
+use crate::unavailable::Unavailable;
+use crate::window::Window;
+
+/// Ids in one command: a large list holds up Redis no longer than many small ones.
+const IDS_A_COMMAND: usize = 1024;
+/// Shards that are merged or counted in one pipeline.
+const SHARDS_A_PIPELINE: usize = 16;
+
+/// Which ids are sent to Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RedisWrites {
+    /// All of them
+    All,
+    /// In mode hll only those that can change the sketch: the count is the same, and there is far less to
+    /// send
+    Changed,
+}
+
+/// What becomes of ids while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnRedisDown {
+    /// They are counted here, and in Redis when it is back
+    Count,
+    /// They are refused at once
+    Fail,
+}
+
+/// How ids are sent to Redis.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Redis")]
+pub struct RedisCounterArgs {
+    /// Which ids are sent to Redis
+    #[arg(long, env = "HEADCOUNT_REDIS_WRITES", value_enum, default_value_t = RedisWrites::All)]
+    pub redis_writes: RedisWrites,
+
+    /// What becomes of ids while Redis is away
+    #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
+    pub on_redis_down: OnRedisDown,
+
+    /// In mode exact, how many different ids are kept while Redis is away; 25 to 50 bytes each. More are
+    /// refused
+    #[arg(
+        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", value_name = "NUMBER", default_value = "5000000",
+        value_parser = args::up_to::<1_000_000_000>
+    )]
+    pub unacknowledged_max: u32,
+}
+
+/// What a counter in Redis is made of.
+pub struct RedisCounterConfig {
+    /// How ids are remembered.
+    pub mode: Mode,
+    /// Keys that a window's ids are split over.
+    pub shards: Shards,
+    /// How long after its end a window's keys are kept.
+    pub retention: Duration,
+    /// Which ids are sent.
+    pub writes: RedisWrites,
+    /// What becomes of ids while Redis is away.
+    pub on_redis_down: OnRedisDown,
+    /// How many exact ids are kept then.
+    pub unacknowledged_max: u32,
+    /// How long a write may take.
+    pub timeout: Duration,
+    /// The names of the keys.
+    pub keys: Keys,
+    /// This process, unlike any other.
+    pub process: String,
+}
+
+/// Counts in Redis, together with all instances of the namespace.
+pub struct RedisCounter {
+    config: Arc<RedisCounterConfig>,
+    redis: Redis,
+    breaker: Arc<Breaker>,
+    pipeline: Pipeline,
+    local: Arc<LocalWindows>,
+    handover: Arc<Handover>,
+}
+
+/// The tasks behind a counter.
+pub struct RedisCounterTasks {
+    pipeline: PipelineTask,
+    recovery: Recovery,
+}
+
+impl RedisCounterTasks {
+    /// Writes, and finds back to Redis, until the counter is gone.
+    pub async fn run(self) {
+        tokio::select! {
+            () = self.pipeline.run() => {}
+            () = self.recovery.run() => {}
+        }
+    }
+}
+
+/// What Redis has to be told.
+#[derive(Default)]
+struct News {
+    /// Ids by shard, in the order of the shards.
+    parts: SmallVec<[(usize, SmallVec<[Id; 1]>); 1]>,
+    /// How many of them changed the local sketch.
+    changed: u64,
+}
+
+impl RedisCounter {
+    /// A counter, and the tasks that do its writing: they have to run.
+    pub fn new(config: RedisCounterConfig, redis: &Redis, metrics: &Metrics) -> (Self, RedisCounterTasks) {
+        let config = Arc::new(config);
+        let breaker = Arc::new(Breaker::new(config.on_redis_down, metrics));
+        let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max, metrics));
+        let local = Arc::new(LocalWindows::new(Arc::clone(&config), Arc::clone(&unacknowledged)));
+        let handover = Arc::new(Handover::new(Arc::clone(&config), redis, unacknowledged, metrics));
+        let (pipeline, task) = pipeline(redis, config.timeout, &breaker, metrics);
+        let recovery = Recovery {
+            breaker: Arc::clone(&breaker),
+            local: Arc::clone(&local),
+            handover: Arc::clone(&handover),
+            redis: task.redis().clone(),
+        };
+        let counter = Self { config, redis: redis.another(), breaker, pipeline, local, handover };
+        (counter, RedisCounterTasks { pipeline: task, recovery })
+    }
+
+    /// Adds ids to the local sketch, and says which of them Redis has to be told.
+    fn add_locally(&self, local: &LocalWindow, ids: &[Id]) -> News {
+        let mut news = News::default();
+        for id in ids {
+            let shard = self.config.shards.of(id.as_bytes());
+            if let Held::Sketches { sketches, .. } = &local.held {
+                let observation = Observation::of(id.as_bytes());
+                news.changed += u64::from(sketches[shard].raise(observation));
+                if self.pipeline.is_acknowledged(&local.targets[shard], observation) {
+                    continue;
+                }
+            }
+            match news.parts.binary_search_by_key(&shard, |(shard, _)| *shard) {
+                Ok(place) => news.parts[place].1.push(*id),
+                Err(place) => news.parts.insert(place, (shard, smallvec![*id])),
+            }
+        }
+        news
+    }
+
+    /// Tells Redis, and waits until it has been told. How many of the ids were new there; for `PFADD`, how many
+    /// commands changed something.
+    async fn write(
+        &self,
+        local: &LocalWindow,
+        news: News,
+        under_way: &TaskTrackerToken,
+    ) -> Result<u64, Unavailable> {
+        let mut replies: SmallVec<[oneshot::Receiver<_>; 1]> = SmallVec::new();
+        for (shard, ids) in news.parts {
+            for ids in ids.chunks(IDS_A_COMMAND) {
+                let (reply, receiver) = oneshot::channel();
+                let (target, under_way) = (Arc::clone(&local.targets[shard]), under_way.clone());
+                let write = Write { target, ids: ids.into(), reply, under_way };
+                self.pipeline.send(write).inspect_err(|error| self.breaker.open(error))?;
+                replies.push(receiver);
+            }
+        }
+        let mut added = 0;
+        for reply in replies {
+            let new = reply.await.map_err(|_| Unavailable::because("the pipeline to Redis has ended"))??;
+            local.note_new(new);
+            added += new;
+        }
+        Ok(added)
+    }
+
+    /// What is left to do with ids that Redis does not take.
+    fn without_redis(&self, local: &LocalWindow, ids: &[Id], error: Unavailable) -> Result<u64, Unavailable> {
+        match self.config.on_redis_down {
+            OnRedisDown::Fail => Err(error),
+            OnRedisDown::Count => {
+                let changed = self.local.keep(local, ids)?;
+                self.breaker.note_kept(ids.len());
+                Ok(changed)
+            }
+        }
+    }
+
+    /// How many different ids a window has, over all shards.
+    async fn unique_ids(&self, window: Window) -> Result<u64, Unavailable> {
+        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
+        let command = match mode {
+            Mode::Hll => "PFCOUNT",
+            Mode::Exact => "SCARD",
+        };
+        let all: Vec<_> = (0..usize::from(shards.count())).collect();
+        let mut total = 0;
+        for some in all.chunks(SHARDS_A_PIPELINE) {
+            let mut commands = ::redis::Pipeline::new();
+            for shard in some {
+                commands.cmd(command).arg(keys.ids(*mode, *shard, *shards, window));
+            }
+            let counts: Vec<u64> =
+                self.run(Call::Count, async |connection| commands.query_async(connection).await).await?;
+            total += counts.iter().sum::<u64>();
+        }
+        Ok(total)
+    }
+
+    /// How many ids all instances have accepted, as far as they have sealed the window, and this one so far.
+    async fn intake(&self, window: Window) -> Result<Intake, Unavailable> {
+        let mut get = ::redis::cmd("HGETALL");
+        get.arg(self.config.keys.accepted(window));
+        let reported: BTreeMap<String, String> =
+            self.run(Call::Count, async |connection| get.query_async(connection).await).await?;
+        let own = self.local.intake(window);
+        let others = reported.iter().filter(|(process, _)| own.is_none() || **process != self.config.process);
+        Ok(others.map(|(_, text)| Intake::read(text)).chain(own).sum())
+    }
+
+    async fn tally(&self, window: Window) -> Result<Tally, Unavailable> {
+        let unique_ids = self.unique_ids(window).await?;
+        let Intake { accepted, new } = self.intake(window).await?;
+        let lost_ids = match self.config.mode {
+            Mode::Exact => new.saturating_sub(unique_ids),
+            // The seal makes up for it.
+            Mode::Hll => 0,
+        };
+        Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids })
+    }
+
+    /// Exact ids take memory and are somebody's: once they are counted they soon expire.
+    async fn let_expire(&self, windows: &[Window]) {
+        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
+        for window in windows {
+            let mut commands = ::redis::Pipeline::new();
+            for shard in 0..usize::from(shards.count()) {
+                let key = keys.ids(*mode, shard, *shards, *window);
+                commands.cmd("EXPIRE").arg(key).arg(2 * window.length().seconds());
+            }
+            if let Err(error) =
+                self.run(Call::Seal, async |connection| commands.exec_async(connection).await).await
+            {
+                warn!(%window, %error, "exact ids expire later than they could");
+            }
+        }
+    }
+
+    async fn run<T>(
+        &self,
+        call: Call,
+        work: impl AsyncFnOnce(&mut MultiplexedConnection) -> ::redis::RedisResult<T>,
+    ) -> Result<T, Unavailable> {
+        self.redis.run(call, work).await
+    }
+}
+
+#[async_trait]
+impl UniqueCounter for RedisCounter {
+    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
+        let (local, under_way) = self.local.enter(window)?;
+        let changed = if self.breaker.is_open() {
+            self.without_redis(&local, ids, Unavailable::because("Redis is away"))?
+        } else {
+            let news = self.add_locally(&local, ids);
+            let changed = news.changed;
+            match self.write(&local, news, &under_way).await {
+                Ok(added) if self.config.mode == Mode::Exact => added,
+                // PFADD says only whether any did.
+                Ok(0) => 0,
+                Ok(_) => changed.max(1),
+                // All of them: to find out which are there already would be more work than to add them again.
+                Err(error) => changed + self.without_redis(&local, ids, error)?,
+            }
+        };
+        local.accept(ids.len());
+        Ok(Added { changed })
+    }
+
+    async fn seal(&self, window: Window) -> Result<(), Unavailable> {
+        for local in self.local.close_up_to(window) {
+            self.handover.seal(&local).await?;
+            self.local.sealed(local);
+        }
+        Ok(())
+    }
+
+    fn windows(&self) -> Vec<Window> {
+        self.local.all()
+    }
+
+    async fn count(&self, window: Window) -> Result<Tally, CountError> {
+        if self.local.is_evicted(window) {
+            return Err(CountError::Evicted(window));
+        }
+        Ok(self.tally(window).await?)
+    }
+
+    async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
+        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
+        let mut ask = ::redis::cmd("EXISTS");
+        for shard in 0..usize::from(shards.count()) {
+            ask.arg(keys.ids(*mode, shard, *shards, window));
+        }
+        let there: u64 = self.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
+        if there == 0 {
+            return Ok(None);
+        }
+        self.tally(window).await.map(Some)
+    }
+
+    async fn forget(&self, window: Window) {
+        let forgotten = self.local.forget(window);
+        if self.config.mode == Mode::Exact {
+            self.let_expire(&forgotten).await;
+        }
+    }
+
+    async fn restore(&self) -> Result<(), Unavailable> {
+        self.pipeline.forget_acknowledged();
+        for sealed in self.local.last_sealed() {
+            self.handover.hand_over(&sealed).await?;
+            self.handover.report_accepted(&sealed).await?;
+        }
+        for open in self.local.open() {
+            self.handover.hand_over(&open).await?;
+        }
+        Ok(())
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    fn kept_apart(&self, window: Window) -> u64 {
+        self.local.kept_apart(window)
+    }
+}

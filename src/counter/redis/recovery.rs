@@ -1,0 +1,81 @@
+//! The way back to Redis after the [breaker](super::breaker) has opened.
+//!
+//! It is tried again and again, with a back-off and some jitter, so that many instances do not come all at
+//! once. A try is a `PING` over the connection that the writes will take, and then real work: all that is kept
+//! here of windows that are not sealed is handed over, the oldest first. A network that lets a `PING` through and little
+//! more does not pass that test, and requests would be the ones to find out. Only then requests wait for
+//! Redis again.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::breaker::Breaker;
+use super::handover::Handover;
+use super::local::LocalWindows;
+use crate::redis::{Call, Redis};
+use crate::unavailable::Unavailable;
+
+/// The first wait before a try lasts half of this to all of it; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// If the breaker opens again so soon after it was closed, the waits go on where they were.
+const CALM: Duration = Duration::from_secs(10);
+
+/// Tries to get back to Redis whenever the breaker is open.
+pub(super) struct Recovery {
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) local: Arc<LocalWindows>,
+    pub(super) handover: Arc<Handover>,
+    /// With the connection that the writes take.
+    pub(super) redis: Redis,
+}
+
+impl Recovery {
+    /// Goes on for ever.
+    pub(super) async fn run(self) {
+        let mut wait = FIRST_WAIT;
+        let mut closed: Option<Instant> = None;
+        loop {
+            self.breaker.opened().await;
+            if closed.is_none_or(|closed| closed.elapsed() > CALM) {
+                wait = FIRST_WAIT;
+            }
+            while let Err(error) = {
+                tokio::time::sleep(jittered(wait)).await;
+                self.try_to_come_back().await
+            } {
+                debug!(%error, "Redis is not back");
+                wait = (2 * wait).min(LONGEST_WAIT);
+            }
+            self.breaker.close();
+            closed = Some(Instant::now());
+            // What was kept by those who had just seen it open.
+            if let Err(error) = self.hand_over().await {
+                self.breaker.open(&error);
+            }
+        }
+    }
+
+    async fn try_to_come_back(&self) -> Result<(), Unavailable> {
+        let ping = ::redis::cmd("PING");
+        self.redis.run(Call::Ask, async |connection| ping.exec_async(connection).await).await?;
+        self.hand_over().await
+    }
+
+    async fn hand_over(&self) -> Result<(), Unavailable> {
+        for local in self.local.open() {
+            self.handover.hand_over(&local).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Half of it to all of it.
+fn jittered(wait: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+    wait.mul_f64(0.5 + random / 2.0)
+}

@@ -1,0 +1,266 @@
+//! What is lost when more than the way to Redis breaks, and that it is said.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::support::fleet::{
+    Fleet, assert_complete, assert_no_gap, assert_same_bytes, next_window, seconds, sketch_in,
+};
+use crate::support::http::Connection;
+use crate::support::load::{Burst, paced_burst};
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::redis::{Flavour, Redis};
+use crate::support::server::{Closed, Server};
+use crate::support::{wait_blocking, wait_for};
+
+fn at(start: u64, millis: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis)
+}
+
+async fn burst(fleet: &Fleet, ids: std::ops::Range<u64>, until: SystemTime) -> Burst {
+    paced_burst(&fleet.addresses(), 12, ids, until, Duration::from_millis(5)).await
+}
+
+fn different(bursts: &[&Burst]) -> BTreeSet<u64> {
+    bursts.iter().flat_map(|burst| burst.sent.iter().copied()).collect()
+}
+
+async fn fleet_behind(proxy: &Proxy, instances: usize, namespace: &str, args: &[&str]) -> Fleet {
+    let url = format!("redis://{}", proxy.address());
+    let common = ["--window", "2s", "--redis-url", &url, "--namespace", namespace];
+    Fleet::start_with(instances, &[&common[..], args].concat()).await
+}
+
+/// What was published of a window: different ids, accepted ids, whether it is complete.
+fn told(published: &BTreeMap<u64, Vec<(usize, Closed)>>, start: u64) -> (u64, u64, bool) {
+    let (_, closed) = &published[&start][0];
+    (closed.unique, closed.accepted, closed.complete)
+}
+
+/// Redis is killed in the middle of a window and comes back with nothing. In mode `hll` nothing is lost; in mode
+/// `exact` what it had acknowledged is, and the window says that it is incomplete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_empty() {
+    let mut redis = Redis::start();
+    let hll = Fleet::start(3, &redis, "empty", &[]).await;
+    let exact = Fleet::start(3, &redis, "empty-exact", &["--mode", "exact"]).await;
+    for fleet in [&hll, &exact] {
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+    }
+    let start = next_window(Duration::from_millis(50)).await;
+    let before = tokio::join!(burst(&hll, 0..500, at(start, 500)), burst(&exact, 0..500, at(start, 500)));
+    redis.kill();
+    let during =
+        tokio::join!(burst(&hll, 500..900, at(start, 1_000)), burst(&exact, 500..900, at(start, 1_000)));
+    redis.restart();
+    let after =
+        tokio::join!(burst(&hll, 900..1_200, at(start, 1_500)), burst(&exact, 900..1_200, at(start, 1_500)));
+    assert!(after.0.ended.max(after.1.ended) < at(start, 2_000), "too slow to say what is in which window");
+
+    let published = hll.wait_published(start + 6).await;
+    assert_no_gap(&published);
+    assert_complete(&published);
+    let accepted = (before.0.sent.len() + during.0.sent.len() + after.0.sent.len()) as u64;
+    assert_same_bytes(&sketch_in(&redis, "empty", start), different(&[&before.0, &during.0, &after.0]));
+    assert_eq!(told(&published, start).1, accepted);
+
+    let published = exact.wait_published(start + 6).await;
+    assert_no_gap(&published);
+    let accepted = (before.1.sent.len() + during.1.sent.len() + after.1.sent.len()) as u64;
+    assert_eq!(told(&published, start), (different(&[&during.1, &after.1]).len() as u64, accepted, false));
+    assert!(told(&published, start + 6).2, "later windows are complete again: {published:#?}");
+}
+
+/// A replica takes over that never got the last writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lacks_the_last_writes() {
+    let mut master = Redis::start_with(Flavour::Debian, &["--repl-diskless-sync-delay", "0"]);
+    let to_master = Proxy::start(master.address()).await;
+    let port = to_master.address().port().to_string();
+    let replica = Redis::start_with(Flavour::Debian, &["--replicaof", "127.0.0.1", &port]);
+    wait_blocking("the replica to be in step", || {
+        let info: String = redis::cmd("INFO").arg("replication").query(&mut replica.connect()).unwrap();
+        info.contains("master_link_status:up")
+    });
+    let proxy = Proxy::start(master.address()).await;
+    let hll = fleet_behind(&proxy, 3, "promoted", &[]).await;
+    let exact = fleet_behind(&proxy, 3, "promoted-exact", &["--mode", "exact"]).await;
+    for fleet in [&hll, &exact] {
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+    }
+
+    let start = next_window(Duration::from_millis(50)).await;
+    let shared = tokio::join!(burst(&hll, 0..300, at(start, 300)), burst(&exact, 0..300, at(start, 300)));
+    let wait: u64 = redis::cmd("WAIT").arg(1).arg(1_000).query(&mut master.connect()).unwrap();
+    assert_eq!(wait, 1, "the replica has got that");
+    to_master.set(Fault::Stall);
+    let lost = tokio::join!(burst(&hll, 300..600, at(start, 700)), burst(&exact, 300..600, at(start, 700)));
+    master.kill();
+    let kept =
+        tokio::join!(burst(&hll, 600..900, at(start, 1_200)), burst(&exact, 600..900, at(start, 1_200)));
+    assert!(kept.0.ended.max(kept.1.ended) < at(start, 2_000), "too slow to say what is in which window");
+    redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut replica.connect()).unwrap();
+    proxy.lead_to(replica.address());
+
+    let published = hll.wait_published(start + 6).await;
+    assert_no_gap(&published);
+    assert_complete(&published);
+    assert_same_bytes(&sketch_in(&replica, "promoted", start), different(&[&shared.0, &lost.0, &kept.0]));
+
+    let published = exact.wait_published(start + 6).await;
+    assert_no_gap(&published);
+    // WAIT was for what its own connection had seen, so of the first ones too a few may be lost.
+    let (unique_ids, accepted, complete) = told(&published, start);
+    let known = different(&[&shared.1, &kept.1]).len() as u64;
+    assert!(unique_ids <= known, "{unique_ids} of {known}");
+    assert!(different(&[&kept.1]).len() as u64 <= unique_ids, "what was not acknowledged is there");
+    assert_eq!(accepted, (shared.1.sent.len() + lost.1.sent.len() + kept.1.sent.len()) as u64);
+    assert!(!complete, "and it is said");
+    assert!(told(&published, start + 6).2, "later windows are complete again: {published:#?}");
+}
+
+/// An outage of more than five windows, in the middle of which one of three instances dies. Whether Redis knows it
+/// when it is back or has forgotten it: its windows are incomplete, and have what the others accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_dies_while_redis_is_away() {
+    let mut redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    for forgets in [false, true] {
+        let namespace = format!("dies-{forgets}");
+        let mut fleet = fleet_behind(&proxy, 3, &namespace, &[]).await;
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+        let survivors = fleet.addresses()[..2].to_vec();
+        let begun = next_window(Duration::from_millis(500)).await;
+        proxy.set(Fault::Refuse);
+        let mut truth = Vec::new();
+        let mut died = 0;
+        for number in 0..7 {
+            let start = next_window(Duration::from_millis(50)).await;
+            let ids = number * 500..number * 500 + 800;
+            let until = at(start, 1_000);
+            let burst = paced_burst(&survivors, 8, ids, until, Duration::from_millis(10)).await;
+            assert!(burst.ended < at(start, 2_000), "too slow to say what is in which window");
+            truth.push((start, burst));
+            if number == 2 {
+                let answer = fleet.servers[2].get("/api/verve/accept?id=123456789").await;
+                assert_eq!(answer.body, "ok");
+                fleet.servers[2].process.signal("KILL");
+                died = start;
+            }
+        }
+        if forgets {
+            redis.restart();
+        }
+        proxy.set(Fault::None);
+        let back = next_window(Duration::ZERO).await;
+        let published = fleet.wait_published(back + 6).await;
+        assert_no_gap(&published);
+        for (start, burst) in &truth {
+            assert_same_bytes(&sketch_in(&redis, &namespace, *start), different(&[burst]));
+        }
+        for (start, closed) in published.range(begun..=died) {
+            assert!(closed.iter().all(|(_, closed)| !closed.complete), "{start}: {published:#?}");
+        }
+        assert!(told(&published, back + 6).2, "{published:#?}");
+        for server in &mut fleet.servers[..2] {
+            assert!(server.stop().await.success());
+        }
+    }
+}
+
+/// The way of one instance to Redis breaks, and the others go on. What it accepted for windows that they have
+/// closed is missed, and said to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_alone_is_cut_off() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    let fleet = Fleet::start(2, &redis, "cut-off", &[]).await;
+    let alone = fleet_behind(&proxy, 1, "cut-off", &[]).await;
+    let alone = &alone.servers[0];
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let start = next_window(Duration::from_millis(300)).await;
+    proxy.set(Fault::Swallow);
+    for id in 0..50 {
+        assert_eq!(alone.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+    }
+    let published = fleet.wait_published(start + 4).await;
+    assert!(!told(&published, start).2, "it had this one open when it was last heard of: {published:#?}");
+    proxy.set(Fault::None);
+    wait_for("the loss to be said", || {
+        alone.log().iter().find_map(|event| event["fields"]["missed_ids"].as_u64())
+    })
+    .await;
+    assert_eq!(alone.metric("headcount_missed_ids_total").await, 50.0);
+    let start = next_window(Duration::from_millis(300)).await;
+    assert_eq!(alone.get("/api/verve/accept?id=1").await.body, "ok");
+    let published = fleet.wait_published(start).await;
+    assert_eq!(told(&published, start), (1, 1, true), "it takes part again");
+}
+
+/// In mode `exact` no more ids than may be are kept; what was answered `ok` is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_ids_than_may_be_kept_are_refused() {
+    let redis = Redis::start();
+    let args = ["--mode", "exact", "--window", "1h", "--unacknowledged-max", "500"];
+    let url = redis.url();
+    let server = Server::start(&[&["--redis-url", &url], &args[..]].concat()).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let mut send = async |id: u64| connection.get(&format!("/api/verve/accept?id={id}")).await.unwrap();
+    assert_eq!(send(0).await.body, "ok");
+    redis.signal("STOP");
+    for id in 1..=500 {
+        assert_eq!(send(id).await.body, "ok", "{id}");
+    }
+    for id in 501..=600 {
+        let refused = send(id).await;
+        assert_eq!(
+            (refused.status, refused.header("failure-reason")),
+            (503, Some("store_unavailable")),
+            "{id}"
+        );
+    }
+    assert_eq!(send(250).await.body, "ok", "it is kept already");
+    assert_eq!(server.metric("headcount_unacknowledged_ids").await, 500.0);
+    let unread = server.get("/api/verve/unique").await;
+    assert_eq!(unread.header("failure-reason"), Some("store_unavailable"), "nobody waits to read either");
+    redis.signal("CONT");
+    wait_for("Redis to have it all", || {
+        let log = server.log();
+        log.iter().find(|event| event["fields"]["kept_ids"] == 501).map(|_| ())
+    })
+    .await;
+    assert_eq!(server.metric("headcount_unacknowledged_ids").await, 0.0);
+    // Of the first that was late, Redis may have said so when nobody listened any more.
+    let new = server.metric("headcount_changed_ids_total").await;
+    assert!((500.0..=501.0).contains(&new), "{new}");
+    let read = server.get("/api/verve/unique").await.json();
+    assert_eq!(read["current"]["unique_request_count"], 501);
+    for id in 501..=600 {
+        assert_eq!(send(id).await.body, "ok", "{id}");
+    }
+    let full = server.log().iter().filter(|event| event["fields"]["unacknowledged_max"] == 500).count();
+    assert_eq!(full, 1, "one line says that it was full");
+}
+
+/// Whoever stops while Redis is away cannot hand over what he keeps, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_redis_is_away_is_no_clean_one() {
+    let mut redis = Redis::start();
+    let args = ["--shutdown-timeout", "3s", "--redis-url"];
+    let mut server = Server::start(&[&args[..], &[&redis.url()]].concat()).await;
+    redis.kill();
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    assert_eq!(server.stop().await.code(), Some(1));
+
+    redis.restart();
+    let mut server = Server::start(&[&args[..], &[&redis.url()]].concat()).await;
+    redis.kill();
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    redis.restart();
+    assert_eq!(server.stop().await.code(), Some(0), "it comes back in time");
+    let unique: u64 = redis::cmd("PFCOUNT")
+        .arg(format!("{{headcount:0/1}}:hll:{}", seconds(SystemTime::now()) / 60 * 60))
+        .query(&mut redis.connect())
+        .unwrap();
+    assert_eq!(unique, 1);
+}

@@ -1,0 +1,257 @@
+//! Redis goes away in every way there is, and nothing that was accepted is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use headcount::sketch::Sketch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::fleet::{
+    Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_bytes, next_window, sketch_in,
+};
+use crate::support::load::paced_burst;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::redis::{Flavour, Redis};
+use crate::support::server::Server;
+use crate::support::{PATIENCE, SplitMix, soak};
+
+/// A way to be away.
+#[derive(Debug, Clone, Copy)]
+enum Outage {
+    /// Of the network.
+    Network(Fault),
+    /// Redis is killed, and started again with what it had written down.
+    Killed,
+    /// Redis is stopped, and goes on.
+    Stopped,
+}
+
+/// A Redis that loses nothing when it is killed, behind a network that can be made to fail.
+struct Site {
+    redis: Redis,
+    proxy: Proxy,
+}
+
+impl Site {
+    async fn start() -> Self {
+        // What is written down is written before it is answered, and survives the process.
+        let redis = Redis::start_with(Flavour::Debian, &["--appendonly", "yes", "--appendfsync", "no"]);
+        let proxy = Proxy::start(redis.address()).await;
+        Self { redis, proxy }
+    }
+
+    async fn fleet(&self, namespace: &str, args: &[&str]) -> Fleet {
+        let url = format!("redis://{}", self.proxy.address());
+        let common = ["--window", "2s", "--redis-url", &url, "--namespace", namespace];
+        Fleet::start_with(3, &[&common[..], args].concat()).await
+    }
+
+    fn begin(&mut self, outage: Outage) {
+        match outage {
+            Outage::Network(fault) => self.proxy.set(fault),
+            Outage::Killed => self.redis.kill(),
+            Outage::Stopped => self.redis.signal("STOP"),
+        }
+    }
+
+    fn end(&mut self, outage: Outage) {
+        match outage {
+            Outage::Network(_) => self.proxy.set(Fault::None),
+            Outage::Killed => self.redis.restart(),
+            Outage::Stopped => self.redis.signal("CONT"),
+        }
+    }
+}
+
+/// What was accepted in each window.
+type Truth = BTreeMap<u64, Vec<u64>>;
+
+/// Sends ids over 64 connections in every window, well inside it, so that it is known which ids are in which; until
+/// it is stopped.
+struct Traffic {
+    stop: CancellationToken,
+    task: JoinHandle<Truth>,
+}
+
+impl Traffic {
+    fn start(addresses: Vec<SocketAddr>, first: u64) -> Self {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let mut truth = Truth::new();
+            for number in 0_u64.. {
+                let start = next_window(Duration::from_millis(100)).await;
+                if stopped.is_cancelled() {
+                    break;
+                }
+                let begin = UNIX_EPOCH + Duration::from_secs(start);
+                let ids = first + number * 3_000..first + number * 3_000 + 5_000;
+                let until = begin + Duration::from_millis(1_300);
+                let burst = paced_burst(&addresses, 64, ids, until, Duration::from_millis(20)).await;
+                assert!(
+                    burst.ended < begin + WINDOW,
+                    "this machine is too slow to say what is in which window"
+                );
+                truth.insert(start, burst.sent);
+            }
+            truth
+        });
+        Self { stop, task }
+    }
+
+    async fn stop(self) -> Truth {
+        self.stop.cancel();
+        self.task.await.expect("all is answered ok")
+    }
+}
+
+async fn wait_for_metric(server: &Server, series: &str, value: f64) {
+    let deadline = Instant::now() + PATIENCE;
+    while server.metric(series).await != value {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {series} to be {value}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// No instance is degraded, and nothing waits for Redis.
+async fn wait_until_well(fleet: &Fleet) {
+    for server in &fleet.servers {
+        wait_for_metric(server, "headcount_degraded", 0.0).await;
+        wait_for_metric(server, "headcount_unacknowledged_ids", 0.0).await;
+    }
+}
+
+async fn assert_degraded(fleet: &Fleet) {
+    for server in &fleet.servers {
+        wait_for_metric(server, "headcount_degraded", 1.0).await;
+        let ready = server.get("/readyz").await;
+        assert_eq!((ready.status, &*ready.body), (200, "degraded"));
+    }
+}
+
+/// Every window is there, complete, and repeats say the same number.
+async fn assert_all_published(fleet: &Fleet, truth: &Truth) -> BTreeMap<u64, (u64, u64)> {
+    let (last, _) = truth.last_key_value().expect("windows");
+    let published = fleet.wait_published(*last).await;
+    assert_no_gap(&published);
+    assert_complete(&published);
+    for (start, closed) in &published {
+        assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
+    }
+    published.into_iter().map(|(start, closed)| (start, (closed[0].1.unique, closed[0].1.accepted))).collect()
+}
+
+async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth: &Truth) {
+    let published = assert_all_published(fleet, truth).await;
+    for (start, sent) in truth {
+        assert_same_bytes(&sketch_in(&site.redis, namespace, *start), sent.iter().copied());
+        let sketch = Sketch::new();
+        for id in sent {
+            sketch.add(id.to_string().as_bytes());
+        }
+        assert_eq!(published[start], (sketch.estimate(), sent.len() as u64), "{start}");
+    }
+}
+
+async fn assert_exact_is_right(fleet: &Fleet, truth: &Truth) {
+    let published = assert_all_published(fleet, truth).await;
+    for (start, sent) in truth {
+        let different: BTreeSet<_> = sent.iter().collect();
+        assert_eq!(published[start], (different.len() as u64, sent.len() as u64), "{start}");
+    }
+}
+
+/// Both modes on one site, with load all the time, while `what_happens`.
+async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&Fleet; 2])) {
+    let hll = site.fleet("hll", &[]).await;
+    let exact = site.fleet("exact", &["--mode", "exact"]).await;
+    let (to_hll, to_exact) = (Traffic::start(hll.addresses(), 0), Traffic::start(exact.addresses(), 1 << 40));
+    next_window(Duration::ZERO).await;
+    next_window(Duration::ZERO).await;
+    what_happens(&mut site, [&hll, &exact]).await;
+    next_window(Duration::ZERO).await;
+    let (hll_truth, exact_truth) = (to_hll.stop().await, to_exact.stop().await);
+    assert_hll_is_right(&site, &hll, "hll", &hll_truth).await;
+    assert_exact_is_right(&exact, &exact_truth).await;
+    for fleet in [&hll, &exact] {
+        wait_until_well(fleet).await;
+    }
+    let ids: usize = hll_truth.values().chain(exact_truth.values()).map(Vec::len).sum();
+    println!("{ids} ids in {} windows", hll_truth.len() + exact_truth.len());
+}
+
+/// Away for twenty seconds, in each of these ways.
+async fn away_for_long(outages: &[Outage]) {
+    under_load(Site::start().await, async |site, fleets| {
+        for outage in outages {
+            next_window(Duration::from_millis(700)).await;
+            site.begin(*outage);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            for fleet in fleets {
+                assert_degraded(fleet).await;
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            site.end(*outage);
+            let back = next_window(Duration::ZERO).await;
+            for fleet in fleets {
+                wait_until_well(fleet).await;
+                fleet.wait_published(back).await;
+            }
+            println!("{outage:?}: published again");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_fails_costs_nothing() {
+    away_for_long(&[Fault::Refuse, Fault::Stall, Fault::MidReply, Fault::Swallow].map(Outage::Network)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_killed_or_hangs_or_trickles_costs_nothing() {
+    away_for_long(&[Outage::Killed, Outage::Stopped, Outage::Network(Fault::Trickle)]).await;
+}
+
+/// One after another, for three seconds at most, with a moment in between that may be none.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_short_outages_cost_nothing() {
+    const WAYS: [Outage; 7] = [
+        Outage::Network(Fault::Refuse),
+        Outage::Network(Fault::Stall),
+        Outage::Network(Fault::MidReply),
+        Outage::Network(Fault::Swallow),
+        Outage::Network(Fault::Trickle),
+        Outage::Killed,
+        Outage::Stopped,
+    ];
+    let outages = if soak() { 200 } else { 20 };
+    under_load(Site::start().await, async |site, fleets| {
+        let mut random = SplitMix(20);
+        let mut random = |below: u64| random.next().expect("it never ends") % below;
+        let resident =
+            || fleets.map(|fleet| fleet.servers.iter().map(|server| server.process.resident()).sum::<u64>());
+        let mut after_five = None;
+        for number in 0..outages {
+            let outage = WAYS[random(7) as usize];
+            site.begin(outage);
+            tokio::time::sleep(Duration::from_millis(random(3_000))).await;
+            site.end(outage);
+            tokio::time::sleep(Duration::from_millis(random(1_500))).await;
+            if number == 5 {
+                after_five = Some(resident());
+            }
+        }
+        for fleet in fleets {
+            wait_until_well(fleet).await;
+            fleet.wait_published(next_window(Duration::ZERO).await).await;
+        }
+        for (before, after) in after_five.expect("more than five outages").into_iter().zip(resident()) {
+            println!("resident: {} MB after five outages, {} MB at the end", before >> 20, after >> 20);
+            assert!(after < before + (24 << 20), "memory grows: from {before} to {after} bytes");
+        }
+    })
+    .await;
+}
