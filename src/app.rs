@@ -205,8 +205,13 @@ pub enum RunError {
     #[error(transparent)]
     Report(#[from] ReportError),
     /// The store did not take the last ids in time.
-    #[error("not everything was sealed within --shutdown-timeout")]
-    Unsealed,
+    #[error(
+        "not everything was sealed within --shutdown-timeout: {kept_ids} ids that only this instance has are lost"
+    )]
+    Unsealed {
+        /// Accepted while Redis was away.
+        kept_ids: u64,
+    },
     /// The sinks did not take the last counts in time.
     #[error("not all counts were published within --shutdown-timeout")]
     Unpublished,
@@ -368,6 +373,8 @@ impl Service {
         let sealed = tokio::time::timeout_at(end, &mut self.sealer).await;
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;
+        let counter = &self.backend.counter;
+        let kept_ids = counter.windows().last().map_or(0, |newest| counter.kept_apart(*newest));
         // Also when not everything was published: the others need not wait for this instance. But whoever has
         // not sealed everything vanishes.
         let goodbye =
@@ -378,7 +385,7 @@ impl Service {
         self.stop_admin.drain.cancel();
         self.stop_admin.abort.cancel();
         self.upkeep.abort();
-        sealed.map_err(|_| RunError::Unsealed)???;
+        sealed.map_err(|_| RunError::Unsealed { kept_ids })???;
         published.map_err(|_| RunError::Unpublished)???;
         info!("stopped");
         Ok(())

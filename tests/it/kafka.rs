@@ -99,7 +99,7 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     let (kills, after_commit) = if soak() { (30, 6) } else { (10, 2) };
     let (brokers, namespace, redis) = (shared(), namespace("kills"), Redis::start());
     let proxy = Proxy::start(redis.address()).await;
-    let url = format!("redis://{}", proxy.address());
+    let url = proxy.url();
     let mut fleet = Fleet::start_with(3, &args(&url, &namespace, &brokers)).await;
     let topic = format!("{namespace}.unique-counts");
     let tail = Tail::start(&brokers, &topic);

@@ -25,12 +25,6 @@ fn different(bursts: &[&Burst]) -> BTreeSet<u64> {
     bursts.iter().flat_map(|burst| burst.sent.iter().copied()).collect()
 }
 
-async fn fleet_behind(proxy: &Proxy, instances: usize, namespace: &str, args: &[&str]) -> Fleet {
-    let url = format!("redis://{}", proxy.address());
-    let common = ["--window", "2s", "--redis-url", &url, "--namespace", namespace];
-    Fleet::start_with(instances, &[&common[..], args].concat()).await
-}
-
 /// What was published of a window: different ids, accepted ids, whether it is complete.
 fn told(published: &BTreeMap<u64, Vec<(usize, Closed)>>, start: u64) -> (u64, u64, bool) {
     let (_, closed) = &published[&start][0];
@@ -83,8 +77,8 @@ async fn a_replica_that_lacks_the_last_writes() {
         info.contains("master_link_status:up")
     });
     let proxy = Proxy::start(master.address()).await;
-    let hll = fleet_behind(&proxy, 3, "promoted", &[]).await;
-    let exact = fleet_behind(&proxy, 3, "promoted-exact", &["--mode", "exact"]).await;
+    let hll = Fleet::behind(&proxy.url(), 3, "promoted", &[]).await;
+    let exact = Fleet::behind(&proxy.url(), 3, "promoted-exact", &["--mode", "exact"]).await;
     for fleet in [&hll, &exact] {
         fleet.wait_published(next_window(Duration::ZERO).await).await;
     }
@@ -127,7 +121,7 @@ async fn an_instance_that_dies_while_redis_is_away() {
     let proxy = Proxy::start(redis.address()).await;
     for forgets in [false, true] {
         let namespace = format!("dies-{forgets}");
-        let mut fleet = fleet_behind(&proxy, 3, &namespace, &[]).await;
+        let mut fleet = Fleet::behind(&proxy.url(), 3, &namespace, &[]).await;
         fleet.wait_published(next_window(Duration::ZERO).await).await;
         let survivors = fleet.addresses()[..2].to_vec();
         let begun = next_window(Duration::from_millis(500)).await;
@@ -175,7 +169,7 @@ async fn an_instance_that_alone_is_cut_off() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
     let fleet = Fleet::start(2, &redis, "cut-off", &[]).await;
-    let alone = fleet_behind(&proxy, 1, "cut-off", &[]).await;
+    let alone = Fleet::behind(&proxy.url(), 1, "cut-off", &[]).await;
     let alone = &alone.servers[0];
     fleet.wait_published(next_window(Duration::ZERO).await).await;
     let start = next_window(Duration::from_millis(300)).await;
@@ -246,7 +240,7 @@ async fn more_ids_than_may_be_kept_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_redis_is_away_is_no_clean_one() {
     let mut redis = Redis::start();
-    let args = ["--shutdown-timeout", "3s", "--redis-url"];
+    let args = ["--window", "24h", "--shutdown-timeout", "3s", "--redis-url"];
     let mut server = Server::start(&[&args[..], &[&redis.url()]].concat()).await;
     redis.kill();
     assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
@@ -259,7 +253,7 @@ async fn a_stop_while_redis_is_away_is_no_clean_one() {
     redis.restart();
     assert_eq!(server.stop().await.code(), Some(0), "it comes back in time");
     let unique: u64 = redis::cmd("PFCOUNT")
-        .arg(format!("{{headcount:0/1}}:hll:{}", seconds(SystemTime::now()) / 60 * 60))
+        .arg(format!("{{headcount:0/1}}:hll:{}", seconds(SystemTime::now()) / 86_400 * 86_400))
         .query(&mut redis.connect())
         .unwrap();
     assert_eq!(unique, 1);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use headcount::sketch::Sketch;
 use tokio::task::JoinHandle;
@@ -12,58 +12,9 @@ use crate::support::fleet::{
     Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_bytes, next_window, sketch_in,
 };
 use crate::support::load::paced_burst;
-use crate::support::proxy::{Fault, Proxy};
-use crate::support::redis::{Flavour, Redis};
-use crate::support::server::Server;
-use crate::support::{PATIENCE, SplitMix, soak};
-
-/// A way to be away.
-#[derive(Debug, Clone, Copy)]
-enum Outage {
-    /// Of the network.
-    Network(Fault),
-    /// Redis is killed, and started again with what it had written down.
-    Killed,
-    /// Redis is stopped, and goes on.
-    Stopped,
-}
-
-/// A Redis that loses nothing when it is killed, behind a network that can be made to fail.
-struct Site {
-    redis: Redis,
-    proxy: Proxy,
-}
-
-impl Site {
-    async fn start() -> Self {
-        // What is written down is written before it is answered, and survives the process.
-        let redis = Redis::start_with(Flavour::Debian, &["--appendonly", "yes", "--appendfsync", "no"]);
-        let proxy = Proxy::start(redis.address()).await;
-        Self { redis, proxy }
-    }
-
-    async fn fleet(&self, namespace: &str, args: &[&str]) -> Fleet {
-        let url = format!("redis://{}", self.proxy.address());
-        let common = ["--window", "2s", "--redis-url", &url, "--namespace", namespace];
-        Fleet::start_with(3, &[&common[..], args].concat()).await
-    }
-
-    fn begin(&mut self, outage: Outage) {
-        match outage {
-            Outage::Network(fault) => self.proxy.set(fault),
-            Outage::Killed => self.redis.kill(),
-            Outage::Stopped => self.redis.signal("STOP"),
-        }
-    }
-
-    fn end(&mut self, outage: Outage) {
-        match outage {
-            Outage::Network(_) => self.proxy.set(Fault::None),
-            Outage::Killed => self.redis.restart(),
-            Outage::Stopped => self.redis.signal("CONT"),
-        }
-    }
-}
+use crate::support::outage::{Outage, Site};
+use crate::support::proxy::Fault;
+use crate::support::{SplitMix, soak};
 
 /// What was accepted in each window.
 type Truth = BTreeMap<u64, Vec<u64>>;
@@ -107,25 +58,17 @@ impl Traffic {
     }
 }
 
-async fn wait_for_metric(server: &Server, series: &str, value: f64) {
-    let deadline = Instant::now() + PATIENCE;
-    while server.metric(series).await != value {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {series} to be {value}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// No instance is degraded, and nothing waits for Redis.
 async fn wait_until_well(fleet: &Fleet) {
     for server in &fleet.servers {
-        wait_for_metric(server, "headcount_degraded", 0.0).await;
-        wait_for_metric(server, "headcount_unacknowledged_ids", 0.0).await;
+        server.wait_for_metric("headcount_degraded", 0.0).await;
+        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
     }
 }
 
 async fn assert_degraded(fleet: &Fleet) {
     for server in &fleet.servers {
-        wait_for_metric(server, "headcount_degraded", 1.0).await;
+        server.wait_for_metric("headcount_degraded", 1.0).await;
         let ready = server.get("/readyz").await;
         assert_eq!((ready.status, &*ready.body), (200, "degraded"));
     }
@@ -165,8 +108,8 @@ async fn assert_exact_is_right(fleet: &Fleet, truth: &Truth) {
 
 /// Both modes on one site, with load all the time, while `what_happens`.
 async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&Fleet; 2])) {
-    let hll = site.fleet("hll", &[]).await;
-    let exact = site.fleet("exact", &["--mode", "exact"]).await;
+    let hll = Fleet::behind(&site.url(), 3, "hll", &[]).await;
+    let exact = Fleet::behind(&site.url(), 3, "exact", &["--mode", "exact"]).await;
     let (to_hll, to_exact) = (Traffic::start(hll.addresses(), 0), Traffic::start(exact.addresses(), 1 << 40));
     next_window(Duration::ZERO).await;
     next_window(Duration::ZERO).await;
@@ -218,15 +161,6 @@ async fn a_redis_that_is_killed_or_hangs_or_trickles_costs_nothing() {
 /// One after another, for three seconds at most, with a moment in between that may be none.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_short_outages_cost_nothing() {
-    const WAYS: [Outage; 7] = [
-        Outage::Network(Fault::Refuse),
-        Outage::Network(Fault::Stall),
-        Outage::Network(Fault::MidReply),
-        Outage::Network(Fault::Swallow),
-        Outage::Network(Fault::Trickle),
-        Outage::Killed,
-        Outage::Stopped,
-    ];
     let outages = if soak() { 200 } else { 20 };
     under_load(Site::start().await, async |site, fleets| {
         let mut random = SplitMix(20);
@@ -235,7 +169,7 @@ async fn many_short_outages_cost_nothing() {
             || fleets.map(|fleet| fleet.servers.iter().map(|server| server.process.resident()).sum::<u64>());
         let mut after_five = None;
         for number in 0..outages {
-            let outage = WAYS[random(7) as usize];
+            let outage = Outage::ALL[random(7) as usize];
             site.begin(outage);
             tokio::time::sleep(Duration::from_millis(random(3_000))).await;
             site.end(outage);

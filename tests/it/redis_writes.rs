@@ -111,7 +111,7 @@ async fn changed_and_all_end_alike_over_reconnects() {
     const IDS: u64 = 300_000;
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
-    let url = format!("redis://{}", proxy.address());
+    let url = proxy.url();
     let done = AtomicBool::new(false);
     let send = async |namespace: &'static str, writes| {
         let counter = counter(&url, namespace, Mode::Hll, writes);
@@ -251,7 +251,7 @@ async fn a_connection_that_was_closed_is_made_anew() {
             on_redis_down: OnRedisDown::Fail,
             ..config("closed", mode, RedisWrites::All)
         };
-        let counter = counter_with(&format!("redis://{}", proxy.address()), config);
+        let counter = counter_with(&proxy.url(), config);
         for id in 0..20_u64 {
             counter.add(window(), &[Id::from(id)]).await.unwrap();
             assert!(!counter.is_degraded());
@@ -294,7 +294,7 @@ async fn a_slow_network_is_connected_to() {
     proxy.set(Fault::Slow(Duration::from_millis(60)));
     let timeout = Duration::from_millis(200);
     let config = RedisCounterConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
-    let counter = counter_with(&format!("redis://{}", proxy.address()), config);
+    let counter = counter_with(&proxy.url(), config);
     counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
     assert!(counter.is_degraded(), "connecting takes three answers of 120 ms each");
     wait_for("a connection", || (!counter.is_degraded()).then_some(())).await;

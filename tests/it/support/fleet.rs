@@ -26,7 +26,12 @@ pub struct Fleet {
 impl Fleet {
     /// Starts so many instances, one after another.
     pub async fn start(instances: usize, redis: &Redis, namespace: &str, args: &[&str]) -> Self {
-        let common = ["--window", "2s", "--redis-url", &redis.url(), "--namespace", namespace];
+        Self::behind(&redis.url(), instances, namespace, args).await
+    }
+
+    /// The same with a Redis that is at the end of a URL.
+    pub async fn behind(url: &str, instances: usize, namespace: &str, args: &[&str]) -> Self {
+        let common = ["--window", "2s", "--redis-url", url, "--namespace", namespace];
         Self::start_with(instances, &[&common[..], args].concat()).await
     }
 

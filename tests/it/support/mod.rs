@@ -7,6 +7,7 @@ pub mod http;
 pub mod kafka;
 pub mod load;
 pub mod nginx;
+pub mod outage;
 pub mod process;
 pub mod proxy;
 pub mod redis;

@@ -69,6 +69,11 @@ impl Proxy {
         self.address
     }
 
+    /// Of the Redis behind it.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
     /// New connections lead there.
     pub fn lead_to(&self, target: SocketAddr) {
         self.state.send_modify(|state| state.target = target);

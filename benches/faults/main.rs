@@ -1,0 +1,147 @@
+//! How long accepting takes before, during and after an outage of Redis; see `benches/faults/run`.
+//!
+//! 64 connections send an id every ten milliseconds each, well below what the service can do: at full load the
+//! latency would be that of the queues in front of two cores.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::float_cmp,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench ends at what it does not expect, prints its figures, and needs little of what tests need"
+)]
+
+#[path = "../../tests/it/support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use support::http::Connection;
+use support::outage::{Outage, Site};
+use support::server::Server;
+
+const CONNECTIONS: u64 = 64;
+/// Between two requests of a connection.
+const PACE: Duration = Duration::from_millis(10);
+/// What an outage may cost: so many times the p99 before it, and so much more.
+const TIMES: f64 = 1.5;
+const MORE: Duration = Duration::from_millis(5);
+
+/// The p99 of each phase.
+#[derive(Clone, Copy)]
+struct Round {
+    before: Duration,
+    during: Duration,
+    after: Duration,
+}
+
+/// When a request was sent, and how long it took.
+type Sample = (Instant, Duration);
+
+async fn send(
+    server: &Server,
+    number: u64,
+    stop: CancellationToken,
+) -> impl Future<Output = Vec<Sample>> + use<> {
+    let mut connection = Connection::open(server.address).await.expect("a connection");
+    async move {
+        let mut samples = Vec::new();
+        let first = Instant::now() + PACE.mul_f64(number as f64 / CONNECTIONS as f64);
+        let mut ticks = tokio::time::interval_at(first, PACE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for id in (number..).step_by(CONNECTIONS as usize) {
+            ticks.tick().await;
+            if stop.is_cancelled() {
+                break;
+            }
+            let sent = Instant::now();
+            let answer = connection.get(&format!("/api/verve/accept?id={id}")).await.expect("an answer");
+            assert_eq!(answer.body, "ok", "{answer:?}");
+            samples.push((sent, sent.elapsed()));
+        }
+        samples
+    }
+}
+
+async fn measure(mode: &str, outage: Outage, phase: Duration) -> Round {
+    let mut site = Site::start().await;
+    let server = Server::start(&["--redis-url", &site.url(), "--mode", mode]).await;
+    let stop = CancellationToken::new();
+    let mut connections = JoinSet::new();
+    for number in 0..CONNECTIONS {
+        connections.spawn(send(&server, number, stop.clone()).await);
+    }
+    // What is slow only once is not asked for.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    tokio::time::sleep(phase).await;
+    site.begin(outage);
+    let away = Instant::now();
+    tokio::time::sleep(phase).await;
+    site.end(outage);
+    let back = Instant::now();
+    server.wait_for_metric("headcount_degraded", 0.0).await;
+    let well = Instant::now();
+    tokio::time::sleep(phase).await;
+    stop.cancel();
+    let samples = connections.join_all().await.concat();
+    let p99 = |from, to| p99(&samples, from, to);
+    Round { before: p99(begun, away), during: p99(away, back), after: p99(well, Instant::now()) }
+}
+
+fn p99(samples: &[Sample], from: Instant, to: Instant) -> Duration {
+    let mut durations: Vec<_> =
+        samples.iter().filter(|(sent, _)| (from..to).contains(sent)).map(|(_, duration)| *duration).collect();
+    durations.sort_unstable();
+    durations[durations.len() * 99 / 100]
+}
+
+fn median(rounds: &[Round], phase: impl Fn(&Round) -> Duration) -> Duration {
+    let mut durations: Vec<_> = rounds.iter().map(phase).collect();
+    durations.sort_unstable();
+    durations[durations.len() / 2]
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // Cargo adds --bench.
+    let mut numbers = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let mut number = |default| numbers.next().map_or(default, |arg| arg.parse().expect("a number"));
+    let (rounds, seconds): (u64, u64) = (number(5), number(3));
+    let mut all_within = true;
+    println!("p99 of accepting, median of {rounds}        before    during     after   during/before");
+    for mode in ["hll", "exact"] {
+        let mut measured: Vec<_> = Outage::ALL.map(|outage| (outage, Vec::new())).into();
+        // In turn, because machines drift.
+        for _ in 0..rounds {
+            for (outage, rounds) in &mut measured {
+                rounds.push(measure(mode, *outage, Duration::from_secs(seconds)).await);
+            }
+        }
+        for (outage, rounds) in measured {
+            let [before, during, after] = [
+                median(&rounds, |round| round.before),
+                median(&rounds, |round| round.during),
+                median(&rounds, |round| round.after),
+            ];
+            let within = during <= before.mul_f64(TIMES) + MORE;
+            all_within &= within;
+            let [before, during, after] = [before, during, after].map(|p99| p99.as_secs_f64() * 1e3);
+            println!(
+                "{mode:5} {:22} {before:6.2} ms {during:6.2} ms {after:6.2} ms   {:13.2}{}",
+                format!("{outage:?}"),
+                during / before,
+                if within { "" } else { "  too long" }
+            );
+        }
+    }
+    ExitCode::from(u8::from(!all_within))
+}

@@ -1,0 +1,64 @@
+//! Redis in a place where it can be made to go away.
+
+use super::proxy::{Fault, Proxy};
+use super::redis::{Flavour, Redis};
+
+/// A way to be away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// Of the network.
+    Network(Fault),
+    /// Redis is killed, and started again with what it had written down.
+    Killed,
+    /// Redis is stopped, and goes on.
+    Stopped,
+}
+
+impl Outage {
+    /// One of each kind.
+    pub const ALL: [Self; 7] = [
+        Self::Network(Fault::Refuse),
+        Self::Network(Fault::Stall),
+        Self::Network(Fault::MidReply),
+        Self::Network(Fault::Swallow),
+        Self::Network(Fault::Trickle),
+        Self::Killed,
+        Self::Stopped,
+    ];
+}
+
+/// A Redis that loses nothing when it is killed, behind a network that can be made to fail.
+pub struct Site {
+    pub redis: Redis,
+    proxy: Proxy,
+}
+
+impl Site {
+    pub async fn start() -> Self {
+        // What is written down is written before it is answered, and survives the process.
+        let redis = Redis::start_with(Flavour::Debian, &["--appendonly", "yes", "--appendfsync", "no"]);
+        let proxy = Proxy::start(redis.address()).await;
+        Self { redis, proxy }
+    }
+
+    /// By way of the network.
+    pub fn url(&self) -> String {
+        self.proxy.url()
+    }
+
+    pub fn begin(&mut self, outage: Outage) {
+        match outage {
+            Outage::Network(fault) => self.proxy.set(fault),
+            Outage::Killed => self.redis.kill(),
+            Outage::Stopped => self.redis.signal("STOP"),
+        }
+    }
+
+    pub fn end(&mut self, outage: Outage) {
+        match outage {
+            Outage::Network(_) => self.proxy.set(Fault::None),
+            Outage::Killed => self.redis.restart(),
+            Outage::Stopped => self.redis.signal("CONT"),
+        }
+    }
+}
