@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::OnRedisDown;
+use super::config::OnRedisDown;
 use crate::metrics::Metrics;
 use crate::unavailable::Unavailable;
 

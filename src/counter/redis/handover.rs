@@ -10,10 +10,10 @@ use ::metrics::Counter;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Pipeline, RedisResult};
 
+use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
 use super::local::{Held, LocalWindow, expire_at, merged};
 use super::pipeline::Target;
 use super::unacknowledged::Unacknowledged;
-use super::{RedisCounterConfig, SHARDS_A_PIPELINE};
 use crate::counter::id_set::IdSet;
 use crate::id::Id;
 use crate::metrics::Metrics;

@@ -13,9 +13,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
 
+use super::config::{RedisCounterConfig, RedisWrites};
 use super::pipeline::Target;
 use super::unacknowledged::Unacknowledged;
-use super::{RedisCounterConfig, RedisWrites};
 use crate::counter::AddError;
 use crate::counter::id_set::IdSet;
 use crate::id::Id;

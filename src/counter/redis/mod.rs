@@ -32,6 +32,7 @@
 //! lose everything before that; of sealed windows the last few.
 
 mod breaker;
+mod config;
 mod handover;
 mod local;
 mod pipeline;
@@ -40,100 +41,33 @@ mod unacknowledged;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use async_trait::async_trait;
-use clap::{Args, ValueEnum};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::warn;
 
 use self::breaker::Breaker;
+use self::config::SHARDS_A_PIPELINE;
+pub use self::config::{OnRedisDown, RedisCounterArgs, RedisCounterConfig, RedisWrites};
 use self::handover::Handover;
 use self::local::{Held, Intake, LocalWindow, LocalWindows};
 use self::pipeline::{Pipeline, PipelineTask, Write, pipeline};
 use self::recovery::Recovery;
 use self::unacknowledged::Unacknowledged;
 use super::{AddError, Added, CountError, Tally, UniqueCounter};
-use crate::args;
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::mode::Mode;
-use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
-use crate::shard::Shards;
 use crate::sketch::Observation;
 use crate::unavailable::Unavailable;
 use crate::window::Window;
 
 /// Ids in one command: a large list holds up Redis no longer than many small ones.
 const IDS_A_COMMAND: usize = 1024;
-/// Shards that are merged or counted in one pipeline.
-const SHARDS_A_PIPELINE: usize = 16;
-
-/// Which ids are sent to Redis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum RedisWrites {
-    /// All of them
-    All,
-    /// In mode hll only those that can change the sketch: the count is the same, and there is far less to
-    /// send
-    Changed,
-}
-
-/// What becomes of ids while Redis is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnRedisDown {
-    /// They are counted here, and in Redis when it is back
-    Count,
-    /// They are refused at once
-    Fail,
-}
-
-/// How ids are sent to Redis.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Redis")]
-pub struct RedisCounterArgs {
-    /// Which ids are sent to Redis
-    #[arg(long, env = "HEADCOUNT_REDIS_WRITES", value_enum, default_value_t = RedisWrites::All)]
-    pub redis_writes: RedisWrites,
-
-    /// What becomes of ids while Redis is away
-    #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
-    pub on_redis_down: OnRedisDown,
-
-    /// In mode exact, how many different ids are kept while Redis is away; 25 to 50 bytes each. More are
-    /// refused
-    #[arg(
-        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", value_name = "NUMBER", default_value = "5000000",
-        value_parser = args::up_to::<1_000_000_000>
-    )]
-    pub unacknowledged_max: u32,
-}
-
-/// What a counter in Redis is made of.
-pub struct RedisCounterConfig {
-    /// How ids are remembered.
-    pub mode: Mode,
-    /// Keys that a window's ids are split over.
-    pub shards: Shards,
-    /// How long after its end a window's keys are kept.
-    pub retention: Duration,
-    /// Which ids are sent.
-    pub writes: RedisWrites,
-    /// What becomes of ids while Redis is away.
-    pub on_redis_down: OnRedisDown,
-    /// How many exact ids are kept then.
-    pub unacknowledged_max: u32,
-    /// How long a write may take.
-    pub timeout: Duration,
-    /// The names of the keys.
-    pub keys: Keys,
-    /// This process, unlike any other.
-    pub process: String,
-}
 
 /// Counts in Redis, together with all instances of the namespace.
 pub struct RedisCounter {

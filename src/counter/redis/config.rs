@@ -1,0 +1,75 @@
+//! What a counter in Redis is made of, and the flags for it.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::args;
+use crate::mode::Mode;
+use crate::redis::keys::Keys;
+use crate::shard::Shards;
+
+/// Shards that are merged or counted in one pipeline.
+pub(super) const SHARDS_A_PIPELINE: usize = 16;
+
+/// Which ids are sent to Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RedisWrites {
+    /// All of them
+    All,
+    /// In mode hll only those that can change the sketch: the count is the same, and there is far less to
+    /// send
+    Changed,
+}
+
+/// What becomes of ids while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnRedisDown {
+    /// They are counted here, and in Redis when it is back
+    Count,
+    /// They are refused at once
+    Fail,
+}
+
+/// How ids are sent to Redis.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Redis")]
+pub struct RedisCounterArgs {
+    /// Which ids are sent to Redis
+    #[arg(long, env = "HEADCOUNT_REDIS_WRITES", value_enum, default_value_t = RedisWrites::All)]
+    pub redis_writes: RedisWrites,
+
+    /// What becomes of ids while Redis is away
+    #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
+    pub on_redis_down: OnRedisDown,
+
+    /// In mode exact, how many different ids are kept while Redis is away; 25 to 50 bytes each. More are
+    /// refused
+    #[arg(
+        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", value_name = "NUMBER", default_value = "5000000",
+        value_parser = args::up_to::<1_000_000_000>
+    )]
+    pub unacknowledged_max: u32,
+}
+
+/// What a counter in Redis is made of.
+pub struct RedisCounterConfig {
+    /// How ids are remembered.
+    pub mode: Mode,
+    /// Keys that a window's ids are split over.
+    pub shards: Shards,
+    /// How long after its end a window's keys are kept.
+    pub retention: Duration,
+    /// Which ids are sent.
+    pub writes: RedisWrites,
+    /// What becomes of ids while Redis is away.
+    pub on_redis_down: OnRedisDown,
+    /// How many exact ids are kept then.
+    pub unacknowledged_max: u32,
+    /// How long a write may take.
+    pub timeout: Duration,
+    /// The names of the keys.
+    pub keys: Keys,
+    /// This process, unlike any other.
+    pub process: String,
+}
