@@ -373,8 +373,7 @@ impl Service {
         let sealed = tokio::time::timeout_at(end, &mut self.sealer).await;
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;
-        let counter = &self.backend.counter;
-        let kept_ids = counter.windows().last().map_or(0, |newest| counter.kept_apart(*newest));
+        let kept_ids = self.backend.counter.unacknowledged_ids();
         // Also when not everything was published: the others need not wait for this instance. But whoever has
         // not sealed everything vanishes.
         let goodbye =

@@ -8,8 +8,13 @@
 //! too: ids that come for it now are counted in the next one. What was accepted for it while Redis could not be
 //! reached is missing from its count; that is all that can be said then, and it is said.
 //!
-//! After an interruption the report comes first: from then on the others wait for what is to be sealed.
+//! # After an interruption
+//!
+//! The report comes first: from then on the others wait for what is to be sealed. If the store has lost
+//! what it held, that is everything that is not published, so the report says so until it is
+//! restored. And the reports go on while something takes long: whoever hands over millions of ids lives.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::coordinator::{Coordinator, LastClosed, Report, ReportError, Reported};
 use crate::counter::UniqueCounter;
@@ -45,8 +50,12 @@ pub struct Sealer {
     /// Shows the watermark.
     watermark: watch::Sender<Window>,
     presence: Presence,
-    /// The store may lack what this instance has added.
-    must_restore: bool,
+    /// The store may lack what this instance has added to windows from this one on.
+    restoring: Option<Window>,
+    /// How often it has lost something.
+    losses: u64,
+    /// The watermark as it was last reported.
+    told: Window,
     /// The last round failed.
     interrupted: bool,
     clock_is_off: bool,
@@ -67,7 +76,8 @@ impl Sealer {
         last: LastClosed,
     ) -> Result<Self, ReportError> {
         let presence = Presence::new(Arc::clone(&clock), window);
-        let watermark = watch::channel(window.window_at(clock.now())).0;
+        let told = window.window_at(clock.now());
+        let watermark = watch::channel(told).0;
         let mut sealer = Self {
             clock,
             counter,
@@ -76,7 +86,9 @@ impl Sealer {
             last,
             watermark,
             presence,
-            must_restore: false,
+            restoring: None,
+            losses: 0,
+            told,
             interrupted: false,
             clock_is_off: false,
         };
@@ -167,11 +179,17 @@ impl Sealer {
         self.report().await
     }
 
-    async fn seal(&mut self, window: Window) -> Result<(), ReportError> {
-        let watermark = *self.watermark.borrow();
-        self.presence.while_doing(watermark, self.counter.seal(window)).await?;
-        if watermark <= window {
-            self.watermark.send_replace(window.next());
+    /// Seals one window after another, so that the oldest can be closed while later ones are sealed.
+    async fn seal(&mut self, last: Window) -> Result<(), ReportError> {
+        let with_ids: Vec<_> = self.counter.windows().into_iter().filter(|window| *window < last).collect();
+        for window in with_ids.into_iter().chain([last]) {
+            if *self.watermark.borrow() <= window || window == last {
+                let counter = Arc::clone(&self.counter);
+                self.while_reporting(async move { counter.seal(window).await }).await?;
+            }
+            if *self.watermark.borrow() <= window {
+                self.watermark.send_replace(window.next());
+            }
         }
         Ok(())
     }
@@ -179,22 +197,20 @@ impl Sealer {
     /// Reports, and does what is due to what it is told.
     async fn report(&mut self) -> Result<(), ReportError> {
         let reported = loop {
-            if self.must_restore {
-                let watermark = *self.watermark.borrow();
-                self.presence.while_doing(watermark, self.counter.restore()).await?;
-                self.must_restore = false;
-            }
             let reported = self.report_once().await?;
-            if !reported.lost {
+            if self.restoring.is_none() {
                 break reported;
             }
-            warn!("the store may have lost what it held: adding once more what this instance has");
-            self.must_restore = true;
+            if !reported.lost {
+                let (counter, losses) = (Arc::clone(&self.counter), self.losses);
+                self.while_reporting(async move { counter.restore().await }).await?;
+                // Once more if it was lost again meanwhile.
+                self.restoring = self.restoring.filter(|_| self.losses != losses);
+            }
         };
         if let Some(closed) = reported.closed
             && *self.watermark.borrow() <= closed
         {
-            self.say_what_is_missed(closed);
             self.seal(closed).await?;
         }
         if let Some(published) = reported.published {
@@ -206,13 +222,14 @@ impl Sealer {
         Ok(())
     }
 
-    /// Windows up to `closed` were closed without this instance.
+    /// Windows that the others have closed while they thought that this instance had them open, or was gone.
     fn say_what_is_missed(&self, closed: Window) {
-        let missed_ids = self.counter.kept_apart(closed);
+        let missed_ids =
+            if self.told <= closed { self.counter.take_kept_apart(self.told, closed) } else { 0 };
         if missed_ids > 0 {
             self.metrics.missed_ids.increment(missed_ids);
             error!(
-                missed_ids, first = %*self.watermark.borrow(), last = %closed,
+                missed_ids, first = %self.told, last = %closed,
                 "windows were closed without this instance: what it accepted for them while Redis was away is \
                  not in their counts"
             );
@@ -220,16 +237,51 @@ impl Sealer {
     }
 
     async fn report_once(&mut self) -> Result<Reported, ReportError> {
-        let watermark = *self.watermark.borrow();
-        let newest = watermark.max(self.running());
-        let Self { interrupted, .. } = *self;
-        let report = Report { watermark, newest, since: self.presence.since(), interrupted };
+        let sealed = *self.watermark.borrow();
+        let watermark = self.restoring.map_or(sealed, |restoring| restoring.min(sealed));
+        let report = Report {
+            watermark,
+            newest: sealed.max(self.running()),
+            since: self.presence.since(),
+            interrupted: self.interrupted,
+            kept_ids: self.counter.unacknowledged_ids(),
+        };
         let asked = self.clock.now();
-        let reported = self.presence.while_doing(watermark, self.coordinator.report(&report)).await?;
+        let reported = self.presence.while_doing(sealed, self.coordinator.report(&report)).await?;
         if let Some(time) = reported.time {
             self.note_offset(ClockOffset::new(time, asked, self.clock.now()));
         }
+        if let Some(closed) = reported.closed {
+            self.say_what_is_missed(closed);
+        }
+        if reported.lost {
+            warn!("the store may have lost what it held: adding once more what this instance has");
+            self.losses += 1;
+            self.restoring = Some(self.counter.windows().first().copied().unwrap_or(sealed));
+        } else {
+            self.told = sealed;
+        }
         Ok(reported)
+    }
+
+    /// Goes on reporting while something takes long.
+    async fn while_reporting<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            never = self.keep_reporting() => match never {},
+        }
+    }
+
+    async fn keep_reporting(&mut self) -> Infallible {
+        loop {
+            tokio::time::sleep(REPORT_EVERY).await;
+            self.presence.note(*self.watermark.borrow());
+            if let Err(error) = self.report_once().await {
+                debug!(%error, "cannot report");
+            }
+        }
     }
 
     fn note_offset(&mut self, offset: ClockOffset) {

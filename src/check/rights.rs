@@ -113,7 +113,12 @@ fn writing(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
             command("PFMERGE", ids, &[ids]),
             delete(ids),
         ],
-        Mode::Exact => vec![command("SADD", ids, &["1"]), delete(ids)],
+        Mode::Exact => vec![
+            command("SET", ids, &["1", "EX", "1"]),
+            delete(ids),
+            command("SADD", ids, &["1"]),
+            delete(ids),
+        ],
     });
     tries
 }

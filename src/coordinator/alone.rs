@@ -1,6 +1,6 @@
 //! A process that is alone: it agrees with itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -56,7 +56,8 @@ impl Coordinator for Alone {
         let Some(report) = self.state.lock().report else { return Ok(None) };
         let complete = report.since <= window.start() && !self.draining.is_cancelled();
         let sealed = window < report.watermark;
-        Ok(sealed.then_some(Standing { open: false, complete, joined: 0, time: None }))
+        let (open, left) = (false, BTreeSet::new());
+        Ok(sealed.then_some(Standing { open, left, complete, joined: 0, time: None }))
     }
 
     async fn close(

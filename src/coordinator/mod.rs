@@ -12,7 +12,7 @@
 pub mod alone;
 pub mod redis;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -94,6 +94,8 @@ pub struct Report {
     pub since: SystemTime,
     /// It could not report for a while.
     pub interrupted: bool,
+    /// Accepted ids that it has not handed over to the store.
+    pub kept_ids: u64,
 }
 
 /// What an instance is told.
@@ -144,10 +146,12 @@ pub struct Resume {
 }
 
 /// How all instances stand to a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// An instance that lives has not sealed it.
     pub open: bool,
+    /// What those instances have left to do: it changes as long as they get on.
+    pub left: BTreeSet<(u64, u64)>,
     /// At every moment of it some instance accepted ids, and none vanished that had it open.
     pub complete: bool,
     /// How many instances have come so far; one that comes while the window is counted may be too late for it.

@@ -7,8 +7,9 @@
 //!
 //! Then the reports say little: the others may only just be coming back, with a window open that nobody
 //! knows of any more. So a leader that has come back itself, has found its own report gone or its connection
-//! leading to another server, or is the first one there, gives them [`GRACE`] to report before it believes what
-//! it reads. On a plain change of leader the reports are there, and are believed at once.
+//! leading to another server, or is new where nobody is known to be there without a break, gives them [`GRACE`] to
+//! report before it believes what it reads. On a plain change of leader the reports are there, and are believed at
+//! once.
 //!
 //! While nobody can report, instances go on taking ids, and one of them may vanish before it can say for which
 //! windows. So whoever reports again after an interruption takes it for the others too: until they report
@@ -39,8 +40,9 @@ const LIVES: Duration = Duration::from_secs(5);
 /// How long the reports are not believed after they may have been lost: until all that live have reported
 /// again, the longest pause between two tries included.
 const GRACE: Duration = Duration::from_secs(7);
-/// An instance that has not been heard of for longer may have been taken for dead.
-const UNHEARD: Duration = Duration::from_secs(3);
+/// An instance that has not been heard of for longer knows too little to close anything: others may have been cut
+/// off as long, and need up to two seconds more to come back, in which they must not be taken for dead.
+const UNHEARD: Duration = Duration::from_secs(2);
 /// How long config and reports are kept without a report, unless the retention is shorter than that.
 const SILENCE: Duration = Duration::from_secs(60);
 const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
@@ -105,11 +107,12 @@ struct Stored {
     complete: bool,
 }
 
-/// A report as it is stored: `<watermark> <newest window> <since, µs> <reported at, µs>`.
+/// A report as it is stored: `<watermark> <newest window> <since, µs> <kept ids> <reported at, µs>`.
 struct StoredReport {
     watermark: u64,
     newest: u64,
     since: SystemTime,
+    kept_ids: u64,
     reported: SystemTime,
 }
 
@@ -119,10 +122,10 @@ impl Memory {
         self.grace = Some(Instant::now() + GRACE);
     }
 
-    /// A report was taken.
-    fn heard(&mut self, now: Option<u64>, first: Option<Window>, published: Option<Window>, is_new: bool) {
+    /// A report was taken. If it was the first one, it may be `unsure` who else is there.
+    fn heard(&mut self, now: Option<u64>, first: Option<Window>, published: Option<Window>, unsure: bool) {
         let last = self.heard.replace(Instant::now());
-        if is_new || last.is_some_and(|last| last.elapsed() > UNHEARD) {
+        if last.map_or(unsure, |last| last.elapsed() > UNHEARD) {
             self.expect_others();
         }
         self.acknowledged = now;
@@ -138,8 +141,11 @@ impl RedisCoordinator {
         Self { config, redis: redis.another(), memory: Mutex::default() }
     }
 
+    /// Whether the reports are not to be believed, also because it will be known only with the next own report.
     fn is_in_grace(&self) -> bool {
-        self.memory.lock().grace.is_some_and(|until| Instant::now() < until)
+        let Memory { heard, grace, .. } = &*self.memory.lock();
+        heard.is_none_or(|heard| heard.elapsed() > UNHEARD)
+            || grace.is_some_and(|until| Instant::now() < until)
     }
 
     /// Whether a connection has led to another server since the last report.
@@ -164,13 +170,13 @@ impl RedisCoordinator {
             let time = |at: Option<u64>| at.map(|at| at.to_string()).unwrap_or_default();
             call.arg(process).arg(time(*acknowledged));
             call.arg(report.watermark.unix_seconds()).arg(report.newest.unix_seconds());
-            call.arg(micros(report.since));
+            call.arg(micros(report.since)).arg(report.kept_ids);
             call.arg(known(*first).unwrap_or_default()).arg(known(*published).unwrap_or_default());
             let is_lost = acknowledged.is_none();
             call.arg(time(heard_at.filter(|_| report.interrupted || is_lost)));
             call.arg(if is_lost && !others.is_empty() { others } else { NO_REPORTS });
         }
-        call.arg(LIVES.as_millis() as u64).arg(silence.as_millis() as u64);
+        call.arg(LIVES.as_millis() as u64).arg(GRACE.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {
             call.arg(*setting).arg(value);
         }
@@ -231,13 +237,13 @@ impl Coordinator for RedisCoordinator {
         let answer = self.send_report(report).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
-            ["ok", now, first, closed, count, published, new, others] => {
+            ["ok", now, first, closed, count, published, unsure, others] => {
                 let now = now.parse().ok();
                 let (first, closed, published) =
                     (self.window(first), self.window(closed), self.window(published));
                 {
                     let mut memory = self.memory.lock();
-                    memory.heard(now, first, published, new == "new");
+                    memory.heard(now, first, published, unsure == "unsure");
                     others.clone_into(&mut memory.others);
                 }
                 Ok(Reported {
@@ -303,7 +309,9 @@ impl Coordinator for RedisCoordinator {
         let start = window.unix_seconds();
         let reports: Vec<_> = reports.values().filter_map(|report| StoredReport::read(report)).collect();
         let (living, gone): (Vec<_>, Vec<_>) = reports.iter().partition(|report| report.lives(now));
-        let open = living.iter().any(|report| report.watermark <= start);
+        let has_open = |report: &&&StoredReport| report.watermark <= start;
+        let open = living.iter().any(|report| has_open(&report));
+        let left = living.iter().filter(has_open).map(|report| (report.watermark, report.kept_ids)).collect();
         let vanished = gone.iter().any(|report| report.watermark <= start && start <= report.newest);
         // Nobody knew yet that it was gone, so whoever came then did not begin anew.
         let in_doubt = gone
@@ -312,7 +320,8 @@ impl Coordinator for RedisCoordinator {
         let somebody_was_there = !in_doubt || living.iter().any(|report| report.since <= window.start());
         let accepted_throughout = since.is_some_and(|since| from_micros(since) <= window.start());
         let complete = accepted_throughout && somebody_was_there && !vanished;
-        Ok(Some(Standing { open, complete, joined: joined.unwrap_or_default(), time: Some(now) }))
+        let joined = joined.unwrap_or_default();
+        Ok(Some(Standing { open, left, complete, joined, time: Some(now) }))
     }
 
     async fn close(
@@ -373,9 +382,10 @@ impl Coordinator for RedisCoordinator {
 impl StoredReport {
     fn read(text: &str) -> Option<Self> {
         let mut fields = text.split(' ').map(|field| field.parse().ok());
-        let [watermark, newest, since, reported] =
-            [fields.next()??, fields.next()??, fields.next()??, fields.next()??];
-        Some(Self { watermark, newest, since: from_micros(since), reported: from_micros(reported) })
+        let [watermark, newest, since, kept_ids, reported] =
+            [fields.next()??, fields.next()??, fields.next()??, fields.next()??, fields.next()??];
+        let (since, reported) = (from_micros(since), from_micros(reported));
+        Some(Self { watermark, newest, since, kept_ids, reported })
     }
 
     fn lives(&self, now: SystemTime) -> bool {

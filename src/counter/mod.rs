@@ -144,9 +144,14 @@ pub trait UniqueCounter: Send + Sync {
         false
     }
 
-    /// Ids that were accepted for windows up to `window`, which are not sealed, while what is shared could not
-    /// be reached.
-    fn kept_apart(&self, _window: Window) -> u64 {
+    /// Ids that were accepted and that what is shared does not have yet.
+    fn unacknowledged_ids(&self) -> u64 {
+        0
+    }
+
+    /// How many ids were accepted for these windows, from one to another, while what is shared could not be reached.
+    /// They are told once.
+    fn take_kept_apart(&self, _first: Window, _last: Window) -> u64 {
         0
     }
 }
@@ -191,6 +196,7 @@ pub struct Tally {
     pub unique_ids: u64,
     /// All ids, repeats among them.
     pub accepted_ids: u64,
-    /// How many different ids at least are missing that what is shared had and has lost.
+    /// How many ids what is shared has had and does not have, or had to be told again. Above zero, some may be
+    /// missing.
     pub lost_ids: u64,
 }

@@ -1,7 +1,7 @@
 //! Leading: the loop that closes windows while this instance holds the lease.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -36,6 +36,8 @@ pub(super) struct Leading<'a> {
     stored: BTreeMap<Window, WindowCount>,
     /// What is marked as published.
     marked: Option<Window>,
+    /// What instances that had a window open had left to do, and since when that has not changed.
+    left: (BTreeSet<(u64, u64)>, Instant),
     /// There may be more to close than one round does.
     goes_on: bool,
     failing: bool,
@@ -56,8 +58,18 @@ impl<'a> Leading<'a> {
         backlog: &'a Backlog,
         grant: Grant,
     ) -> Self {
-        let (next, stored, marked) = (None, BTreeMap::new(), None);
-        Self { publisher, queues, backlog, grant, next, stored, marked, goes_on: false, failing: false }
+        Self {
+            publisher,
+            queues,
+            backlog,
+            grant,
+            next: None,
+            stored: BTreeMap::new(),
+            marked: None,
+            left: (BTreeSet::new(), Instant::now()),
+            goes_on: false,
+            failing: false,
+        }
     }
 
     /// Closes windows as they end, until the grant is no longer valid or `stop`. After that, all that is
@@ -180,10 +192,16 @@ impl<'a> Leading<'a> {
         Ok(Tried::Closed)
     }
 
-    /// Both clocks have to say so: either may have been set.
-    fn is_overdue(&self, window: Window, standing: &Standing) -> bool {
-        let due = window.end() + self.publisher.close_timeout;
-        due <= self.publisher.clock.now() && standing.time.is_none_or(|time| due <= time)
+    /// Both clocks have to say so: either may have been set. After an outage a window's end is long past, so those
+    /// who have it open also have so long from when they last got on.
+    fn is_overdue(&mut self, window: Window, standing: &Standing) -> bool {
+        let patience = self.publisher.close_timeout;
+        let due = window.end() + patience;
+        if self.left.0 != standing.left {
+            self.left = (standing.left.clone(), Instant::now());
+        }
+        let is_stuck = self.left.1.elapsed() >= patience;
+        is_stuck && due <= self.publisher.clock.now() && standing.time.is_none_or(|time| due <= time)
     }
 
     async fn close(&self, window: Window, standing: &Standing) -> Result<WindowCount, CloseFailure> {

@@ -39,8 +39,8 @@ const LAST_DELIVERIES: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Publishing")]
 pub struct PublisherArgs {
-    /// How long after its end a window waits for an instance that lives and has not finished it; then it is
-    /// published without, as incomplete
+    /// How long after its end a window waits for an instance that lives and has not finished it, and gets no
+    /// further with it; then it is published without, as incomplete
     #[arg(
         long, env = "HEADCOUNT_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = args::positive_duration

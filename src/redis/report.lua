@@ -6,19 +6,23 @@
 --
 -- KEYS: config, instances, counts, published.
 -- ARGV: process, when its last report was taken (µs; '' for a first one), watermark, newest window, since
---       (µs), the first and the last published window that the process knows of (or ''), when it was last
---       heard of before an interruption (µs; '' if there was none), the others' reports as it knows them, if they
---       may be lost (JSON), milliseconds for which a report says that its instance lives, milliseconds to
+--       (µs), ids that the process keeps for the store, the first and the last published window that it knows
+--       of (or ''), when it was last heard of before an interruption (µs; '' if there was none), the others'
+--       reports as it knows them, if they may be lost (JSON), milliseconds for which a report says that its
+--       instance lives, milliseconds after an interruption in which all have to report again, milliseconds to
 --       keep config and instances without reports, then pairs of a setting and its value.
 -- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '', last
---         published window or '', 'new' if nothing is known of the namespace or '', the others' reports (JSON)},
+--         published window or '', 'unsure' if others may have been there and not reported yet or '', the
+--         others' reports (JSON)},
 --         {'lost'} if this server does not have the process's last report, or
 --         {'differs', setting, value} with the value of the others.
 local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local process, acknowledged, watermark, newest, since = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local first, last, heard, lost_reports = ARGV[6], ARGV[7], tonumber(ARGV[8]), cjson.decode(ARGV[9])
-local lives_for, keep_for = ARGV[10] * 1000, ARGV[11]
-local SETTINGS = 12
+local kept, first, last, heard, lost_reports = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9]), cjson.decode(ARGV[10])
+local lives_for, grace, keep_for = ARGV[11] * 1000, ARGV[12] * 1000, ARGV[13]
+local SETTINGS = 14
+-- Reports come every second. Whose last one is older was perhaps cut off.
+local FRESH_FOR = 2 * 1000000
 
 for i = SETTINGS, #ARGV, 2 do
   local value = redis.call('HGET', CONFIG, ARGV[i])
@@ -42,19 +46,20 @@ for name, report in pairs(lost_reports) do
     redis.call('HSETNX', INSTANCES, '?' .. name, report)
   end
 end
-local others, others_live = {}, false
+local is_known = redis.call('EXISTS', CONFIG) == 1
+local others, others_live, any_fresh, any_stale = {}, false, false, false
 local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
   local name, report = reports[i], reports[i + 1]
-  local oldest, latest, from, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+)$')
+  local oldest, latest, from, keeps, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   if name ~= process then
-    if now - at < lives_for then
-      others_live = true
-    end
+    others_live = others_live or now - at < lives_for
+    any_fresh = any_fresh or now - at < FRESH_FOR
+    any_stale = any_stale or now - at >= FRESH_FOR
     -- One that was there when this process was last heard of was perhaps cut off too, and took ids for later
     -- windows. If it is still there, its next report says what is true.
     if heard and heard - at < lives_for and tonumber(latest) < tonumber(newest) then
-      report = table.concat({oldest, newest, from, at}, ' ')
+      report = table.concat({oldest, newest, from, keeps, at}, ' ')
       redis.call('HSET', INSTANCES, name, report)
     end
     others[name] = report
@@ -80,13 +85,19 @@ local returns = mine and string.match(mine, '^%d+ %d+ (%d+)') == since
 if not known or (others_live and tonumber(since) < tonumber(known)) or not (others_live or returns) then
   redis.call('HSET', CONFIG, 'since', since)
 end
-redis.call('HSET', INSTANCES, process, table.concat({watermark, newest, since, string.format('%.0f', now)}, ' '))
+local interrupted = tonumber(redis.call('HGET', CONFIG, 'interrupted') or 0)
+if heard then
+  redis.call('HSET', CONFIG, 'interrupted', string.format('%.0f', now))
+end
+local report = {watermark, newest, since, kept, string.format('%.0f', now)}
+redis.call('HSET', INSTANCES, process, table.concat(report, ' '))
 redis.call('PEXPIRE', CONFIG, keep_for)
 redis.call('PEXPIRE', INSTANCES, keep_for)
 
 -- A server that has lost it, or a replica that never got it, is told.
 local there = redis.call('HGET', PUBLISHED, 'first')
-local is_new = not there and first == ''
+-- Those who said goodbye are not in the way, and those who report all the time know whether they were cut off.
+local unsure = not is_known or not there or now - interrupted < grace or any_stale and not any_fresh
 if not there or first ~= '' and tonumber(first) < tonumber(there) then
   if first == '' then
     first = watermark
@@ -103,4 +114,4 @@ end
 local closed = redis.call('HGET', COUNTS, 'last')
 local count = closed and redis.call('HGET', COUNTS, closed)
 return {'ok', string.format('%.0f', now), there, closed or '', count or '', published or '',
-  is_new and 'new' or '', cjson.encode(others)}
+  unsure and 'unsure' or '', cjson.encode(others)}

@@ -48,6 +48,7 @@ impl Instance {
             newest: window.next(),
             since: SystemTime::UNIX_EPOCH,
             interrupted: false,
+            kept_ids: 0,
         };
         assert!(!self.coordinator.report(&report).await.unwrap().lost);
     }
@@ -114,7 +115,7 @@ async fn an_old_token_stores_nothing() {
 
     let all = standing(&old, window).await;
     assert_eq!(old.close(&stale, window, 1, &all).await, Err(CloseError::Fenced));
-    let forced = Standing { open: true, ..all };
+    let forced = Standing { open: true, ..all.clone() };
     assert_eq!(old.close(&stale, window, 1, &forced).await, Err(CloseError::Fenced), "not by force either");
     assert_eq!(old.coordinator.mark_published(&stale, window).await, Err(CloseError::Fenced));
     assert_eq!(fields(&server, "HKEYS", keys.counts()), Vec::<String>::new());
@@ -138,8 +139,13 @@ async fn an_old_token_stores_nothing() {
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     assert_eq!(new.close(&third, window.next(), 9, &all).await, Err(CloseError::Fenced));
     assert!(new.lead_and_die().await.token() > third.token());
-    let report =
-        Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH, interrupted: false };
+    let report = Report {
+        watermark: window,
+        newest: window,
+        since: SystemTime::UNIX_EPOCH,
+        interrupted: false,
+        kept_ids: 0,
+    };
     assert!(new.coordinator.report(&report).await.unwrap().lost);
     let late = Instance::new("late", &server);
     assert_eq!(late.coordinator.report(&report).await.unwrap().published, None);
@@ -172,13 +178,18 @@ async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
     let open = standing(&leader, window).await;
     assert!(open.open && open.joined == 3, "{open:?}");
     assert_eq!(
-        leader.close(&grant, window, 3, &Standing { open: false, ..open }).await,
+        leader.close(&grant, window, 3, &Standing { open: false, ..open.clone() }).await,
         Err(CloseError::Open)
     );
     assert_eq!(leader.close(&grant, window, 3, &open).await, Ok(3), "by force");
     // And is told, so that it adds no more.
-    let report =
-        Report { watermark: window, newest: window, since: SystemTime::UNIX_EPOCH, interrupted: false };
+    let report = Report {
+        watermark: window,
+        newest: window,
+        since: SystemTime::UNIX_EPOCH,
+        interrupted: false,
+        kept_ids: 0,
+    };
     assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
 }
 

@@ -15,6 +15,7 @@ mod support;
 mod accuracy;
 mod agreement;
 mod check;
+mod coming_back;
 mod command_line;
 mod connections;
 mod coordination;

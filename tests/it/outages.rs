@@ -165,26 +165,16 @@ async fn many_short_outages_cost_nothing() {
     under_load(Site::start().await, async |site, fleets| {
         let mut random = SplitMix(20);
         let mut random = |below: u64| random.next().expect("it never ends") % below;
-        let resident =
-            || fleets.map(|fleet| fleet.servers.iter().map(|server| server.process.resident()).sum::<u64>());
-        let mut after_five = None;
-        for number in 0..outages {
+        for _ in 0..outages {
             let outage = Outage::ALL[random(7) as usize];
             site.begin(outage);
             tokio::time::sleep(Duration::from_millis(random(3_000))).await;
             site.end(outage);
             tokio::time::sleep(Duration::from_millis(random(1_500))).await;
-            if number == 5 {
-                after_five = Some(resident());
-            }
         }
         for fleet in fleets {
             wait_until_well(fleet).await;
             fleet.wait_published(next_window(Duration::ZERO).await).await;
-        }
-        for (before, after) in after_five.expect("more than five outages").into_iter().zip(resident()) {
-            println!("resident: {} MB after five outages, {} MB at the end", before >> 20, after >> 20);
-            assert!(after < before + (24 << 20), "memory grows: from {before} to {after} bytes");
         }
     })
     .await;

@@ -17,6 +17,7 @@ use headcount::window::{Window, WindowLength};
 use crate::support::fleet::assert_same_bytes;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
+use crate::support::server::value_of;
 use crate::support::{PATIENCE, free_port, wait_for};
 
 /// The same one for all tests of a run.
@@ -284,6 +285,60 @@ async fn a_full_redis_costs_nothing() {
         assert_eq!(counter.count(window()).await.unwrap().unique_ids, 99);
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }
+}
+
+/// Redis takes no writes, and nothing is kept that could be handed over: the way back is tried by a write all the same,
+/// and requests are not the ones to find out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_is_not_taken_for_one_that_is_back() {
+    let server = RedisServer::start();
+    let metrics = Metrics::new();
+    let redis = Redis::new(&Address::parse(&server.url()).unwrap(), TIMEOUT, &metrics).unwrap();
+    let config = RedisCounterConfig {
+        on_redis_down: OnRedisDown::Fail,
+        ..config("full", Mode::Exact, RedisWrites::All)
+    };
+    let (counter, tasks) = RedisCounter::new(config, &redis, &metrics);
+    tokio::spawn(tasks.run());
+    let mut set = ::redis::cmd("CONFIG");
+    set.arg("SET").arg("maxmemory").arg("1").exec(&mut server.connect()).unwrap();
+    counter.add(window(), &[Id::from(1_u64)]).await.unwrap_err();
+    wait_for("three tries", || {
+        assert!(counter.is_degraded());
+        let tries = value_of(&metrics.render(), r#"headcount_redis_errors_total{command="ask"}"#);
+        tries.is_some_and(|tries| tries >= 3.0).then_some(())
+    })
+    .await;
+}
+
+/// Sketches of sealed windows are not kept for ever. If Redis loses one that is not kept, its window says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_restored_is_said() {
+    let server = RedisServer::start();
+    let shards = Shards::new(512).unwrap();
+    let counter = counter_with(
+        &server.url(),
+        RedisCounterConfig { shards, ..config("dropped", Mode::Hll, RedisWrites::All) },
+    );
+    // So short that none is past retention.
+    let mut windows = vec!["1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())];
+    for _ in 0..11 {
+        windows.push(windows.last().unwrap().next());
+    }
+    for window in &windows {
+        counter.add(*window, &[Id::from(1_u64), Id::from(2_u64)]).await.unwrap();
+        counter.seal(*window).await.unwrap();
+    }
+    ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
+    counter.restore().await.unwrap();
+    let mut tallies = Vec::new();
+    for window in &windows {
+        let tally = counter.count(*window).await.unwrap();
+        assert_eq!(tally.accepted_ids, 2);
+        tallies.push((tally.unique_ids, tally.lost_ids));
+    }
+    assert_eq!(tallies[..4], [(0, 2); 4]);
+    assert_eq!(tallies[4..], [(2, 0); 8]);
 }
 
 /// A network on which connecting takes longer than a write may: the first write is late, later ones are not.

@@ -11,7 +11,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{Pipeline, RedisResult};
 
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
-use super::local::{Held, LocalWindow, expire_at, merged};
+use super::local::{Held, Intake, LocalWindow, expire_at};
 use super::pipeline::Target;
 use super::unacknowledged::Unacknowledged;
 use crate::counter::id_set::IdSet;
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::redis::{Call, Redis};
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
+use crate::window::Window;
 
 /// How long what is to be merged lives if the merge does not come, in seconds.
 const MERGE_EXPIRES: u64 = 60;
@@ -45,12 +46,28 @@ impl Handover {
         Self { config, redis: redis.another(), unacknowledged, changed_ids: metrics.changed_ids.clone() }
     }
 
+    /// Whether a server takes writes.
+    pub(super) async fn probe(&self, redis: &Redis) -> Result<(), Unavailable> {
+        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let mut write = ::redis::cmd("SET");
+        write.arg(keys.merge(0, *shards, process)).arg("").arg("EX").arg(MERGE_EXPIRES);
+        redis.run(Call::Ask, async |connection| write.exec_async(connection).await).await
+    }
+
     /// Seals a window that nothing enters any more.
     pub(super) async fn seal(&self, local: &LocalWindow) -> Result<(), Unavailable> {
         // Each write has its deadline, so this one only says that something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         self.hand_over(local).await?;
-        self.report_accepted(local).await
+        self.report_intake(local.window, local.intake()).await
+    }
+
+    /// Hands over what is kept of windows, one after another.
+    pub(super) async fn hand_over_all(&self, windows: &[Arc<LocalWindow>]) -> Result<(), Unavailable> {
+        for local in windows {
+            self.hand_over(local).await?;
+        }
+        Ok(())
     }
 
     /// Hands over what is kept of a window, one caller after another.
@@ -61,7 +78,8 @@ impl Handover {
                 // Ordered after the registers of these ids.
                 let ids = unmerged.load(Ordering::Acquire);
                 self.merge(local, sketches).await?;
-                self.unacknowledged.release(merged(unmerged, ids));
+                unmerged.fetch_sub(ids, Ordering::Relaxed);
+                self.unacknowledged.release(ids);
                 Ok(())
             }
             Held::Ids(ids) => self.add_all(local, ids).await,
@@ -125,16 +143,15 @@ impl Handover {
         Ok(())
     }
 
-    /// Notes how many ids were accepted.
-    pub(super) async fn report_accepted(&self, local: &LocalWindow) -> Result<(), Unavailable> {
-        let intake = local.intake();
+    /// Notes what came for a window.
+    pub(super) async fn report_intake(&self, window: Window, intake: Intake) -> Result<(), Unavailable> {
         if intake.accepted == 0 {
             return Ok(());
         }
-        let key = self.config.keys.accepted(local.window);
+        let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
         commands.cmd("HSET").arg(&key).arg(&self.config.process).arg(intake.to_string());
-        commands.cmd("EXPIREAT").arg(&key).arg(expire_at(local.window, self.config.retention));
+        commands.cmd("EXPIREAT").arg(&key).arg(expire_at(window, self.config.retention));
         self.run(async |connection| commands.exec_async(connection).await).await
     }
 

@@ -24,8 +24,12 @@ use crate::sketch::{Observation, Sketch};
 use crate::unavailable::Unavailable;
 use crate::window::Window;
 
-/// Sealed windows whose sketches are kept for as long as their counts are not stored.
-const SKETCHES_KEPT: usize = 8;
+/// What sealed windows that are not published may take: a day of minutes with one shard. The newest
+/// [`ALWAYS_KEPT`] are kept in any case.
+const BYTES_KEPT: usize = 64 << 20;
+const ALWAYS_KEPT: usize = 8;
+/// What a shard of a window takes, twice if the registers that Redis has are remembered.
+const BYTES_A_SHARD: usize = 16 << 10;
 
 /// The windows that this instance has a part in.
 pub(super) struct LocalWindows {
@@ -40,10 +44,19 @@ struct State {
     watermark: Option<Window>,
     /// Windows at or past the watermark, and those that are being sealed.
     open: BTreeMap<Window, Arc<LocalWindow>>,
-    /// Sealed windows that are not forgotten; the newest few with what was added to them.
-    sealed: BTreeMap<Window, Option<Arc<LocalWindow>>>,
+    /// Sealed windows that are not forgotten.
+    sealed: BTreeMap<Window, Sealed>,
     /// The last window that was forgotten.
     forgotten: Option<Window>,
+}
+
+/// A window that was sealed here.
+#[derive(Clone)]
+pub(super) enum Sealed {
+    /// It can be handed over again.
+    Kept(Arc<LocalWindow>),
+    /// There were too many of them: only what came for it is known.
+    Dropped(Window, Intake),
 }
 
 /// This instance's part of a window.
@@ -61,6 +74,7 @@ pub(super) struct LocalWindow {
     under_way: TaskTracker,
     /// Held while it is handed over.
     pub(super) handing_over: AsyncMutex<()>,
+    unacknowledged: Arc<Unacknowledged>,
 }
 
 /// What is kept here of a window.
@@ -79,19 +93,22 @@ pub(super) struct Intake {
     /// In mode `exact`: of how many Redis has said that they were new. If it has fewer of all instances in the
     /// end, it has lost some.
     pub(super) new: u64,
+    /// Those that Redis has lost and nobody has any more.
+    pub(super) lost: u64,
 }
 
 impl Intake {
-    /// As it is stored: `<accepted> <new>`.
+    /// As it is stored: `<accepted> <new> <lost>`.
     pub(super) fn read(text: &str) -> Self {
         let mut numbers = text.split(' ').map(|number| number.parse().unwrap_or_default());
-        Self { accepted: numbers.next().unwrap_or_default(), new: numbers.next().unwrap_or_default() }
+        let mut next = || numbers.next().unwrap_or_default();
+        Self { accepted: next(), new: next(), lost: next() }
     }
 }
 
 impl fmt::Display for Intake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.accepted, self.new)
+        write!(f, "{} {} {}", self.accepted, self.new, self.lost)
     }
 }
 
@@ -100,6 +117,7 @@ impl Sum for Intake {
         all.fold(Self::default(), |sum, one| Self {
             accepted: sum.accepted + one.accepted,
             new: sum.new + one.new,
+            lost: sum.lost + one.lost,
         })
     }
 }
@@ -124,33 +142,18 @@ impl LocalWindows {
             }
             drop(state);
             // Made before the lock is taken, and dropped again if another caller was faster.
-            let new = Arc::new(LocalWindow::new(&self.config, window));
+            let new = Arc::new(LocalWindow::new(&self.config, window, &self.unacknowledged));
             let mut state = self.state.write();
             if state.watermark.is_none_or(|open| open <= window) {
                 let too_old = state.drop_older(window.start().checked_sub(self.config.retention));
                 state.open.entry(window).or_insert(new);
                 drop(state);
-                for lost in &too_old {
-                    self.give_up(lost);
+                for window in too_old {
+                    let accepted_ids = window.intake().accepted;
+                    error!(window = %window.window, accepted_ids, "a window past retention could not be sealed: it is lost");
                 }
             }
         }
-    }
-
-    /// What has expired in Redis before it could be handed over.
-    fn give_up(&self, local: &LocalWindow) {
-        match &local.held {
-            Held::Sketches { unmerged, .. } => {
-                self.unacknowledged.release(merged(unmerged, u64::MAX));
-            }
-            Held::Ids(ids) => {
-                for stripe in 0..IdSet::STRIPES {
-                    self.unacknowledged.release(ids.remove(&ids.stripe_of(stripe)));
-                }
-            }
-        }
-        let accepted_ids = local.intake().accepted;
-        error!(window = %local.window, accepted_ids, "a window past retention could not be sealed: it is lost");
     }
 
     /// Keeps ids here, of which Redis has perhaps some. How many of them change a sketch; of exact ids Redis
@@ -189,11 +192,14 @@ impl LocalWindows {
     /// All of it is in Redis.
     pub(super) fn sealed(&self, local: Arc<LocalWindow>) {
         let mut state = self.state.write();
-        let window = local.window;
-        state.open.remove(&window);
-        state.sealed.insert(window, Some(local));
-        for old in state.sealed.values_mut().rev().skip(SKETCHES_KEPT) {
-            *old = None;
+        state.open.remove(&local.window);
+        let kept = (BYTES_KEPT / local.bytes()).max(ALWAYS_KEPT);
+        state.sealed.insert(local.window, Sealed::Kept(local));
+        // Those before it were dropped earlier.
+        if let Some(old) = state.sealed.values_mut().rev().nth(kept)
+            && let Sealed::Kept(local) = old
+        {
+            *old = Sealed::Dropped(local.window, local.intake());
         }
     }
 
@@ -223,9 +229,9 @@ impl LocalWindows {
         self.state.read().open.values().cloned().collect()
     }
 
-    /// The last of those that are sealed, oldest first.
-    pub(super) fn last_sealed(&self) -> Vec<Arc<LocalWindow>> {
-        self.state.read().sealed.values().flatten().cloned().collect()
+    /// Those that are sealed and not forgotten, oldest first.
+    pub(super) fn all_sealed(&self) -> Vec<Sealed> {
+        self.state.read().sealed.values().cloned().collect()
     }
 
     /// What came for a window that is not sealed.
@@ -233,10 +239,20 @@ impl LocalWindows {
         self.state.read().open.get(&window).map(|local| local.intake())
     }
 
-    /// Ids that were accepted without Redis for windows up to `window` that are not sealed.
-    pub(super) fn kept_apart(&self, window: Window) -> u64 {
+    /// Accepted ids that Redis does not have yet.
+    pub(super) fn unacknowledged_ids(&self) -> u64 {
+        self.unacknowledged.ids()
+    }
+
+    /// Ids that were accepted without Redis for these windows; they are told once.
+    pub(super) fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
         let state = self.state.read();
-        state.open.range(..=window).map(|(_, local)| local.apart.load(Ordering::Relaxed)).sum()
+        let sealed = state.sealed.range(first..=last).filter_map(|(_, sealed)| match sealed {
+            Sealed::Kept(local) => Some(local),
+            Sealed::Dropped(..) => None,
+        });
+        let open = state.open.range(first..=last).map(|(_, local)| local);
+        open.chain(sealed).map(|local| local.apart.swap(0, Ordering::Relaxed)).sum()
     }
 }
 
@@ -255,7 +271,7 @@ impl State {
 }
 
 impl LocalWindow {
-    fn new(config: &RedisCounterConfig, window: Window) -> Self {
+    fn new(config: &RedisCounterConfig, window: Window, unacknowledged: &Arc<Unacknowledged>) -> Self {
         let RedisCounterConfig { mode, shards, retention, writes, keys, .. } = config;
         let command = match mode {
             Mode::Hll => "PFADD",
@@ -281,7 +297,17 @@ impl LocalWindow {
             apart: AtomicU64::new(0),
             under_way: TaskTracker::new(),
             handing_over: AsyncMutex::new(()),
+            unacknowledged: Arc::clone(unacknowledged),
         }
+    }
+
+    /// About what it takes in memory when nothing is kept for Redis.
+    fn bytes(&self) -> usize {
+        let copies = self.targets.iter().map(|target| match &self.held {
+            Held::Sketches { .. } => 1 + usize::from(target.remembers_acknowledged()),
+            Held::Ids(_) => 1,
+        });
+        BYTES_A_SHARD * copies.sum::<usize>().max(1)
     }
 
     /// Notes that ids were accepted.
@@ -296,7 +322,8 @@ impl LocalWindow {
 
     /// What came so far.
     pub(super) fn intake(&self) -> Intake {
-        Intake { accepted: self.accepted.load(Ordering::Relaxed), new: self.new.load(Ordering::Relaxed) }
+        let [accepted, new] = [&self.accepted, &self.new].map(|ids| ids.load(Ordering::Relaxed));
+        Intake { accepted, new, lost: 0 }
     }
 
     /// Waits until all additions are answered, after the last has entered.
@@ -308,11 +335,14 @@ impl LocalWindow {
     }
 }
 
-/// Takes ids off that are merged, or given up; how many of them were on.
-pub(super) fn merged(unmerged: &AtomicU64, ids: u64) -> u64 {
-    let less = |before: u64| Some(before.saturating_sub(ids));
-    let before = unmerged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or_default();
-    before.min(ids)
+/// What is still kept for Redis then is given up.
+impl Drop for LocalWindow {
+    fn drop(&mut self) {
+        self.unacknowledged.release(match &self.held {
+            Held::Sketches { unmerged, .. } => unmerged.load(Ordering::Relaxed),
+            Held::Ids(ids) => ids.len(),
+        });
+    }
 }
 
 /// When a window's keys expire, in seconds since 1970.

@@ -53,7 +53,7 @@ use self::breaker::Breaker;
 use self::config::SHARDS_A_PIPELINE;
 pub use self::config::{OnRedisDown, RedisCounterArgs, RedisCounterConfig, RedisWrites};
 use self::handover::Handover;
-use self::local::{Held, Intake, LocalWindow, LocalWindows};
+use self::local::{Held, Intake, LocalWindow, LocalWindows, Sealed};
 use self::pipeline::{Pipeline, PipelineTask, Write, pipeline};
 use self::recovery::Recovery;
 use self::unacknowledged::Unacknowledged;
@@ -215,13 +215,15 @@ impl RedisCounter {
     }
 
     async fn tally(&self, window: Window) -> Result<Tally, Unavailable> {
+        // First, because a window that is closed by force may still grow.
+        let Intake { accepted, new, lost } = self.intake(window).await?;
         let unique_ids = self.unique_ids(window).await?;
-        let Intake { accepted, new } = self.intake(window).await?;
-        let lost_ids = match self.config.mode {
-            Mode::Exact => new.saturating_sub(unique_ids),
-            // The seal makes up for it.
-            Mode::Hll => 0,
-        };
+        let lost_ids = lost
+            + match self.config.mode {
+                Mode::Exact => new.saturating_sub(unique_ids),
+                // The seal makes up for it.
+                Mode::Hll => 0,
+            };
         Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids })
     }
 
@@ -314,21 +316,31 @@ impl UniqueCounter for RedisCounter {
 
     async fn restore(&self) -> Result<(), Unavailable> {
         self.pipeline.forget_acknowledged();
-        for sealed in self.local.last_sealed() {
-            self.handover.hand_over(&sealed).await?;
-            self.handover.report_accepted(&sealed).await?;
+        for sealed in self.local.all_sealed() {
+            match sealed {
+                Sealed::Kept(local) => self.handover.seal(&local).await?,
+                Sealed::Dropped(window, intake) => {
+                    let lost = match self.config.mode {
+                        // What it counted is in `new`.
+                        Mode::Exact => 0,
+                        Mode::Hll => intake.accepted,
+                    };
+                    self.handover.report_intake(window, Intake { lost, ..intake }).await?;
+                }
+            }
         }
-        for open in self.local.open() {
-            self.handover.hand_over(&open).await?;
-        }
-        Ok(())
+        self.handover.hand_over_all(&self.local.open()).await
     }
 
     fn is_degraded(&self) -> bool {
         self.breaker.is_open()
     }
 
-    fn kept_apart(&self, window: Window) -> u64 {
-        self.local.kept_apart(window)
+    fn unacknowledged_ids(&self) -> u64 {
+        self.local.unacknowledged_ids()
+    }
+
+    fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
+        self.local.take_kept_apart(first, last)
     }
 }

@@ -77,6 +77,11 @@ impl Target {
         Self { command, key, expire_at, expires_since: AtomicU64::new(0), acknowledged }
     }
 
+    /// Whether registers that the server has are remembered.
+    pub(super) fn remembers_acknowledged(&self) -> bool {
+        self.acknowledged.is_some()
+    }
+
     /// Notes that the server has ids.
     fn acknowledge(&self, ids: &[Id], epoch: u64) {
         if let Some(acknowledged) = &self.acknowledged {

@@ -1,9 +1,9 @@
 //! The way back to Redis after the [breaker](super::breaker) has opened.
 //!
 //! It is tried again and again, with a back-off and some jitter, so that many instances do not come all at
-//! once. A try is a `PING` over the connection that the writes will take, and then real work: all that is kept
-//! here of windows that are not sealed is handed over, the oldest first. A network that lets a `PING` through and little
-//! more does not pass that test, and requests would be the ones to find out. Only then requests wait for
+//! once. A try is a write over the connection that the others will take, and then real work: all that is kept
+//! here of windows that are not sealed is handed over, the oldest first. A network that lets a few bytes through and
+//! no more does not pass that test; else requests would be the ones to find out. Only then requests wait for
 //! Redis again.
 
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +16,7 @@ use tracing::debug;
 use super::breaker::Breaker;
 use super::handover::Handover;
 use super::local::LocalWindows;
-use crate::redis::{Call, Redis};
+use crate::redis::Redis;
 use crate::unavailable::Unavailable;
 
 /// The first wait before a try lasts half of this to all of it; it doubles up to [`LONGEST_WAIT`].
@@ -44,12 +44,13 @@ impl Recovery {
             if closed.is_none_or(|closed| closed.elapsed() > CALM) {
                 wait = FIRST_WAIT;
             }
-            while let Err(error) = {
+            loop {
                 tokio::time::sleep(jittered(wait)).await;
-                self.try_to_come_back().await
-            } {
-                debug!(%error, "Redis is not back");
                 wait = (2 * wait).min(LONGEST_WAIT);
+                match self.try_to_come_back().await {
+                    Ok(()) => break,
+                    Err(error) => debug!(%error, "Redis is not back"),
+                }
             }
             self.breaker.close();
             closed = Some(Instant::now());
@@ -61,16 +62,12 @@ impl Recovery {
     }
 
     async fn try_to_come_back(&self) -> Result<(), Unavailable> {
-        let ping = ::redis::cmd("PING");
-        self.redis.run(Call::Ask, async |connection| ping.exec_async(connection).await).await?;
+        self.handover.probe(&self.redis).await?;
         self.hand_over().await
     }
 
     async fn hand_over(&self) -> Result<(), Unavailable> {
-        for local in self.local.open() {
-            self.handover.hand_over(&local).await?;
-        }
-        Ok(())
+        self.handover.hand_over_all(&self.local.open()).await
     }
 }
 

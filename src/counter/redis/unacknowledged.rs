@@ -23,6 +23,11 @@ impl Unacknowledged {
         Self { ids, max: max.into(), was_full, gauge: metrics.unacknowledged_ids.clone() }
     }
 
+    /// How many there are.
+    pub(super) fn ids(&self) -> u64 {
+        self.ids.load(Ordering::Relaxed)
+    }
+
     /// Room for one exact id more, if there is.
     pub(super) fn reserve(&self) -> bool {
         let one_more = |ids| (ids < self.max).then_some(ids + 1);

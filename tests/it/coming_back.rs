@@ -1,0 +1,196 @@
+//! Redis is back, and not everything is as it was: who comes first, who is slow, what is lost once more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use headcount::sketch::Sketch;
+
+use crate::support::fleet::{
+    Fleet, assert_complete, assert_no_gap, assert_same_bytes, next_window, seconds, sketch_in,
+};
+use crate::support::http::Connection;
+use crate::support::load::paced_burst;
+use crate::support::outage::{Outage, Site};
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::redis::Redis;
+use crate::support::server::{Closed, Server};
+use crate::support::{PATIENCE, lines};
+
+/// What was sent in each window.
+type Truth = BTreeMap<u64, Vec<u64>>;
+
+/// Sends ids in the middle of as many windows.
+async fn send_in(windows: u64, fleet: &Fleet, first: u64) -> Truth {
+    let mut truth = Truth::new();
+    for number in 0..windows {
+        let start = next_window(Duration::from_millis(100)).await;
+        let at = |millis| UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis);
+        let ids = first + number * 300..first + number * 300 + 500;
+        let burst = paced_burst(&fleet.addresses(), 6, ids, at(1_200), Duration::from_millis(20)).await;
+        assert!(burst.ended < at(2_000), "this machine is too slow to say what is in which window");
+        truth.insert(start, burst.sent);
+    }
+    truth
+}
+
+fn estimate(ids: &[u64]) -> u64 {
+    let sketch = Sketch::new();
+    for id in ids {
+        sketch.add(id.to_string().as_bytes());
+    }
+    sketch.estimate()
+}
+
+fn assert_right(published: &BTreeMap<u64, Vec<(usize, Closed)>>, truth: &Truth) {
+    assert_no_gap(published);
+    assert_complete(published);
+    for (start, sent) in truth {
+        let (_, closed) = &published[start][0];
+        assert_eq!((closed.unique, closed.accepted), (estimate(sent), sent.len() as u64), "{start}");
+    }
+}
+
+/// It asks all the time whether Redis is back, and is there before the others: it must not take them for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_starts_in_an_outage_waits_for_the_others() {
+    let mut site = Site::start().await;
+    let mut fleet = Fleet::behind(&site.url(), 2, "starts", &[]).await;
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    next_window(Duration::from_millis(1_500)).await;
+    site.begin(Outage::Killed);
+    let url = site.url();
+    let args = ["--redis-wait", "60s", "--window", "2s", "--redis-url", &url, "--namespace", "starts"];
+    let (newcomer, truth) = tokio::join!(Server::start(&args), async {
+        let truth = send_in(4, &fleet, 0).await;
+        site.end(Outage::Killed);
+        truth
+    });
+    fleet.servers.push(newcomer);
+    let published = fleet.wait_published(next_window(Duration::ZERO).await).await;
+    assert_right(&published, &truth);
+}
+
+/// The lease may be there before the reports are: whoever has it closes nothing before they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_back_before_the_reports() {
+    let mut site = Site::start().await;
+    let fleet = Fleet::behind(&site.url(), 3, "lease", &["--lease-ttl", "1s"]).await;
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let mut truth = Truth::new();
+    for number in 0..3 {
+        let outage = Outage::Network(Fault::Refuse);
+        next_window(Duration::from_millis(1_500)).await;
+        site.begin(outage);
+        truth.append(&mut send_in(4, &fleet, number * 10_000).await);
+        site.end(outage);
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+    }
+    assert_right(&fleet.published(), &truth);
+}
+
+/// Some instances have so much to hand over that it takes longer than an instance may be silent, and longer than all
+/// are waited for: they get on, so they are waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_backlog_is_waited_for() {
+    const IDS: u64 = 1_000_000;
+    const A_BODY: u64 = 100_000;
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    // How far they are is reported once a second.
+    let args = ["--mode", "exact", "--close-timeout", "3s"];
+    let fleet = Fleet::behind(&proxy.url(), 3, "backlog", &args).await;
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let leader = fleet.leader();
+    proxy.set(Fault::Stall);
+    let mut first = 0;
+    for (index, server) in fleet.servers.iter().enumerate().filter(|(index, _)| *index != leader) {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        for _ in 0..IDS / 2 / A_BODY {
+            let body = lines(first..first + A_BODY);
+            let answer = connection.post("text/plain", body.as_bytes()).await.unwrap();
+            assert_eq!(answer.body, "ok", "{index}");
+            first += A_BODY;
+        }
+    }
+    let last = seconds(SystemTime::now());
+    proxy.set(Fault::Slow(Duration::from_millis(60)));
+    let back = Instant::now();
+    for server in &fleet.servers {
+        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+    }
+    println!("handed over within {:?}", back.elapsed());
+    assert!(back.elapsed() > Duration::from_secs(9), "too quick to show anything: send more");
+    let published = fleet.wait_published(last).await;
+    assert_no_gap(&published);
+    assert_complete(&published);
+    let total: u64 = published.values().map(|closed| closed[0].1.unique).sum();
+    assert_eq!(total, first);
+}
+
+/// Redis is back, takes everything, and is lost before anything is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_loss_before_anything_is_closed() {
+    let mut redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    let hll = Fleet::behind(&proxy.url(), 2, "again", &[]).await;
+    let exact = Fleet::behind(&proxy.url(), 2, "again-exact", &["--mode", "exact"]).await;
+    for fleet in [&hll, &exact] {
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+    }
+    next_window(Duration::from_millis(1_500)).await;
+    proxy.set(Fault::Refuse);
+    let (truth, exact_truth) = tokio::join!(send_in(11, &hll, 0), send_in(11, &exact, 0));
+    proxy.set(Fault::None);
+    for server in hll.servers.iter().chain(&exact.servers) {
+        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+        // Its windows are sealed, then it says so.
+        let deadline = Instant::now() + PATIENCE;
+        let again = |event: &serde_json::Value| event["fields"]["message"] == "sealing and reporting again";
+        while !server.log().iter().any(again) {
+            assert!(Instant::now() < deadline, "it does not seal");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    redis.restart();
+
+    let last = next_window(Duration::ZERO).await;
+    let published = hll.wait_published(last).await;
+    assert_right(&published, &truth);
+    for (start, sent) in &truth {
+        assert_same_bytes(&sketch_in(&redis, "again", *start), sent.iter().copied());
+    }
+    let published = exact.wait_published(last).await;
+    assert_no_gap(&published);
+    for (start, sent) in &exact_truth {
+        let different = sent.iter().collect::<BTreeSet<_>>().len() as u64;
+        let (_, closed) = &published[start][0];
+        assert!(closed.unique < different && !closed.complete, "{start}: {closed:?} of {different}");
+        assert_eq!(closed.accepted, sent.len() as u64, "{start}");
+    }
+}
+
+/// What is kept for Redis is given back when Redis has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_given_back() {
+    const IDS: u64 = 100_000;
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    let url = proxy.url();
+    let server = Server::start(&["--mode", "exact", "--window", "2s", "--redis-url", &url]).await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let mut resident = Vec::new();
+    for outage in 0..20 {
+        proxy.set(Fault::Refuse);
+        let body = lines(outage * IDS..(outage + 1) * IDS);
+        assert_eq!(connection.post("text/plain", body.as_bytes()).await.unwrap().body, "ok");
+        let kept = server.metric("headcount_unacknowledged_ids").await;
+        assert!(kept > IDS as f64 * 0.9, "{kept}");
+        proxy.set(Fault::None);
+        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+        resident.push(server.process.resident() >> 20);
+    }
+    println!("resident after each outage, in MB: {resident:?}");
+    // If the ids of one outage stayed, they would be 2.5 MB or more: 37 MB for the last fifteen.
+    let (early, late) = (resident[4], resident[19]);
+    assert!(late < early + 20, "memory grows: {resident:?}");
+}
