@@ -17,6 +17,7 @@ use super::unacknowledged::Unacknowledged;
 use crate::counter::id_set::IdSet;
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::mode::Mode;
 use crate::redis::{Call, Redis};
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
@@ -59,7 +60,18 @@ impl Handover {
         // Each write has its deadline, so this one only says that something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         self.hand_over(local).await?;
-        self.report_intake(local.window, local.intake()).await
+        self.report_intake("HSET", local.window, local.intake()).await
+    }
+
+    /// Says that what was accepted for a window is lost, unless Redis still knows of it: then it has the rest
+    /// too, which came before.
+    pub(super) async fn report_lost(&self, window: Window, intake: Intake) -> Result<(), Unavailable> {
+        let lost = match self.config.mode {
+            // Those that Redis called new are missing from the set.
+            Mode::Exact => 0,
+            Mode::Hll => intake.accepted,
+        };
+        self.report_intake("HSETNX", window, Intake { lost, ..intake }).await
     }
 
     /// Hands over what is kept of windows, one after another.
@@ -144,13 +156,18 @@ impl Handover {
     }
 
     /// Notes what came for a window.
-    pub(super) async fn report_intake(&self, window: Window, intake: Intake) -> Result<(), Unavailable> {
+    async fn report_intake(
+        &self,
+        set: &'static str,
+        window: Window,
+        intake: Intake,
+    ) -> Result<(), Unavailable> {
         if intake.accepted == 0 {
             return Ok(());
         }
         let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
-        commands.cmd("HSET").arg(&key).arg(&self.config.process).arg(intake.to_string());
+        commands.cmd(set).arg(&key).arg(&self.config.process).arg(intake.to_string());
         commands.cmd("EXPIREAT").arg(&key).arg(expire_at(window, self.config.retention));
         self.run(async |connection| commands.exec_async(connection).await).await
     }

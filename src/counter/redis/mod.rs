@@ -3,7 +3,7 @@
 //! # Where an id goes
 //!
 //! First into this instance's own sketch of the window and shard, then as a `PFADD` into the shared one,
-//! through the [pipeline]. The request is answered when its own reply is there. In mode `exact` it is a `SADD`, and
+//! through the [pipeline](mod@pipeline). The request is answered when its own reply is there. In mode `exact` it is a `SADD`, and
 //! there is nothing local.
 //!
 //! # When Redis is away
@@ -319,14 +319,7 @@ impl UniqueCounter for RedisCounter {
         for sealed in self.local.all_sealed() {
             match sealed {
                 Sealed::Kept(local) => self.handover.seal(&local).await?,
-                Sealed::Dropped(window, intake) => {
-                    let lost = match self.config.mode {
-                        // What it counted is in `new`.
-                        Mode::Exact => 0,
-                        Mode::Hll => intake.accepted,
-                    };
-                    self.handover.report_intake(window, Intake { lost, ..intake }).await?;
-                }
+                Sealed::Dropped(window, intake) => self.handover.report_lost(window, intake).await?,
             }
         }
         self.handover.hand_over_all(&self.local.open()).await
