@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -227,5 +227,39 @@ async fn the_proxy_has_every_fault() {
         assert!(passes(&mut refused).await.is_err());
     }
     proxy.set(Fault::None);
+    let mut old = connect().await;
+    passes(&mut old).await.unwrap();
+
+    proxy.set(Fault::Swallow);
+    let mut new = connect().await;
+    for stream in [&mut old, &mut new] {
+        stream.write_all(b"lost").await.unwrap();
+        let nothing = tokio::time::timeout(A_WHILE, stream.read_u8()).await;
+        assert!(nothing.is_err(), "{nothing:?} while it swallows");
+    }
+    proxy.set(Fault::None);
+    old.write_all(b"lost too").await.unwrap();
+    let nothing = tokio::time::timeout(A_WHILE, old.read_u8()).await;
+    assert!(nothing.is_err(), "{nothing:?} on a connection that has lost something");
+
+    proxy.set(Fault::Trickle);
+    let mut slow = connect().await;
+    let begun = Instant::now();
+    slow.write_all(&[0; 50]).await.unwrap();
+    tokio::time::timeout(PATIENCE, slow.read_exact(&mut [0; 50])).await.unwrap().unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(50), "{:?} for 50 bytes", begun.elapsed());
+
+    proxy.set(Fault::MidReply);
+    let mut torn = connect().await;
+    torn.write_all(b"ping").await.unwrap();
+    let mut half = [0; 2];
+    tokio::time::timeout(PATIENCE, torn.read_exact(&mut half)).await.unwrap().unwrap();
+    assert_eq!(&half, b"pi");
+    let reset = tokio::time::timeout(PATIENCE, torn.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+
+    proxy.set(Fault::None);
+    let (elsewhere, _serving) = echo().await;
+    proxy.lead_to(elsewhere);
     passes(&mut connect().await).await.unwrap();
 }
