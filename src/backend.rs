@@ -57,7 +57,7 @@ pub struct Backend {
     pub coordinator: Arc<dyn Coordinator>,
     /// The lease, while this instance has it.
     pub grant: watch::Receiver<Option<Grant>>,
-    pipeline: JoinHandle<()>,
+    counting: JoinHandle<()>,
     lease: JoinHandle<()>,
     take_part: CancellationToken,
     stop_lease: CancellationToken,
@@ -84,7 +84,7 @@ impl Backend {
             counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
             coordinator: Arc::new(Alone::new(draining)),
             grant: watch::channel(Some(Grant::for_ever())).1,
-            pipeline: tokio::spawn(std::future::pending()),
+            counting: tokio::spawn(std::future::pending()),
             lease: tokio::spawn(std::future::pending()),
             take_part: CancellationToken::new(),
             stop_lease: CancellationToken::new(),
@@ -137,7 +137,7 @@ impl Backend {
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),
-            pipeline: tokio::spawn(counting_tasks.run()),
+            counting: tokio::spawn(counting_tasks.run()),
             lease: tokio::spawn(async move {
                 may_lead.cancelled().await;
                 lease.run(stop).await;
@@ -155,7 +155,7 @@ impl Backend {
     /// Waits for a task to end that should not.
     pub async fn ended(&mut self) -> BackendEnded {
         let (part, ended) = tokio::select! {
-            ended = &mut self.pipeline => ("the pipeline to Redis", ended),
+            ended = &mut self.counting => ("counting in Redis", ended),
             ended = &mut self.lease => ("the lease", ended),
         };
         match ended {

@@ -181,12 +181,11 @@ impl Sealer {
 
     /// Seals one window after another, so that the oldest can be closed while later ones are sealed.
     async fn seal(&mut self, last: Window) -> Result<(), ReportError> {
-        let with_ids: Vec<_> = self.counter.windows().into_iter().filter(|window| *window < last).collect();
-        for window in with_ids.into_iter().chain([last]) {
-            if *self.watermark.borrow() <= window || window == last {
-                let counter = Arc::clone(&self.counter);
-                self.while_reporting(async move { counter.seal(window).await }).await?;
-            }
+        let first = *self.watermark.borrow();
+        let before = self.counter.windows().into_iter().filter(|window| (first..last).contains(window));
+        for window in before.chain([last]) {
+            let counter = Arc::clone(&self.counter);
+            self.while_reporting(async move { counter.seal(window).await }).await?;
             if *self.watermark.borrow() <= window {
                 self.watermark.send_replace(window.next());
             }

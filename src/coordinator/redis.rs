@@ -19,7 +19,7 @@
 //! server that has lost that is told again, whoever comes first. The same goes for the others' reports as they
 //! were last known: an instance that vanished together with the reports is missed all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -78,7 +78,7 @@ struct Memory {
     /// The same, and a loss does not matter.
     heard_at: Option<u64>,
     /// What the others had reported then, as JSON.
-    others: String,
+    others: Option<String>,
     /// The [`Redis::generation`] that it was taken in.
     generation: u64,
     heard: Option<Instant>,
@@ -174,7 +174,7 @@ impl RedisCoordinator {
             call.arg(known(*first).unwrap_or_default()).arg(known(*published).unwrap_or_default());
             let is_lost = acknowledged.is_none();
             call.arg(time(heard_at.filter(|_| report.interrupted || is_lost)));
-            call.arg(if is_lost && !others.is_empty() { others } else { NO_REPORTS });
+            call.arg(others.as_deref().filter(|_| is_lost).unwrap_or(NO_REPORTS));
         }
         call.arg(LIVES.as_millis() as u64).arg(GRACE.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {
@@ -244,7 +244,7 @@ impl Coordinator for RedisCoordinator {
                 {
                     let mut memory = self.memory.lock();
                     memory.heard(now, first, published, unsure == "unsure");
-                    others.clone_into(&mut memory.others);
+                    memory.others = Some(others.to_owned());
                 }
                 Ok(Reported {
                     // Nobody closes what is before the first: an instance whose clock is behind has to know.
@@ -309,9 +309,9 @@ impl Coordinator for RedisCoordinator {
         let start = window.unix_seconds();
         let reports: Vec<_> = reports.values().filter_map(|report| StoredReport::read(report)).collect();
         let (living, gone): (Vec<_>, Vec<_>) = reports.iter().partition(|report| report.lives(now));
-        let has_open = |report: &&&StoredReport| report.watermark <= start;
-        let open = living.iter().any(|report| has_open(&report));
-        let left = living.iter().filter(has_open).map(|report| (report.watermark, report.kept_ids)).collect();
+        let have_it_open = living.iter().filter(|report| report.watermark <= start);
+        let left: BTreeSet<_> = have_it_open.map(|report| (report.watermark, report.kept_ids)).collect();
+        let open = !left.is_empty();
         let vanished = gone.iter().any(|report| report.watermark <= start && start <= report.newest);
         // Nobody knew yet that it was gone, so whoever came then did not begin anew.
         let in_doubt = gone

@@ -35,10 +35,11 @@ pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
 /// All metrics, for Prometheus.
 pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let api = &routes.api;
+    let is_degraded = api.counter.is_degraded();
+    api.metrics.degraded.set(f64::from(is_degraded));
+    api.metrics.unacknowledged_ids.set(api.counter.unacknowledged_ids() as f64);
     // Nobody is to wait for metrics because of what they would show.
-    if !api.counter.is_degraded()
-        && let Ok(tally) = api.counter.count(api.running_window()).await
-    {
+    if !is_degraded && let Ok(tally) = api.counter.count(api.running_window()).await {
         api.metrics.current_unique_ids.set(tally.unique_ids as f64);
     }
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()

@@ -6,14 +6,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use ::metrics::Gauge;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::config::OnRedisDown;
-use crate::metrics::Metrics;
 use crate::unavailable::Unavailable;
 
 /// Whether requests may wait for Redis.
@@ -25,19 +23,17 @@ pub(super) struct Breaker {
     /// Ids that were kept here since it opened.
     kept: AtomicU64,
     on_redis_down: OnRedisDown,
-    degraded: Gauge,
 }
 
 impl Breaker {
     /// Closed.
-    pub(super) fn new(on_redis_down: OnRedisDown, metrics: &Metrics) -> Self {
+    pub(super) fn new(on_redis_down: OnRedisDown) -> Self {
         Self {
             open: AtomicBool::new(false),
             opened_at: Mutex::new(Instant::now()),
             has_opened: Notify::new(),
             kept: AtomicU64::new(0),
             on_redis_down,
-            degraded: metrics.degraded.clone(),
         }
     }
 
@@ -54,7 +50,6 @@ impl Breaker {
         }
         *opened_at = Instant::now();
         self.kept.store(0, Ordering::Relaxed);
-        self.degraded.set(1.0);
         match self.on_redis_down {
             OnRedisDown::Count => {
                 warn!(error = %cause, "cannot write to Redis: ids are kept here until it is back");
@@ -78,7 +73,6 @@ impl Breaker {
     pub(super) fn close(&self) {
         let opened_at = self.opened_at.lock();
         self.open.store(false, Ordering::Relaxed);
-        self.degraded.set(0.0);
         let (kept_ids, after) = (self.kept.load(Ordering::Relaxed), in_milliseconds(opened_at.elapsed()));
         match self.on_redis_down {
             OnRedisDown::Count => {

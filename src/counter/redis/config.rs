@@ -73,3 +73,10 @@ pub struct RedisCounterConfig {
     /// This process, unlike any other.
     pub process: String,
 }
+
+impl RedisCounterConfig {
+    /// Whether the registers that Redis has are remembered, in a second sketch.
+    pub(super) fn remembers_acknowledged(&self) -> bool {
+        self.mode == Mode::Hll && self.writes == RedisWrites::Changed
+    }
+}

@@ -13,7 +13,6 @@ use ::redis::{Pipeline, RedisResult};
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
 use super::local::{Held, Intake, LocalWindow, expire_at};
 use super::pipeline::Target;
-use super::unacknowledged::Unacknowledged;
 use crate::counter::id_set::IdSet;
 use crate::id::Id;
 use crate::metrics::Metrics;
@@ -32,19 +31,13 @@ const IDS_A_PIPELINE: usize = 8 * 1024;
 pub(super) struct Handover {
     config: Arc<RedisCounterConfig>,
     redis: Redis,
-    unacknowledged: Arc<Unacknowledged>,
     changed_ids: Counter,
 }
 
 impl Handover {
     /// Over a connection of its own.
-    pub(super) fn new(
-        config: Arc<RedisCounterConfig>,
-        redis: &Redis,
-        unacknowledged: Arc<Unacknowledged>,
-        metrics: &Metrics,
-    ) -> Self {
-        Self { config, redis: redis.another(), unacknowledged, changed_ids: metrics.changed_ids.clone() }
+    pub(super) fn new(config: Arc<RedisCounterConfig>, redis: &Redis, metrics: &Metrics) -> Self {
+        Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone() }
     }
 
     /// Whether a server takes writes.
@@ -91,7 +84,7 @@ impl Handover {
                 let ids = unmerged.load(Ordering::Acquire);
                 self.merge(local, sketches).await?;
                 unmerged.fetch_sub(ids, Ordering::Relaxed);
-                self.unacknowledged.release(ids);
+                local.unacknowledged.release(ids);
                 Ok(())
             }
             Held::Ids(ids) => self.add_all(local, ids).await,
@@ -128,7 +121,7 @@ impl Handover {
             while some.len() >= IDS_A_PIPELINE || is_last && !some.is_empty() {
                 let rest = some.split_off(some.len().min(IDS_A_PIPELINE));
                 self.add_some(local, &some).await?;
-                self.unacknowledged.release(ids.remove(&some));
+                local.unacknowledged.release(ids.remove(&some));
                 some = rest;
             }
         }

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
 
-use super::config::{RedisCounterConfig, RedisWrites};
+use super::config::RedisCounterConfig;
 use super::pipeline::Target;
 use super::unacknowledged::Unacknowledged;
 use crate::counter::AddError;
@@ -74,7 +74,8 @@ pub(super) struct LocalWindow {
     under_way: TaskTracker,
     /// Held while it is handed over.
     pub(super) handing_over: AsyncMutex<()>,
-    unacknowledged: Arc<Unacknowledged>,
+    /// Counts what is kept, with that of all windows.
+    pub(super) unacknowledged: Arc<Unacknowledged>,
 }
 
 /// What is kept here of a window.
@@ -193,7 +194,7 @@ impl LocalWindows {
     pub(super) fn sealed(&self, local: Arc<LocalWindow>) {
         let mut state = self.state.write();
         state.open.remove(&local.window);
-        let kept = (BYTES_KEPT / local.bytes()).max(ALWAYS_KEPT);
+        let kept = (BYTES_KEPT / self.bytes_a_window()).max(ALWAYS_KEPT);
         state.sealed.insert(local.window, Sealed::Kept(local));
         // Those before it were dropped earlier.
         if let Some(old) = state.sealed.values_mut().rev().nth(kept)
@@ -201,6 +202,12 @@ impl LocalWindows {
         {
             *old = Sealed::Dropped(local.window, local.intake());
         }
+    }
+
+    /// About what one takes in memory when nothing is kept for Redis.
+    fn bytes_a_window(&self) -> usize {
+        let copies = 1 + usize::from(self.config.remembers_acknowledged());
+        BYTES_A_SHARD * copies * usize::from(self.config.shards.count())
     }
 
     /// Forgets a window and all before it; those that it forgets.
@@ -272,12 +279,12 @@ impl State {
 
 impl LocalWindow {
     fn new(config: &RedisCounterConfig, window: Window, unacknowledged: &Arc<Unacknowledged>) -> Self {
-        let RedisCounterConfig { mode, shards, retention, writes, keys, .. } = config;
+        let RedisCounterConfig { mode, shards, retention, keys, .. } = config;
         let command = match mode {
             Mode::Hll => "PFADD",
             Mode::Exact => "SADD",
         };
-        let remember = *mode == Mode::Hll && *writes == RedisWrites::Changed;
+        let remember = config.remembers_acknowledged();
         let target = |shard| {
             let key = keys.ids(*mode, shard, *shards, window);
             Arc::new(Target::new(command, key, expire_at(window, *retention), remember))
@@ -299,15 +306,6 @@ impl LocalWindow {
             handing_over: AsyncMutex::new(()),
             unacknowledged: Arc::clone(unacknowledged),
         }
-    }
-
-    /// About what it takes in memory when nothing is kept for Redis.
-    fn bytes(&self) -> usize {
-        let copies = self.targets.iter().map(|target| match &self.held {
-            Held::Sketches { .. } => 1 + usize::from(target.remembers_acknowledged()),
-            Held::Ids(_) => 1,
-        });
-        BYTES_A_SHARD * copies.sum::<usize>().max(1)
     }
 
     /// Notes that ids were accepted.

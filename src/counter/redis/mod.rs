@@ -29,7 +29,7 @@
 //! # What is kept
 //!
 //! Local sketches live until the window is published, so that they can be merged once more should Redis
-//! lose everything before that; of sealed windows the last few.
+//! lose everything before that; of sealed windows the newest, as far as there is room for them.
 
 mod breaker;
 mod config;
@@ -108,10 +108,10 @@ impl RedisCounter {
     /// A counter, and the tasks that do its writing: they have to run.
     pub fn new(config: RedisCounterConfig, redis: &Redis, metrics: &Metrics) -> (Self, RedisCounterTasks) {
         let config = Arc::new(config);
-        let breaker = Arc::new(Breaker::new(config.on_redis_down, metrics));
-        let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max, metrics));
-        let local = Arc::new(LocalWindows::new(Arc::clone(&config), Arc::clone(&unacknowledged)));
-        let handover = Arc::new(Handover::new(Arc::clone(&config), redis, unacknowledged, metrics));
+        let breaker = Arc::new(Breaker::new(config.on_redis_down));
+        let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max));
+        let local = Arc::new(LocalWindows::new(Arc::clone(&config), unacknowledged));
+        let handover = Arc::new(Handover::new(Arc::clone(&config), redis, metrics));
         let (pipeline, task) = pipeline(redis, config.timeout, &breaker, metrics);
         let recovery = Recovery {
             breaker: Arc::clone(&breaker),

@@ -44,8 +44,6 @@ const QUEUE: usize = 65_536;
 const BATCH: usize = 1024;
 /// Ids that are sent as one pipeline, at most, unless one write has more.
 const IDS_A_BATCH: usize = 16 * 1024;
-/// How often a pipeline is sent before it has failed.
-const TRIES: usize = 2;
 
 /// Where ids go: the key of a shard of a window, and what is known about it.
 pub(super) struct Target {
@@ -75,11 +73,6 @@ impl Target {
         let acknowledged = remember_acknowledged
             .then(|| Acknowledged { epoch: AtomicU64::new(0), registers: Sketch::new() });
         Self { command, key, expire_at, expires_since: AtomicU64::new(0), acknowledged }
-    }
-
-    /// Whether registers that the server has are remembered.
-    pub(super) fn remembers_acknowledged(&self) -> bool {
-        self.acknowledged.is_some()
     }
 
     /// Notes that the server has ids.
@@ -201,19 +194,21 @@ impl PipelineTask {
     /// Sends by the deadline of the first write. If a write of the batch has no reply then, it is still there.
     async fn send(&self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
         let Some(deadline) = batch.first().map(|first| first.deadline) else { return Ok(()) };
-        let mut cause = in_time();
-        for _ in 0..TRIES {
-            let sent = tokio::time::timeout_at(deadline, self.try_to_send(batch)).await;
-            if let Ok(Ok(())) = sent {
-                return Ok(());
-            }
-            self.epoch.fetch_add(1, Ordering::Relaxed);
-            match sent {
-                Ok(tried) => cause = tried.err().unwrap_or(cause),
-                Err(_) => return Err(in_time()),
-            }
+        let sent = self.send_by(deadline, batch).await;
+        if sent.is_err() && Instant::now() < deadline {
+            return self.send_by(deadline, batch).await;
         }
-        Err(cause)
+        sent
+    }
+
+    /// Sends once; if that fails, nothing is known any more about what the server has.
+    async fn send_by(&self, deadline: Instant, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
+        let sent = tokio::time::timeout_at(deadline, self.try_to_send(batch)).await;
+        sent.unwrap_or_else(|_| Err(Unavailable::because("Redis does not answer in time"))).inspect_err(
+            |_| {
+                self.epoch.fetch_add(1, Ordering::Relaxed);
+            },
+        )
     }
 
     /// One try; every write of the batch has had its reply when it succeeds.
@@ -257,10 +252,6 @@ fn one_batch(waiting: &[Queued]) -> usize {
         ids <= IDS_A_BATCH
     });
     fits.count().max(1)
-}
-
-fn in_time() -> Unavailable {
-    Unavailable::because("Redis does not answer in time")
 }
 
 /// The writes in their order, then when the keys expire that are new in this epoch.

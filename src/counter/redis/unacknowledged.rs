@@ -2,10 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ::metrics::Gauge;
 use tracing::error;
 
-use crate::metrics::Metrics;
 use crate::unavailable::Unavailable;
 
 /// Counts them over all windows.
@@ -14,13 +12,11 @@ pub(super) struct Unacknowledged {
     /// How many exact ids there may be.
     max: u64,
     was_full: AtomicBool,
-    gauge: Gauge,
 }
 
 impl Unacknowledged {
-    pub(super) fn new(max: u32, metrics: &Metrics) -> Self {
-        let (ids, was_full) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { ids, max: max.into(), was_full, gauge: metrics.unacknowledged_ids.clone() }
+    pub(super) fn new(max: u32) -> Self {
+        Self { ids: AtomicU64::new(0), max: max.into(), was_full: AtomicBool::new(false) }
     }
 
     /// How many there are.
@@ -31,24 +27,17 @@ impl Unacknowledged {
     /// Room for one exact id more, if there is.
     pub(super) fn reserve(&self) -> bool {
         let one_more = |ids| (ids < self.max).then_some(ids + 1);
-        let reserved = self.ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
-        if reserved {
-            self.gauge.increment(1.0);
-        }
-        reserved
+        self.ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     /// Ids that take no room: a sketch has them.
     pub(super) fn add(&self, ids: u64) {
         self.ids.fetch_add(ids, Ordering::Relaxed);
-        self.gauge.increment(ids as f64);
     }
 
     /// Redis has them, or they are given up.
     pub(super) fn release(&self, ids: u64) {
-        let before = self.ids.fetch_sub(ids, Ordering::Relaxed);
-        self.gauge.decrement(ids as f64);
-        if before == ids {
+        if self.ids.fetch_sub(ids, Ordering::Relaxed) == ids {
             self.was_full.store(false, Ordering::Relaxed);
         }
     }
