@@ -10,7 +10,7 @@
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`unavailable`] |
+//! | 0 | [`id`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`unavailable`] |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
@@ -35,6 +35,7 @@ pub mod mode;
 pub mod publisher;
 pub mod redis;
 pub mod sealer;
+pub mod secret;
 pub mod shard;
 pub mod sink;
 pub mod sinks;

@@ -10,7 +10,6 @@ pub mod scripts;
 pub mod server;
 
 use std::fmt;
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::args;
 use crate::metrics::Metrics;
+use crate::secret::SecretArg;
 use crate::unavailable::Unavailable;
 
 /// How long a connection may take to be there, authentication included.
@@ -51,7 +51,7 @@ pub struct RedisArgs {
                 unix://, with user, password and database as in redis://user:password@host:6379/0, or \
                 file:PATH of a file that has it. Without, it counts alone, in memory"
     )]
-    redis_url: Option<String>,
+    redis_url: Option<SecretArg>,
 
     /// How long Redis may take to answer; if it does not, it is taken to be away
     #[arg(
@@ -82,7 +82,8 @@ impl RedisArgs {
     ///
     /// A line for the user, without the password.
     pub fn address(&self) -> Result<Option<Address>, String> {
-        self.redis_url.as_deref().map(Address::parse).transpose()
+        let Some(url) = &self.redis_url else { return Ok(None) };
+        Address::parse(&url.read("--redis-url <URL>")?).map(Some)
     }
 
     /// Connects, and waits until Redis answers.
@@ -110,18 +111,13 @@ fn parse_namespace(text: &str) -> Result<String, String> {
 pub struct Address(ConnectionInfo);
 
 impl Address {
-    /// Reads a URL, or `file:` and the path of a file that has it.
+    /// Reads a URL.
     ///
     /// # Errors
     ///
     /// A line for the user, without the password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let url = match text.strip_prefix("file:") {
-            None => text.to_owned(),
-            Some(path) => fs::read_to_string(path)
-                .map_err(|error| format!("cannot read '{path}', given in '--redis-url <URL>': {error}"))?,
-        };
-        let info = url.trim().into_connection_info().map_err(|_| {
+        let info = text.into_connection_info().map_err(|_| {
             "invalid value for '--redis-url <URL>': expected redis://, rediss:// or unix://, such as \
              redis://user:password@host:6379/0"
                 .to_owned()
