@@ -17,6 +17,8 @@ COPY src ./src
 RUN touch src/lib.rs src/main.rs && cargo build --release --locked --features kafka-tls --bin headcount
 
 FROM debian:bookworm-slim
+# Certificates to trust: of callbacks' endpoints, of Redis and Kafka with TLS.
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home headcount
 COPY --from=build /src/target/release/headcount /usr/local/bin/headcount
 USER 10001:10001

@@ -5,15 +5,17 @@
 //!
 //! 1. `/readyz` says no, and for `--drain-delay` everything goes on, so that load balancers notice.
 //! 2. No more connections; requests that were begun are finished. Then nobody adds ids any more.
-//! 3. The sealer seals everything, the running window too.
-//! 4. The publisher closes what it can and hands what is left to the sinks.
-//! 5. The lease is given up, and the others are told goodbye.
+//! 3. Callbacks that wait are sent.
+//! 4. The sealer seals everything, the running window too.
+//! 5. The publisher closes what it can and hands what is left to the sinks.
+//! 6. The lease is given up, and the others are told goodbye.
 //!
-//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 3 to 5: a client
+//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 4 to 6: a client
 //! that never finishes its request is cut off, so that the counts of all others come out.
 
 use std::future::Future;
 use std::io;
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +31,8 @@ use tracing::{info, warn};
 
 use crate::args;
 use crate::backend::{Backend, BackendArgs, BackendEnded};
+use crate::callback::signature::SigningKey;
+use crate::callback::{self, CallbackArgs, Callbacks, NoClient};
 use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
@@ -72,6 +76,9 @@ pub struct ServeArgs {
     sinks: SinkArgs,
 
     #[command(flatten)]
+    callbacks: CallbackArgs,
+
+    #[command(flatten)]
     stopping: StoppingArgs,
 }
 
@@ -105,6 +112,7 @@ impl ServeArgs {
         let retention = self.counting.retention()?;
         let redis = self.backend.redis.address()?;
         let sinks = self.sinks.validate(&self.backend.redis.namespace, redis.is_some())?;
+        let signing_key = self.callbacks.signing_key()?;
         let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
         if drain_delay >= shutdown_timeout {
             return Err(format!(
@@ -113,7 +121,7 @@ impl ServeArgs {
                 humantime::format_duration(shutdown_timeout),
             ));
         }
-        Ok(Config { args: self, retention, redis, sinks })
+        Ok(Config { args: self, retention, redis, sinks, signing_key })
     }
 }
 
@@ -128,6 +136,8 @@ pub struct Config {
     pub redis: Option<Address>,
     /// Where counts go.
     pub sinks: Sinks,
+    /// What callbacks are signed with.
+    pub signing_key: Option<SigningKey>,
 }
 
 impl Config {
@@ -160,6 +170,10 @@ pub struct CannotListen {
 }
 
 impl Listeners {
+    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        iter::once(&self.public).chain(&self.admin).map(TcpListener::local_addr).collect()
+    }
+
     /// Binds what the arguments ask for; port 0 is a free one.
     ///
     /// # Errors
@@ -186,6 +200,9 @@ pub enum RunError {
     /// The log directory.
     #[error(transparent)]
     LogDir(#[from] UnwritableLogDir),
+    /// Callbacks.
+    #[error(transparent)]
+    Callbacks(#[from] NoClient),
     /// A sink.
     #[error(transparent)]
     Sink(#[from] SinkEnded),
@@ -246,10 +263,12 @@ struct Service {
     phase: watch::Sender<Phase>,
     stop_http: Stop,
     stop_admin: Stop,
+    stop_callbacks: Stop,
     stop_sealer: CancellationToken,
     stop_publisher: CancellationToken,
     http: JoinHandle<()>,
     admin: JoinHandle<()>,
+    callbacks: JoinHandle<()>,
     sealer: JoinHandle<Result<(), ReportError>>,
     publisher: JoinHandle<Result<(), SinkEnded>>,
     upkeep: JoinHandle<()>,
@@ -257,11 +276,12 @@ struct Service {
 
 impl Service {
     async fn start(config: Config, listeners: Listeners, log: LogProgress) -> Result<Self, RunError> {
-        let ServeArgs { counting, http: limits, backend, publisher, stopping, .. } = config.args.clone();
+        let ServeArgs { counting, http: limits, backend, publisher, callbacks, stopping, .. } =
+            config.args.clone();
         let retention = config.retention;
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (stop_http, stop_admin) = (Stop::default(), Stop::default());
+        let (stop_http, stop_admin, stop_callbacks) = (Stop::default(), Stop::default(), Stop::default());
         let backend = match &config.redis {
             Some(address) => Backend::in_redis(&backend, address, &counting, retention, &metrics).await?,
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
@@ -295,11 +315,20 @@ impl Service {
             last: last.clone(),
         };
         set_info(&metrics, backend.name, &counting);
-        raise_descriptor_limit(&limits);
+        raise_descriptor_limit(&limits, &callbacks);
+        let (callbacks, callback_tasks) = Callbacks::new(
+            &callbacks,
+            config.signing_key,
+            listeners.addresses()?,
+            Arc::clone(&backend.counter),
+            Arc::clone(&clock),
+            &metrics,
+        )?;
         log_start(backend.name, &counting, &listeners)?;
 
         let routers = http::routers(Api {
             counter: Arc::clone(&backend.counter),
+            callbacks,
             clock,
             last,
             phase: phase_receiver,
@@ -319,12 +348,16 @@ impl Service {
                 Some((listener, router)) => spawn_server(listener, router, &stop_admin),
                 None => tokio::spawn(std::future::pending()),
             },
+            callbacks: tokio::spawn(
+                callback_tasks.run(stop_callbacks.drain.clone(), stop_callbacks.abort.clone()),
+            ),
             upkeep: tokio::spawn(keep_up(metrics)),
             backend,
             stopping,
             phase,
             stop_http,
             stop_admin,
+            stop_callbacks,
             stop_sealer,
             stop_publisher,
         };
@@ -337,6 +370,7 @@ impl Service {
         tokio::select! {
             ended = &mut self.http => returned("the HTTP server", ended),
             ended = &mut self.admin => returned("the HTTP server for operations", ended),
+            ended = &mut self.callbacks => returned("the callbacks", ended),
             ended = self.backend.ended() => ended.into(),
             ended = &mut self.sealer => failed("the sealer", ended),
             ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
@@ -366,6 +400,12 @@ impl Service {
             warn!("clients that have not finished their requests are cut off");
             self.stop_http.abort.cancel();
             (&mut self.http).await?;
+        }
+
+        // Before the windows are sealed, and then forgotten, that they are to tell of.
+        self.stop_callbacks.drain.cancel();
+        if tokio::time::timeout_at(deadline - last_publish, &mut self.callbacks).await.is_err() {
+            self.stop_callbacks.abort.cancel();
         }
 
         self.stop_sealer.cancel();
@@ -418,10 +458,13 @@ fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {
 }
 
 /// A connection takes a descriptor, and common limits allow fewer of them than connections.
-fn raise_descriptor_limit(limits: &HttpArgs) {
+fn raise_descriptor_limit(limits: &HttpArgs, callbacks: &CallbackArgs) {
     /// For listeners, files, standard streams, and connections that are told that there are too many.
     const OTHERS: u64 = 100;
-    let needed = u64::from(limits.max_connections) + OTHERS;
+    // A callback may look up a name while it has a connection.
+    let for_callbacks =
+        2 * u64::from(callbacks.callback_concurrency) + callback::MOST_IDLE_CONNECTIONS as u64;
+    let needed = u64::from(limits.max_connections) + for_callbacks + OTHERS;
     match rlimit::increase_nofile_limit(needed) {
         Ok(limit) if limit >= needed => {}
         limit => warn!(

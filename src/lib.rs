@@ -1,6 +1,6 @@
 //! headcount counts how many different integer ids arrive each minute.
 //!
-//! The data runs one way: `http` takes ids and hands them to a `counter`; the `sealer` seals windows and
+//! The data runs one way: `http` takes ids and hands them to a `counter`, and endpoints to the `callback`s; the `sealer` seals windows and
 //! tells the `coordinator`; the `publisher` of the instance that leads closes windows that all have sealed,
 //! asks the counter for their counts and hands those to the `sink`s. `app` puts the parts together. A module imports only from floors below its own:
 //!
@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
-//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
+//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
 //! | 0 | [`id`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`unavailable`] |
 //!
@@ -17,6 +17,7 @@
 pub mod app;
 pub mod args;
 pub mod backend;
+pub mod callback;
 pub mod check;
 pub mod cli;
 pub mod coordinator;

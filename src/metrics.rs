@@ -21,6 +21,7 @@ const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
 const REDIS_ERRORS: &str = "headcount_redis_errors_total";
+const CALLBACKS: &str = "headcount_callbacks_total";
 const INFO: &str = "headcount_info";
 
 /// Declares the metrics without labels: the doc comment of a field is its help text.
@@ -90,6 +91,10 @@ declare! {
     lease_fenced: Counter = "headcount_lease_fenced_total",
     /// The store's clock minus this machine's, in seconds.
     clock_offset: Gauge = "headcount_clock_offset_seconds",
+    /// Callbacks that wait to be sent.
+    callback_queue_length: Gauge = "headcount_callback_queue_length",
+    /// From the moment that a callback is sent to its answer, or to giving it up.
+    callback_duration: Histogram = "headcount_callback_duration_seconds",
     /// Connections that are open.
     connections: Gauge = "headcount_connections",
 }
@@ -122,6 +127,12 @@ impl Metrics {
             "From a call of Redis to its good answer, by what it was for; a pipeline is one call.",
         );
         Counter::describe(REDIS_ERRORS, "Calls of Redis without a good answer, by what they were for.");
+        Counter::describe(
+            CALLBACKS,
+            "Callbacks, by result: ok, bad_status, timeout, failed, forbidden (dialled, its name led to an \
+             address that callbacks must not go to), or dropped before they were sent: queue_full, host_limit, \
+             no_count, unsent (the service stopped).",
+        );
         Gauge::describe(INFO, "Always 1; the labels say what is running.");
     }
 
@@ -148,6 +159,11 @@ impl Metrics {
     /// Calls for `purpose` that had no good answer.
     pub fn redis_errors(&self, purpose: &'static str) -> Counter {
         self.labelled(REDIS_ERRORS, &[("command", purpose.into())])
+    }
+
+    /// Callbacks of which became `result`.
+    pub fn callbacks(&self, result: &'static str) -> Counter {
+        self.labelled(CALLBACKS, &[("result", result.into())])
     }
 
     /// Says what is running.

@@ -151,6 +151,15 @@ impl Serialize for Window {
     }
 }
 
+/// What goes out as JSON: into the stream, to callbacks, and as a part of what is read.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct UniqueCount {
+    /// The window's start.
+    pub timestamp: Window,
+    /// How many different ids.
+    pub unique_request_count: u64,
+}
+
 /// The count of a closed window, as every sink gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct WindowCount {

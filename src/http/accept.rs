@@ -7,10 +7,11 @@ use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
-use url::{Url, form_urlencoded};
+use url::form_urlencoded;
 
 use super::error::{Failure, NO_STORE, TEXT};
 use super::{Api, Routes, bulk};
+use crate::callback::guard::{Endpoint, Guard};
 use crate::counter::AddError;
 use crate::id::Id;
 use crate::window::Window;
@@ -41,8 +42,13 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn accept_one(api: &Api, uri: &Uri) -> Result<(), Failure> {
-    let id = parse_query(uri.query().unwrap_or_default())?;
-    count(api, api.window_now(), &[id]).await.map(|_| ())
+    let window = api.window_now();
+    let (id, endpoint) = parse_query(uri.query().unwrap_or_default(), api.callbacks.guard())?;
+    let window = count(api, window, &[id]).await?;
+    if let Some(endpoint) = endpoint {
+        api.callbacks.submit(endpoint, window);
+    }
+    Ok(())
 }
 
 async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
@@ -62,9 +68,7 @@ async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
 }
 
 /// Reads `id=<integer>` and the optional `endpoint=<url>`; other parameters are ignored.
-///
-/// The endpoint is only checked: nothing is sent to it yet.
-fn parse_query(query: &str) -> Result<Id, Failure> {
+fn parse_query(query: &str, guard: &Guard) -> Result<(Id, Option<Endpoint>), Failure> {
     let mut id = None;
     let mut endpoint = None;
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -72,18 +76,12 @@ fn parse_query(query: &str) -> Result<Id, Failure> {
             "id" if id.is_some() => return Err(Failure::RepeatedId),
             "id" => id = Some(Id::parse(value.as_bytes())),
             "endpoint" if endpoint.is_some() => return Err(Failure::InvalidEndpoint),
-            "endpoint" => endpoint = Some(parse_endpoint(&value)?),
+            "endpoint" => endpoint = Some(guard.admit(&value)?),
             _ => {}
         }
     }
-    id.ok_or(Failure::MissingId)?.map_err(|_| Failure::InvalidId { line: None })
-}
-
-fn parse_endpoint(text: &str) -> Result<Url, Failure> {
-    match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
-        _ => Err(Failure::InvalidEndpoint),
-    }
+    let id = id.ok_or(Failure::MissingId)?.map_err(|_| Failure::InvalidId { line: None })?;
+    Ok((id, endpoint))
 }
 
 /// Adds ids to `window`, the one they arrived in, and returns the window that they were counted in.

@@ -8,6 +8,8 @@ use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use crate::callback::guard::Refused;
+
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_LINE: HeaderName = HeaderName::from_static("failure-line");
 
@@ -28,8 +30,10 @@ pub enum Failure {
     },
     /// More than one `id` parameter.
     RepeatedId,
-    /// The endpoint is no http or https URL, or is given twice.
+    /// The endpoint is no http or https URL, is too long, or is given twice.
     InvalidEndpoint,
+    /// The endpoint is where callbacks must not go.
+    ForbiddenEndpoint,
     /// A bulk body that could not be read, or that is no JSON array.
     InvalidBody,
     /// A bulk body over the limit.
@@ -49,11 +53,12 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
         Self::InvalidEndpoint,
+        Self::ForbiddenEndpoint,
         Self::InvalidBody,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
@@ -73,12 +78,22 @@ impl Failure {
             Self::InvalidId { .. } => (StatusCode::BAD_REQUEST, "invalid_id"),
             Self::RepeatedId => (StatusCode::BAD_REQUEST, "repeated_id"),
             Self::InvalidEndpoint => (StatusCode::BAD_REQUEST, "invalid_endpoint"),
+            Self::ForbiddenEndpoint => (StatusCode::BAD_REQUEST, "forbidden_endpoint"),
             Self::InvalidBody => (StatusCode::BAD_REQUEST, "invalid_body"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+        }
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Invalid => Self::InvalidEndpoint,
+            Refused::Forbidden(_) => Self::ForbiddenEndpoint,
         }
     }
 }

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 pub use self::error::Failure;
 use self::error::{NO_STORE, TEXT};
 use crate::args;
+use crate::callback::Callbacks;
 use crate::coordinator::LastClosed;
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::metrics::Metrics;
@@ -96,6 +97,8 @@ pub struct HttpArgs {
 pub struct Api {
     /// Remembers the ids.
     pub counter: Arc<dyn UniqueCounter>,
+    /// Takes the endpoints that requests name.
+    pub callbacks: Callbacks,
     /// Stamps requests.
     pub clock: Arc<dyn Clock>,
     /// The last closed window.

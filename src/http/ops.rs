@@ -38,6 +38,7 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let is_degraded = api.counter.is_degraded();
     api.metrics.degraded.set(f64::from(is_degraded));
     api.metrics.unacknowledged_ids.set(api.counter.unacknowledged_ids() as f64);
+    api.metrics.callback_queue_length.set(api.callbacks.waiting() as f64);
     // Nobody is to wait for metrics because of what they would show.
     if !is_degraded && let Ok(tally) = api.counter.count(api.running_window()).await {
         api.metrics.current_unique_ids.set(tally.unique_ids as f64);

@@ -13,21 +13,15 @@ use tracing::warn;
 
 use super::error::{Failure, NO_STORE};
 use super::{Api, Routes};
-use crate::window::{Window, WindowCount};
+use crate::window::{UniqueCount, WindowCount};
 
 #[derive(Serialize)]
 struct Unique {
     mode: &'static str,
     standard_error: f64,
     window_seconds: u32,
-    current: Current,
+    current: UniqueCount,
     last: Option<WindowCount>,
-}
-
-#[derive(Serialize)]
-struct Current {
-    timestamp: Window,
-    unique_request_count: u64,
 }
 
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
@@ -52,7 +46,7 @@ async fn read(api: &Api) -> Result<impl IntoResponse, Failure> {
         mode: api.counting.mode.as_str(),
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
-        current: Current { timestamp: window, unique_request_count: tally.unique_ids },
+        current: UniqueCount { timestamp: window, unique_request_count: tally.unique_ids },
         last: api.last.get(),
     };
     Ok(([(CACHE_CONTROL, NO_STORE)], Json(unique)))

@@ -67,6 +67,14 @@ fn wrong_values_name_the_flag_the_value_and_what_would_do() {
         (&["--kafka-brokers", "b:1", "--kafka-option", "security.protocol=ssl"], &["--features kafka-tls"]),
         (&["--redis-stream", "counts"], &["--redis-stream", "--redis-url"]),
         (&["verify"], &["--kafka-brokers"]),
+        (&["--callbacks", "maybe"], &["--callbacks", "'maybe'", "on or off"]),
+        (&["--callback-allow", "10.0.0.0/33"], &["--callback-allow", "'10.0.0.0/33'", "*.internal"]),
+        (&["--callback-allow", "10.0.0.0/8,http://a"], &["--callback-allow", "'http://a'", "a host name"]),
+        (&["--callback-queue", "0"], &["--callback-queue", "'0'", "1 to 1000000"]),
+        (&["--callback-concurrency", "0"], &["--callback-concurrency", "'0'", "1 to 10000"]),
+        (&["--callback-host-rate", "0"], &["--callback-host-rate", "'0'", "1 to 1000000"]),
+        (&["--callback-secret", "whsec_c2hvcnQ="], &["--callback-secret", "24 to 64 bytes"]),
+        (&["--callback-secret", "file:/nowhere"], &["--callback-secret", "'/nowhere'"]),
         (&["--no-such-flag"], &["--no-such-flag"]),
         (&["serf"], &["serf"]),
         (&["serve", "--mode", "bloom"], &["--mode", "'bloom'"]),
@@ -93,6 +101,7 @@ fn every_flag_has_an_environment_variable() {
             "redis-url" => ("]", "expected redis://"),
             "kafka-option" => ("]", "--kafka-brokers"),
             "redis-stream" => ("=", "--redis-url"),
+            "callback-secret" => ("]", "whsec_ and 24 to 64 bytes"),
             _ => ("=", "non sense"),
         };
         assert!(help.contains(&format!("[env: {variable}{mark}")), "{variable}");
@@ -103,7 +112,9 @@ fn every_flag_has_an_environment_variable() {
         let output = output_of(headcount().env(&variable, "non sense"));
         assert_one_line(&output, 2, &[&format!("--{flag}"), wrong]);
     }
-    for heading in ["Counting:", "Redis:", "Kafka:", "HTTP:", "Publishing:", "Stopping:", "Logging:"] {
+    for heading in
+        ["Counting:", "Redis:", "Kafka:", "HTTP:", "Callbacks:", "Publishing:", "Stopping:", "Logging:"]
+    {
         assert!(help.contains(heading), "{heading}");
     }
 }

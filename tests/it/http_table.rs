@@ -11,7 +11,8 @@ const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 const ACCEPT: &str = "/api/verve/accept";
 
 async fn exact_server() -> Server {
-    Server::start(&[&LONG_WINDOW[..], &["--mode", "exact"]].concat()).await
+    let args = ["--mode", "exact", "--callback-allow", "127.0.0.1"];
+    Server::start(&[&LONG_WINDOW[..], &args].concat()).await
 }
 
 #[track_caller]
@@ -61,8 +62,8 @@ async fn one_id() {
         "&id=6",
         "ID=x&id=6",
         "%69%64=6",
-        "id=6&endpoint=http://example.com",
-        "id=6&endpoint=https%3A%2F%2Fexample.com%2Fa%3Fb%3Dc",
+        "id=6&endpoint=http://127.0.0.1:1024",
+        "id=6&endpoint=https%3A%2F%2F127.0.0.1%3A1024%2Fa%3Fb%3Dc",
     ] {
         assert_ok(&server.get(&format!("{ACCEPT}?{query}")).await, query);
     }
@@ -110,6 +111,10 @@ async fn one_id() {
         ("id=5&endpoint=javascript:alert(1)", "invalid_endpoint"),
         ("id=5&endpoint=http://[::1", "invalid_endpoint"),
         ("id=5&endpoint=http://a.example&endpoint=http://b.example", "invalid_endpoint"),
+        ("id=5&endpoint=http://127.0.0.2", "forbidden_endpoint"),
+        ("id=5&endpoint=http%3A%2F%2F169.254.169.254%2Flatest", "forbidden_endpoint"),
+        ("id=5&endpoint=http://0x7f.2", "forbidden_endpoint"),
+        ("endpoint=http://10.0.0.1", "forbidden_endpoint"),
     ] {
         assert_failed(&server.get(&format!("{ACCEPT}?{query}")).await, 400, reason, query);
     }

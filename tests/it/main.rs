@@ -14,6 +14,7 @@ mod support;
 
 mod accuracy;
 mod agreement;
+mod callbacks;
 mod check;
 mod coming_back;
 mod command_line;
@@ -21,6 +22,8 @@ mod connections;
 mod coordination;
 mod counter_contract;
 mod drain;
+mod forbidden;
+mod guard;
 mod http_table;
 mod instances;
 mod kafka;

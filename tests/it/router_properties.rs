@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
+use headcount::callback::{CallbackArgs, Callbacks};
 use headcount::coordinator::LastClosed;
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{CountingArgs, UniqueCounter};
@@ -26,6 +27,8 @@ struct Flags {
     counting: CountingArgs,
     #[command(flatten)]
     http: HttpArgs,
+    #[command(flatten)]
+    callbacks: CallbackArgs,
 }
 
 /// The real router over a counter that the test can reach, at a time that the test sets.
@@ -36,11 +39,16 @@ struct Service {
 }
 
 fn service(clock: &ManualClock, flags: &[&str]) -> Service {
-    let Flags { counting, http: limits } = Flags::parse_from(["test"].iter().chain(flags));
+    let Flags { counting, http: limits, callbacks } = Flags::parse_from(["test"].iter().chain(flags));
     let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
     let metrics = Arc::new(Metrics::new());
+    // Nothing is sent: the tasks do not run.
+    let (callbacks, _) =
+        Callbacks::new(&callbacks, None, Vec::new(), counter.clone(), Arc::new(clock.clone()), &metrics)
+            .expect("a client");
     let routers = routers(Api {
         counter: counter.clone(),
+        callbacks,
         clock: Arc::new(clock.clone()),
         last: LastClosed::new(Arc::clone(&metrics)),
         phase: watch::channel(Phase::Starting).1,
@@ -74,6 +82,7 @@ fn query_piece() -> impl Strategy<Value = String> {
         "endpoint",
         "endpoint=",
         "http://a.example",
+        "endpoint=http://127.1",
         "https%3A%2F%2F",
         "ftp://x",
         "%",
@@ -204,6 +213,7 @@ fn every_request_has_an_answer_of_the_contract() {
         "invalid_id",
         "repeated_id",
         "invalid_endpoint",
+        "forbidden_endpoint",
         "invalid_body",
         "unsupported_media_type",
         "method_not_allowed",
@@ -225,6 +235,7 @@ fn every_failure_is_listed_once() {
             | Failure::InvalidId { .. }
             | Failure::RepeatedId
             | Failure::InvalidEndpoint
+            | Failure::ForbiddenEndpoint
             | Failure::InvalidBody
             | Failure::BodyTooLarge
             | Failure::UnsupportedMediaType

@@ -28,7 +28,6 @@ use async_trait::async_trait;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
-use serde::Serialize;
 use tokio::runtime::Handle;
 use tracing::info;
 
@@ -38,7 +37,7 @@ pub use self::settings::{KafkaArgs, KafkaSettings};
 use super::{CountSink, Origin, SinkError};
 use crate::grant::Grant;
 use crate::metrics::Metrics;
-use crate::window::{Window, WindowCount};
+use crate::window::{UniqueCount, Window, WindowCount};
 
 /// How long a call to the brokers may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,13 +52,6 @@ pub struct KafkaSink {
     producer: Option<Arc<FutureProducer<Watcher>>>,
     /// The topic was there, and as it should be.
     is_prepared: bool,
-}
-
-/// A record's value: nothing but this.
-#[derive(Serialize)]
-struct Value {
-    timestamp: Window,
-    unique_request_count: u64,
 }
 
 impl KafkaSink {
@@ -121,7 +113,9 @@ impl CountSink for KafkaSink {
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
         let (count, token) = (*count, grant.token());
         self.blocking(move || {
-            let record = Value { timestamp: count.window, unique_request_count: count.unique_request_count };
+            // Nothing but this; the rest is in the headers.
+            let record =
+                UniqueCount { timestamp: count.window, unique_request_count: count.unique_request_count };
             let value = serde_json::to_vec(&record).map_err(SinkError::unavailable)?;
             let record = FutureRecord::to(&settings.topic)
                 .partition(PARTITION)

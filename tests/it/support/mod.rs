@@ -1,15 +1,18 @@
 //! What the tests start and talk to.
 
+pub mod certificates;
 pub mod disk;
 pub mod doubles;
 pub mod fleet;
 pub mod http;
 pub mod kafka;
 pub mod load;
+pub mod names;
 pub mod nginx;
 pub mod outage;
 pub mod process;
 pub mod proxy;
+pub mod receiver;
 pub mod redis;
 pub mod server;
 

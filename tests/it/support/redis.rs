@@ -10,7 +10,8 @@ use std::time::Duration;
 use redis::Connection;
 use tempfile::TempDir;
 
-use super::process::{Process, output_of};
+use super::certificates::make_certificates;
+use super::process::Process;
 use super::{free_port, wait_blocking};
 
 /// Which server: Debian's, or one of those that scripts/test fetches.
@@ -182,37 +183,4 @@ fn spawn(program: &Path, args: &[String], dir: &Path) -> Process {
     // All paths in the arguments are relative to this directory.
     command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(Stdio::inherit());
     Process(command.spawn().expect("redis-server starts: is it installed? ./scripts/test does that"))
-}
-
-/// An authority, and a server's certificate that it signed: a client that is strict takes no
-/// certificate that signs itself.
-fn make_certificates(dir: &Path) {
-    const CONFIG: &str = "
-[req]
-distinguished_name = name
-[name]
-[authority]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign
-[server]
-basicConstraints = critical, CA:FALSE
-extendedKeyUsage = serverAuth
-subjectAltName = IP:127.0.0.1, DNS:localhost
-";
-    std::fs::write(dir.join("openssl.conf"), CONFIG).expect("a configuration");
-    let certificate = |name: &str, extensions: &str, more: &[&str]| {
-        let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
-        let made = output_of(
-            Command::new("openssl")
-                .args(["req", "-x509", "-config", "openssl.conf", "-extensions", extensions, "-days", "2"])
-                .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-                .args(["-subj", &format!("/CN=headcount's tests: {name}")])
-                .args(["-keyout", &key, "-out", &certificate])
-                .args(more)
-                .current_dir(dir),
-        );
-        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
-    };
-    certificate("ca", "authority", &[]);
-    certificate("server", "server", &["-CA", "ca.pem", "-CAkey", "ca.key"]);
 }

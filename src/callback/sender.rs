@@ -1,0 +1,161 @@
+//! Sends one callback, and says how it went.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::hash::{BuildHasher, RandomState};
+use std::iter;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use bytes::Bytes;
+use reqwest::header::{CONNECTION, CONTENT_TYPE};
+use reqwest::redirect::Policy;
+use reqwest::{Client, ClientBuilder, StatusCode};
+use rustls::{ClientConfig, RootCertStore};
+use tracing::{info, warn};
+
+use super::guard::{Endpoint, Forbidden, Guard, Resolver};
+use super::hosts::{KEPT_A_HOST, KEPT_FOR};
+use super::signature::SigningKey;
+use super::{Outcome, Outcomes};
+use crate::window::Clock;
+
+/// How long a connection may take: DNS, TCP and TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a callback may take in all.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const USER_AGENT: &str = concat!("headcount/", env!("CARGO_PKG_VERSION"));
+
+/// There is no client.
+#[derive(Debug, thiserror::Error)]
+#[error("callbacks cannot be sent, switch them off with --callbacks off: {0}")]
+pub struct NoClient(Box<dyn Error + Send + Sync>);
+
+/// Sends callbacks.
+pub(super) struct Sender {
+    client: Client,
+    /// For URLs with a port of ours.
+    own_ports: BTreeMap<u16, Client>,
+    key: Option<SigningKey>,
+    clock: Arc<dyn Clock>,
+    outcomes: Outcomes,
+    /// Of this process: message ids begin with it.
+    process: u64,
+    messages: AtomicU64,
+}
+
+impl Sender {
+    pub(super) fn new(
+        guard: &Arc<Guard>,
+        key: Option<SigningKey>,
+        clock: Arc<dyn Clock>,
+        outcomes: Outcomes,
+    ) -> Result<Self, NoClient> {
+        let tls = tls().map_err(|error| NoClient(error.into()))?;
+        let build = |resolver| client(&tls, resolver).map_err(|error| NoClient(error.into()));
+        let resolver = Resolver::new(Arc::clone(guard));
+        let mut own_ports = BTreeMap::new();
+        for port in guard.own_ports() {
+            own_ports.insert(port, build(resolver.for_own_port(port))?);
+        }
+        let process = RandomState::new().hash_one(process::id());
+        let messages = AtomicU64::new(0);
+        Ok(Self { client: build(resolver)?, own_ports, key, clock, outcomes, process, messages })
+    }
+
+    /// Sends a callback: once, whatever comes of it.
+    pub(super) async fn send(&self, endpoint: Endpoint, body: Bytes, keep_alive: bool) {
+        let started = Instant::now();
+        let answer = self.post(&endpoint, body, keep_alive).await;
+        let took = started.elapsed();
+        let (host, milliseconds) = (endpoint.host(), took.as_millis() as u64);
+        let outcome = match answer {
+            // The body is not read; a short one that is there already goes with the answer, so that the connection
+            // can be used again.
+            Ok(status) if status.is_success() => {
+                info!(%host, status = status.as_u16(), milliseconds, "callback answered");
+                Outcome::Ok
+            }
+            Ok(status) => {
+                warn!(%host, status = status.as_u16(), milliseconds, "callback refused");
+                Outcome::BadStatus
+            }
+            Err(error) => {
+                let outcome = outcome_of(&error);
+                // Not the error as it is, which has the URL.
+                let error = root_cause(&error);
+                warn!(%host, %error, milliseconds, result = outcome.as_str(), "callback failed");
+                outcome
+            }
+        };
+        self.outcomes.record(outcome, took);
+    }
+
+    async fn post(&self, endpoint: &Endpoint, body: Bytes, keep_alive: bool) -> reqwest::Result<StatusCode> {
+        let url = endpoint.url();
+        let own = url.port_or_known_default().and_then(|port| self.own_ports.get(&port));
+        let id = format!("msg_{:016x}{:08x}", self.process, self.messages.fetch_add(1, Ordering::Relaxed));
+        let timestamp = self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut request = own
+            .unwrap_or(&self.client)
+            .post(url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", &id)
+            .header("webhook-timestamp", timestamp);
+        if let Some(key) = &self.key {
+            request = request.header("webhook-signature", key.sign(&id, timestamp, &body));
+        }
+        if !keep_alive {
+            request = request.header(CONNECTION, "close");
+        }
+        request.body(body).send().await.map(|response| response.status())
+    }
+}
+
+fn client(tls: &ClientConfig, resolver: Resolver) -> reqwest::Result<Client> {
+    ClientBuilder::new()
+        .tls_backend_preconfigured(tls.clone())
+        .dns_resolver(Arc::new(resolver))
+        // Not those of the environment: a proxy would look up names itself.
+        .no_proxy()
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(TIMEOUT)
+        .pool_idle_timeout(KEPT_FOR)
+        .pool_max_idle_per_host(KEPT_A_HOST)
+        .user_agent(USER_AGENT)
+        .build()
+}
+
+/// What the system trusts. Where it trusts nobody, as in an image without certificates, https endpoints fail.
+fn tls() -> Result<ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if trusted == 0 {
+        warn!("this system has no certificates: callbacks to https endpoints will fail");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn outcome_of(error: &reqwest::Error) -> Outcome {
+    if causes(error).any(<dyn Error>::is::<Forbidden>) {
+        Outcome::Forbidden
+    } else if error.is_timeout() {
+        Outcome::Timeout
+    } else {
+        Outcome::Failed
+    }
+}
+
+/// What is behind an error, nearest first.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(error.source(), |&cause| cause.source())
+}
+
+fn root_cause(error: &reqwest::Error) -> String {
+    causes(error).last().map_or_else(|| "no answer".to_owned(), ToString::to_string)
+}

@@ -1,0 +1,95 @@
+//! Which addresses are somebody's on the public internet, and which are not.
+//!
+//! The table is that of IANA's special-purpose address registries for
+//! [IPv4](https://www.iana.org/assignments/iana-ipv4-special-registry) and
+//! [IPv6](https://www.iana.org/assignments/iana-ipv6-special-registry) (RFC 6890), with what they leave out: multicast, and
+//! all of IPv6 that is not yet given to anybody. The longest block that has an address decides.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// Whether a block's addresses can be reached from anywhere, by the registry's column "globally reachable".
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Global,
+    /// Also where the registry says "not applicable", because what is behind is somewhere else.
+    Local,
+    /// NAT64 (RFC 6052): the last 32 bits are the IPv4 address that is meant.
+    Embedded,
+}
+
+use Reach::{Embedded, Global, Local};
+
+const BLOCKS: &[(&str, Reach)] = &[
+    ("0.0.0.0/0", Global),
+    ("0.0.0.0/8", Local),      // "this network"; Linux takes 0.0.0.0 for this machine
+    ("10.0.0.0/8", Local),     // private
+    ("100.64.0.0/10", Local),  // shared by the customers of a carrier
+    ("127.0.0.0/8", Local),    // loopback
+    ("169.254.0.0/16", Local), // link local; where clouds keep instance metadata
+    ("172.16.0.0/12", Local),  // private
+    // IETF protocols. The two anycast addresses in it are global by the registry; what answers is the next
+    // gateway, so they are left out here.
+    ("192.0.0.0/24", Local),
+    ("192.0.2.0/24", Local),    // documentation
+    ("192.88.99.0/24", Local),  // relays of 6to4, deprecated
+    ("192.168.0.0/16", Local),  // private
+    ("198.18.0.0/15", Local),   // benchmarks
+    ("198.51.100.0/24", Local), // documentation
+    ("203.0.113.0/24", Local),  // documentation
+    ("224.0.0.0/4", Local),     // multicast
+    ("240.0.0.0/4", Local),     // reserved, and broadcast
+    ("::/0", Local),            // loopback, unspecified, unique local, link local, multicast, not assigned …
+    ("64:ff9b::/96", Embedded), // NAT64; 64:ff9b:1::/48, for local use, is not in it
+    ("2000::/3", Global),       // global unicast
+    // IETF protocols: Teredo, benchmarks, ORCHID, and anycast addresses as above.
+    ("2001::/23", Local),
+    ("2001:3::/32", Global),     // AMT
+    ("2001:4:112::/48", Global), // AS112
+    ("2001:db8::/32", Local),    // documentation
+    ("2002::/16", Local),        // 6to4, deprecated
+    ("3fff::/20", Local),        // documentation
+];
+
+struct Table {
+    v4: Vec<(Ipv4Net, Reach)>,
+    v6: Vec<(Ipv6Net, Reach)>,
+}
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let mut table = Table { v4: Vec::new(), v6: Vec::new() };
+    for (block, reach) in BLOCKS {
+        match block.parse() {
+            Ok(IpNet::V4(block)) => table.v4.push((block, *reach)),
+            Ok(IpNet::V6(block)) => table.v6.push((block, *reach)),
+            Err(error) => debug_assert!(false, "{block}: {error}"),
+        }
+    }
+    table
+});
+
+/// Whether an address is reached over the public internet, as what it is or as what it stands for.
+///
+/// An IPv4 address that is mapped into IPv6 is dialled as IPv4, and judged so.
+pub(super) fn is_global(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => is_global_v4(address),
+        IpAddr::V6(address) => is_global_v6(address),
+    }
+}
+
+fn is_global_v4(address: Ipv4Addr) -> bool {
+    let blocks = TABLE.v4.iter().filter(|(block, _)| block.contains(&address));
+    matches!(blocks.max_by_key(|(block, _)| block.prefix_len()), Some((_, Global)))
+}
+
+fn is_global_v6(address: Ipv6Addr) -> bool {
+    let blocks = TABLE.v6.iter().filter(|(block, _)| block.contains(&address));
+    match blocks.max_by_key(|(block, _)| block.prefix_len()) {
+        Some((_, Global)) => true,
+        Some((_, Embedded)) => is_global_v4(Ipv4Addr::from_bits(address.to_bits() as u32)),
+        Some((_, Local)) | None => false,
+    }
+}
