@@ -1,4 +1,5 @@
-//! How long accepting takes before, during and after an outage of Redis; see `benches/faults/run`.
+//! How long accepting takes before, during and after an outage of Redis, and while requests name endpoints that do
+//! not answer; see `benches/faults/run`.
 //!
 //! 64 connections send an id every ten milliseconds each, well below what the service can do: at full load the
 //! latency would be that of the queues in front of two cores.
@@ -16,6 +17,7 @@
 
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
+mod trouble;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,14 +27,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use support::http::Connection;
-use support::outage::{Outage, Site};
 use support::server::Server;
+use trouble::{Endpoint, Kind, Trouble};
 
 const CONNECTIONS: u64 = 64;
 /// Between two requests of a connection.
 const PACE: Duration = Duration::from_millis(10);
-/// What an outage may cost: so many times the p99 before it, and so much more.
-const TIMES: f64 = 1.5;
+/// What trouble may cost: so many times the p99 before it (see [`Kind::times`]), and so much more.
 const MORE: Duration = Duration::from_millis(5);
 
 /// The p99 of each phase.
@@ -49,6 +50,7 @@ type Sample = (Instant, Duration);
 async fn send(
     server: &Server,
     number: u64,
+    endpoint: Endpoint,
     stop: CancellationToken,
 ) -> impl Future<Output = Vec<Sample>> + use<> {
     let mut connection = Connection::open(server.address).await.expect("a connection");
@@ -62,8 +64,9 @@ async fn send(
             if stop.is_cancelled() {
                 break;
             }
+            let target = format!("/api/verve/accept?id={id}{}", endpoint.parameter());
             let sent = Instant::now();
-            let answer = connection.get(&format!("/api/verve/accept?id={id}")).await.expect("an answer");
+            let answer = connection.get(&target).await.expect("an answer");
             assert_eq!(answer.body, "ok", "{answer:?}");
             samples.push((sent, sent.elapsed()));
         }
@@ -71,22 +74,22 @@ async fn send(
     }
 }
 
-async fn measure(mode: &str, outage: Outage, phase: Duration) -> Round {
-    let mut site = Site::start().await;
-    let server = Server::start(&["--redis-url", &site.url(), "--mode", mode]).await;
+async fn measure(kind: Kind, phase: Duration) -> Round {
+    let mut trouble = Trouble::prepare(kind).await;
+    let server = Server::start(&trouble.args()).await;
     let stop = CancellationToken::new();
     let mut connections = JoinSet::new();
     for number in 0..CONNECTIONS {
-        connections.spawn(send(&server, number, stop.clone()).await);
+        connections.spawn(send(&server, number, trouble.endpoint(), stop.clone()).await);
     }
     // What is slow only once is not asked for.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
     tokio::time::sleep(phase).await;
-    site.begin(outage);
+    trouble.begin();
     let away = Instant::now();
     tokio::time::sleep(phase).await;
-    site.end(outage);
+    trouble.end();
     let back = Instant::now();
     server.wait_for_metric("headcount_degraded", 0.0).await;
     let well = Instant::now();
@@ -113,35 +116,36 @@ fn median(rounds: &[Round], phase: impl Fn(&Round) -> Duration) -> Duration {
 #[tokio::main]
 async fn main() -> ExitCode {
     // Cargo adds --bench.
-    let mut numbers = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    let mut number = |default| numbers.next().map_or(default, |arg| arg.parse().expect("a number"));
-    let (rounds, seconds): (u64, u64) = (number(5), number(3));
+    let args: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let number =
+        |place: usize, default| args.get(place).map_or(default, |arg| arg.parse().expect("a number"));
+    let (rounds, seconds): (u64, u64) = (number(0, 5), number(1, 3));
+    let is_wanted = |kind: &Kind| args.get(2).is_none_or(|part| kind.to_string().contains(part));
     let mut all_within = true;
     println!("p99 of accepting, median of {rounds}        before    during     after   during/before");
-    for mode in ["hll", "exact"] {
-        let mut measured: Vec<_> = Outage::ALL.map(|outage| (outage, Vec::new())).into();
-        // In turn, because machines drift.
-        for _ in 0..rounds {
-            for (outage, rounds) in &mut measured {
-                rounds.push(measure(mode, *outage, Duration::from_secs(seconds)).await);
-            }
+    let mut measured: Vec<_> =
+        Kind::all().into_iter().filter(is_wanted).map(|kind| (kind, Vec::new())).collect();
+    // In turn, because machines drift.
+    for _ in 0..rounds {
+        for (kind, rounds) in &mut measured {
+            rounds.push(measure(*kind, Duration::from_secs(seconds)).await);
         }
-        for (outage, rounds) in measured {
-            let [before, during, after] = [
-                median(&rounds, |round| round.before),
-                median(&rounds, |round| round.during),
-                median(&rounds, |round| round.after),
-            ];
-            let within = during <= before.mul_f64(TIMES) + MORE;
-            all_within &= within;
-            let [before, during, after] = [before, during, after].map(|p99| p99.as_secs_f64() * 1e3);
-            println!(
-                "{mode:5} {:22} {before:6.2} ms {during:6.2} ms {after:6.2} ms   {:13.2}{}",
-                format!("{outage:?}"),
-                during / before,
-                if within { "" } else { "  too long" }
-            );
-        }
+    }
+    for (kind, rounds) in measured {
+        let [before, during, after] = [
+            median(&rounds, |round| round.before),
+            median(&rounds, |round| round.during),
+            median(&rounds, |round| round.after),
+        ];
+        let within = during <= before.mul_f64(kind.times()) + MORE;
+        all_within &= within;
+        let [before, during, after] = [before, during, after].map(|p99| p99.as_secs_f64() * 1e3);
+        println!(
+            "{:30} {before:6.2} ms {during:6.2} ms {after:6.2} ms   {:13.2}{}",
+            kind.to_string(),
+            during / before,
+            if within { "" } else { "  too long" }
+        );
     }
     ExitCode::from(u8::from(!all_within))
 }
