@@ -419,8 +419,9 @@ fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {
 
 /// A connection takes a descriptor, and common limits allow fewer of them than connections.
 fn raise_descriptor_limit(limits: &HttpArgs) {
-    /// For listeners, files, standard streams, and connections that are told that there are too many.
-    const OTHERS: u64 = 100;
+    /// For listeners, files, standard streams, Redis, brokers, and connections that are told that there are too
+    /// many.
+    const OTHERS: u64 = 250;
     let needed = u64::from(limits.max_connections) + OTHERS;
     match rlimit::increase_nofile_limit(needed) {
         Ok(limit) if limit >= needed => {}

@@ -21,6 +21,7 @@ const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
 const REDIS_ERRORS: &str = "headcount_redis_errors_total";
+const CONNECTIONS_TIMED_OUT: &str = "headcount_connections_timed_out_total";
 const INFO: &str = "headcount_info";
 
 /// Declares the metrics without labels: the doc comment of a field is its help text.
@@ -122,6 +123,11 @@ impl Metrics {
             "From a call of Redis to its good answer, by what it was for; a pipeline is one call.",
         );
         Counter::describe(REDIS_ERRORS, "Calls of Redis without a good answer, by what they were for.");
+        Counter::describe(
+            CONNECTIONS_TIMED_OUT,
+            "Connections that were closed because the client was late, by what for: idle (the next request), \
+             header (the rest of a head), write (taking an answer).",
+        );
         Gauge::describe(INFO, "Always 1; the labels say what is running.");
     }
 
@@ -148,6 +154,11 @@ impl Metrics {
     /// Calls for `purpose` that had no good answer.
     pub fn redis_errors(&self, purpose: &'static str) -> Counter {
         self.labelled(REDIS_ERRORS, &[("command", purpose.into())])
+    }
+
+    /// Connections that were closed because the client was late, by `reason`.
+    pub fn connections_timed_out(&self, reason: &'static str) -> Counter {
+        self.labelled(CONNECTIONS_TIMED_OUT, &[("reason", reason.into())])
     }
 
     /// Says what is running.
