@@ -21,6 +21,7 @@ mod connections;
 mod coordination;
 mod counter_contract;
 mod drain;
+mod hostile;
 mod http_table;
 mod instances;
 mod kafka;

@@ -3,6 +3,7 @@
 pub mod disk;
 pub mod doubles;
 pub mod fleet;
+pub mod fuzz;
 pub mod http;
 pub mod kafka;
 pub mod load;
