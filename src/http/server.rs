@@ -131,8 +131,8 @@ impl Server {
         let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
         let service = service_fn(move |request: Request<Incoming>| {
             let (router, watch) = (router.clone(), Arc::clone(&of_service));
+            watch.called();
             async move {
-                watch.called();
                 let answer = router.oneshot(request.map(Body::new)).await;
                 watch.answered();
                 answer

@@ -18,8 +18,7 @@
 //! | answering | the answer that is made | answer that went out | write |
 //!
 //! The time-out for writing starts anew with all that the client takes, and only runs while it takes
-//! nothing. It does so in every stage: hyper may read the next head while an answer is stuck, and a
-//! server that is at work on that would wait for the client all the same.
+//! nothing. It does so in every stage, whatever hyper does while an answer is stuck.
 //!
 //! The stages are seen from outside of hyper: by a stream that notes when bytes came and went, and by
 //! the service, which notes when it is called and when it has an answer. Bytes of the next head that
