@@ -67,7 +67,7 @@ impl Siege {
         });
         let left = left.await;
         server.wait_for_metric("headcount_connections", 1.0).await;
-        let peak = server.process.resident();
+        let right_after = server.process.resident();
         let resident = wait_for("memory to come back", || {
             Some(server.process.resident()).filter(|resident| *resident < self.resident + MEMORY_KEPT)
         });
@@ -84,7 +84,7 @@ impl Siege {
              another client had {requests} answers, the slowest after {slowest:?}",
             self.descriptors,
             self.resident >> 20,
-            peak >> 20,
+            right_after >> 20,
             resident >> 20,
         );
     }
