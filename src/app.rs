@@ -459,8 +459,9 @@ fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {
 
 /// A connection takes a descriptor, and common limits allow fewer of them than connections.
 fn raise_descriptor_limit(limits: &HttpArgs, callbacks: &CallbackArgs) {
-    /// For listeners, files, standard streams, and connections that are told that there are too many.
-    const OTHERS: u64 = 100;
+    /// For listeners, files, standard streams, Redis, brokers, and connections that are told that there are too
+    /// many.
+    const OTHERS: u64 = 250;
     // A callback may look up a name while it has a connection.
     let for_callbacks =
         2 * u64::from(callbacks.callback_concurrency) + callback::MOST_IDLE_CONNECTIONS as u64;

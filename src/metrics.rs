@@ -22,6 +22,7 @@ const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
 const REDIS_ERRORS: &str = "headcount_redis_errors_total";
 const CALLBACKS: &str = "headcount_callbacks_total";
+const CONNECTIONS_TIMED_OUT: &str = "headcount_connections_timed_out_total";
 const INFO: &str = "headcount_info";
 
 /// Declares the metrics without labels: the doc comment of a field is its help text.
@@ -133,6 +134,11 @@ impl Metrics {
              address that callbacks must not go to), or dropped before they were sent: queue_full, host_limit, \
              no_count, unsent (the service stopped).",
         );
+        Counter::describe(
+            CONNECTIONS_TIMED_OUT,
+            "Connections that were closed because the client was late, by what for: idle (the next request), \
+             header (the rest of a head), write (taking an answer).",
+        );
         Gauge::describe(INFO, "Always 1; the labels say what is running.");
     }
 
@@ -164,6 +170,11 @@ impl Metrics {
     /// Callbacks of which became `result`.
     pub fn callbacks(&self, result: &'static str) -> Counter {
         self.labelled(CALLBACKS, &[("result", result.into())])
+    }
+
+    /// Connections that were closed because the client was late, by `reason`.
+    pub fn connections_timed_out(&self, reason: &'static str) -> Counter {
+        self.labelled(CONNECTIONS_TIMED_OUT, &[("reason", reason.into())])
     }
 
     /// Says what is running.

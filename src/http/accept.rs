@@ -27,7 +27,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     let started = Instant::now();
     match *request.method() {
         Method::GET => {
-            let result = accept_one(&routes.api, request.uri()).await;
+            let result = accept_one(&routes, request.uri()).await;
             routes.accept.answer(started, result.map(|()| OK))
         }
         Method::POST => {
@@ -41,7 +41,9 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     }
 }
 
-async fn accept_one(api: &Api, uri: &Uri) -> Result<(), Failure> {
+async fn accept_one(routes: &Routes, uri: &Uri) -> Result<(), Failure> {
+    let _place = routes.in_flight.enter()?;
+    let api = &routes.api;
     let window = api.window_now();
     let (id, endpoint) = parse_query(uri.query().unwrap_or_default(), api.callbacks.guard())?;
     let window = count(api, window, &[id]).await?;
@@ -54,7 +56,11 @@ async fn accept_one(api: &Api, uri: &Uri) -> Result<(), Failure> {
 async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let mut window = api.window_now();
+    if let Err(failure) = routes.in_flight.enter() {
+        return Err(bulk::refuse(request, failure).await);
+    }
     let body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
+    let _place = routes.in_flight.enter()?;
     let mut ids = body.ids();
     loop {
         let piece: Vec<Id> = ids.by_ref().take(PIECE).collect();

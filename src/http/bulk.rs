@@ -60,7 +60,7 @@ enum Format {
 
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
 pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Ids, Failure> {
-    let expects_continue = request.headers().contains_key(EXPECT);
+    let expects_continue = expects_continue(&request);
     let announced = request.body().size_hint();
     let begun = format(request.headers()).and_then(|format| {
         if announced.lower() > u64::from(limits.body_limit) {
@@ -84,13 +84,26 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
     match read {
         Ok(ids) => ids.checked().await,
         Err(failure) => {
-            // Who asked whether to send the body gets the answer instead of the body's being read.
+            // Who asks gets the answer instead of the body's being read.
             if !expects_continue {
                 linger(body).await;
             }
             Err(failure)
         }
     }
+}
+
+/// Sees to the body of a request that is refused before it is looked at, and gives back the reason.
+pub(super) async fn refuse(request: Request, failure: Failure) -> Failure {
+    if !expects_continue(&request) {
+        linger(request.into_body()).await;
+    }
+    failure
+}
+
+/// True if the client asks whether to send the body.
+fn expects_continue(request: &Request) -> bool {
+    request.headers().contains_key(EXPECT)
 }
 
 fn format(headers: &HeaderMap) -> Result<Format, Failure> {

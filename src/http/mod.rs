@@ -1,10 +1,13 @@
 //! HTTP: the routes, and what they share.
 
 mod accept;
+mod addresses;
 mod bulk;
 mod error;
+mod in_flight;
 mod ops;
 pub mod server;
+mod timeouts;
 mod unique;
 
 use std::net::SocketAddr;
@@ -22,6 +25,7 @@ use tokio::sync::watch;
 
 pub use self::error::Failure;
 use self::error::{NO_STORE, TEXT};
+use self::in_flight::InFlight;
 use crate::args;
 use crate::callback::Callbacks;
 use crate::coordinator::LastClosed;
@@ -63,6 +67,21 @@ pub struct HttpArgs {
     )]
     pub max_connections: u32,
 
+    /// Connections of them that one address may have (an IPv6 /64 is one address); each one more is
+    /// told the same. Behind a load balancer all connections come from its address
+    #[arg(
+        long, env = "HEADCOUNT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER", default_value = "5000",
+        value_parser = args::up_to::<1_000_000>
+    )]
+    pub max_connections_per_address: u32,
+
+    /// Requests to the API that are handled at a time; each one more is answered 503 at once
+    #[arg(
+        long, env = "HEADCOUNT_MAX_IN_FLIGHT", value_name = "NUMBER", default_value = "5000",
+        value_parser = args::up_to::<1_000_000>
+    )]
+    pub max_in_flight: u32,
+
     /// Keep connections open for further requests
     #[arg(
         long, env = "HEADCOUNT_KEEP_ALIVE", value_name = "on|off", default_value = "on",
@@ -70,13 +89,27 @@ pub struct HttpArgs {
     )]
     pub keep_alive: bool,
 
-    /// How long a connection may take to send the next request's head, from its start or from the
-    /// last answer: so it bounds idle connections too. Longer than a load balancer keeps them idle
+    /// How long a connection may be without a request, from its start or from the last answer.
+    /// Longer than a load balancer keeps connections idle
     #[arg(
-        long, env = "HEADCOUNT_HEADER_READ_TIMEOUT", value_name = "DURATION", default_value = "75s",
+        long, env = "HEADCOUNT_IDLE_TIMEOUT", value_name = "DURATION", default_value = "75s",
+        value_parser = args::positive_duration
+    )]
+    pub idle_timeout: Duration,
+
+    /// How long the head of a request may take from its first byte
+    #[arg(
+        long, env = "HEADCOUNT_HEADER_READ_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = args::positive_duration
     )]
     pub header_read_timeout: Duration,
+
+    /// How long a client may take nothing of an answer
+    #[arg(
+        long, env = "HEADCOUNT_WRITE_TIMEOUT", value_name = "DURATION", default_value = "10s",
+        value_parser = args::positive_duration
+    )]
+    pub write_timeout: Duration,
 
     /// How long a client may take to send the body of a bulk request
     #[arg(
@@ -158,6 +191,7 @@ pub fn routers(api: Api) -> Routers {
 struct Routes {
     api: Api,
     bulk_budget: bulk::Budget,
+    in_flight: InFlight,
     accept: RouteMetrics,
     bulk: RouteMetrics,
     unique: RouteMetrics,
@@ -173,6 +207,7 @@ impl Routes {
             unique: route("unique"),
             not_found: api.metrics.requests("other", "not_found"),
             bulk_budget: bulk::Budget::new(&api.limits),
+            in_flight: InFlight::new(&api.limits),
             api,
         }
     }

@@ -14,24 +14,29 @@ use axum::extract::Request;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{ServiceExt, service_fn};
+use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use super::addresses::{Addresses, Place};
 use super::ops::LIVEZ;
+use super::timeouts::{Late, Timeouts, Watch, WatchedStream};
 use super::{Failure, HttpArgs};
 use crate::metrics::Metrics;
 
 /// Wait after an accept that failed for want of descriptors or memory: some may come back.
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Connections beyond the cap that are told so at a time; those beyond these are just closed.
+/// The longest head of a request, in bytes, which is also what a connection reads at a time. Heads that do
+/// not end can take this times the connections, so it is a small part of what hyper would take.
+const LONGEST_HEAD: usize = 32 * 1024;
+/// Connections beyond a cap that are told so at a time; those beyond these are just closed.
 const REFUSALS: usize = 64;
-/// How long a connection beyond the cap may take to hear that.
+/// How long a connection beyond a cap may take to hear that.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// When a server stops.
@@ -51,9 +56,12 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     stop: Stop,
 ) {
+    let timed_out = Late::ALL.map(|late| metrics.connections_timed_out(late.reason()));
     let server = Server {
         router,
         http: http(limits),
+        timeouts: Timeouts::new(limits),
+        timed_out: Arc::new(timed_out),
         refused: metrics.requests("other", Failure::Overloaded.reason()),
         metrics,
         stop,
@@ -61,14 +69,15 @@ pub async fn serve(
         refusals: Arc::new(Semaphore::new(REFUSALS)),
     };
     let room = Arc::new(Semaphore::new(limits.max_connections as usize));
+    let addresses = Addresses::new(limits.max_connections_per_address);
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = server.stop.drain.cancelled() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if !failing {
                     warn!(%error, "connections cannot be accepted, trying again");
@@ -79,9 +88,10 @@ pub async fn serve(
             }
         };
         failing = false;
-        match Arc::clone(&room).try_acquire_owned() {
-            Ok(permit) => server.spawn_connection(stream, permit),
-            Err(_) => server.spawn_refusal(stream),
+        let permit = Arc::clone(&room).try_acquire_owned().ok();
+        match permit.zip(addresses.place_for(peer.ip())) {
+            Some(admission) => server.spawn_connection(stream, admission),
+            None => server.spawn_refusal(stream),
         }
     }
     // Closed before the wait: who knocks now is refused by the kernel and goes elsewhere.
@@ -92,15 +102,20 @@ pub async fn serve(
 
 fn http(limits: &HttpArgs) -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read_timeout)
-        .keep_alive(limits.keep_alive);
+    // Time-outs are up to the watch.
+    http.header_read_timeout(None).max_buf_size(LONGEST_HEAD).keep_alive(limits.keep_alive);
     http
 }
+
+/// What a connection has of the caps, and gives back at its end.
+type Admission = (OwnedSemaphorePermit, Place);
 
 struct Server {
     router: Router,
     http: http1::Builder,
+    timeouts: Timeouts,
+    /// In the order of [`Late::ALL`].
+    timed_out: Arc<[Counter; 3]>,
     refused: Counter,
     metrics: Arc<Metrics>,
     stop: Stop,
@@ -109,45 +124,60 @@ struct Server {
 }
 
 impl Server {
-    fn spawn_connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        let service = TowerToHyperService::new(
-            self.router.clone().map_request(|request: Request<Incoming>| request.map(Body::new)),
-        );
+    fn spawn_connection(&self, stream: TcpStream, admission: Admission) {
         // Answers are small: waiting for more to send with them only makes them late.
         let _ = stream.set_nodelay(true);
+        let watch = Watch::new(self.timeouts);
+        let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (router, watch) = (router.clone(), Arc::clone(&of_service));
+            watch.called();
+            async move {
+                let answer = router.oneshot(request.map(Body::new)).await;
+                watch.answered();
+                answer
+            }
+        });
+        let stream = WatchedStream::new(stream, Arc::clone(&watch));
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let stop = self.stop.clone();
         let gauge = self.metrics.connections.clone();
+        let timed_out = Arc::clone(&self.timed_out);
         self.connections.spawn(async move {
             let mut connection = std::pin::pin!(connection);
             gauge.increment(1.0);
             let served = tokio::select! {
                 // In this order: a request that has arrived is served before the drain is looked at.
                 biased;
-                served = connection.as_mut() => served,
+                served = watch.over(connection.as_mut()) => served,
                 () = stop.drain.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
-                        served = connection => served,
-                        () = stop.abort.cancelled() => Ok(()),
+                        served = watch.over(connection) => served,
+                        () = stop.abort.cancelled() => Ok(Ok(())),
                     }
                 }
             };
             gauge.decrement(1.0);
-            drop(permit);
-            if let Err(error) = served {
-                debug!(%error, "a connection ended early");
+            drop(admission);
+            match served {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "a connection ended early"),
+                Err(late) => {
+                    debug!(reason = late.reason(), "a connection timed out");
+                    timed_out[late as usize].increment(1);
+                }
             }
         });
     }
 
-    /// Answers the first request of a connection beyond the cap with 503. Only `/livez` is served all the
+    /// Answers the first request of a connection beyond a cap with 503. Only `/livez` is served all the
     /// same: who is full is not dead, and should not be restarted.
     fn spawn_refusal(&self, stream: TcpStream) {
         self.refused.increment(1);
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
         let router = self.router.clone();
-        let service = TowerToHyperService::new(service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let router = router.clone();
             async move {
                 match request.uri().path() {
@@ -155,7 +185,7 @@ impl Server {
                     _ => Ok(Failure::Overloaded.into_response()),
                 }
             }
-        }));
+        });
         let connection = self.http.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service);
         self.connections.spawn(async move {
             let _ = tokio::time::timeout(REFUSAL_TIMEOUT, connection).await;

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::warn;
 
+use super::Routes;
 use super::error::{Failure, NO_STORE};
-use super::{Api, Routes};
 use crate::window::{UniqueCount, WindowCount};
 
 #[derive(Serialize)]
@@ -27,13 +27,15 @@ struct Unique {
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
     let result = match *request.method() {
-        Method::GET | Method::HEAD => read(&routes.api).await,
+        Method::GET | Method::HEAD => read(&routes).await,
         _ => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
     };
     routes.unique.answer(started, result)
 }
 
-async fn read(api: &Api) -> Result<impl IntoResponse, Failure> {
+async fn read(routes: &Routes) -> Result<impl IntoResponse + use<>, Failure> {
+    let _place = routes.in_flight.enter()?;
+    let api = &routes.api;
     if api.counter.is_degraded() {
         return Err(Failure::StoreUnavailable);
     }

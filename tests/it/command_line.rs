@@ -37,6 +37,13 @@ fn wrong_values_name_the_flag_the_value_and_what_would_do() {
         (&["--listen", "localhost"], &["--listen", "'localhost'", "an IP address and a port"]),
         (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'", "an IP address and a port"]),
         (&["--max-connections", "0"], &["--max-connections", "'0'", "1 to 1000000"]),
+        (
+            &["--max-connections-per-address", "1000001"],
+            &["--max-connections-per-address", "'1000001'", "1 to 1000000"],
+        ),
+        (&["--max-in-flight", "0"], &["--max-in-flight", "'0'", "1 to 1000000"]),
+        (&["--idle-timeout", "0s"], &["--idle-timeout", "'0s'", "above zero"]),
+        (&["--write-timeout", "10"], &["--write-timeout", "'10'", "such as 350ms"]),
         (&["--body-limit", "8MiB"], &["--body-limit", "'8MiB'", "a whole number"]),
         (&["--keep-alive", "maybe"], &["--keep-alive", "'maybe'", "on or off"]),
         (&["--header-read-timeout", "0s"], &["--header-read-timeout", "'0s'", "above zero"]),

@@ -1,11 +1,14 @@
 //! The server's limits, and what clients see of them.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::support::http::{Connection, NoAnswer, once};
+use crate::support::http::{Answer, Connection, NoAnswer, once};
 use crate::support::process::run;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::wait_for;
+use crate::support::{lines, wait_for};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -68,6 +71,99 @@ async fn connections_over_the_cap_are_told_so() {
     while once(server.address, request).await.status != 200 {
         assert!(std::time::Instant::now() < deadline, "the place is not given back");
     }
+}
+
+/// One address does not take all the room.
+#[tokio::test]
+async fn an_address_that_has_enough_is_told_so() {
+    let server =
+        Server::start(&["--max-connections-per-address", "2", "--admin-listen", "127.0.0.1:0"]).await;
+    let [here, there] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
+    let open = async |client| Connection::open_from(client, server.address).await.unwrap();
+    let accept = "/api/verve/accept?id=1";
+    let mut connections = Vec::new();
+    for client in [here, here, there, there] {
+        let mut connection = open(client).await;
+        assert_eq!(connection.get(accept).await.unwrap().body, "ok");
+        connections.push(connection);
+    }
+    for client in [here, there] {
+        let mut connection = open(client).await;
+        let refused = connection.get(accept).await.unwrap();
+        assert_eq!((refused.status, refused.header("failure-reason")), (503, Some("overloaded")));
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert!(connection.is_closed_within(SOON).await);
+    }
+    assert_eq!(server.metric(r#"headcount_requests_total{route="other",result="overloaded"}"#).await, 2.0);
+
+    drop(connections.pop());
+    let deadline = std::time::Instant::now() + SOON;
+    while open(there).await.get(accept).await.unwrap().status != 200 {
+        assert!(std::time::Instant::now() < deadline, "the place is not given back");
+    }
+    assert_eq!(open(here).await.get(accept).await.unwrap().status, 503, "it was not this one's");
+}
+
+/// Requests that wait for a store which hangs are bounded too; one more does not wait with them.
+#[tokio::test]
+async fn requests_that_are_too_many_are_told_so() {
+    let redis = Redis::start();
+    let network = Proxy::start(redis.address()).await;
+    let args = ["--redis-url", &network.url(), "--redis-timeout", "1min", "--max-in-flight", "2"];
+    let server = Server::start(&[&args[..], &["--window", "24h"]].concat()).await;
+    assert_eq!(server.get("/api/verve/accept?id=0").await.body, "ok");
+    network.set(Fault::Stall);
+    let mut waiting = Vec::new();
+    for id in 1..=3 {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        let request = format!("GET /api/verve/accept?id={id} HTTP/1.1\r\nhost: test\r\n\r\n");
+        connection.send(request.as_bytes()).await.unwrap();
+        waiting.push(connection);
+    }
+    let [first, second, third] = &mut waiting[..] else { unreachable!() };
+    let (answer, refused) = tokio::select! {
+        answer = first.answer(false) => (answer, 0),
+        answer = second.answer(false) => (answer, 1),
+        answer = third.answer(false) => (answer, 2),
+    };
+    let assert_overloaded = |answer: &Answer| {
+        assert_eq!((answer.status, answer.header("failure-reason")), (503, Some("overloaded")), "{answer:?}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    };
+    assert_overloaded(&answer.unwrap());
+    // Its connection stays open.
+    assert_overloaded(&waiting[refused].get("/api/verve/accept?id=4").await.unwrap());
+    assert_overloaded(&server.get("/api/verve/unique").await);
+    let mut bulk = Connection::open(server.address).await.unwrap();
+    let body = lines(0..500_000);
+    assert_overloaded(&bulk.post("text/plain", body.as_bytes()).await.expect("all of it is taken"));
+    assert_overloaded(&bulk.post("text/plain", b"5\n").await.expect("and the connection stays"));
+    assert_eq!(server.get("/livez").await.body, "alive", "operations do not count");
+
+    network.set(Fault::None);
+    waiting.remove(refused);
+    for connection in &mut waiting {
+        assert_eq!(connection.answer(false).await.unwrap().body, "ok");
+    }
+    assert_eq!(server.get("/api/verve/accept?id=6").await.body, "ok", "the places are given back");
+    for (route, refused) in [("accept", 2.0), ("bulk", 2.0), ("unique", 1.0)] {
+        let series = format!(r#"headcount_requests_total{{route="{route}",result="overloaded"}}"#);
+        assert_eq!(server.metric(&series).await, refused, "{route}");
+    }
+}
+
+/// Bodies that are slow in coming keep nobody else out.
+#[tokio::test]
+async fn a_body_that_is_still_coming_takes_no_place() {
+    let server = Server::start(&["--max-in-flight", "1"]).await;
+    let mut slow = Connection::open(server.address).await.unwrap();
+    slow.send(b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n")
+        .await
+        .unwrap();
+    assert_eq!(slow.answer(true).await.unwrap().status, 100, "it is being read");
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    slow.send(b"2\n3\n").await.unwrap();
+    assert_eq!(slow.answer(false).await.unwrap().body, "ok");
 }
 
 /// Full is not dead: who asks for restarts is answered all the same.
@@ -139,25 +235,51 @@ async fn refused_bodies_are_read_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_come_is_cut_off() {
+async fn a_head_that_does_not_end_is_cut_off() {
     let server = Server::start(&["--header-read-timeout", "300ms"]).await;
     let mut silent = Connection::open(server.address).await.unwrap();
-    assert!(silent.is_closed_within(SOON).await, "not a byte");
+    let mut idle = Connection::open(server.address).await.unwrap();
+    assert_eq!(idle.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
 
-    let mut slow = Connection::open(server.address).await.unwrap();
-    let mut sent = 0;
-    // Trickling does not help: the whole head has the time of one.
-    for byte in b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n".iter().cycle() {
-        if slow.send(&[*byte]).await.is_err() || slow.is_closed_within(Duration::from_millis(20)).await {
-            break;
+    let mut kept = Connection::open(server.address).await.unwrap();
+    assert_eq!(kept.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
+    for mut slow in [Connection::open(server.address).await.unwrap(), kept] {
+        let mut sent = 0;
+        // Trickling does not help: the whole head has the time of one.
+        for byte in b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n".iter().cycle() {
+            if slow.send(&[*byte]).await.is_err() || slow.is_closed_within(Duration::from_millis(20)).await {
+                break;
+            }
+            sent += 1;
+            assert!(sent < 1_000, "a head may take for ever");
         }
-        sent += 1;
-        assert!(sent < 1_000, "a head may take for ever");
     }
+    assert_eq!(server.metric(r#"headcount_connections_timed_out_total{reason="header"}"#).await, 2.0);
+    for answer in [silent.get("/livez").await, idle.get("/livez").await] {
+        assert_eq!(answer.unwrap().body, "alive", "no head was begun: no hurry");
+    }
+}
 
+#[tokio::test]
+async fn a_connection_without_requests_is_closed() {
+    let server = Server::start(&["--idle-timeout", "300ms", "--admin-listen", "127.0.0.1:0"]).await;
+    let mut silent = Connection::open(server.address).await.unwrap();
+    assert!(silent.is_closed_within(SOON).await, "not a byte");
     let mut idle = Connection::open(server.address).await.unwrap();
     assert_eq!(idle.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
     assert!(idle.is_closed_within(SOON).await, "idle after an answer, and closed without another");
+
+    // Neither a head that is coming, nor a body, is idleness.
+    let mut busy = Connection::open(server.address).await.unwrap();
+    let request =
+        b"POST /api/verve/accept HTTP/1.1\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\n1\n2\n";
+    for piece in request.chunks(9) {
+        busy.send(piece).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(busy.answer(false).await.unwrap().body, "ok");
+    assert!(busy.is_closed_within(SOON).await);
+    assert_eq!(server.metric(r#"headcount_connections_timed_out_total{reason="idle"}"#).await, 3.0);
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ mod counter_contract;
 mod drain;
 mod forbidden;
 mod guard;
+mod hostile;
 mod http_table;
 mod instances;
 mod kafka;

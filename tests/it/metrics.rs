@@ -38,6 +38,9 @@ async fn all_series_are_there_from_the_start() {
         r#"headcount_requests_total{route="other",result="not_found"}"#.to_owned(),
         r#"headcount_requests_total{route="other",result="overloaded"}"#.to_owned(),
     ];
+    for reason in ["idle", "header", "write"] {
+        series.push(format!(r#"headcount_connections_timed_out_total{{reason="{reason}"}}"#));
+    }
     for route in ["accept", "bulk", "unique"] {
         for result in REASONS.into_iter().chain(["ok"]) {
             series.push(format!(r#"headcount_requests_total{{route="{route}",result="{result}"}}"#));

@@ -1,11 +1,11 @@
 //! An HTTP client that sends exactly the bytes it is given, and can tell a connection that was closed
 //! before an answer from one that was closed in the middle of it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::PATIENCE;
 
@@ -45,6 +45,13 @@ pub struct Connection {
 impl Connection {
     pub async fn open(address: SocketAddr) -> std::io::Result<Self> {
         Ok(Self { stream: TcpStream::connect(address).await?, received: Vec::new() })
+    }
+
+    /// From a loopback address of the client's choice.
+    pub async fn open_from(client: Ipv4Addr, address: SocketAddr) -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((client, 0).into())?;
+        Ok(Self { stream: socket.connect(address).await?, received: Vec::new() })
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {

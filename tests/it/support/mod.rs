@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod disk;
 pub mod doubles;
 pub mod fleet;
+pub mod fuzz;
 pub mod http;
 pub mod kafka;
 pub mod load;
