@@ -32,7 +32,8 @@ use crate::backend::{Backend, BackendArgs, BackendEnded};
 use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, HttpArgs, Phase};
+use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
+use crate::id_key::IdKey;
 use crate::log_progress::LogProgress;
 use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
@@ -103,6 +104,8 @@ impl ServeArgs {
     /// A line for the user.
     pub fn validate(self) -> Result<Config, String> {
         let retention = self.counting.retention()?;
+        let id_key = self.counting.id_key()?;
+        let token = self.http.access.token()?;
         let redis = self.backend.redis.address()?;
         let sinks = self.sinks.validate(&self.backend.redis.namespace, redis.is_some())?;
         let StoppingArgs { drain_delay, shutdown_timeout } = self.stopping;
@@ -113,7 +116,7 @@ impl ServeArgs {
                 humantime::format_duration(shutdown_timeout),
             ));
         }
-        Ok(Config { args: self, retention, redis, sinks })
+        Ok(Config { args: self, retention, id_key, token, redis, sinks })
     }
 }
 
@@ -124,6 +127,10 @@ pub struct Config {
     pub args: ServeArgs,
     /// How long windows are kept.
     pub retention: Duration,
+    /// What ids are hashed with, if they are.
+    pub id_key: Option<IdKey>,
+    /// What requests have to bear, if anything.
+    pub token: Option<ApiToken>,
     /// Where Redis is, if the counter is there.
     pub redis: Option<Address>,
     /// Where counts go.
@@ -263,7 +270,10 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (stop_http, stop_admin) = (Stop::default(), Stop::default());
         let backend = match &config.redis {
-            Some(address) => Backend::in_redis(&backend, address, &counting, retention, &metrics).await?,
+            Some(address) => {
+                let id_key = config.id_key.as_ref();
+                Backend::in_redis(&backend, address, &counting, id_key, retention, &metrics).await?
+            }
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
         };
         let last = LastClosed::new(Arc::clone(&metrics));
@@ -304,6 +314,8 @@ impl Service {
             last,
             phase: phase_receiver,
             counting,
+            id_key: config.id_key,
+            token: config.token,
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
         });

@@ -12,13 +12,14 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::coordinator::Coordinator;
 use crate::coordinator::alone::Alone;
-use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
+use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig, Setting, window_setting};
+use crate::coordinator::{Coordinator, ID_KEY, NO_ID_KEY};
 use crate::counter::memory::MemoryCounter;
 use crate::counter::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::grant::Grant;
+use crate::id_key::IdKey;
 use crate::lease::{Lease, LeaseArgs};
 use crate::metrics::Metrics;
 use crate::mode::Mode;
@@ -100,6 +101,7 @@ impl Backend {
         args: &BackendArgs,
         address: &Address,
         counting: &CountingArgs,
+        id_key: Option<&IdKey>,
         retention: Duration,
         metrics: &Metrics,
     ) -> Result<Self, CannotConnect> {
@@ -111,7 +113,7 @@ impl Backend {
         }
         let keys = Keys::new(namespace);
         let process = process_name();
-        let coordination = Coordination::new(args, &redis, &process, counting, retention);
+        let coordination = Coordination::new(args, &redis, &process, counting, id_key, retention);
         let (counter, counting_tasks) = RedisCounter::new(
             RedisCounterConfig {
                 mode: counting.mode,
@@ -193,6 +195,7 @@ impl Coordination {
         redis: &Redis,
         process: &str,
         counting: &CountingArgs,
+        id_key: Option<&IdKey>,
         retention: Duration,
     ) -> Self {
         let keys = Keys::new(&args.redis.namespace);
@@ -201,7 +204,7 @@ impl Coordination {
             process: process.to_owned(),
             window: counting.window,
             retention,
-            settings: settings(counting),
+            settings: settings(counting, id_key),
         };
         Self {
             coordinator: RedisCoordinator::new(config, redis),
@@ -211,11 +214,15 @@ impl Coordination {
 }
 
 /// What all instances of a namespace have to agree on.
-fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
+fn settings(counting: &CountingArgs, id_key: Option<&IdKey>) -> Vec<Setting> {
+    let setting = |flag, value| Setting { flag, value, unless_said: None };
+    let id_key = id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint);
     vec![
-        ("mode", counting.mode.as_str().to_owned()),
-        ("window", window_setting(counting.window)),
-        ("shards", counting.shards.count().to_string()),
+        setting("mode", counting.mode.as_str().to_owned()),
+        setting("window", window_setting(counting.window)),
+        setting("shards", counting.shards.count().to_string()),
+        // The first releases did not have it, and say nothing of it.
+        Setting { flag: ID_KEY, value: id_key, unless_said: Some(NO_ID_KEY) },
     ]
 }
 

@@ -59,8 +59,19 @@ pub struct RedisCoordinatorConfig {
     pub window: WindowLength,
     /// How long after its end a window may still be published.
     pub retention: Duration,
-    /// Flags that all instances have to agree on, and their values.
-    pub settings: Vec<(&'static str, String)>,
+    /// What all instances have to agree on.
+    pub settings: Vec<Setting>,
+}
+
+/// A flag that all instances have to agree on.
+pub struct Setting {
+    /// Its name, without the hyphens before it.
+    pub flag: &'static str,
+    /// What it is here.
+    pub value: String,
+    /// What it is for instances that say nothing of it, because their release does not have it; none for a flag
+    /// that there always was.
+    pub unless_said: Option<&'static str>,
 }
 
 /// Coordinates all instances of a namespace.
@@ -177,8 +188,8 @@ impl RedisCoordinator {
             call.arg(others.as_deref().filter(|_| is_lost).unwrap_or(NO_REPORTS));
         }
         call.arg(LIVES.as_millis() as u64).arg(GRACE.as_millis() as u64).arg(silence.as_millis() as u64);
-        for (setting, value) in settings {
-            call.arg(*setting).arg(value);
+        for Setting { flag, value, unless_said } in settings {
+            call.arg(*flag).arg(value).arg(unless_said.unwrap_or_default());
         }
         self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
     }
@@ -200,9 +211,10 @@ impl RedisCoordinator {
             BTreeMap<String, String>,
         ) = self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
-        let disagreements = self.config.settings.iter().filter_map(|(setting, ours)| {
-            let theirs = theirs.get(*setting).filter(|theirs| *theirs != ours)?;
-            Some(self.disagreement(setting, theirs))
+        let disagreements = self.config.settings.iter().filter_map(|Setting { flag, value, unless_said }| {
+            let unless_said = unless_said.filter(|_| !theirs.is_empty());
+            let theirs = theirs.get(*flag).map(String::as_str).or(unless_said)?;
+            (theirs != value).then(|| self.disagreement(flag, theirs))
         });
         let reports = reports.values().filter_map(|report| StoredReport::read(report));
         Ok(Survey {
@@ -213,10 +225,10 @@ impl RedisCoordinator {
     }
 
     fn disagreement(&self, setting: &str, theirs: &str) -> ReportError {
-        let ours = self.config.settings.iter().find(|(name, _)| *name == setting);
+        let ours = self.config.settings.iter().find(|ours| ours.flag == setting);
         ReportError::Disagreement {
             setting: setting.to_owned(),
-            ours: ours.map(|(_, value)| value.clone()).unwrap_or_default(),
+            ours: ours.map(|ours| ours.value.clone()).unwrap_or_default(),
             theirs: theirs.to_owned(),
             namespace: self.config.keys.namespace().to_owned(),
         }

@@ -24,6 +24,9 @@ const OK: ([(HeaderName, HeaderValue); 2], &str) = ([(CONTENT_TYPE, TEXT), (CACH
 
 pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
+    if !routes.api.admits(request.headers()) {
+        return refuse(&routes, started, request).await;
+    }
     match *request.method() {
         Method::GET => {
             let result = accept_one(&routes.api, request.uri()).await;
@@ -40,16 +43,25 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     }
 }
 
+async fn refuse(routes: &Routes, started: Instant, request: Request) -> Response {
+    let refused = Err::<&str, _>(Failure::Unauthorized);
+    if request.method() != Method::POST {
+        return routes.accept.answer(started, refused);
+    }
+    bulk::refuse(request).await;
+    routes.bulk.answer(started, refused)
+}
+
 async fn accept_one(api: &Api, uri: &Uri) -> Result<(), Failure> {
     let id = parse_query(uri.query().unwrap_or_default())?;
-    count(api, api.window_now(), &[id]).await.map(|_| ())
+    count(api, api.window_now(), &[api.element(id)]).await.map(|_| ())
 }
 
 async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let mut window = api.window_now();
     let body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
-    let mut ids = body.ids();
+    let mut ids = body.ids().map(|id| api.element(id));
     loop {
         let piece: Vec<Id> = ids.by_ref().take(PIECE).collect();
         if piece.is_empty() {

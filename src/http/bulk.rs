@@ -84,10 +84,7 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
     match read {
         Ok(ids) => ids.checked().await,
         Err(failure) => {
-            // Who asked whether to send the body gets the answer instead of the body's being read.
-            if !expects_continue {
-                linger(body).await;
-            }
+            linger(body, expects_continue).await;
             Err(failure)
         }
     }
@@ -114,7 +111,17 @@ async fn collect(body: &mut Body, limit: u32) -> Result<Bytes, Failure> {
     }
 }
 
-async fn linger(body: Body) {
+/// Does with the body of a request that is refused for its head what is done with any that is refused.
+pub(super) async fn refuse(request: Request) {
+    let expects_continue = request.headers().contains_key(EXPECT);
+    linger(request.into_body(), expects_continue).await;
+}
+
+/// Who asked whether to send the body gets the answer instead of the body's being read.
+async fn linger(body: Body, expects_continue: bool) {
+    if expects_continue {
+        return;
+    }
     let (bytes, time) = LINGER;
     let mut body = Limited::new(body, bytes);
     let _ = tokio::time::timeout(time, async { while let Some(Ok(_)) = body.frame().await {} }).await;

@@ -5,6 +5,7 @@ mod bulk;
 mod error;
 mod ops;
 pub mod server;
+mod token;
 mod unique;
 
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use ::metrics::{Counter, Histogram};
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use clap::Args;
@@ -22,9 +23,12 @@ use tokio::sync::watch;
 
 pub use self::error::Failure;
 use self::error::{NO_STORE, TEXT};
+pub use self::token::{AccessArgs, ApiToken};
 use crate::args;
 use crate::coordinator::LastClosed;
 use crate::counter::{CountingArgs, UniqueCounter};
+use crate::id::Id;
+use crate::id_key::IdKey;
 use crate::metrics::Metrics;
 use crate::window::{Clock, Window};
 
@@ -54,6 +58,10 @@ pub struct HttpArgs {
     /// Where to listen.
     #[command(flatten)]
     pub addresses: ListenArgs,
+
+    /// Who may ask.
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// Connections that are served at a time; each one more is told 503 and closed
     #[arg(
@@ -104,6 +112,10 @@ pub struct Api {
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
     pub counting: CountingArgs,
+    /// What ids are hashed with before they are counted; none if they are counted as they are.
+    pub id_key: Option<IdKey>,
+    /// What requests have to bear; none if everybody may ask.
+    pub token: Option<ApiToken>,
     /// Limits of a request.
     pub limits: HttpArgs,
     /// Told about every request.
@@ -111,6 +123,16 @@ pub struct Api {
 }
 
 impl Api {
+    /// Whether a request with these headers may be answered.
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        self.token.as_ref().is_none_or(|token| token.is_borne_by(headers))
+    }
+
+    /// What is counted for an id.
+    fn element(&self, id: Id) -> Id {
+        self.id_key.as_ref().map_or(id, |key| key.apply(&id))
+    }
+
     /// The window that a request which arrives now is stamped with.
     fn window_now(&self) -> Window {
         self.counting.window.window_at(self.clock.now())

@@ -33,6 +33,7 @@ struct Current {
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
     let result = match *request.method() {
+        _ if !routes.api.admits(request.headers()) => Err(Failure::Unauthorized),
         Method::GET | Method::HEAD => read(&routes.api).await,
         _ => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
     };

@@ -10,7 +10,8 @@
 --       of (or ''), when it was last heard of before an interruption (µs; '' if there was none), the others'
 --       reports as it knows them, if they may be lost (JSON), milliseconds for which a report says that its
 --       instance lives, milliseconds after an interruption in which all have to report again, milliseconds to
---       keep config and instances without reports, then pairs of a setting and its value.
+--       keep config and instances without reports, then triples of a setting, its value, and what it is for
+--       instances of releases that do not have it ('' if all have it).
 -- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '', last
 --         published window or '', 'unsure' if others may have been there and not reported yet or '', the
 --         others' reports (JSON)},
@@ -24,8 +25,13 @@ local SETTINGS = 14
 -- Reports come every second. Whose last one is older was perhaps cut off.
 local FRESH_FOR = 2 * 1000000
 
-for i = SETTINGS, #ARGV, 2 do
+local is_known = redis.call('EXISTS', CONFIG) == 1
+for i = SETTINGS, #ARGV, 3 do
   local value = redis.call('HGET', CONFIG, ARGV[i])
+  -- Those who are there and say nothing of it are of an older release.
+  if not value and is_known and ARGV[i + 2] ~= '' then
+    value = ARGV[i + 2]
+  end
   if value and value ~= ARGV[i + 1] then
     return {'differs', ARGV[i], value}
   end
@@ -46,7 +52,6 @@ for name, report in pairs(lost_reports) do
     redis.call('HSETNX', INSTANCES, '?' .. name, report)
   end
 end
-local is_known = redis.call('EXISTS', CONFIG) == 1
 local others, others_live, any_fresh, any_stale = {}, false, false, false
 local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
@@ -66,7 +71,7 @@ for i = 1, #reports, 2 do
   end
 end
 
-for i = SETTINGS, #ARGV, 2 do
+for i = SETTINGS, #ARGV, 3 do
   -- What is left of windows of another length is nobody's.
   if ARGV[i] == 'window' and redis.call('HGET', PUBLISHED, 'window') ~= ARGV[i + 1] then
     redis.call('DEL', COUNTS, PUBLISHED)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig, Setting};
 use headcount::coordinator::{CloseError, Coordinator, Report, Standing};
 use headcount::grant::Grant;
 use headcount::lease::Lease;
@@ -37,7 +37,7 @@ impl Instance {
             process: name.to_owned(),
             window: window().length(),
             retention: Duration::from_secs(600),
-            settings: vec![("mode", "hll".to_owned())],
+            settings: vec![Setting { flag: "mode", value: "hll".to_owned(), unless_said: None }],
         };
         Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }
     }

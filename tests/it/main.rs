@@ -14,6 +14,8 @@ mod support;
 
 mod accuracy;
 mod agreement;
+mod api_tokens;
+mod attack;
 mod check;
 mod coming_back;
 mod command_line;
@@ -22,6 +24,7 @@ mod coordination;
 mod counter_contract;
 mod drain;
 mod http_table;
+mod id_keys;
 mod instances;
 mod kafka;
 mod kafka_faults;
