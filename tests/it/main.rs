@@ -39,6 +39,7 @@ mod outages;
 mod publishing;
 mod redis_writes;
 mod router_properties;
+mod secrets;
 mod sketch_properties;
 mod stream;
 mod support_works;
