@@ -29,6 +29,8 @@ use crate::redis::{Address, CannotConnect, Redis, RedisArgs};
 
 /// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
 const BYTES_AN_EXACT_ID: f64 = 54.0;
+/// The same of a keyed id, which has 19 or 20.
+const BYTES_A_KEYED_ID: f64 = 70.0;
 /// The rate that the forecast of memory is made for, in different ids a second.
 const FORECAST_RATE: f64 = 10_000.0;
 
@@ -109,7 +111,7 @@ impl Backend {
         let redis = args.redis.connect(address, metrics).await?;
         look_at_server(&redis).await;
         if counting.mode == Mode::Exact {
-            forecast_memory(counting, retention);
+            forecast_memory(counting, id_key, retention);
         }
         let keys = Keys::new(namespace);
         let process = process_name();
@@ -251,9 +253,10 @@ async fn look_at_server(redis: &Redis) {
 }
 
 /// All ids of the retention, if their windows could not be published.
-fn forecast_memory(counting: &CountingArgs, retention: Duration) {
+fn forecast_memory(counting: &CountingArgs, id_key: Option<&IdKey>, retention: Duration) {
     let seconds = (retention + counting.window.duration()).as_secs_f64();
-    let megabytes = FORECAST_RATE * seconds * BYTES_AN_EXACT_ID / 1e6;
+    let bytes = if id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };
+    let megabytes = FORECAST_RATE * seconds * bytes / 1e6;
     info!(
         "exact counting: at {FORECAST_RATE} different ids a second Redis holds up to {megabytes:.0} MB, if no \
          window can be published within --retention"
