@@ -36,7 +36,8 @@ use crate::callback::{self, CallbackArgs, Callbacks, NoClient};
 use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, HttpArgs, Phase};
+use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
+use crate::id_key::IdKey;
 use crate::log_progress::LogProgress;
 use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
@@ -110,6 +111,8 @@ impl ServeArgs {
     /// A line for the user.
     pub fn validate(self) -> Result<Config, String> {
         let retention = self.counting.retention()?;
+        let id_key = self.counting.id_key()?;
+        let token = self.http.access.token()?;
         let redis = self.backend.redis.address()?;
         let sinks = self.sinks.validate(&self.backend.redis.namespace, redis.is_some())?;
         let signing_key = self.callbacks.signing_key()?;
@@ -121,7 +124,7 @@ impl ServeArgs {
                 humantime::format_duration(shutdown_timeout),
             ));
         }
-        Ok(Config { args: self, retention, redis, sinks, signing_key })
+        Ok(Config { args: self, retention, id_key, token, redis, sinks, signing_key })
     }
 }
 
@@ -132,6 +135,10 @@ pub struct Config {
     pub args: ServeArgs,
     /// How long windows are kept.
     pub retention: Duration,
+    /// What ids are hashed with, if they are.
+    pub id_key: Option<IdKey>,
+    /// What requests have to bear, if anything.
+    pub token: Option<ApiToken>,
     /// Where Redis is, if the counter is there.
     pub redis: Option<Address>,
     /// Where counts go.
@@ -283,7 +290,10 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (stop_http, stop_admin, stop_callbacks) = (Stop::default(), Stop::default(), Stop::default());
         let backend = match &config.redis {
-            Some(address) => Backend::in_redis(&backend, address, &counting, retention, &metrics).await?,
+            Some(address) => {
+                let id_key = config.id_key.as_ref();
+                Backend::in_redis(&backend, address, &counting, id_key, retention, &metrics).await?
+            }
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
         };
         let last = LastClosed::new(Arc::clone(&metrics));
@@ -333,6 +343,8 @@ impl Service {
             last,
             phase: phase_receiver,
             counting,
+            id_key: config.id_key,
+            token: config.token,
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
         });

@@ -12,13 +12,14 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::coordinator::Coordinator;
 use crate::coordinator::alone::Alone;
 use crate::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
+use crate::coordinator::{Coordinator, ID_KEY, NO_ID_KEY};
 use crate::counter::memory::MemoryCounter;
 use crate::counter::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::grant::Grant;
+use crate::id_key::IdKey;
 use crate::lease::{Lease, LeaseArgs};
 use crate::metrics::Metrics;
 use crate::mode::Mode;
@@ -28,6 +29,8 @@ use crate::redis::{Address, CannotConnect, Redis, RedisArgs};
 
 /// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
 const BYTES_AN_EXACT_ID: f64 = 54.0;
+/// The same of a keyed id, which has 19 or 20.
+const BYTES_A_KEYED_ID: f64 = 70.0;
 /// The rate that the forecast of memory is made for, in different ids a second.
 const FORECAST_RATE: f64 = 10_000.0;
 
@@ -100,6 +103,7 @@ impl Backend {
         args: &BackendArgs,
         address: &Address,
         counting: &CountingArgs,
+        id_key: Option<&IdKey>,
         retention: Duration,
         metrics: &Metrics,
     ) -> Result<Self, CannotConnect> {
@@ -107,11 +111,11 @@ impl Backend {
         let redis = args.redis.connect(address, metrics).await?;
         look_at_server(&redis).await;
         if counting.mode == Mode::Exact {
-            forecast_memory(counting, retention);
+            forecast_memory(counting, id_key, retention);
         }
         let keys = Keys::new(namespace);
         let process = process_name();
-        let coordination = Coordination::new(args, &redis, &process, counting, retention);
+        let coordination = Coordination::new(args, &redis, &process, counting, id_key, retention);
         let (counter, counting_tasks) = RedisCounter::new(
             RedisCounterConfig {
                 mode: counting.mode,
@@ -193,6 +197,7 @@ impl Coordination {
         redis: &Redis,
         process: &str,
         counting: &CountingArgs,
+        id_key: Option<&IdKey>,
         retention: Duration,
     ) -> Self {
         let keys = Keys::new(&args.redis.namespace);
@@ -201,7 +206,7 @@ impl Coordination {
             process: process.to_owned(),
             window: counting.window,
             retention,
-            settings: settings(counting),
+            settings: settings(counting, id_key),
         };
         Self {
             coordinator: RedisCoordinator::new(config, redis),
@@ -211,11 +216,12 @@ impl Coordination {
 }
 
 /// What all instances of a namespace have to agree on.
-fn settings(counting: &CountingArgs) -> Vec<(&'static str, String)> {
+fn settings(counting: &CountingArgs, id_key: Option<&IdKey>) -> Vec<(&'static str, String)> {
     vec![
         ("mode", counting.mode.as_str().to_owned()),
         ("window", window_setting(counting.window)),
         ("shards", counting.shards.count().to_string()),
+        (ID_KEY, id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
     ]
 }
 
@@ -244,9 +250,10 @@ async fn look_at_server(redis: &Redis) {
 }
 
 /// All ids of the retention, if their windows could not be published.
-fn forecast_memory(counting: &CountingArgs, retention: Duration) {
+fn forecast_memory(counting: &CountingArgs, id_key: Option<&IdKey>, retention: Duration) {
     let seconds = (retention + counting.window.duration()).as_secs_f64();
-    let megabytes = FORECAST_RATE * seconds * BYTES_AN_EXACT_ID / 1e6;
+    let bytes = if id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };
+    let megabytes = FORECAST_RATE * seconds * bytes / 1e6;
     info!(
         "exact counting: at {FORECAST_RATE} different ids a second Redis holds up to {megabytes:.0} MB, if no \
          window can be published within --retention"

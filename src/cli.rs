@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::Runtime;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::app::{self, Config, ServeArgs};
 use crate::http::ListenArgs;
 use crate::lines::CountArgs;
 use crate::logging::LoggingArgs;
-use crate::{check, healthcheck, lines, logging, verify};
+use crate::{check, exposed, healthcheck, lines, logging, verify};
 
 const USAGE: u8 = 2;
 /// How long threads that hang in a system call are waited for at the end.
@@ -61,12 +61,19 @@ struct Serve {
 
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))?;
+        Ok((matches, cli))
+    });
+    let (matches, cli) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error),
     };
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
-        Command::Serve(args) => serve(*args),
+        Command::Serve(args) => {
+            let warning = exposed::warning(matches.subcommand_matches("serve").unwrap_or(&matches));
+            serve(*args, warning)
+        }
         Command::Check(args) => {
             look(*args, |config| Ok(async move { check::run(&config, io::stdout()).await }))
         }
@@ -124,12 +131,15 @@ where
     }
 }
 
-fn serve(args: Serve) -> ExitCode {
+fn serve(args: Serve, warning: Option<String>) -> ExitCode {
     let config = match args.serve.validate() {
         Ok(config) => config,
         Err(message) => return senseless(&message),
     };
     let (log, progress) = logging::start(&args.logging);
+    if let Some(warning) = warning {
+        warn!("{warning}");
+    }
     let result = in_runtime(async {
         let listeners = app::Listeners::bind(&config).await.map_err(|error| error.to_string())?;
         let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
@@ -198,5 +208,21 @@ impl Signals {
     async fn second(&mut self) {
         self.next().await;
         self.next().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A secret that is hidden in the help is warned about on the command line.
+    #[test]
+    fn every_secret_is_known() {
+        let command = Cli::command();
+        let secrets: Vec<_> = command.get_arguments().filter(|flag| flag.is_hide_env_values_set()).collect();
+        assert!(secrets.len() >= 4);
+        for flag in secrets {
+            assert!(exposed::knows(flag.get_id().as_str()), "{}", flag.get_id());
+        }
     }
 }

@@ -6,11 +6,11 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
+//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`unavailable`] |
+//! | 0 | [`id`], [`id_key`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`unavailable`] |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
@@ -22,11 +22,13 @@ pub mod check;
 pub mod cli;
 pub mod coordinator;
 pub mod counter;
+pub mod exposed;
 pub mod findings;
 pub mod grant;
 pub mod healthcheck;
 pub mod http;
 pub mod id;
+pub mod id_key;
 pub mod lease;
 pub mod lines;
 pub mod log_progress;

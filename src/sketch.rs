@@ -56,7 +56,7 @@
 //! # What it does not do
 //!
 //! It cannot list, remove or intersect. Its hash is public: whoever chooses the elements can make it
-//! report nearly anything.
+//! report nearly anything, unless what it is shown are keyed hashes of them ([`crate::id_key`]).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -220,6 +220,16 @@ impl Observation {
         // A one behind the highest bit ends the zeros of a hash that has no other.
         let rank = ((hash >> INDEX_BITS) | (1 << RANK_BITS)).trailing_zeros() as u8 + 1;
         Self { register: (hash % REGISTERS as u64) as u16, rank }
+    }
+
+    /// The register that it is for, from 0 to 16 383.
+    pub fn register(self) -> u16 {
+        self.register
+    }
+
+    /// How high it raises that, from 1 to 51.
+    pub fn rank(self) -> u8 {
+        self.rank
     }
 }
 

@@ -81,8 +81,9 @@ async fn look_at_others(
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let args = &config.args;
+    let id_key = config.id_key.as_ref();
     let Coordination { coordinator, lease } =
-        Coordination::new(&args.backend, redis, &process_name(), &args.counting, config.retention);
+        Coordination::new(&args.backend, redis, &process_name(), &args.counting, id_key, config.retention);
     let asked = SystemTime::now();
     let survey = match coordinator.survey().await {
         Ok(survey) => survey,

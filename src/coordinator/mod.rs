@@ -83,6 +83,11 @@ pub trait Coordinator: Send + Sync {
     fn outlives_process(&self) -> bool;
 }
 
+/// The setting that is told by its fingerprint, because it is a secret.
+pub const ID_KEY: &str = "id-key";
+/// Its value where there is none.
+pub const NO_ID_KEY: &str = "none";
+
 /// What an instance says about itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
@@ -119,7 +124,8 @@ pub enum ReportError {
     /// This instance is set up otherwise than those that share its namespace.
     #[error(
         "--{setting} is {ours} here, but {theirs} for the other instances of --namespace {namespace}: \
-         set it to {theirs}, or give this one another --namespace"
+         {}, or give this one another --namespace",
+        remedy(setting, theirs)
     )]
     Disagreement {
         /// The flag.
@@ -134,6 +140,15 @@ pub enum ReportError {
     /// Nobody could be told.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+}
+
+/// What to do with a flag that is something else for the others.
+fn remedy(setting: &str, theirs: &str) -> String {
+    match (setting, theirs) {
+        (ID_KEY, NO_ID_KEY) => "leave it out".to_owned(),
+        (ID_KEY, _) => "give it the key that has this fingerprint".to_owned(),
+        _ => format!("set it to {theirs}"),
+    }
 }
 
 /// Where a new leader goes on.

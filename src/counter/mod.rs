@@ -11,7 +11,9 @@ use clap::Args;
 use thiserror::Error;
 
 use crate::id::Id;
+use crate::id_key::IdKey;
 use crate::mode::Mode;
+use crate::secret::SecretArg;
 use crate::shard::Shards;
 use crate::unavailable::Unavailable;
 use crate::window::{Window, WindowLength};
@@ -36,6 +38,17 @@ pub struct CountingArgs {
     /// Sketches that the ids of a window are split over: the standard error is 0.81 % / √SHARDS
     #[arg(long, env = "HEADCOUNT_SHARDS", default_value = "1")]
     pub shards: Shards,
+
+    // Not a doc comment: help has no Markdown.
+    #[arg(
+        long,
+        env = "HEADCOUNT_ID_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        help = "Count a keyed hash of each id instead of the id, so that nobody can choose ids that make the \
+                count wrong: 32 hexadecimal digits, or file:PATH of a file that has them"
+    )]
+    id_key: Option<SecretArg>,
 }
 
 impl CountingArgs {
@@ -59,6 +72,18 @@ impl CountingArgs {
                 Mode::Exact => Duration::from_secs(15 * 60),
             })),
         }
+    }
+
+    /// What ids are hashed with before they are counted; none if they are counted as they are.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the key.
+    pub fn id_key(&self) -> Result<Option<IdKey>, String> {
+        const FLAG: &str = "--id-key <KEY>";
+        let Some(key) = &self.id_key else { return Ok(None) };
+        let key = IdKey::parse(&key.read(FLAG)?);
+        key.map(Some).map_err(|error| format!("invalid value for '{FLAG}': {error}"))
     }
 
     /// The standard error of the counts.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::response::Response;
 use url::form_urlencoded;
 
@@ -27,7 +27,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     let started = Instant::now();
     match *request.method() {
         Method::GET => {
-            let result = accept_one(&routes, request.uri()).await;
+            let result = accept_one(&routes, request.headers(), request.uri()).await;
             routes.accept.answer(started, result.map(|()| OK))
         }
         Method::POST => {
@@ -36,17 +36,19 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
         }
         _ => {
             let failure = Failure::MethodNotAllowed { allow: "GET, POST" };
+            let failure = routes.api.admit(request.headers()).err().unwrap_or(failure);
             routes.accept.answer(started, Err::<&str, _>(failure))
         }
     }
 }
 
-async fn accept_one(routes: &Routes, uri: &Uri) -> Result<(), Failure> {
-    let _place = routes.in_flight.enter()?;
+async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
     let api = &routes.api;
+    api.admit(headers)?;
+    let _place = routes.in_flight.enter()?;
     let window = api.window_now();
     let (id, endpoint) = parse_query(uri.query().unwrap_or_default(), api.callbacks.guard())?;
-    let window = count(api, window, &[id]).await?;
+    let window = count(api, window, &[api.element(id)]).await?;
     if let Some(endpoint) = endpoint {
         api.callbacks.submit(endpoint, window);
     }
@@ -56,12 +58,14 @@ async fn accept_one(routes: &Routes, uri: &Uri) -> Result<(), Failure> {
 async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let mut window = api.window_now();
-    if let Err(failure) = routes.in_flight.enter() {
-        return Err(bulk::refuse(request, failure).await);
+    // A place only for a moment: a body that is still to come takes none.
+    if let Err(failure) = api.admit(request.headers()).and_then(|()| routes.in_flight.enter().map(drop)) {
+        bulk::refuse(request).await;
+        return Err(failure);
     }
     let body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
     let _place = routes.in_flight.enter()?;
-    let mut ids = body.ids();
+    let mut ids = body.ids().map(|id| api.element(id));
     loop {
         let piece: Vec<Id> = ids.by_ref().take(PIECE).collect();
         if piece.is_empty() {

@@ -60,7 +60,7 @@ enum Format {
 
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
 pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Ids, Failure> {
-    let expects_continue = expects_continue(&request);
+    let expects_continue = request.headers().contains_key(EXPECT);
     let announced = request.body().size_hint();
     let begun = format(request.headers()).and_then(|format| {
         if announced.lower() > u64::from(limits.body_limit) {
@@ -84,26 +84,10 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
     match read {
         Ok(ids) => ids.checked().await,
         Err(failure) => {
-            // Who asks gets the answer instead of the body's being read.
-            if !expects_continue {
-                linger(body).await;
-            }
+            linger(body, expects_continue).await;
             Err(failure)
         }
     }
-}
-
-/// Sees to the body of a request that is refused before it is looked at, and gives back the reason.
-pub(super) async fn refuse(request: Request, failure: Failure) -> Failure {
-    if !expects_continue(&request) {
-        linger(request.into_body()).await;
-    }
-    failure
-}
-
-/// True if the client asks whether to send the body.
-fn expects_continue(request: &Request) -> bool {
-    request.headers().contains_key(EXPECT)
 }
 
 fn format(headers: &HeaderMap) -> Result<Format, Failure> {
@@ -127,7 +111,17 @@ async fn collect(body: &mut Body, limit: u32) -> Result<Bytes, Failure> {
     }
 }
 
-async fn linger(body: Body) {
+/// Does with the body of a request that is refused for its head what is done with any that is refused.
+pub(super) async fn refuse(request: Request) {
+    let expects_continue = request.headers().contains_key(EXPECT);
+    linger(request.into_body(), expects_continue).await;
+}
+
+/// Who asked whether to send the body gets the answer instead of the body's being read.
+async fn linger(body: Body, expects_continue: bool) {
+    if expects_continue {
+        return;
+    }
     let (bytes, time) = LINGER;
     let mut body = Limited::new(body, bytes);
     let _ = tokio::time::timeout(time, async { while let Some(Ok(_)) = body.frame().await {} }).await;

@@ -4,7 +4,7 @@
 //! status and a reason. The body is always `failed`: the reason is for people and for metrics. The
 //! cause of a failure of ours is logged where it is handled, and never sent.
 
-use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -17,6 +17,9 @@ const FAILURE_LINE: HeaderName = HeaderName::from_static("failure-line");
 pub(super) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Counts are never to be cached.
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// What a request without the token lacks.
+const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="headcount""#);
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub enum Failure {
     BodyTooLarge,
     /// A bulk body of another type, or compressed.
     UnsupportedMediaType,
+    /// There is a token, and the request does not bear it.
+    Unauthorized,
     /// The route does not know this method.
     MethodNotAllowed {
         /// Those it knows.
@@ -53,7 +58,7 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
@@ -62,6 +67,7 @@ impl Failure {
         Self::InvalidBody,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
+        Self::Unauthorized,
         Self::MethodNotAllowed { allow: "" },
         Self::Overloaded,
         Self::StoreUnavailable,
@@ -82,6 +88,7 @@ impl Failure {
             Self::InvalidBody => (StatusCode::BAD_REQUEST, "invalid_body"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
@@ -114,6 +121,9 @@ impl IntoResponse for Failure {
         let headers = response.headers_mut();
         if let Self::InvalidId { line: Some(line) } = self {
             headers.insert(FAILURE_LINE, line.into());
+        }
+        if self == Self::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, CHALLENGE);
         }
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));

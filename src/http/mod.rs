@@ -8,6 +8,7 @@ mod in_flight;
 mod ops;
 pub mod server;
 mod timeouts;
+mod token;
 mod unique;
 
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use ::metrics::{Counter, Histogram};
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use clap::Args;
@@ -26,10 +27,13 @@ use tokio::sync::watch;
 pub use self::error::Failure;
 use self::error::{NO_STORE, TEXT};
 use self::in_flight::InFlight;
+pub use self::token::{AccessArgs, ApiToken};
 use crate::args;
 use crate::callback::Callbacks;
 use crate::coordinator::LastClosed;
 use crate::counter::{CountingArgs, UniqueCounter};
+use crate::id::Id;
+use crate::id_key::IdKey;
 use crate::metrics::Metrics;
 use crate::window::{Clock, Window};
 
@@ -59,6 +63,10 @@ pub struct HttpArgs {
     /// Where to listen.
     #[command(flatten)]
     pub addresses: ListenArgs,
+
+    /// Who may ask.
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// Connections that are served at a time; each one more is told 503 and closed
     #[arg(
@@ -140,6 +148,10 @@ pub struct Api {
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
     pub counting: CountingArgs,
+    /// What ids are hashed with before they are counted; none if they are counted as they are.
+    pub id_key: Option<IdKey>,
+    /// What requests have to bear; none if everybody may ask.
+    pub token: Option<ApiToken>,
     /// Limits of a request.
     pub limits: HttpArgs,
     /// Told about every request.
@@ -147,6 +159,23 @@ pub struct Api {
 }
 
 impl Api {
+    /// Lets in whoever has the token.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Unauthorized`] for the others.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        match &self.token {
+            Some(token) if !token.is_borne_by(headers) => Err(Failure::Unauthorized),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is counted for an id.
+    fn element(&self, id: Id) -> Id {
+        self.id_key.as_ref().map_or(id, |key| key.apply(&id))
+    }
+
     /// The window that a request which arrives now is stamped with.
     fn window_now(&self) -> Window {
         self.counting.window.window_at(self.clock.now())

@@ -26,9 +26,10 @@ struct Unique {
 
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
-    let result = match *request.method() {
-        Method::GET | Method::HEAD => read(&routes).await,
-        _ => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
+    let result = match (routes.api.admit(request.headers()), request.method()) {
+        (Err(failure), _) => Err(failure),
+        (Ok(()), &Method::GET | &Method::HEAD) => read(&routes).await,
+        (Ok(()), _) => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
     };
     routes.unique.answer(started, result)
 }

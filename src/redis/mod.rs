@@ -126,6 +126,11 @@ impl Address {
         Ok(Self(info.set_tcp_settings(tcp)))
     }
 
+    /// Whether a password is in it.
+    pub fn has_password(&self) -> bool {
+        self.0.redis_settings().password().is_some()
+    }
+
     /// The user that Redis knows us as.
     pub fn user(&self) -> &str {
         self.0.redis_settings().username().unwrap_or("default")
@@ -366,11 +371,27 @@ impl Shared {
                 Ok((link.connection.insert(connection).clone(), link.number))
             }
             Err(error) => {
-                let error = unavailable(&error);
+                let error = self.cannot_connect(&error);
                 link.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
         }
+    }
+
+    /// Without the password: a server that does not know the command that has it repeats what the command was
+    /// given, or as much of that as fits.
+    fn cannot_connect(&self, error: &RedisError) -> Unavailable {
+        let password = self.client.get_connection_info().redis_settings().password();
+        let repeats = |password| {
+            error.detail().is_some_and(|said| said.contains(password) || said.contains("args beginning with"))
+        };
+        if password.is_some_and(repeats) {
+            let category = error.category();
+            return Unavailable::because(format_args!(
+                "Redis: {category}, in words that may have the password in them"
+            ));
+        }
+        unavailable(error)
     }
 
     /// Asks which run of a server this is. One that does not say is another one at every reconnection.

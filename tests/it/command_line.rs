@@ -33,6 +33,9 @@ fn wrong_values_name_the_flag_the_value_and_what_would_do() {
         (&["--retention", "1year"], &["--retention", "'1year'", "31days"]),
         (&["--shards", "0"], &["--shards", "'0'", "1 to 1024"]),
         (&["--shards", "many"], &["--shards", "'many'", "1 to 1024"]),
+        (&["--id-key", "beef"], &["--id-key", "32 hexadecimal digits", "openssl rand -hex 16"]),
+        (&["--id-key", "file:/nowhere"], &["--id-key", "'/nowhere'"]),
+        (&["--api-token", "short"], &["--api-token", "16 to 512"]),
         (&["--listen", "8080"], &["--listen", "'8080'", "such as 0.0.0.0:8080"]),
         (&["--listen", "localhost"], &["--listen", "'localhost'", "an IP address and a port"]),
         (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'", "an IP address and a port"]),
@@ -106,6 +109,8 @@ fn every_flag_has_an_environment_variable() {
         // The value of a secret is not shown.
         let (mark, wrong) = match flag {
             "redis-url" => ("]", "expected redis://"),
+            "id-key" => ("]", "32 hexadecimal digits"),
+            "api-token" => ("]", "16 to 512"),
             "kafka-option" => ("]", "--kafka-brokers"),
             "redis-stream" => ("=", "--redis-url"),
             "callback-secret" => ("]", "whsec_ and 24 to 64 bytes"),

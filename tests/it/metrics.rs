@@ -8,7 +8,7 @@ use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
 
-const REASONS: [&str; 10] = [
+const REASONS: [&str; 11] = [
     "missing_id",
     "invalid_id",
     "repeated_id",
@@ -16,6 +16,7 @@ const REASONS: [&str; 10] = [
     "invalid_body",
     "body_too_large",
     "unsupported_media_type",
+    "unauthorized",
     "method_not_allowed",
     "overloaded",
     "store_unavailable",

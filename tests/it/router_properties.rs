@@ -53,6 +53,8 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
         last: LastClosed::new(Arc::clone(&metrics)),
         phase: watch::channel(Phase::Starting).1,
         counting,
+        id_key: None,
+        token: None,
         limits,
         metrics: Arc::clone(&metrics),
     });
@@ -239,6 +241,7 @@ fn every_failure_is_listed_once() {
             | Failure::InvalidBody
             | Failure::BodyTooLarge
             | Failure::UnsupportedMediaType
+            | Failure::Unauthorized
             | Failure::MethodNotAllowed { .. }
             | Failure::Overloaded
             | Failure::StoreUnavailable => {}

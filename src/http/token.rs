@@ -1,0 +1,134 @@
+//! Who may use the API: those with the token, if there is one.
+
+use std::fmt;
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use clap::Args;
+use subtle::ConstantTimeEq;
+
+use crate::secret::SecretArg;
+
+/// In bytes. Shorter ones can be guessed.
+const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;
+
+/// Who may use the API.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct AccessArgs {
+    // Not a doc comment: help has no Markdown, and <TOKEN> is no tag there.
+    #[arg(
+        long,
+        env = "HEADCOUNT_API_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help = "Take only requests with the header 'authorization: Bearer <TOKEN>': 16 to 512 visible ASCII \
+                characters without spaces, or file:PATH of a file that has it. /livez, /readyz and /metrics \
+                stay open"
+    )]
+    api_token: Option<SecretArg>,
+}
+
+impl AccessArgs {
+    /// None if everybody may.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the token.
+    pub fn token(&self) -> Result<Option<ApiToken>, String> {
+        let Some(token) = &self.api_token else { return Ok(None) };
+        let token = token.read("--api-token <TOKEN>")?;
+        if LENGTHS.contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(Some(ApiToken(token.into())));
+        }
+        let (shortest, longest) = LENGTHS.into_inner();
+        Err(format!(
+            "invalid value for '--api-token <TOKEN>': expected {shortest} to {longest} visible ASCII characters \
+             without spaces, such as `openssl rand -hex 32` prints"
+        ))
+    }
+}
+
+/// What requests have to bear. It is never shown.
+#[derive(Clone)]
+pub struct ApiToken(Box<str>);
+
+impl ApiToken {
+    /// Whether a request with these headers bears it: once, and nothing else.
+    ///
+    /// How long that takes says nothing of the token but its length.
+    pub(super) fn is_borne_by(&self, headers: &HeaderMap) -> bool {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return false };
+        let value = value.as_bytes();
+        let Some(space) = value.iter().position(|byte| *byte == b' ') else { return false };
+        let (scheme, token) = value.split_at(space);
+        scheme.eq_ignore_ascii_case(b"bearer") && token.trim_ascii_start().ct_eq(self.0.as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn admits(values: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+        }
+        ApiToken("0123456789abcdef".into()).is_borne_by(&headers)
+    }
+
+    #[test]
+    fn only_the_token() {
+        for value in ["Bearer 0123456789abcdef", "bearer 0123456789abcdef", "BEARER  0123456789abcdef"] {
+            assert!(admits(&[value]), "{value}");
+        }
+        for value in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "0123456789abcdef",
+            "Bearer0123456789abcdef",
+            "Basic 0123456789abcdef",
+            "Bearer 0123456789abcde",
+            "Bearer 0123456789abcdef0",
+            "Bearer 0123456789ABCDEF",
+            "Bearer 0123456789abcdef, Bearer 0123456789abcdef",
+            "Bearer 0123456789abcdef x",
+            " Bearer 0123456789abcdef",
+        ] {
+            assert!(!admits(&[value]), "{value:?}");
+        }
+        assert!(!admits(&[]));
+        assert!(!admits(&["Bearer 0123456789abcdef", "Bearer 0123456789abcdef"]), "one is enough");
+    }
+
+    #[test]
+    fn what_can_be_a_token() {
+        let token = |text: &str| AccessArgs { api_token: Some(text.parse().unwrap()) }.token();
+        for good in ["0123456789abcdef", "~!@#$%^&*()_+-={}", &"x".repeat(512), " 0123456789abcdef\n"] {
+            assert!(token(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "0123456789abcde",
+            "0123456789 abcdef",
+            "0123456789\u{e9}bcdef",
+            &"x".repeat(513),
+            "0123456789abcd\u{7f}f",
+        ] {
+            let error = token(bad).unwrap_err();
+            assert!(error.contains("--api-token") && (bad.is_empty() || !error.contains(bad)), "{error}");
+        }
+        assert!(AccessArgs { api_token: None }.token().unwrap().is_none());
+    }
+}
