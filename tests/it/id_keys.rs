@@ -5,7 +5,6 @@ use std::process::Command;
 
 use headcount::id::Id;
 use headcount::id_key::IdKey;
-use headcount::redis::keys::Keys;
 use headcount::sketch::Sketch;
 
 use crate::support::http::Connection;
