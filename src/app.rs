@@ -32,7 +32,7 @@ use tracing::{info, warn};
 use crate::args;
 use crate::backend::{Backend, BackendArgs, BackendEnded};
 use crate::callback::signature::SigningKey;
-use crate::callback::{self, CallbackArgs, Callbacks, NoClient};
+use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
 use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
@@ -326,14 +326,14 @@ impl Service {
         };
         set_info(&metrics, backend.name, &counting);
         raise_descriptor_limit(&limits, &callbacks);
-        let (callbacks, callback_tasks) = Callbacks::new(
-            &callbacks,
-            config.signing_key,
-            listeners.addresses()?,
-            Arc::clone(&backend.counter),
-            Arc::clone(&clock),
-            &metrics,
-        )?;
+        let surroundings = Surroundings {
+            signing_key: config.signing_key,
+            own: listeners.addresses()?,
+            counter: Arc::clone(&backend.counter),
+            last: last.clone(),
+            clock: Arc::clone(&clock),
+        };
+        let (callbacks, callback_tasks) = Callbacks::new(&callbacks, surroundings, &metrics)?;
         log_start(backend.name, &counting, &listeners)?;
 
         let routers = http::routers(Api {

@@ -18,8 +18,8 @@ use tracing::{info, warn};
 
 use super::guard::{Endpoint, Forbidden, Guard, Resolver};
 use super::hosts::{KEPT_A_HOST, KEPT_FOR};
+use super::outcome::{Outcome, Outcomes};
 use super::signature::SigningKey;
-use super::{Outcome, Outcomes};
 use crate::window::Clock;
 
 /// How long a connection may take: DNS, TCP and TLS.

@@ -98,6 +98,28 @@ async fn the_count_so_far_is_posted() {
     }
 }
 
+/// A window may be closed, and forgotten, in the moment between a request and its callback.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_moment_of_a_window_has_its_number_too() {
+    for (counter, args, _redis) in counters() {
+        let target_of = Receiver::start(Answering::Status(200)).await;
+        let more = ["--window", "1s", "--callback-host-rate", "5000"];
+        let args: Vec<_> = args.into_iter().filter(|arg| arg != "--window" && arg != "24h").collect();
+        let server = start(&args, &more).await;
+        let mut connection = Connection::open(server.address).await.unwrap();
+        let mut sent = 0;
+        while server.closed().len() < 5 {
+            for id in 0..20 {
+                assert_eq!(connection.get(&target(id, &target_of)).await.unwrap().body, "ok");
+                sent += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let posts = target_of.wait_received(sent).await;
+        assert!(posts.iter().all(|post| (1..=20).contains(&post.count())), "{counter}: {posts:?}");
+    }
+}
+
 /// How often Redis was asked to count.
 fn counts(redis: &Redis) -> u64 {
     let stats: String =

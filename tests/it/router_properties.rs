@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
-use headcount::callback::{CallbackArgs, Callbacks};
+use headcount::callback::{CallbackArgs, Callbacks, Surroundings};
 use headcount::coordinator::LastClosed;
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{CountingArgs, UniqueCounter};
@@ -43,14 +43,20 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
     let metrics = Arc::new(Metrics::new());
     // Nothing is sent: the tasks do not run.
-    let (callbacks, _) =
-        Callbacks::new(&callbacks, None, Vec::new(), counter.clone(), Arc::new(clock.clone()), &metrics)
-            .expect("a client");
+    let last = LastClosed::new(Arc::clone(&metrics));
+    let surroundings = Surroundings {
+        signing_key: None,
+        own: Vec::new(),
+        counter: counter.clone(),
+        last: last.clone(),
+        clock: Arc::new(clock.clone()),
+    };
+    let (callbacks, _) = Callbacks::new(&callbacks, surroundings, &metrics).expect("a client");
     let routers = routers(Api {
         counter: counter.clone(),
         callbacks,
         clock: Arc::new(clock.clone()),
-        last: LastClosed::new(Arc::clone(&metrics)),
+        last,
         phase: watch::channel(Phase::Starting).1,
         counting,
         id_key: None,
