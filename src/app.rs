@@ -15,8 +15,6 @@
 
 use std::future::Future;
 use std::io;
-use std::iter;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +34,9 @@ use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
 use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
+use crate::http::{self, Api, ApiToken, HttpArgs, ListenArgs, Phase};
 use crate::id_key::IdKey;
+use crate::listeners::Listeners;
 use crate::log_progress::LogProgress;
 use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
@@ -148,6 +147,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where to listen.
+    pub fn listen(&self) -> &ListenArgs {
+        &self.args.http.addresses
+    }
+
     /// What sinks are told about the counts.
     pub fn origin(&self, instance: String) -> Origin {
         let counting = &self.args.counting;
@@ -159,46 +163,6 @@ impl Config {
             window: counting.window,
         }
     }
-}
-
-/// Bound sockets.
-pub struct Listeners {
-    public: TcpListener,
-    admin: Option<TcpListener>,
-}
-
-/// An address cannot be listened on.
-#[derive(Debug, Error)]
-#[error("cannot listen on {address}, choose another address with {flag}: {cause}")]
-pub struct CannotListen {
-    address: SocketAddr,
-    flag: &'static str,
-    cause: io::Error,
-}
-
-impl Listeners {
-    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        iter::once(&self.public).chain(&self.admin).map(TcpListener::local_addr).collect()
-    }
-
-    /// Binds what the arguments ask for; port 0 is a free one.
-    ///
-    /// # Errors
-    ///
-    /// [`CannotListen`] when an address is taken or is not this machine's.
-    pub async fn bind(config: &Config) -> Result<Self, CannotListen> {
-        let addresses = &config.args.http.addresses;
-        let public = bind(addresses.listen, "--listen").await?;
-        let admin = match addresses.admin_listen {
-            Some(address) => Some(bind(address, "--admin-listen").await?),
-            None => None,
-        };
-        Ok(Self { public, admin })
-    }
-}
-
-async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, CannotListen> {
-    TcpListener::bind(address).await.map_err(|cause| CannotListen { address, flag, cause })
 }
 
 /// Why a service ended that nobody stopped, or could not start.

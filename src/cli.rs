@@ -16,6 +16,7 @@ use tracing::{error, warn};
 use crate::app::{self, Config, ServeArgs};
 use crate::http::ListenArgs;
 use crate::lines::CountArgs;
+use crate::listeners::Listeners;
 use crate::logging::LoggingArgs;
 use crate::{check, exposed, healthcheck, lines, logging, verify};
 
@@ -141,7 +142,7 @@ fn serve(args: Serve, warning: Option<String>) -> ExitCode {
         warn!("{warning}");
     }
     let result = in_runtime(async {
-        let listeners = app::Listeners::bind(&config).await.map_err(|error| error.to_string())?;
+        let listeners = Listeners::bind(config.listen()).await.map_err(|error| error.to_string())?;
         let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let mut again = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
         tokio::select! {

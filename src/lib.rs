@@ -6,7 +6,7 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
+//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
@@ -31,6 +31,7 @@ pub mod id;
 pub mod id_key;
 pub mod lease;
 pub mod lines;
+pub mod listeners;
 pub mod log_progress;
 pub mod logging;
 pub mod metrics;
