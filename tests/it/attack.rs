@@ -3,8 +3,9 @@
 use std::sync::OnceLock;
 
 use headcount::id::Id;
-use headcount::sketch::{Observation, Sketch};
+use headcount::sketch::Observation;
 
+use crate::support::fleet::sketch_of;
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -71,11 +72,7 @@ async fn reported(args: &[&str]) -> u64 {
 fn crafted_ids_fool_every_hyperloglog_of_redis() {
     let Crafted { ids, hashes } = crafted();
     assert!(ids.len() <= 20_000);
-    let sketch = Sketch::new();
-    for id in ids {
-        sketch.add(Id::from(*id).as_bytes());
-    }
-    let ours = sketch.estimate();
+    let ours = sketch_of(ids).estimate();
 
     let server = Redis::start();
     let mut redis = server.connect();

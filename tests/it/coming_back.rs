@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use headcount::sketch::Sketch;
-
 use crate::support::fleet::{
-    Fleet, assert_complete, assert_no_gap, assert_same_bytes, next_window, seconds, sketch_in,
+    Fleet, assert_complete, assert_no_gap, assert_same_bytes, next_window, seconds, sketch_in, sketch_of,
 };
 use crate::support::http::Connection;
 use crate::support::load::paced_burst;
@@ -33,20 +31,16 @@ async fn send_in(windows: u64, fleet: &Fleet, first: u64) -> Truth {
     truth
 }
 
-fn estimate(ids: &[u64]) -> u64 {
-    let sketch = Sketch::new();
-    for id in ids {
-        sketch.add(id.to_string().as_bytes());
-    }
-    sketch.estimate()
-}
-
 fn assert_right(published: &BTreeMap<u64, Vec<(usize, Closed)>>, truth: &Truth) {
     assert_no_gap(published);
     assert_complete(published);
     for (start, sent) in truth {
         let (_, closed) = &published[start][0];
-        assert_eq!((closed.unique, closed.accepted), (estimate(sent), sent.len() as u64), "{start}");
+        assert_eq!(
+            (closed.unique, closed.accepted),
+            (sketch_of(sent).estimate(), sent.len() as u64),
+            "{start}"
+        );
     }
 }
 
@@ -157,7 +151,7 @@ async fn a_second_loss_before_anything_is_closed() {
     let published = hll.wait_published(last).await;
     assert_right(&published, &truth);
     for (start, sent) in &truth {
-        assert_same_bytes(&sketch_in(&redis, "again", *start), sent.iter().copied());
+        assert_same_bytes(&sketch_in(&redis, "again", *start), sent);
     }
     let published = exact.wait_published(last).await;
     assert_no_gap(&published);

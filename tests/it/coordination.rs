@@ -28,6 +28,17 @@ struct Instance {
     coordinator: RedisCoordinator,
 }
 
+/// Of one that was always there, and has `window` open.
+fn report_of(window: Window) -> Report {
+    Report {
+        watermark: window,
+        newest: window,
+        since: SystemTime::UNIX_EPOCH,
+        interrupted: false,
+        kept_ids: 0,
+    }
+}
+
 impl Instance {
     fn new(name: &'static str, server: &RedisServer) -> Self {
         let address = Address::parse(&server.url()).unwrap();
@@ -43,13 +54,7 @@ impl Instance {
     }
 
     async fn has_sealed(&self, window: Window) {
-        let report = Report {
-            watermark: window.next(),
-            newest: window.next(),
-            since: SystemTime::UNIX_EPOCH,
-            interrupted: false,
-            kept_ids: 0,
-        };
+        let report = report_of(window.next());
         assert!(!self.coordinator.report(&report).await.unwrap().lost);
     }
 
@@ -139,13 +144,7 @@ async fn an_old_token_stores_nothing() {
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     assert_eq!(new.close(&third, window.next(), 9, &all).await, Err(CloseError::Fenced));
     assert!(new.lead_and_die().await.token() > third.token());
-    let report = Report {
-        watermark: window,
-        newest: window,
-        since: SystemTime::UNIX_EPOCH,
-        interrupted: false,
-        kept_ids: 0,
-    };
+    let report = report_of(window);
     assert!(new.coordinator.report(&report).await.unwrap().lost);
     let late = Instance::new("late", &server);
     assert_eq!(late.coordinator.report(&report).await.unwrap().published, None);
@@ -183,13 +182,7 @@ async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
     );
     assert_eq!(leader.close(&grant, window, 3, &open).await, Ok(3), "by force");
     // And is told, so that it adds no more.
-    let report = Report {
-        watermark: window,
-        newest: window,
-        since: SystemTime::UNIX_EPOCH,
-        interrupted: false,
-        kept_ids: 0,
-    };
+    let report = report_of(window);
     assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
 }
 

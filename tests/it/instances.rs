@@ -3,11 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
-use headcount::sketch::Sketch;
-
 use crate::support::fleet::{
     Fleet, WINDOW, assert_complete, assert_no_gap, assert_once_each, assert_same_bytes, next_window, seconds,
-    sketch_in,
+    sketch_in, sketch_of,
 };
 use crate::support::load::{Load, burst};
 use crate::support::nginx::Nginx;
@@ -60,12 +58,8 @@ async fn three_behind_nginx_publish_one_right_number_a_window() {
 
     let published = published_once(&hll, &truth_hll).await;
     for (start, sent) in &truth_hll {
-        assert_same_bytes(&sketch_in(&redis, "hll", *start), sent.iter().copied());
-        let sketch = Sketch::new();
-        for id in sent {
-            sketch.add(id.to_string().as_bytes());
-        }
-        assert_eq!(published[start].unique, sketch.estimate(), "{start}");
+        assert_same_bytes(&sketch_in(&redis, "hll", *start), sent);
+        assert_eq!(published[start].unique, sketch_of(sent).estimate(), "{start}");
         assert_eq!(published[start].accepted, sent.len() as u64, "{start}");
     }
     let published = published_once(&exact, &truth_exact).await;
@@ -233,12 +227,8 @@ async fn a_redis_that_comes_back_with_less_is_given_it_again() {
     let published = fleet.wait_published(start + 4).await;
     assert_no_gap(&published);
     let all: BTreeSet<_> = before.sent.iter().chain(&after.sent).copied().collect();
-    assert_same_bytes(&sketch_in(&redis, "snapshot", start), all.iter().copied());
-    let sketch = Sketch::new();
-    for id in &all {
-        sketch.add(id.to_string().as_bytes());
-    }
-    assert_eq!(published[&start][0].1.unique, sketch.estimate());
+    assert_same_bytes(&sketch_in(&redis, "snapshot", start), &all);
+    assert_eq!(published[&start][0].1.unique, sketch_of(&all).estimate());
 }
 
 /// The only instance is killed near the end of a window, and its successor comes early in the next: nobody was

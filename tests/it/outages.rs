@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
-use headcount::sketch::Sketch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::fleet::{
-    Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_bytes, next_window, sketch_in,
+    Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_bytes, next_window, sketch_in, sketch_of,
 };
 use crate::support::load::paced_burst;
 use crate::support::outage::{Outage, Site};
@@ -89,12 +88,8 @@ async fn assert_all_published(fleet: &Fleet, truth: &Truth) -> BTreeMap<u64, (u6
 async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth: &Truth) {
     let published = assert_all_published(fleet, truth).await;
     for (start, sent) in truth {
-        assert_same_bytes(&sketch_in(&site.redis, namespace, *start), sent.iter().copied());
-        let sketch = Sketch::new();
-        for id in sent {
-            sketch.add(id.to_string().as_bytes());
-        }
-        assert_eq!(published[start], (sketch.estimate(), sent.len() as u64), "{start}");
+        assert_same_bytes(&sketch_in(&site.redis, namespace, *start), sent);
+        assert_eq!(published[start], (sketch_of(sent).estimate(), sent.len() as u64), "{start}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Several instances that count together, and what they published between them.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -148,11 +149,16 @@ pub fn sketch_in(redis: &Redis, namespace: &str, start: u64) -> Vec<u8> {
     ::redis::cmd("GET").arg(key).query(&mut redis.connect()).expect("an answer")
 }
 
-/// That Redis's string is, but for the cached cardinality, the one of a sketch of these ids.
-pub fn assert_same_bytes(in_redis: &[u8], ids: impl IntoIterator<Item = u64>) {
+/// The sketch of these ids.
+pub fn sketch_of(ids: impl IntoIterator<Item = impl Borrow<u64>>) -> Sketch {
     let sketch = Sketch::new();
     for id in ids {
-        sketch.add(id.to_string().as_bytes());
+        sketch.add(id.borrow().to_string().as_bytes());
     }
-    assert!(in_redis[16..] == sketch.to_bytes()[16..], "other registers than those of the ids");
+    sketch
+}
+
+/// That Redis's string is, but for the cached cardinality, the one of a sketch of these ids.
+pub fn assert_same_bytes(in_redis: &[u8], ids: impl IntoIterator<Item = impl Borrow<u64>>) {
+    assert!(in_redis[16..] == sketch_of(ids).to_bytes()[16..], "other registers than those of the ids");
 }
