@@ -34,7 +34,7 @@ use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
 use crate::coordinator::{LastClosed, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, ApiToken, HttpArgs, ListenArgs, Phase};
+use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
 use crate::id_key::IdKey;
 use crate::listeners::Listeners;
 use crate::log_progress::LogProgress;
@@ -147,9 +147,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where to listen.
-    pub fn listen(&self) -> &ListenArgs {
-        &self.args.http.addresses
+    /// Where to listen, and the limits there.
+    pub fn http(&self) -> &HttpArgs {
+        &self.args.http
     }
 
     /// What sinks are told about the counts.

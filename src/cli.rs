@@ -142,7 +142,7 @@ fn serve(args: Serve, warning: Option<String>) -> ExitCode {
         warn!("{warning}");
     }
     let result = in_runtime(async {
-        let listeners = Listeners::bind(config.listen()).await.map_err(|error| error.to_string())?;
+        let listeners = Listeners::bind(config.http()).map_err(|error| error.to_string())?;
         let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
         let mut again = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
         tokio::select! {

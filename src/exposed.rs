@@ -62,7 +62,9 @@ fn has_password(url: &str) -> bool {
 fn is_secret_option(option: &str) -> bool {
     let Some((key, value)) = option.split_once('=') else { return false };
     let key = key.to_ascii_lowercase();
-    let is_secret = ["password", "secret", "key.pem"].iter().any(|word| key.contains(word));
+    let is_secret = ["password", "passphrase", "secret", "key.pem", "oauthbearer.config"]
+        .iter()
+        .any(|word| key.contains(word));
     is_secret && is_literal(value.trim_start())
 }
 
@@ -83,9 +85,13 @@ mod tests {
 
     #[test]
     fn an_option_is_a_secret_if_it_says_so() {
-        for option in
-            ["sasl.password=p", "ssl.key.password= p", "sasl.oauthbearer.client.secret=p", "ssl.key.pem=p"]
-        {
+        for option in [
+            "sasl.password=p",
+            "ssl.key.password= p",
+            "sasl.oauthbearer.client.secret=p",
+            "ssl.key.pem=p",
+            "sasl.oauthbearer.config=p",
+        ] {
             assert!(is_secret_option(option), "{option}");
         }
         for option in

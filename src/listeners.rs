@@ -3,11 +3,18 @@
 use std::io;
 use std::iter;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
-use crate::http::ListenArgs;
+use crate::http::{HttpArgs, ListenArgs};
+
+/// What the kernel keeps for a client that does not read, in bytes (Linux takes twice that). Left alone it would
+/// grow to megabytes a connection, for answers that are all smaller than this.
+const SEND_BUFFER: u32 = 64 * 1024;
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 1024;
 
 /// Bound sockets.
 pub struct Listeners {
@@ -32,13 +39,13 @@ impl Listeners {
     /// # Errors
     ///
     /// [`CannotListen`] when an address is taken or is not this machine's.
-    pub async fn bind(addresses: &ListenArgs) -> Result<Self, CannotListen> {
-        let public = bind(addresses.listen, "--listen").await?;
-        let admin = match addresses.admin_listen {
-            Some(address) => Some(bind(address, "--admin-listen").await?),
-            None => None,
+    pub fn bind(args: &HttpArgs) -> Result<Self, CannotListen> {
+        let bind = |address, flag| {
+            bind(address, args.write_timeout).map_err(|cause| CannotListen { address, flag, cause })
         };
-        Ok(Self { public, admin })
+        let ListenArgs { listen, admin_listen } = args.addresses;
+        let admin = admin_listen.map(|address| bind(address, "--admin-listen")).transpose();
+        Ok(Self { public: bind(listen, "--listen")?, admin: admin? })
     }
 
     /// Where they are bound.
@@ -51,6 +58,20 @@ impl Listeners {
     }
 }
 
-async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, CannotListen> {
-    TcpListener::bind(address).await.map_err(|cause| CannotListen { address, flag, cause })
+/// Connections have the options of their listener.
+fn bind(address: SocketAddr, write_timeout: Duration) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As the standard library does: so that a service that is started again need not wait.
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    // What the kernel holds of a connection that is closed has an end too.
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(write_timeout))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = write_timeout;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

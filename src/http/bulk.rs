@@ -1,7 +1,8 @@
 //! The body of a bulk request: ids, one a line or in a JSON array.
 //!
 //! A body is walked twice: once to see that every id in it is one, so that a bad id refuses all, and
-//! once to add them. So no list of ids is ever made, and a request takes the memory of its body alone.
+//! once to add them. So no list of ids is ever made, and a request takes the memory of its body alone (twice that
+//! while the body comes in).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -61,23 +62,17 @@ enum Format {
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
 pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Ids, Failure> {
     let expects_continue = request.headers().contains_key(EXPECT);
-    let announced = request.body().size_hint();
+    let announced = request.body().size_hint().lower();
     let begun = format(request.headers()).and_then(|format| {
-        if announced.lower() > u64::from(limits.body_limit) {
-            return Err(Failure::BodyTooLarge);
-        }
-        // A body that does not say how long it is may be as long as is allowed.
-        let bytes =
-            announced.exact().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(limits.body_limit);
-        Ok((format, budget.take(bytes)?))
+        if announced > u64::from(limits.body_limit) { Err(Failure::BodyTooLarge) } else { Ok(format) }
     });
     let mut body = request.into_body();
     let read = match begun {
-        Ok((format, budget)) => {
-            tokio::time::timeout(limits.body_read_timeout, collect(&mut body, limits.body_limit))
+        Ok(format) => {
+            tokio::time::timeout(limits.body_read_timeout, collect(&mut body, limits.body_limit, budget))
                 .await
                 .unwrap_or(Err(Failure::InvalidBody))
-                .map(|body| Ids { format, body, _budget: budget })
+                .map(|(body, budget)| Ids { format, body, _budget: budget })
         }
         Err(failure) => Err(failure),
     };
@@ -103,12 +98,23 @@ fn format(headers: &HeaderMap) -> Result<Format, Failure> {
     }
 }
 
-async fn collect(body: &mut Body, limit: u32) -> Result<Bytes, Failure> {
-    match Limited::new(body, limit as usize).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Failure::BodyTooLarge),
-        Err(_) => Err(Failure::InvalidBody),
+/// Reads the body, and takes of the budget as it comes: who sends nothing holds nothing.
+async fn collect(
+    body: &mut Body,
+    limit: u32,
+    budget: &Budget,
+) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
+    let (mut read, mut held) = (Vec::new(), budget.take(0)?);
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame.map_err(|_| Failure::InvalidBody)?.into_data() else { continue };
+        if read.len() + piece.len() > limit as usize {
+            return Err(Failure::BodyTooLarge);
+        }
+        held.merge(budget.take(piece.len() as u32)?);
+        // Copied: a piece of one byte would keep the whole buffer that it was read into.
+        read.extend_from_slice(&piece);
     }
+    Ok((read.into(), held))
 }
 
 /// Does with the body of a request that is refused for its head what is done with any that is refused.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::metrics::Counter;
+use ::metrics::{Counter, Gauge};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -34,7 +34,7 @@ const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// The longest head of a request, in bytes, which is also what a connection reads at a time. Heads that do
 /// not end can take this times the connections, so it is a small part of what hyper would take.
 const LONGEST_HEAD: usize = 32 * 1024;
-/// Connections beyond a cap that are told so at a time; those beyond these are just closed.
+/// Connections beyond each cap that are told so at a time; those beyond these are just closed.
 const REFUSALS: usize = 64;
 /// How long a connection beyond a cap may take to hear that.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,6 +67,7 @@ pub async fn serve(
         stop,
         connections: TaskTracker::new(),
         refusals: Arc::new(Semaphore::new(REFUSALS)),
+        address_refusals: Arc::new(Semaphore::new(REFUSALS)),
     };
     let room = Arc::new(Semaphore::new(limits.max_connections as usize));
     let addresses = Addresses::new(limits.max_connections_per_address);
@@ -89,9 +90,10 @@ pub async fn serve(
         };
         failing = false;
         let permit = Arc::clone(&room).try_acquire_owned().ok();
-        match permit.zip(addresses.place_for(peer.ip())) {
-            Some(admission) => server.spawn_connection(stream, admission),
-            None => server.spawn_refusal(stream),
+        match (permit, addresses.place_for(peer.ip())) {
+            (Some(permit), Some(place)) => server.spawn_connection(stream, server.admit(permit, place)),
+            (None, Some(_)) => server.spawn_refusal(stream, &server.refusals),
+            (_, None) => server.spawn_refusal(stream, &server.address_refusals),
         }
     }
     // Closed before the wait: who knocks now is refused by the kernel and goes elsewhere.
@@ -103,12 +105,26 @@ pub async fn serve(
 fn http(limits: &HttpArgs) -> http1::Builder {
     let mut http = http1::Builder::new();
     // Time-outs are up to the watch.
-    http.header_read_timeout(None).max_buf_size(LONGEST_HEAD).keep_alive(limits.keep_alive);
+    http.header_read_timeout(None)
+        .max_buf_size(LONGEST_HEAD)
+        .keep_alive(limits.keep_alive)
+        // Who sends no more may still be waiting for answers; if not, the watch ends it.
+        .half_close(true);
     http
 }
 
-/// What a connection has of the caps, and gives back at its end.
-type Admission = (OwnedSemaphorePermit, Place);
+/// What a connection has of the caps, and gives back at its end, whichever that is.
+struct Admission {
+    _permit: OwnedSemaphorePermit,
+    _place: Place,
+    gauge: Gauge,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.gauge.decrement(1.0);
+    }
+}
 
 struct Server {
     router: Router,
@@ -121,9 +137,17 @@ struct Server {
     stop: Stop,
     connections: TaskTracker,
     refusals: Arc<Semaphore>,
+    /// Apart, so that an address that has too many cannot keep others from hearing that the service lives.
+    address_refusals: Arc<Semaphore>,
 }
 
 impl Server {
+    fn admit(&self, permit: OwnedSemaphorePermit, place: Place) -> Admission {
+        let gauge = self.metrics.connections.clone();
+        gauge.increment(1.0);
+        Admission { _permit: permit, _place: place, gauge }
+    }
+
     fn spawn_connection(&self, stream: TcpStream, admission: Admission) {
         // Answers are small: waiting for more to send with them only makes them late.
         let _ = stream.set_nodelay(true);
@@ -141,11 +165,9 @@ impl Server {
         let stream = WatchedStream::new(stream, Arc::clone(&watch));
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let stop = self.stop.clone();
-        let gauge = self.metrics.connections.clone();
         let timed_out = Arc::clone(&self.timed_out);
         self.connections.spawn(async move {
             let mut connection = std::pin::pin!(connection);
-            gauge.increment(1.0);
             let served = tokio::select! {
                 // In this order: a request that has arrived is served before the drain is looked at.
                 biased;
@@ -158,7 +180,6 @@ impl Server {
                     }
                 }
             };
-            gauge.decrement(1.0);
             drop(admission);
             match served {
                 Ok(Ok(())) => {}
@@ -173,9 +194,9 @@ impl Server {
 
     /// Answers the first request of a connection beyond a cap with 503. Only `/livez` is served all the
     /// same: who is full is not dead, and should not be restarted.
-    fn spawn_refusal(&self, stream: TcpStream) {
+    fn spawn_refusal(&self, stream: TcpStream, refusals: &Arc<Semaphore>) {
         self.refused.increment(1);
-        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };
         let router = self.router.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let router = router.clone();
