@@ -380,12 +380,14 @@ impl Service {
 
         // Before the windows are sealed, and then forgotten, that they are to tell of.
         self.stop_callbacks.drain.cancel();
+        let end = deadline - GOODBYE.min(last_publish / 2);
         if tokio::time::timeout_at(deadline - last_publish, &mut self.callbacks).await.is_err() {
             self.stop_callbacks.abort.cancel();
+            // At once: it only has to say how many are left.
+            let _ = tokio::time::timeout_at(end, &mut self.callbacks).await;
         }
 
         self.stop_sealer.cancel();
-        let end = deadline - GOODBYE.min(last_publish / 2);
         let sealed = tokio::time::timeout_at(end, &mut self.sealer).await;
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;

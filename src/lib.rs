@@ -1,8 +1,9 @@
 //! headcount counts how many different integer ids arrive each minute.
 //!
-//! The data runs one way: `http` takes ids and hands them to a `counter`, and endpoints to the `callback`s; the `sealer` seals windows and
-//! tells the `coordinator`; the `publisher` of the instance that leads closes windows that all have sealed,
-//! asks the counter for their counts and hands those to the `sink`s. `app` puts the parts together. A module imports only from floors below its own:
+//! The data runs one way: `http` takes ids and hands them to a `counter`, and endpoints to the `callback`s; the
+//! `sealer` seals windows and tells the `coordinator`; the `publisher` of the instance that leads closes windows
+//! that all have sealed, asks the counter for their counts and hands those to the `sink`s. `app` puts the parts
+//! together. A module imports only from floors below its own:
 //!
 //! | floor | modules |
 //! | --- | --- |

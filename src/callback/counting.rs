@@ -50,11 +50,19 @@ impl Counting {
         Self { waiting, letters, counter, last, outcomes, is_failing: false }
     }
 
-    /// Until `stop`, and then what waits.
-    pub(super) async fn run(mut self, stop: CancellationToken) {
+    /// Until `stop`, and then what waits, until `abort`. How many were not counted for want of time.
+    pub(super) async fn run(mut self, stop: CancellationToken, abort: CancellationToken) -> usize {
+        let mut batches = BTreeMap::new();
+        tokio::select! {
+            () = self.count_all(&mut batches, stop) => {}
+            () = abort.cancelled() => {}
+        }
+        batches.values().map(Vec::len).sum::<usize>() + self.waiting.len()
+    }
+
+    async fn count_all(&mut self, batches: &mut BTreeMap<Window, Vec<Callback>>, stop: CancellationToken) {
         let mut pace = tokio::time::interval(COUNT_EVERY);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batches: BTreeMap<Window, Vec<Callback>> = BTreeMap::new();
         loop {
             if batches.is_empty() {
                 let first = tokio::select! {
@@ -73,18 +81,15 @@ impl Counting {
             while let Ok(next) = self.waiting.try_recv() {
                 batches.entry(next.window).or_default().push(next);
             }
-            if let Some((window, callbacks)) = batches.pop_first() {
-                self.count(window, callbacks).await;
-            }
+            let Some(window) = batches.keys().next().copied() else { continue };
+            let body = self.body(window).await;
+            // Taken out only now: who is cut off while counting still has them.
+            self.hand_on(window, batches.remove(&window).unwrap_or_default(), body);
         }
     }
 
-    async fn count(&mut self, window: Window, callbacks: Vec<Callback>) {
-        let count = self.unique_ids(window).await.and_then(|unique_request_count| {
-            let count = UniqueCount { timestamp: window, unique_request_count };
-            serde_json::to_vec(&count).map(Bytes::from).map_err(|error| error.to_string())
-        });
-        let body = match count {
+    fn hand_on(&mut self, window: Window, callbacks: Vec<Callback>, body: Result<Bytes, String>) {
+        let body = match body {
             Ok(body) => body,
             Err(error) => {
                 if !self.is_failing {
@@ -101,6 +106,11 @@ impl Counting {
                 self.outcomes.add(Outcome::Unsent, 1);
             }
         }
+    }
+
+    async fn body(&self, window: Window) -> Result<Bytes, String> {
+        let count = UniqueCount { timestamp: window, unique_request_count: self.unique_ids(window).await? };
+        serde_json::to_vec(&count).map(Bytes::from).map_err(|error| error.to_string())
     }
 
     async fn unique_ids(&self, window: Window) -> Result<u64, String> {

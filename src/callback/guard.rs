@@ -28,6 +28,7 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 use url::{Host, Url};
 
+use super::hosts::Origin;
 use super::special_purpose;
 
 /// Longest URL, in bytes, as it is sent. It bounds what a full queue takes.
@@ -52,6 +53,11 @@ impl Endpoint {
     /// The host without the port, in the one spelling that it has.
     pub(super) fn host(&self) -> &Arc<str> {
         &self.host
+    }
+
+    /// What connections to the host are told apart by.
+    pub(super) fn origin(&self) -> Origin {
+        (self.url.scheme() == "https", self.url.port_or_known_default().unwrap_or_default())
     }
 }
 
@@ -117,8 +123,9 @@ impl FromStr for Allow {
         if let Ok(block) = text.parse::<IpNet>() {
             return Ok(Self::Block(block.trunc()));
         }
-        if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            return Ok(Self::Block(address.into()));
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return Ok(Self::Block(address.to_canonical().into()));
         }
         match text.strip_prefix("*.") {
             Some(suffix) => read_name(suffix).map(Self::Below),
@@ -178,6 +185,10 @@ impl Guard {
     ///
     /// [`Refused`].
     pub fn admit(&self, text: &str) -> Result<Endpoint, Refused> {
+        // Before and after: a URL keeps the room of the text that it was read from, and may grow by escapes.
+        if text.len() > MAX_URL_LEN {
+            return Err(Refused::Invalid);
+        }
         let url = Url::parse(text).map_err(|_| Refused::Invalid)?;
         if !matches!(url.scheme(), "http" | "https") || url.as_str().len() > MAX_URL_LEN {
             return Err(Refused::Invalid);
@@ -255,7 +266,11 @@ impl Guard {
     fn is_own(&self, address: IpAddr, port: u16) -> bool {
         let address = address.to_canonical();
         self.own.iter().filter(|own| own.port() == port).any(|own| {
-            own.ip().to_canonical() == address || own.ip().is_unspecified() && is_this_machines(address)
+            let listens_on_all = own.ip().is_unspecified();
+            // Who dials no address in particular reaches this machine.
+            address.is_unspecified()
+                || own.ip().to_canonical() == address
+                || listens_on_all && is_this_machines(address)
         })
     }
 }

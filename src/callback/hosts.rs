@@ -15,10 +15,11 @@ use tokio::time::Instant;
 
 /// Requests to one host that are under way at a time.
 const UNDER_WAY_A_HOST: usize = 32;
-/// Hosts to which connections are kept open. To others each request makes its own: whoever can name many hosts
-/// could fill this machine with idle connections.
+/// Hosts to which connections are kept open, each on one port. To others each request makes its own: whoever can
+/// name many hosts, or many ports of one, could fill this machine with idle connections.
 const KEPT_HOSTS: usize = 64;
-/// How long connections are kept open after the last request.
+/// How long connections are kept open after the last request. The client looks only so often, so that it may be
+/// twice as long.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(10);
 /// Idle connections to a host.
 pub(super) const KEPT_A_HOST: usize = UNDER_WAY_A_HOST;
@@ -29,6 +30,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Idle connections that there may be at most.
 pub(super) const MOST_IDLE_CONNECTIONS: usize = KEPT_HOSTS * KEPT_A_HOST;
+
+/// Whether it is TLS, and the port.
+pub(super) type Origin = (bool, u16);
 
 /// The queues of all hosts.
 pub(super) struct Hosts<T> {
@@ -41,11 +45,11 @@ pub(super) struct Hosts<T> {
 }
 
 struct HostQueue<T> {
-    waiting: VecDeque<T>,
+    waiting: VecDeque<(Origin, T)>,
     under_way: usize,
     is_ready: bool,
-    /// Connections to it are kept open.
-    is_kept: bool,
+    /// Where connections to it are kept open.
+    kept: Option<Origin>,
     /// When the next one would be due, if they came evenly.
     due: Instant,
     last_used: Instant,
@@ -70,19 +74,19 @@ impl<T> Hosts<T> {
     /// # Errors
     ///
     /// The item, when the host has had its share.
-    pub(super) fn push(&mut self, host: Arc<str>, item: T, now: Instant) -> Result<(), T> {
+    pub(super) fn push(&mut self, host: Arc<str>, origin: Origin, item: T, now: Instant) -> Result<(), T> {
         self.sweep(now);
         let may_be_kept = self.kept < KEPT_HOSTS;
         let queue = self.queues.entry(Arc::clone(&host)).or_insert_with(|| {
             self.kept += usize::from(may_be_kept);
-            HostQueue::new(may_be_kept, now)
+            HostQueue::new(may_be_kept.then_some(origin), now)
         });
         let due = queue.due.max(now) + Duration::from_secs(1) / self.rate;
         if due > now + BURST || queue.waiting.len() >= self.rate as usize {
             return Err(item);
         }
         queue.due = due;
-        queue.waiting.push_back(item);
+        queue.waiting.push_back((origin, item));
         self.make_ready(host);
         Ok(())
     }
@@ -92,10 +96,10 @@ impl<T> Hosts<T> {
         let host = self.ready.pop_front()?;
         let queue = self.queues.get_mut(&host)?;
         queue.is_ready = false;
-        let item = queue.waiting.pop_front()?;
+        let (origin, item) = queue.waiting.pop_front()?;
         queue.under_way += 1;
         queue.last_used = now;
-        let turn = Turn { host: Arc::clone(&host), item, keep_alive: queue.is_kept };
+        let turn = Turn { host: Arc::clone(&host), item, keep_alive: queue.kept == Some(origin) };
         self.make_ready(host);
         Some(turn)
     }
@@ -129,25 +133,27 @@ impl<T> Hosts<T> {
         }
         self.swept = now;
         self.queues.retain(|_, queue| !queue.is_spent(now));
-        self.kept = self.queues.values().filter(|queue| queue.is_kept).count();
+        self.kept = self.queues.values().filter(|queue| queue.kept.is_some()).count();
     }
 }
 
 impl<T> HostQueue<T> {
-    fn new(is_kept: bool, now: Instant) -> Self {
-        Self { waiting: VecDeque::new(), under_way: 0, is_ready: false, is_kept, due: now, last_used: now }
+    fn new(kept: Option<Origin>, now: Instant) -> Self {
+        Self { waiting: VecDeque::new(), under_way: 0, is_ready: false, kept, due: now, last_used: now }
     }
 
     fn is_spent(&self, now: Instant) -> bool {
         let is_idle = self.waiting.is_empty() && self.under_way == 0 && self.due <= now;
         // While there may be connections to it, it has one of the places for hosts with connections.
-        is_idle && (!self.is_kept || now >= self.last_used + KEPT_FOR + SWEEP_EVERY)
+        is_idle && (self.kept.is_none() || now >= self.last_used + 2 * KEPT_FOR)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HTTP: Origin = (false, 80);
 
     fn host(name: &str) -> Arc<str> {
         name.into()
@@ -158,9 +164,9 @@ mod tests {
         let now = Instant::now();
         let mut hosts = Hosts::new(100);
         for item in 0..40 {
-            hosts.push(host("busy"), item, now).unwrap();
+            hosts.push(host("busy"), HTTP, item, now).unwrap();
         }
-        hosts.push(host("quiet"), 100, now).unwrap();
+        hosts.push(host("quiet"), HTTP, 100, now).unwrap();
         let first: Vec<_> = (0..3).filter_map(|_| hosts.next(now)).map(|turn| turn.item).collect();
         assert_eq!(first, [0, 100, 1]);
         // Of the busy one 32 in all, and the others when some are done.
@@ -178,7 +184,7 @@ mod tests {
         let mut pushed = |at: Instant, tries: usize| {
             (0..tries)
                 .filter(|_| {
-                    let taken = hosts.push(host("a"), (), at).is_ok();
+                    let taken = hosts.push(host("a"), HTTP, (), at).is_ok();
                     if hosts.next(at).is_some() {
                         hosts.done(host("a"), at);
                     }
@@ -200,7 +206,9 @@ mod tests {
         let start = Instant::now();
         let mut hosts = Hosts::new(100);
         let taken = (0..10_000)
-            .filter(|item| hosts.push(host("dead"), *item, start + Duration::from_millis(20 * item)).is_ok())
+            .filter(|item| {
+                hosts.push(host("dead"), HTTP, *item, start + Duration::from_millis(20 * item)).is_ok()
+            })
             .count();
         assert_eq!((taken, hosts.waiting()), (100, 100));
     }
@@ -211,15 +219,26 @@ mod tests {
         let mut hosts = Hosts::new(100);
         for number in 0..10_000_u64 {
             let now = start + Duration::from_millis(number);
-            hosts.push(host(&format!("host{number}")), (), now).unwrap();
+            hosts.push(host(&format!("host{number}")), HTTP, (), now).unwrap();
             let turn = hosts.next(now).unwrap();
             assert_eq!(turn.keep_alive, number < KEPT_HOSTS as u64, "{number}");
             hosts.done(turn.host, now);
         }
         assert!(hosts.queues.len() <= 1_100, "{}", hosts.queues.len());
         let later = start + Duration::from_secs(25);
-        hosts.push(host("another"), (), later).unwrap();
+        hosts.push(host("another"), HTTP, (), later).unwrap();
         assert_eq!(hosts.queues.len(), 1);
         assert!(hosts.next(later).unwrap().keep_alive, "there is room again");
+    }
+    #[test]
+    fn connections_to_one_port_of_a_host_are_kept() {
+        let now = Instant::now();
+        let mut hosts = Hosts::new(1_000);
+        for port in [8_000, 8_001, 8_000, 8_002] {
+            hosts.push(host("a"), (false, port), port, now).unwrap();
+        }
+        let kept: Vec<_> =
+            std::iter::from_fn(|| hosts.next(now)).map(|turn| (turn.item, turn.keep_alive)).collect();
+        assert_eq!(kept, [(8_000, true), (8_001, false), (8_000, true), (8_002, false)]);
     }
 }

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use clap::Args;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use self::counting::{Callback, Counting};
 use self::guard::{Allow, Endpoint, Guard};
@@ -163,7 +164,7 @@ impl Callbacks {
             let counting = Counting::new(waiting, letters, counter, last, outcomes.clone());
             let (rate, concurrency) = (args.callback_host_rate, args.callback_concurrency);
             let sending = Sending::new(to_send, rate, concurrency, sender, outcomes.clone());
-            Some((counting, sending))
+            Some(Tasks { counting, sending, outcomes: outcomes.clone() })
         } else {
             None
         };
@@ -192,16 +193,23 @@ impl Callbacks {
 }
 
 /// The tasks behind the callbacks; none where they are off.
-pub struct CallbackTasks(Option<(Counting, Sending)>);
+pub struct CallbackTasks(Option<Tasks>);
+
+struct Tasks {
+    counting: Counting,
+    sending: Sending,
+    outcomes: Outcomes,
+}
 
 impl CallbackTasks {
     /// Sends callbacks until `stop`, then those that wait, until `abort`.
     pub async fn run(self, stop: CancellationToken, abort: CancellationToken) {
-        match self.0 {
-            Some((counting, sending)) => {
-                tokio::join!(counting.run(stop), sending.run(abort));
-            }
-            None => stop.cancelled().await,
+        let Some(Tasks { counting, sending, outcomes }) = self.0 else { return stop.cancelled().await };
+        let (uncounted, unsent) = tokio::join!(counting.run(stop, abort.clone()), sending.run(abort));
+        let unsent = uncounted + unsent;
+        if unsent > 0 {
+            warn!(unsent, "callbacks dropped: the service stops");
+            outcomes.add(Outcome::Unsent, unsent);
         }
     }
 }

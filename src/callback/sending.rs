@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::guard::Endpoint;
 use super::hosts::Hosts;
@@ -54,8 +54,8 @@ impl Sending {
         }
     }
 
-    /// Until nothing more can come and all is sent, or until `abort`.
-    pub(super) async fn run(mut self, abort: CancellationToken) {
+    /// Until nothing more can come and all is sent, or until `abort`. How many were not sent.
+    pub(super) async fn run(mut self, abort: CancellationToken) -> usize {
         let mut is_open = true;
         while is_open || !self.under_way.is_empty() {
             tokio::select! {
@@ -80,12 +80,12 @@ impl Sending {
             }
             self.send_what_may_be_sent();
         }
-        self.give_up();
+        self.give_up().await
     }
 
     fn take_in(&mut self, letter: Letter) {
-        let host = Arc::clone(letter.endpoint.host());
-        if self.hosts.push(host, letter, Instant::now()).is_err() {
+        let (host, origin) = (Arc::clone(letter.endpoint.host()), letter.endpoint.origin());
+        if self.hosts.push(host, origin, letter, Instant::now()).is_err() {
             self.outcomes.add(Outcome::HostLimit, 1);
         }
     }
@@ -104,12 +104,13 @@ impl Sending {
         }
     }
 
-    /// There is no more time.
-    fn give_up(&mut self) {
-        let unsent = self.hosts.waiting() + self.under_way.len() + self.to_send.len();
-        if unsent > 0 {
-            warn!(unsent, "callbacks dropped: the service stops");
-            self.outcomes.add(Outcome::Unsent, unsent);
+    /// There is no more time. How many are left that were not sent, or not to the end.
+    async fn give_up(mut self) -> usize {
+        let mut unsent = self.hosts.waiting();
+        self.under_way.abort_all();
+        while let Some(done) = self.under_way.join_next().await {
+            unsent += usize::from(done.is_err());
         }
+        unsent + self.to_send.len()
     }
 }

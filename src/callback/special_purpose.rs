@@ -44,7 +44,8 @@ const BLOCKS: &[(&str, Reach)] = &[
     ("::/0", Local),            // loopback, unspecified, unique local, link local, multicast, not assigned …
     ("64:ff9b::/96", Embedded), // NAT64; 64:ff9b:1::/48, for local use, is not in it
     ("2000::/3", Global),       // global unicast
-    // IETF protocols: Teredo, benchmarks, ORCHID, and anycast addresses as above.
+    // IETF protocols: Teredo, benchmarks, anycast addresses as above, and identifiers that are no addresses of
+    // servers (ORCHID, DRIP), though the registry calls the newer ones global.
     ("2001::/23", Local),
     ("2001:3::/32", Global),     // AMT
     ("2001:4:112::/48", Global), // AS112

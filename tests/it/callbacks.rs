@@ -12,7 +12,7 @@ use crate::support::process::headcount;
 use crate::support::receiver::{Answering, Received, Receiver};
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
-use crate::support::{PATIENCE, wait_for};
+use crate::support::{PATIENCE, free_port, wait_for};
 
 const ACCEPT: &str = "/api/verve/accept";
 /// Nothing ends while a test runs.
@@ -200,13 +200,8 @@ async fn how_it_went_is_logged_without_what_is_nobodys_business() {
     let redirecting = Receiver::start(Answering::Redirect(elsewhere.url())).await;
     let metadata =
         Receiver::start(Answering::Redirect("http://169.254.169.254/latest/meta-data/".into())).await;
-    let gone = Receiver::start(Answering::Status(200)).await;
     let server = Server::start(&LOOPBACK).await;
-    let gone = {
-        let url = target(1, &gone);
-        drop(gone);
-        url
-    };
+    let gone = format!("{ACCEPT}?id=1&endpoint=http://127.0.0.1:{}/{TOKEN}", free_port());
     for receiver in [&ok, &failing, &redirecting, &metadata] {
         accept(&server, 1, receiver).await;
     }
@@ -296,7 +291,7 @@ async fn receivers_that_do_not_answer_are_in_nobodys_way() {
                 assert!(waiting <= 1_000.0, "{waiting} wait");
             }
         }
-        assert!(silent.connections() <= 32, "{} connections to one host", silent.connections());
+        assert!(silent.most_open() <= 32, "{} connections to one host at a time", silent.most_open());
         let grown = server.process.resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{grown} bytes more");
         assert!(server.metric(&result("queue_full")).await > 0.0);
@@ -304,6 +299,7 @@ async fn receivers_that_do_not_answer_are_in_nobodys_way() {
         let results = ["ok", "bad_status", "timeout", "failed", "queue_full", "host_limit"];
         let settled = wait_for_sum(&server, &results, REQUESTS as f64 - 32.0).await;
         println!("{answering:?}: {settled} settled, {grown} bytes more");
+        assert_given_up_after(&server, Duration::from_secs(5)).await;
     }
 }
 
@@ -324,7 +320,49 @@ async fn hosts_do_not_stand_in_each_others_way() {
         accept(&server, id, &quick).await;
         quick.wait_received(id as usize + 1).await;
     }
-    assert_eq!(silent.connections(), 32);
+    assert_eq!(silent.most_open(), 32);
+}
+
+/// Waits for a callback that was given up, and looks when that was.
+async fn assert_given_up_after(server: &Server, time_out: Duration) {
+    let given_up = || {
+        let log = server.log();
+        log.iter()
+            .find(|line| line["fields"]["result"] == "timeout")
+            .and_then(|line| line["fields"]["milliseconds"].as_u64())
+    };
+    let given_up = Duration::from_millis(wait_for("a callback to be given up", given_up).await);
+    assert!(given_up >= time_out && given_up < time_out + Duration::from_secs(3), "after {given_up:?}");
+}
+
+/// TLS is a part of connecting.
+#[tokio::test]
+async fn connections_that_do_not_come_about_are_given_up() {
+    let silent = Receiver::start(Answering::Never).await;
+    let server = Server::start(&LOOPBACK).await;
+    let url = target(1, &silent).replace("endpoint=http:", "endpoint=https:");
+    assert_eq!(server.get(&url).await.body, "ok");
+    assert_given_up_after(&server, Duration::from_secs(1)).await;
+}
+
+/// Idle connections are few, however many ports of a host clients name.
+#[tokio::test]
+async fn connections_to_many_ports_of_a_host_are_not_kept() {
+    let mut receivers = Vec::new();
+    for _ in 0..60 {
+        receivers.push(Receiver::start(Answering::Status(200)).await);
+    }
+    let server = Server::start(&LOOPBACK).await;
+    let descriptors = || {
+        std::fs::read_dir(format!("/proc/{}/fd", server.process.0.id())).expect("a living process").count()
+    };
+    let before = descriptors();
+    for receiver in &receivers {
+        accept(&server, 1, receiver).await;
+        receiver.wait_received(1).await;
+    }
+    server.wait_for_metric(&result("ok"), 60.0).await;
+    wait_for("connections to be closed", || (descriptors() <= before + 3).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

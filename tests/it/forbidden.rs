@@ -5,11 +5,11 @@
 
 use std::net::SocketAddr;
 
+use crate::support::free_port;
 use crate::support::names::Names;
 use crate::support::process::headcount;
 use crate::support::receiver::{Answering, Receiver};
 use crate::support::server::Server;
-use crate::support::{free_port, wait_for};
 
 const ACCEPT: &str = "/api/verve/accept";
 
@@ -169,23 +169,17 @@ async fn proxies_are_not_used() {
     assert_eq!(proxy.connections(), 0);
 }
 
-/// A name server that does not answer holds up its own callbacks, and no request.
+/// A name server that does not answer holds up its own callbacks, and nothing else.
 #[tokio::test]
 async fn a_name_that_nobody_answers_for() {
-    let names = Names::start(&[]);
-    let mut command = names.headcount();
-    command.args(["--listen", "127.0.0.1:0", "--window", "24h"]);
-    let server = Server::run(command).await;
-    drop(names);
-    for number in 0..200 {
+    const NAMES: usize = 100;
+    let (names, receiver) = (Names::silent(), Receiver::start(Answering::Status(200)).await);
+    let server = start(&names, &["--callback-allow", "127.0.0.1"]).await;
+    for number in 0..NAMES {
         accept(&server, &format!("http://host{number}.example/")).await;
     }
-    let receiver = Receiver::start(Answering::Status(200)).await;
-    assert_eq!(receiver.connections(), 0);
-    let settled = async || server.metric(&result("failed")).await + server.metric(&result("timeout")).await;
-    let mut all = 0.0;
-    while all < 200.0 {
-        all = settled().await;
-        wait_for("a moment", || Some(())).await;
-    }
+    accept(&server, &format!("http://{}/", receiver.address)).await;
+    receiver.wait_received(1).await;
+    assert_eq!(server.metric(&result("timeout")).await, 0.0, "nobody has waited for the names");
+    server.wait_for_metric(&result("timeout"), NAMES as f64).await;
 }

@@ -349,7 +349,11 @@ fn every_spelling_has_the_right_verdict() {
     let encoded = format!("http://example.com/{}", "é".repeat(MAX_URL_LEN / 4));
     assert!(SPELLINGS.len() >= 130, "{} spellings", SPELLINGS.len());
     let guard = guard(&[]);
-    for (url, expected) in SPELLINGS.iter().chain(&[(&*long, Invalid), (&*encoded, Invalid)]) {
+    // White space before a URL does not count, but a URL keeps the room for it.
+    let padded = " ".repeat(MAX_URL_LEN) + "http://example.com";
+    let dots = format!("http://example.com/{}", "a/../".repeat(MAX_URL_LEN / 4));
+    let too_long = [&long, &encoded, &padded, &dots].map(|url| (&**url, Invalid));
+    for (url, expected) in SPELLINGS.iter().chain(&too_long) {
         assert_eq!(verdict(&guard, url), *expected, "{url:?}");
     }
     println!("{} spellings", SPELLINGS.len());
@@ -369,6 +373,7 @@ fn what_is_allowed_is_admitted_and_no_more() {
         ("0.0.0.0/0", "http://0.0.0.0:8080/", No),
         ("0.0.0.0/0", "http://127.77.1.2:8080/api/verve/accept?id=1", No),
         ("0.0.0.0/0", "http://10.255.255.1:8080/", Admitted),
+        ("::ffff:10.1.2.3", "http://10.1.2.3/", Admitted),
         ("10.1.2.3", "http://10.1.2.3/", Admitted),
         ("10.1.2.3", "http://10.1.2.4/", No),
         ("10.1.2.3/24", "http://10.1.2.4/", Admitted),
@@ -385,9 +390,16 @@ fn what_is_allowed_is_admitted_and_no_more() {
     ] {
         assert_eq!(verdict(&guard(&[allow]), url), expected, "{url} with {allow}");
     }
-    for bad in ["", "*", "*.", "10.0.0.0/33", "http://a/", "a:80", "a/b", "*.*.a", "a b", "-", "."] {
+    // Whoever listens on one address is reached by dialling none in particular.
+    let everything = ["0.0.0.0/0", "::/0"].map(|block| block.parse().unwrap()).to_vec();
+    let on_one = Guard::new(true, everything, vec!["127.0.0.1:8080".parse().unwrap()]);
+    for url in ["http://0.0.0.0:8080/", "http://[::]:8080/", "http://127.1:8080/"] {
+        assert_eq!(verdict(&on_one, url), No, "{url}");
+    }
+    assert_eq!(verdict(&on_one, "http://0.0.0.0:8081/"), Admitted);
+    for bad in ["", "*", "*.", "10.0.0.0/33", "http://a/", "a:80", "a/b", "*.*.a", "a b", ".", "[[::1]]"] {
         let parsed = bad.parse::<Allow>();
-        assert!(parsed.is_err() || bad == "-", "{bad:?}: {parsed:?}");
+        assert!(parsed.is_err(), "{bad:?}: {parsed:?}");
     }
 }
 

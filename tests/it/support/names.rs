@@ -28,6 +28,15 @@ pub struct Names {
 
 impl Names {
     pub fn start(names: &[(&str, &[&[&str]])]) -> Self {
+        Self::launch(names, true)
+    }
+
+    /// One that is there, and says nothing.
+    pub fn silent() -> Self {
+        Self::launch(&[], false)
+    }
+
+    fn launch(names: &[(&str, &[&[&str]])], answers_at_all: bool) -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Programs that run at the same time have other addresses: the system's resolver knows no port but 53.
@@ -51,7 +60,7 @@ impl Names {
             let mut packet = [0; 512];
             while !stopped.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut packet) else { continue };
-                if let Some(answer) = answer(&packet[..length], &names, &counts) {
+                if answers_at_all && let Some(answer) = answer(&packet[..length], &names, &counts) {
                     let _ = socket.send_to(&answer, from);
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ impl Received {
 pub struct Receiver {
     pub address: SocketAddr,
     connections: Arc<AtomicU32>,
+    most_open: Arc<AtomicUsize>,
     received: Arc<Mutex<Vec<Received>>>,
     task: JoinHandle<()>,
 }
@@ -86,6 +87,8 @@ impl Receiver {
         let address = listener.local_addr().expect("an address");
         let (connections, received) = (Arc::new(AtomicU32::new(0)), Arc::default());
         let (counted, kept) = (Arc::clone(&connections), Arc::clone(&received));
+        let most_open = Arc::new(AtomicUsize::new(0));
+        let most = Arc::clone(&most_open);
         let task = tokio::spawn(async move {
             // Connections end with it.
             let mut serving = tokio::task::JoinSet::new();
@@ -103,9 +106,10 @@ impl Receiver {
                     }
                 });
                 while serving.try_join_next().is_some() {}
+                most.fetch_max(serving.len(), Ordering::Relaxed);
             }
         });
-        Self { address, connections, received, task }
+        Self { address, connections, most_open, received, task }
     }
 
     pub fn url(&self) -> String {
@@ -115,6 +119,11 @@ impl Receiver {
     /// How many connections there were.
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many were open at a time.
+    pub fn most_open(&self) -> usize {
+        self.most_open.load(Ordering::Relaxed)
     }
 
     pub fn received(&self) -> Vec<Received> {
@@ -165,7 +174,11 @@ async fn serve(
                 }
                 return;
             }
-            Answering::Never => std::future::pending().await,
+            Answering::Never => {
+                // Until the other side has had enough.
+                while matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {}
+                return;
+            }
             Answering::Trickle(pause) => {
                 for byte in b"HTTP/1.1 200 OK\r\n" {
                     if stream.write_all(&[*byte]).await.is_err() {
