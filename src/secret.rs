@@ -1,8 +1,9 @@
 //! Secrets among the flags.
 
 use std::convert::Infallible;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::fs;
+use std::io;
 use std::str::FromStr;
 
 /// What stands before the path of a file that has the secret.
@@ -22,13 +23,34 @@ impl SecretArg {
     ///
     /// A line for the user, without the secret, when the file cannot be read.
     pub fn read(&self, flag: &str) -> Result<String, String> {
-        let secret = match self.0.strip_prefix(FILE) {
-            None => self.0.clone(),
-            Some(path) => fs::read_to_string(path)
-                .map_err(|error| format!("cannot read '{path}', given in '{flag}': {error}"))?,
-        };
-        Ok(secret.trim().to_owned())
+        resolve(&self.0).map_err(|(path, error)| format!("cannot read '{path}', given in '{flag}': {error}"))
     }
+
+    /// What `parse` makes of the secret.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the secret if what `parse` says is without it.
+    pub fn parse<T, E: Display>(
+        &self,
+        flag: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, String> {
+        parse(&self.read(flag)?).map_err(|error| format!("invalid value for '{flag}': {error}"))
+    }
+}
+
+/// What a value stands for: itself, or what is in the file that it names; without white space around it.
+///
+/// # Errors
+///
+/// The path of a file that cannot be read, and why.
+pub fn resolve(value: &str) -> Result<String, (&str, io::Error)> {
+    let resolved = match value.strip_prefix(FILE) {
+        None => value.to_owned(),
+        Some(path) => fs::read_to_string(path).map_err(|error| (path, error))?,
+    };
+    Ok(resolved.trim().to_owned())
 }
 
 impl FromStr for SecretArg {

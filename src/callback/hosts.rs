@@ -230,6 +230,7 @@ mod tests {
         assert_eq!(hosts.queues.len(), 1);
         assert!(hosts.next(later).unwrap().keep_alive, "there is room again");
     }
+
     #[test]
     fn connections_to_one_port_of_a_host_are_kept() {
         let now = Instant::now();

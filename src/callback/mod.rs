@@ -111,10 +111,8 @@ impl CallbackArgs {
     ///
     /// A line for the user, without the secret.
     pub fn signing_key(&self) -> Result<Option<SigningKey>, String> {
-        const FLAG: &str = "--callback-secret <SECRET>";
-        let Some(secret) = &self.callback_secret else { return Ok(None) };
-        let key = SigningKey::parse(&secret.read(FLAG)?);
-        key.map(Some).map_err(|error| format!("invalid value for '{FLAG}': {error}"))
+        let secret = self.callback_secret.as_ref();
+        secret.map(|secret| secret.parse("--callback-secret <SECRET>", SigningKey::parse)).transpose()
     }
 }
 

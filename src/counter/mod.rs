@@ -80,10 +80,7 @@ impl CountingArgs {
     ///
     /// A line for the user, without the key.
     pub fn id_key(&self) -> Result<Option<IdKey>, String> {
-        const FLAG: &str = "--id-key <KEY>";
-        let Some(key) = &self.id_key else { return Ok(None) };
-        let key = IdKey::parse(&key.read(FLAG)?);
-        key.map(Some).map_err(|error| format!("invalid value for '{FLAG}': {error}"))
+        self.id_key.as_ref().map(|key| key.parse("--id-key <KEY>", IdKey::parse)).transpose()
     }
 
     /// The standard error of the counts.

@@ -36,16 +36,7 @@ impl AccessArgs {
     ///
     /// A line for the user, without the token.
     pub fn token(&self) -> Result<Option<ApiToken>, String> {
-        let Some(token) = &self.api_token else { return Ok(None) };
-        let token = token.read("--api-token <TOKEN>")?;
-        if LENGTHS.contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Ok(Some(ApiToken(token.into())));
-        }
-        let (shortest, longest) = LENGTHS.into_inner();
-        Err(format!(
-            "invalid value for '--api-token <TOKEN>': expected {shortest} to {longest} visible ASCII characters \
-             without spaces, such as `openssl rand -hex 32` prints"
-        ))
+        self.api_token.as_ref().map(|token| token.parse("--api-token <TOKEN>", ApiToken::parse)).transpose()
     }
 }
 
@@ -54,6 +45,17 @@ impl AccessArgs {
 pub struct ApiToken(Box<str>);
 
 impl ApiToken {
+    fn parse(text: &str) -> Result<Self, String> {
+        if LENGTHS.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(Self(text.into()));
+        }
+        let (shortest, longest) = LENGTHS.into_inner();
+        Err(format!(
+            "expected {shortest} to {longest} visible ASCII characters without spaces, such as `openssl rand -hex 32` \
+             prints"
+        ))
+    }
+
     /// Whether a request with these headers bears it: once, and nothing else.
     ///
     /// How long that takes says nothing of the token but its length.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::support::certificates::make_certificates;
 use crate::support::http::Connection;
 use crate::support::process::headcount;
-use crate::support::receiver::{Answering, Received, Receiver};
+use crate::support::receiver::{Answering, Received, Receiver, callbacks_with};
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
 use crate::support::{PATIENCE, free_port, wait_for};
@@ -29,17 +29,13 @@ async fn accept(server: &Server, id: u64, receiver: &Receiver) {
     assert_eq!((answer.status, &*answer.body), (200, "ok"));
 }
 
-fn result(name: &str) -> String {
-    format!(r#"headcount_callbacks_total{{result="{name}"}}"#)
-}
-
 /// Waits until so many callbacks wait or have become one of `results`, and returns how many have.
 async fn wait_for_sum(server: &Server, results: &[&str], callbacks: f64) -> f64 {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let metrics = server.get("/metrics").await.body;
         let value = |series: &str| value_of(&metrics, series).unwrap();
-        let settled: f64 = results.iter().map(|name| value(&result(name))).sum();
+        let settled: f64 = results.iter().map(|name| value(&callbacks_with(name))).sum();
         let sum = settled + value("headcount_callback_queue_length");
         if sum == callbacks {
             return settled;
@@ -93,7 +89,7 @@ async fn the_count_so_far_is_posted() {
         let ids: std::collections::BTreeSet<_> =
             posts.iter().map(|request| &request.headers["webhook-id"]).collect();
         assert_eq!((posts.len(), ids.len(), receiver.connections()), (3, 3, 1), "{counter}");
-        server.wait_for_metric(&result("ok"), 3.0).await;
+        server.wait_for_metric(&callbacks_with("ok"), 3.0).await;
         assert_eq!(server.metric("headcount_callback_duration_seconds_count").await, 3.0);
     }
 }
@@ -161,7 +157,7 @@ async fn a_thousand_a_second_are_a_post_each_and_few_counts() {
             println!("{counter}: {} requests, {counts} counts, {rate:.0} a second", posts.len());
             assert!(rate <= 110.0, "{rate} counts a second");
         }
-        server.wait_for_metric(&result("ok"), (CONNECTIONS * REQUESTS) as f64).await;
+        server.wait_for_metric(&callbacks_with("ok"), (CONNECTIONS * REQUESTS) as f64).await;
         assert_eq!(posts.len() as u64, CONNECTIONS * REQUESTS, "{counter}: one each, and no more");
         let last = posts.iter().map(Received::count).max().unwrap();
         assert!(last.abs_diff(CONNECTIONS * REQUESTS) <= 100, "{counter}: {last}");
@@ -207,7 +203,7 @@ async fn how_it_went_is_logged_without_what_is_nobodys_business() {
     }
     assert_eq!(server.get(&gone).await.body, "ok");
     for (name, callbacks) in [("ok", 1.0), ("bad_status", 3.0), ("failed", 1.0)] {
-        server.wait_for_metric(&result(name), callbacks).await;
+        server.wait_for_metric(&callbacks_with(name), callbacks).await;
     }
     assert_eq!(elsewhere.connections(), 0, "redirects are not followed");
 
@@ -250,7 +246,7 @@ async fn receivers_over_tls() {
         assert_eq!(server.get(&url).await.body, "ok");
     }
     assert_eq!(trusted.wait_received(1).await[0].count(), 1);
-    server.wait_for_metric(&result("failed"), 1.0).await;
+    server.wait_for_metric(&callbacks_with("failed"), 1.0).await;
     assert_eq!(untrusted.requests(), 0);
 }
 
@@ -294,7 +290,7 @@ async fn receivers_that_do_not_answer_are_in_nobodys_way() {
         assert!(silent.most_open() <= 32, "{} connections to one host at a time", silent.most_open());
         let grown = server.process.resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{grown} bytes more");
-        assert!(server.metric(&result("queue_full")).await > 0.0);
+        assert!(server.metric(&callbacks_with("queue_full")).await > 0.0);
         // In the end every callback has become something, but for 32 that are under way.
         let results = ["ok", "bad_status", "timeout", "failed", "queue_full", "host_limit"];
         let settled = wait_for_sum(&server, &results, REQUESTS as f64 - 32.0).await;
@@ -361,7 +357,7 @@ async fn connections_to_many_ports_of_a_host_are_not_kept() {
         accept(&server, 1, receiver).await;
         receiver.wait_received(1).await;
     }
-    server.wait_for_metric(&result("ok"), 60.0).await;
+    server.wait_for_metric(&callbacks_with("ok"), 60.0).await;
     wait_for("connections to be closed", || (descriptors() <= before + 3).then_some(())).await;
 }
 
@@ -416,7 +412,7 @@ async fn there_is_no_number_while_redis_is_away() {
     for id in 0..20 {
         accept(&server, id, &receiver).await;
     }
-    server.wait_for_metric(&result("no_count"), 20.0).await;
+    server.wait_for_metric(&callbacks_with("no_count"), 20.0).await;
     assert_eq!(receiver.connections(), 0);
     redis.restart();
     server.wait_for_metric("headcount_degraded", 0.0).await;

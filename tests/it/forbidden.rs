@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use crate::support::free_port;
 use crate::support::names::Names;
 use crate::support::process::headcount;
-use crate::support::receiver::{Answering, Receiver};
+use crate::support::receiver::{Answering, Receiver, callbacks_with};
 use crate::support::server::Server;
 
 const ACCEPT: &str = "/api/verve/accept";
@@ -22,10 +22,6 @@ async fn start(names: &Names, args: &[&str]) -> Server {
 async fn accept(server: &Server, endpoint: &str) {
     let answer = server.get(&format!("{ACCEPT}?id=1&endpoint={endpoint}")).await;
     assert_eq!((answer.status, &*answer.body), (200, "ok"), "{endpoint}");
-}
-
-fn result(name: &str) -> String {
-    format!(r#"headcount_callbacks_total{{result="{name}"}}"#)
 }
 
 /// Receivers on the same port of the public address and of the one inside.
@@ -45,11 +41,11 @@ async fn a_name_that_changes_its_address() {
     let endpoint = format!("http://rebind.example:{}/", outside.address.port());
 
     accept(&server, &endpoint).await;
-    server.wait_for_metric(&result("ok"), 1.0).await;
+    server.wait_for_metric(&callbacks_with("ok"), 1.0).await;
     assert_eq!((outside.requests(), names.asked("rebind.example")), (1, 1), "asked once for a connection");
     for callbacks in 1..=3 {
         accept(&server, &endpoint).await;
-        server.wait_for_metric(&result("forbidden"), f64::from(callbacks)).await;
+        server.wait_for_metric(&callbacks_with("forbidden"), f64::from(callbacks)).await;
     }
     assert_eq!((outside.connections(), inside.connections()), (1, 0));
     let log = server.log();
@@ -74,7 +70,7 @@ async fn a_name_with_two_addresses() {
     let server = start(&names, &["--callback-allow", "127.0.0.2"]).await;
     for (name, callbacks) in [("outside-first", 1.0), ("inside-first", 2.0)] {
         accept(&server, &format!("http://{name}.example:{}/", outside.address.port())).await;
-        server.wait_for_metric(&result("forbidden"), callbacks).await;
+        server.wait_for_metric(&callbacks_with("forbidden"), callbacks).await;
     }
     assert_eq!((outside.connections(), inside.connections()), (0, 0));
     accept(&server, &format!("http://both-outside.example:{}/", outside.address.port())).await;
@@ -91,14 +87,14 @@ async fn names_of_what_is_inside() {
     let server = start(&names, &["--callback-allow", "allowed.example"]).await;
     for callbacks in 1..=inside.len() {
         accept(&server, &format!("http://inside.example:{}/", receiver.address.port())).await;
-        server.wait_for_metric(&result("forbidden"), callbacks as f64).await;
+        server.wait_for_metric(&callbacks_with("forbidden"), callbacks as f64).await;
     }
     assert_eq!((names.asked("inside.example"), receiver.connections()), (inside.len(), 0));
     // Which address it has is then for whoever allowed it to know.
     accept(&server, &format!("http://allowed.example.:{}/", receiver.address.port())).await;
     receiver.wait_received(1).await;
     accept(&server, &format!("http://nobody.example:{}/", receiver.address.port())).await;
-    server.wait_for_metric(&result("failed"), 1.0).await;
+    server.wait_for_metric(&callbacks_with("failed"), 1.0).await;
 }
 
 /// A public server sends us inside.
@@ -109,7 +105,7 @@ async fn a_redirect_to_the_inside() {
     let outside = Receiver::start_on("127.0.0.2:0", Answering::Redirect(inside.url())).await;
     let server = start(&names, &["--callback-allow", "127.0.0.2"]).await;
     accept(&server, &format!("http://public.example:{}/", outside.address.port())).await;
-    server.wait_for_metric(&result("bad_status"), 1.0).await;
+    server.wait_for_metric(&callbacks_with("bad_status"), 1.0).await;
     assert_eq!((outside.requests(), inside.connections()), (1, 0));
 }
 
@@ -142,7 +138,7 @@ async fn an_endpoint_that_is_this_service() {
         for host in ["own.example", "localhost"].iter().chain(other) {
             accept(&server, &format!("http://{host}:{port}{ACCEPT}%3Fid%3D2")).await;
             forbidden += 1.0;
-            server.wait_for_metric(&result("forbidden"), forbidden).await;
+            server.wait_for_metric(&callbacks_with("forbidden"), forbidden).await;
         }
         for outcome in ["ok", "invalid_body", "unsupported_media_type", "method_not_allowed"] {
             let bulk = format!(r#"headcount_requests_total{{route="bulk",result="{outcome}"}}"#);
@@ -180,6 +176,6 @@ async fn a_name_that_nobody_answers_for() {
     }
     accept(&server, &format!("http://{}/", receiver.address)).await;
     receiver.wait_received(1).await;
-    assert_eq!(server.metric(&result("timeout")).await, 0.0, "nobody has waited for the names");
-    server.wait_for_metric(&result("timeout"), NAMES as f64).await;
+    assert_eq!(server.metric(&callbacks_with("timeout")).await, 0.0, "nobody has waited for the names");
+    server.wait_for_metric(&callbacks_with("timeout"), NAMES as f64).await;
 }

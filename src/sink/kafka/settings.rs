@@ -1,6 +1,5 @@
 //! How Kafka is reached: flags, what librdkafka makes of them, and the topic.
 
-use std::fs;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,6 +12,7 @@ use tokio::runtime::Handle;
 use tracing::info;
 
 use super::{SinkError, TIMEOUT, failure};
+use crate::secret;
 
 /// How often librdkafka says how it is.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);
@@ -158,13 +158,8 @@ fn read_option(option: &str) -> Result<(&str, String), String> {
             "this build has no TLS for Kafka: build it with --features kafka-tls, or use the Docker image",
         ));
     }
-    let value = match value.strip_prefix("file:") {
-        None => value.to_owned(),
-        Some(path) => fs::read_to_string(path)
-            .map_err(|error| refused(key, &format!("cannot read '{path}': {error}")))?
-            .trim()
-            .to_owned(),
-    };
+    let value = secret::resolve(value)
+        .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
     Ok((key, value))
 }
 

@@ -51,6 +51,11 @@ impl Received {
     }
 }
 
+/// The series of callbacks of which became `result`.
+pub fn callbacks_with(result: &str) -> String {
+    format!(r#"headcount_callbacks_total{{result="{result}"}}"#)
+}
+
 /// Stops when it goes out of scope.
 pub struct Receiver {
     pub address: SocketAddr,
