@@ -203,6 +203,9 @@ pub enum RunError {
     /// The sinks did not take the last counts in time.
     #[error("not all counts were published within --shutdown-timeout")]
     Unpublished,
+    /// The system has no threads for us.
+    #[error("cannot start the threads that serve connections, is --threads too high? {0}")]
+    NoWorkers(io::Error),
     /// A socket that was bound does not know its address.
     #[error("a listener has no address: {0}")]
     NoAddress(#[from] io::Error),
@@ -253,10 +256,11 @@ impl Service {
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (stop_http, stop_admin, stop_callbacks) = (Stop::default(), Stop::default(), Stop::default());
+        let workers = Arc::new(limits.workers().map_err(RunError::NoWorkers)?);
         let backend = match &config.redis {
             Some(address) => {
                 let id_key = config.id_key.as_ref();
-                Backend::in_redis(&backend, address, &counting, id_key, retention, &metrics).await?
+                Backend::in_redis(&backend, address, &counting, id_key, retention, &workers, &metrics).await?
             }
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
         };
@@ -289,7 +293,7 @@ impl Service {
             last: last.clone(),
         };
         set_info(&metrics, backend.name, &counting);
-        raise_descriptor_limit(&limits, &callbacks);
+        raise_descriptor_limit(&limits, &callbacks, workers.count());
         let surroundings = Surroundings {
             signing_key: config.signing_key,
             own: listeners.addresses()?,
@@ -314,7 +318,10 @@ impl Service {
         });
         let spawn_server = |listener, router, stop: &Stop| {
             let (limits, metrics, stop) = (limits.clone(), Arc::clone(&metrics), stop.clone());
-            tokio::spawn(async move { server::serve(listener, router, &limits, metrics, stop).await })
+            let workers = Arc::clone(&workers);
+            tokio::spawn(
+                async move { server::serve(listener, router, &limits, metrics, workers, stop).await },
+            )
         };
         let service = Self {
             sealer: tokio::spawn(sealer.run(stop_sealer.clone())),
@@ -436,14 +443,16 @@ fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {
 }
 
 /// A connection takes a descriptor, and common limits allow fewer of them than connections.
-fn raise_descriptor_limit(limits: &HttpArgs, callbacks: &CallbackArgs) {
+fn raise_descriptor_limit(limits: &HttpArgs, callbacks: &CallbackArgs, workers: usize) {
     /// For listeners, files, standard streams, Redis, brokers, and connections that are told that there are too
     /// many.
     const OTHERS: u64 = 250;
     // A callback may look up a name while it has a connection.
     let for_callbacks =
         2 * u64::from(callbacks.callback_concurrency) + callback::MOST_IDLE_CONNECTIONS as u64;
-    let needed = u64::from(limits.max_connections) + for_callbacks + OTHERS;
+    // A runtime, and a connection to Redis.
+    let for_workers = 5 * workers as u64;
+    let needed = u64::from(limits.max_connections) + for_callbacks + for_workers + OTHERS;
     match rlimit::increase_nofile_limit(needed) {
         Ok(limit) if limit >= needed => {}
         limit => warn!(

@@ -26,6 +26,7 @@ use crate::mode::Mode;
 use crate::redis::keys::Keys;
 use crate::redis::server::ServerFacts;
 use crate::redis::{Address, CannotConnect, Redis, RedisArgs};
+use crate::workers::Workers;
 
 /// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
 const BYTES_AN_EXACT_ID: f64 = 54.0;
@@ -60,7 +61,7 @@ pub struct Backend {
     pub coordinator: Arc<dyn Coordinator>,
     /// The lease, while this instance has it.
     pub grant: watch::Receiver<Option<Grant>>,
-    counting: JoinHandle<()>,
+    counting: JoinHandle<Result<(), JoinError>>,
     lease: JoinHandle<()>,
     take_part: CancellationToken,
     stop_lease: CancellationToken,
@@ -105,6 +106,7 @@ impl Backend {
         counting: &CountingArgs,
         id_key: Option<&IdKey>,
         retention: Duration,
+        workers: &Arc<Workers>,
         metrics: &Metrics,
     ) -> Result<Self, CannotConnect> {
         let RedisArgs { redis_timeout: timeout, namespace, .. } = &args.redis;
@@ -129,6 +131,7 @@ impl Backend {
                 process: process.clone(),
             },
             &redis,
+            workers.count(),
             metrics,
         );
         let Coordination { coordinator, lease } = coordination;
@@ -141,7 +144,7 @@ impl Backend {
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),
-            counting: tokio::spawn(counting_tasks.run()),
+            counting: tokio::spawn(counting_tasks.run(Arc::clone(workers))),
             lease: tokio::spawn(async move {
                 may_lead.cancelled().await;
                 lease.run(stop).await;
@@ -159,7 +162,7 @@ impl Backend {
     /// Waits for a task to end that should not.
     pub async fn ended(&mut self) -> BackendEnded {
         let (part, ended) = tokio::select! {
-            ended = &mut self.counting => ("counting in Redis", ended),
+            ended = &mut self.counting => ("counting in Redis", ended.and_then(std::convert::identity)),
             ended = &mut self.lease => ("the lease", ended),
         };
         match ended {

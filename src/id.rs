@@ -34,6 +34,9 @@ impl Id {
     /// [`InvalidId`] for anything else: an empty string, a `+`, white space, a fraction, an
     /// exponent, digits of another script, or a number out of range.
     pub fn parse(text: &[u8]) -> Result<Self, InvalidId> {
+        if let Some(id) = Self::from_canonical(text) {
+            return Ok(id);
+        }
         let (negative, digits) = match text {
             [b'-', digits @ ..] => (true, digits),
             digits => (false, digits),
@@ -52,6 +55,23 @@ impl Id {
             return Err(InvalidId);
         }
         Ok(Self::from_parts(negative && magnitude != 0, magnitude))
+    }
+
+    /// Takes digits as they are, where that is what would come out: nearly all ids are written so.
+    fn from_canonical(text: &[u8]) -> Option<Self> {
+        /// So many digits fit whatever they are.
+        const SURE: usize = 18;
+        if text.is_empty() || text.len() > SURE || text[0] == b'0' && text.len() > 1 {
+            return None;
+        }
+        let mut bytes = [0; MAX_LEN];
+        for (byte, digit) in bytes.iter_mut().zip(text) {
+            if !digit.is_ascii_digit() {
+                return None;
+            }
+            *byte = *digit;
+        }
+        Some(Self { len: text.len() as u8, bytes })
     }
 
     /// The canonical bytes, at most 20.

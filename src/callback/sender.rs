@@ -13,13 +13,14 @@ use bytes::Bytes;
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, StatusCode};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tracing::{info, warn};
 
 use super::guard::{Endpoint, Forbidden, Guard, Resolver};
 use super::hosts::{KEPT_A_HOST, KEPT_FOR};
 use super::outcome::{Outcome, Outcomes};
 use super::signature::SigningKey;
+use crate::tls;
 use crate::window::Clock;
 
 /// How long a connection may take: DNS, TCP and TLS.
@@ -53,7 +54,10 @@ impl Sender {
         clock: Arc<dyn Clock>,
         outcomes: Outcomes,
     ) -> Result<Self, NoClient> {
-        let tls = tls().map_err(|error| NoClient(error.into()))?;
+        let (tls, trusted) = tls::client_config().map_err(|error| NoClient(error.into()))?;
+        if trusted == 0 {
+            warn!("this system has no certificates: callbacks to https endpoints will fail");
+        }
         let build = |resolver| client(&tls, resolver).map_err(|error| NoClient(error.into()));
         let resolver = Resolver::new(Arc::clone(guard));
         let mut own_ports = BTreeMap::new();
@@ -127,18 +131,6 @@ fn client(tls: &ClientConfig, resolver: Resolver) -> reqwest::Result<Client> {
         .pool_max_idle_per_host(KEPT_A_HOST)
         .user_agent(USER_AGENT)
         .build()
-}
-
-/// What the system trusts. Where it trusts nobody, as in an image without certificates, https endpoints fail.
-fn tls() -> Result<ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore::empty();
-    let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if trusted == 0 {
-        warn!("this system has no certificates: callbacks to https endpoints will fail");
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn outcome_of(error: &reqwest::Error) -> Outcome {

@@ -4,6 +4,9 @@ mod id_set;
 pub mod memory;
 pub mod redis;
 
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -110,14 +113,14 @@ fn parse_retention(text: &str) -> Result<Duration, String> {
 pub trait UniqueCounter: Send + Sync {
     /// Adds ids to a window: all of them, or none if the window is sealed.
     ///
-    /// When this returns `Ok`, the ids are in every count of the window that starts later; adding an
+    /// When it has ended with `Ok`, the ids are in every count of the window that starts later; adding an
     /// id again changes nothing but [`Tally::accepted_ids`]. Callers split long lists: other callers
     /// should not have to wait for one.
     ///
     /// # Errors
     ///
     /// [`AddError::Sealed`] and nothing was added; [`AddError::Unavailable`] and some of it may have been.
-    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError>;
+    fn add<'a>(&'a self, window: Window, ids: &'a [Id]) -> Adding<'a>;
 
     /// Seals a window and all before it. When this returns `Ok`, no addition to them is under way in this
     /// process, none will succeed, and all that succeeded are in what is shared.
@@ -175,6 +178,46 @@ pub trait UniqueCounter: Send + Sync {
     /// They are told once.
     fn take_kept_apart(&self, _first: Window, _last: Window) -> u64 {
         0
+    }
+}
+
+/// An addition: ended already, or still to be waited for.
+///
+/// A counter in memory never waits. A box, which is what an `async` method of a trait object is, would be a good part of
+/// what an id costs there; so only what waits has one.
+#[must_use = "ids are not safe before it has ended"]
+pub struct Adding<'a>(AddingState<'a>);
+
+enum AddingState<'a> {
+    Done(Ready<Result<Added, AddError>>),
+    UnderWay(Pin<Box<dyn Future<Output = Result<Added, AddError>> + Send + 'a>>),
+}
+
+impl<'a> Adding<'a> {
+    /// One that has ended.
+    pub fn done(result: Result<Added, AddError>) -> Self {
+        Self(AddingState::Done(ready(result)))
+    }
+
+    /// One that is to be waited for.
+    pub fn under_way(rest: impl Future<Output = Result<Added, AddError>> + Send + 'a) -> Self {
+        Self(AddingState::UnderWay(Box::pin(rest)))
+    }
+
+    /// False if it had ended from the start.
+    pub fn is_under_way(&self) -> bool {
+        matches!(self.0, AddingState::UnderWay(_))
+    }
+}
+
+impl Future for Adding<'_> {
+    type Output = Result<Added, AddError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.get_mut().0 {
+            AddingState::Done(result) => Pin::new(result).poll(context),
+            AddingState::UnderWay(rest) => rest.as_mut().poll(context),
+        }
     }
 }
 

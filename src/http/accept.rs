@@ -1,16 +1,18 @@
 //! `/api/verve/accept`: one id in the query of a GET, or many in the body of a POST.
 
 use std::sync::Arc;
-use std::time::Instant;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use axum::response::Response;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::{IntoResponse, Response};
+use quanta::Instant;
 use url::form_urlencoded;
 
 use super::error::{Failure, NO_STORE, TEXT};
-use super::{Api, Routes, bulk};
+use super::in_flight::Place;
+use super::{Routes, bulk};
 use crate::callback::guard::{Endpoint, Guard};
 use crate::counter::AddError;
 use crate::id::Id;
@@ -21,18 +23,28 @@ use crate::window::Window;
 const PIECE: usize = 1024;
 
 /// The answer to a request whose ids are counted.
-const OK: ([(HeaderName, HeaderValue); 2], &str) = ([(CONTENT_TYPE, TEXT), (CACHE_CONTROL, NO_STORE)], "ok");
+struct Counted;
+
+impl IntoResponse for Counted {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from("ok"));
+        response.headers_mut().insert(CONTENT_TYPE, TEXT);
+        response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
+        response
+    }
+}
 
 pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
     match *request.method() {
         Method::GET => {
             let result = accept_one(&routes, request.headers(), request.uri()).await;
-            routes.accept.answer(started, result.map(|()| OK))
+            routes.accept.answer(started, result.map(|()| Counted))
         }
         Method::POST => {
-            let result = accept_many(&routes, request).await;
-            routes.bulk.answer(started, result.map(|()| OK))
+            // In a box: else every GET would carry the room that this takes.
+            let result = Box::pin(accept_many(&routes, request)).await;
+            routes.bulk.answer(started, result.map(|()| Counted))
         }
         _ => {
             let failure = Failure::MethodNotAllowed { allow: "GET, POST" };
@@ -45,10 +57,10 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
     let api = &routes.api;
     api.admit(headers)?;
-    let _place = routes.in_flight.enter()?;
+    routes.in_flight.admit()?;
     let window = api.window_now();
     let (id, endpoint) = parse_query(uri.query().unwrap_or_default(), api.callbacks.guard())?;
-    let window = count(api, window, &[api.element(id)]).await?;
+    let window = count(routes, window, &[api.element(id)], &mut None).await?;
     if let Some(endpoint) = endpoint {
         api.callbacks.submit(endpoint, window);
     }
@@ -58,20 +70,24 @@ async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) -> Result<(
 async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let mut window = api.window_now();
-    // A place only for a moment: a body that is still to come takes none.
-    if let Err(failure) = api.admit(request.headers()).and_then(|()| routes.in_flight.enter().map(drop)) {
+    if let Err(failure) = api.admit(request.headers()).and_then(|()| routes.in_flight.admit()) {
         bulk::refuse(request).await;
         return Err(failure);
     }
     let body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
-    let _place = routes.in_flight.enter()?;
-    let mut ids = body.ids().map(|id| api.element(id));
+    routes.in_flight.admit()?;
+    let mut ids = body.iter().map(|id| api.element(id));
+    let (mut piece, mut place) = (Vec::with_capacity(PIECE), None);
     loop {
-        let piece: Vec<Id> = ids.by_ref().take(PIECE).collect();
+        piece.extend(ids.by_ref().take(PIECE));
         if piece.is_empty() {
             return Ok(());
         }
-        window = count(api, window, &piece).await?;
+        window = count(routes, window, &piece, &mut place).await?;
+        if piece.len() < PIECE {
+            return Ok(());
+        }
+        piece.clear();
         // A counter in memory never waits, so this is where others get their turn.
         tokio::task::yield_now().await;
     }
@@ -99,10 +115,22 @@ fn parse_query(query: &str, guard: &Guard) -> Result<(Id, Option<Endpoint>), Fai
 /// It may be sealed by the time they get there: the clock moved on in between, or it was set back. Then
 /// they are stamped anew, with the oldest window that is open. Each further round takes another window
 /// that ended meanwhile, so there are few.
-async fn count(api: &Api, mut window: Window, ids: &[Id]) -> Result<Window, Failure> {
+///
+/// Who has to wait takes a `place`, and keeps it for what else there is to count of the request.
+async fn count<'a>(
+    routes: &'a Routes,
+    mut window: Window,
+    ids: &[Id],
+    place: &mut Option<Place<'a>>,
+) -> Result<Window, Failure> {
+    let api = &routes.api;
     let arrived_in = window;
     loop {
-        match api.counter.add(window, ids).await {
+        let adding = api.counter.add(window, ids);
+        if adding.is_under_way() {
+            place.get_or_insert_with(|| routes.in_flight.wait());
+        }
+        match adding.await {
             Ok(added) => {
                 api.metrics.accepted_ids.increment(ids.len() as u64);
                 api.metrics.changed_ids.increment(added.changed);

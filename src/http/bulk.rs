@@ -1,8 +1,4 @@
-//! The body of a bulk request: ids, one a line or in a JSON array.
-//!
-//! A body is walked twice: once to see that every id in it is one, so that a bad id refuses all, and
-//! once to add them. So no list of ids is ever made, and a request takes the memory of its body alone (twice that
-//! while the body comes in).
+//! The body of a bulk request: reading it, within bounds of time and memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +8,13 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use http_body_util::{BodyExt, Limited};
-use serde::de::{Deserializer, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::error;
 
 use super::HttpArgs;
 use super::error::Failure;
 use crate::id::Id;
+use crate::id_list::{IdList, ListFormat};
 
 /// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
 /// that takes longer than other requests should wait.
@@ -43,20 +38,18 @@ impl Budget {
     }
 }
 
-/// A body of which every element is an id, and of which there is at least one.
+/// The ids of a body.
 pub(super) struct Ids {
-    format: Format,
-    body: Bytes,
+    list: IdList,
     /// Given back with the body.
     _budget: OwnedSemaphorePermit,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    /// An id a line.
-    Lines,
-    /// A JSON array of integers.
-    Json,
+impl Ids {
+    /// All of them, in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Id> {
+        self.list.ids()
+    }
 }
 
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
@@ -72,12 +65,12 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
             tokio::time::timeout(limits.body_read_timeout, collect(&mut body, limits.body_limit, budget))
                 .await
                 .unwrap_or(Err(Failure::InvalidBody))
-                .map(|(body, budget)| Ids { format, body, _budget: budget })
+                .map(|(body, budget)| (format, body, budget))
         }
         Err(failure) => Err(failure),
     };
     match read {
-        Ok(ids) => ids.checked().await,
+        Ok((format, body, budget)) => Ok(Ids { list: parse(format, body).await?, _budget: budget }),
         Err(failure) => {
             linger(body, expects_continue).await;
             Err(failure)
@@ -85,15 +78,15 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
     }
 }
 
-fn format(headers: &HeaderMap) -> Result<Format, Failure> {
+fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
     if headers.contains_key(CONTENT_ENCODING) {
         return Err(Failure::UnsupportedMediaType);
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // What follows a semicolon are parameters, such as the charset: digits are the same in all.
     match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
-        "text/plain" | "application/x-ndjson" => Ok(Format::Lines),
-        "application/json" => Ok(Format::Json),
+        "text/plain" | "application/x-ndjson" => Ok(ListFormat::Lines),
+        "application/json" => Ok(ListFormat::Json),
         _ => Err(Failure::UnsupportedMediaType),
     }
 }
@@ -133,92 +126,14 @@ async fn linger(body: Body, expects_continue: bool) {
     let _ = tokio::time::timeout(time, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
-impl Ids {
-    async fn checked(self) -> Result<Self, Failure> {
-        if self.body.len() <= CHECKED_IN_PLACE {
-            return self.check().map(|()| self);
-        }
-        let check = tokio::task::spawn_blocking(move || self.check().map(|()| self));
-        check.await.unwrap_or_else(|error| {
-            error!(%error, "the check of a bulk body panicked");
-            Err(Failure::StoreUnavailable)
-        })
+/// Sees that the body is a list of ids.
+async fn parse(format: ListFormat, body: Bytes) -> Result<IdList, Failure> {
+    if body.len() <= CHECKED_IN_PLACE {
+        return IdList::parse(format, body).map_err(Failure::from);
     }
-
-    fn check(&self) -> Result<(), Failure> {
-        let elements = match self.format {
-            Format::Lines => self.texts().enumerate().try_fold(0, check_element)?,
-            Format::Json => check_json(&self.body)?,
-        };
-        if elements == 0 { Err(Failure::MissingId) } else { Ok(()) }
-    }
-
-    /// All ids of the body, in its order.
-    pub(super) fn ids(&self) -> impl Iterator<Item = Id> {
-        self.texts().filter_map(|text| Id::parse(text).ok())
-    }
-
-    /// What stands between the separators. For JSON only after the check, which has seen that the body
-    /// is an array of integers: then nothing but commas, white space and the brackets can be between
-    /// them.
-    fn texts(&self) -> impl Iterator<Item = &[u8]> {
-        let (body, separator) = match self.format {
-            // The last line need not end, and what follows the end of the last line is no line.
-            Format::Lines => (self.body.strip_suffix(b"\n").unwrap_or(&self.body), b'\n'),
-            Format::Json => (inside_brackets(&self.body), b','),
-        };
-        let format = self.format;
-        let none = self.body.is_empty();
-        body.split(move |byte| *byte == separator).filter(move |_| !none).map(move |text| match format {
-            Format::Lines => text.strip_suffix(b"\r").unwrap_or(text),
-            Format::Json => text.trim_ascii(),
-        })
-    }
-}
-
-/// What stands between the brackets of a JSON array.
-fn inside_brackets(array: &[u8]) -> &[u8] {
-    match array.trim_ascii() {
-        [_, inside @ .., _] => inside,
-        _ => &[],
-    }
-}
-
-fn check_element(before: usize, (index, text): (usize, &[u8])) -> Result<usize, Failure> {
-    match Id::parse(text) {
-        Ok(_) => Ok(before + 1),
-        Err(_) => Err(Failure::InvalidId { line: Some(index + 1) }),
-    }
-}
-
-/// Sees that the body is a JSON array, and that each of its elements is an id. Returns how many.
-///
-/// Elements are taken as they are written, so that a number too large for a float's precision, or one
-/// with a fraction, is seen for what it is.
-fn check_json(body: &[u8]) -> Result<usize, Failure> {
-    struct Elements;
-
-    impl<'de> Visitor<'de> for Elements {
-        type Value = Result<usize, Failure>;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an array")
-        }
-
-        // To the end also after a bad element: it may not be JSON at all.
-        fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
-            let mut checked = Ok(0);
-            let mut index = 0;
-            while let Some(element) = elements.next_element::<&RawValue>()? {
-                checked = checked.and_then(|before| check_element(before, (index, element.get().as_bytes())));
-                index += 1;
-            }
-            Ok(checked)
-        }
-    }
-
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let checked = json.deserialize_seq(Elements).map_err(|_| Failure::InvalidBody)?;
-    json.end().map_err(|_| Failure::InvalidBody)?;
-    checked
+    let check = tokio::task::spawn_blocking(move || IdList::parse(format, body).map_err(Failure::from));
+    check.await.unwrap_or_else(|error| {
+        error!(%error, "the check of a bulk body panicked");
+        Err(Failure::StoreUnavailable)
+    })
 }

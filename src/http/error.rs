@@ -9,6 +9,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::callback::guard::Refused;
+use crate::id_list::InvalidIdList;
 
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_LINE: HeaderName = HeaderName::from_static("failure-line");
@@ -92,6 +93,16 @@ impl Failure {
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+        }
+    }
+}
+
+impl From<InvalidIdList> for Failure {
+    fn from(invalid: InvalidIdList) -> Self {
+        match invalid {
+            InvalidIdList::Empty => Self::MissingId,
+            InvalidIdList::InvalidId { place } => Self::InvalidId { line: Some(place) },
+            InvalidIdList::NoArray => Self::InvalidBody,
         }
     }
 }

@@ -11,17 +11,20 @@ mod timeouts;
 mod token;
 mod unique;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
-use ::metrics::{Counter, Histogram};
+use ::metrics::Counter;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use clap::Args;
+use quanta::Instant;
 use tokio::sync::watch;
 
 pub use self::error::Failure;
@@ -34,8 +37,9 @@ use crate::coordinator::LastClosed;
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::id::Id;
 use crate::id_key::IdKey;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouteMetrics};
 use crate::window::{Clock, Window};
+use crate::workers::Workers;
 
 /// Where the service listens.
 #[derive(Debug, Clone, Args)]
@@ -68,6 +72,10 @@ pub struct HttpArgs {
     #[command(flatten)]
     pub access: AccessArgs,
 
+    /// Threads that serve connections; if it is not said, one a core
+    #[arg(long, env = "HEADCOUNT_THREADS", value_name = "NUMBER", value_parser = args::up_to::<1024>)]
+    pub threads: Option<u32>,
+
     /// Connections that are served at a time; each one more is told 503 and closed
     #[arg(
         long, env = "HEADCOUNT_MAX_CONNECTIONS", value_name = "NUMBER", default_value = "10000",
@@ -83,7 +91,7 @@ pub struct HttpArgs {
     )]
     pub max_connections_per_address: u32,
 
-    /// Requests to the API that are handled at a time; each one more is answered 503 at once
+    /// Requests to the API that wait for the counter at a time; each one more is answered 503 at once
     #[arg(
         long, env = "HEADCOUNT_MAX_IN_FLIGHT", value_name = "NUMBER", default_value = "5000",
         value_parser = args::up_to::<1_000_000>
@@ -132,6 +140,18 @@ pub struct HttpArgs {
         value_parser = args::up_to::<1_073_741_824>
     )]
     pub body_limit: u32,
+}
+
+impl HttpArgs {
+    /// Starts the threads that serve connections.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not have as many.
+    pub fn workers(&self) -> io::Result<Workers> {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        Workers::start(self.threads.map_or_else(cores, |threads| threads as usize))
+    }
 }
 
 /// What the routes work with.
@@ -221,15 +241,15 @@ struct Routes {
     api: Api,
     bulk_budget: bulk::Budget,
     in_flight: InFlight,
-    accept: RouteMetrics,
-    bulk: RouteMetrics,
-    unique: RouteMetrics,
+    accept: RouteHandles,
+    bulk: RouteHandles,
+    unique: RouteHandles,
     not_found: Counter,
 }
 
 impl Routes {
     fn new(api: Api) -> Self {
-        let route = |name| RouteMetrics::new(&api.metrics, name);
+        let route = |name| RouteHandles::new(&api.metrics, name);
         Self {
             accept: route("accept"),
             bulk: route("bulk"),
@@ -249,29 +269,24 @@ async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
 }
 
 /// The handles of one route, made once.
-struct RouteMetrics {
-    duration: Histogram,
-    ok: Counter,
+struct RouteHandles {
+    all: RouteMetrics,
     failed: Vec<(&'static str, Counter)>,
 }
 
-impl RouteMetrics {
+impl RouteHandles {
     fn new(metrics: &Metrics, route: &'static str) -> Self {
         let failed =
             Failure::ALL.map(|failure| (failure.reason(), metrics.requests(route, failure.reason())));
-        Self {
-            duration: metrics.request_duration(route),
-            ok: metrics.requests(route, "ok"),
-            failed: failed.into(),
-        }
+        Self { all: metrics.route(route), failed: failed.into() }
     }
 
     /// Records a request and makes its answer.
     fn answer<T: IntoResponse>(&self, started: Instant, result: Result<T, Failure>) -> Response {
-        self.duration.record(started.elapsed());
+        self.all.duration.record(started.elapsed());
         match result {
             Ok(answer) => {
-                self.ok.increment(1);
+                self.all.ok.increment(1);
                 answer.into_response()
             }
             Err(failure) => {

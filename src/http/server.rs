@@ -28,6 +28,7 @@ use super::ops::LIVEZ;
 use super::timeouts::{Late, Timeouts, Watch, WatchedStream};
 use super::{Failure, HttpArgs};
 use crate::metrics::Metrics;
+use crate::workers::Workers;
 
 /// Wait after an accept that failed for want of descriptors or memory: some may come back.
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -48,12 +49,13 @@ pub struct Stop {
     pub abort: CancellationToken,
 }
 
-/// Serves connections until `stop.drain`, and returns when all are closed.
+/// Serves connections on `workers` until `stop.drain`, and returns when all are closed.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: &HttpArgs,
     metrics: Arc<Metrics>,
+    workers: Arc<Workers>,
     stop: Stop,
 ) {
     let timed_out = Late::ALL.map(|late| metrics.connections_timed_out(late.reason()));
@@ -64,6 +66,7 @@ pub async fn serve(
         timed_out: Arc::new(timed_out),
         refused: metrics.requests("other", Failure::Overloaded.reason()),
         metrics,
+        workers,
         stop,
         connections: TaskTracker::new(),
         refusals: Arc::new(Semaphore::new(REFUSALS)),
@@ -107,6 +110,7 @@ fn http(limits: &HttpArgs) -> http1::Builder {
     // Time-outs are up to the watch.
     http.header_read_timeout(None)
         .max_buf_size(LONGEST_HEAD)
+        .writev(false)
         .keep_alive(limits.keep_alive)
         // Who sends no more may still be waiting for answers; if not, the watch ends it.
         .half_close(true);
@@ -134,6 +138,7 @@ struct Server {
     timed_out: Arc<[Counter; 3]>,
     refused: Counter,
     metrics: Arc<Metrics>,
+    workers: Arc<Workers>,
     stop: Stop,
     connections: TaskTracker,
     refusals: Arc<Semaphore>,
@@ -162,21 +167,25 @@ impl Server {
                 answer
             }
         });
-        let stream = WatchedStream::new(stream, Arc::clone(&watch));
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
-        let stop = self.stop.clone();
-        let timed_out = Arc::clone(&self.timed_out);
-        self.connections.spawn(async move {
-            let mut connection = std::pin::pin!(connection);
+        let (http, timed_out) = (self.http.clone(), Arc::clone(&self.timed_out));
+        // The connection's own: it is looked at in every turn, and all others' would be behind one lock.
+        let (drain, abort) = (self.stop.drain.child_token(), self.stop.abort.clone());
+        // From here on the worker's system of events has it.
+        let Ok(stream) = stream.into_std() else { return };
+        let serve = |seat| async move {
+            let _seat = seat;
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
+            let stream = WatchedStream::new(stream, Arc::clone(&watch));
+            let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
             let served = tokio::select! {
                 // In this order: a request that has arrived is served before the drain is looked at.
                 biased;
                 served = watch.over(connection.as_mut()) => served,
-                () = stop.drain.cancelled() => {
+                () = drain.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
                         served = watch.over(connection) => served,
-                        () = stop.abort.cancelled() => Ok(Ok(())),
+                        () = abort.cancelled() => Ok(Ok(())),
                     }
                 }
             };
@@ -189,7 +198,8 @@ impl Server {
                     timed_out[late as usize].increment(1);
                 }
             }
-        });
+        };
+        self.workers.spawn_connection(|seat| self.connections.track_future(serve(seat)));
     }
 
     /// Answers the first request of a connection beyond a cap with 503. Only `/livez` is served all the

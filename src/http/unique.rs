@@ -1,13 +1,13 @@
 //! `/api/verve/unique`: the running count, and that of the last closed window.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::Method;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
+use quanta::Instant;
 use serde::Serialize;
 use tracing::warn;
 
@@ -35,7 +35,8 @@ pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn read(routes: &Routes) -> Result<impl IntoResponse + use<>, Failure> {
-    let _place = routes.in_flight.enter()?;
+    routes.in_flight.admit()?;
+    let _place = routes.in_flight.wait();
     let api = &routes.api;
     if api.counter.is_degraded() {
         return Err(Failure::StoreUnavailable);

@@ -188,3 +188,32 @@ async fn memory_is_given_back() {
     let (early, late) = (resident[4], resident[19]);
     assert!(late < early + 20, "memory grows: {resident:?}");
 }
+
+/// Each thread has a connection of its own to Redis. Those that have nothing to send do not notice that theirs is dead, and
+/// must not be found out one after another.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_threads_find_back_at_once() {
+    const THREADS: u64 = 64;
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let server =
+        Server::start(&["--window", "24h", "--redis-url", &url, "--threads", &THREADS.to_string()]).await;
+    let mut connections = Vec::new();
+    for id in 0..THREADS {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        assert_eq!(connection.get(&format!("/api/verve/accept?id={id}")).await.unwrap().body, "ok");
+        connections.push(connection);
+    }
+    redis.kill();
+    let lone = connections[0].get("/api/verve/accept?id=1000").await.unwrap();
+    assert_eq!(lone.body, "ok");
+    server.wait_for_metric("headcount_degraded", 1.0).await;
+    redis.restart();
+    server.wait_for_metric("headcount_degraded", 0.0).await;
+    for (id, connection) in (2_000..).zip(&mut connections) {
+        assert_eq!(connection.get(&format!("/api/verve/accept?id={id}")).await.unwrap().body, "ok");
+    }
+    assert_eq!(server.metric("headcount_degraded").await, 0.0);
+    let unique = server.get("/api/verve/unique").await.json()["current"]["unique_request_count"].as_u64();
+    assert!(unique.unwrap().abs_diff(2 * THREADS + 1) <= 2, "{unique:?}");
+}

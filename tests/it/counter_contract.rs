@@ -14,6 +14,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::shard::Shards;
 use headcount::window::{Window, WindowLength};
+use headcount::workers::Workers;
 
 use crate::support::PATIENCE;
 use crate::support::redis::{Flavour, Redis as RedisServer};
@@ -253,8 +254,8 @@ fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrit
         keys: Keys::new(&namespace),
         process: "test".to_owned(),
     };
-    let (counter, tasks) = RedisCounter::new(config, redis, &Metrics::new());
-    tokio::spawn(tasks.run());
+    let (counter, tasks) = RedisCounter::new(config, redis, 2, &Metrics::new());
+    tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));
     counter
 }
 

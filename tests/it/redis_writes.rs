@@ -13,6 +13,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::shard::Shards;
 use headcount::window::{Window, WindowLength};
+use headcount::workers::Workers;
 
 use crate::support::fleet::assert_same_bytes;
 use crate::support::proxy::{Fault, Proxy};
@@ -25,6 +26,14 @@ fn window() -> Window {
     static WINDOW: LazyLock<Window> =
         LazyLock::new(|| "1h".parse::<WindowLength>().unwrap().window_at(SystemTime::now()));
     *WINDOW
+}
+
+const WORKERS: usize = 2;
+
+/// The same ones for all tests of a run.
+fn workers() -> Arc<Workers> {
+    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Arc::new(Workers::start(WORKERS).unwrap()));
+    Arc::clone(&ALL)
 }
 
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,8 +59,8 @@ fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<R
 fn counter_with(url: &str, config: RedisCounterConfig) -> Arc<RedisCounter> {
     let metrics = Metrics::new();
     let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &metrics).unwrap();
-    let (counter, tasks) = RedisCounter::new(config, &redis, &metrics);
-    tokio::spawn(tasks.run());
+    let (counter, tasks) = RedisCounter::new(config, &redis, WORKERS, &metrics);
+    tokio::spawn(tasks.run(workers()));
     Arc::new(counter)
 }
 
@@ -119,7 +128,8 @@ async fn changed_and_all_end_alike_over_reconnects() {
         let tasks: Vec<_> = (0..8)
             .map(|task| {
                 let counter = Arc::clone(&counter);
-                tokio::spawn(async move {
+                // Through all pipelines.
+                workers().spawn_on(task as usize % WORKERS, async move {
                     for id in (task..IDS).step_by(8) {
                         counter.add(window(), &[Id::from(id)]).await.unwrap();
                     }
@@ -298,8 +308,8 @@ async fn a_full_redis_is_not_taken_for_one_that_is_back() {
         on_redis_down: OnRedisDown::Fail,
         ..config("full", Mode::Exact, RedisWrites::All)
     };
-    let (counter, tasks) = RedisCounter::new(config, &redis, &metrics);
-    tokio::spawn(tasks.run());
+    let (counter, tasks) = RedisCounter::new(config, &redis, WORKERS, &metrics);
+    tokio::spawn(tasks.run(workers()));
     let mut set = ::redis::cmd("CONFIG");
     set.arg("SET").arg("maxmemory").arg("1").exec(&mut server.connect()).unwrap();
     counter.add(window(), &[Id::from(1_u64)]).await.unwrap_err();

@@ -6,17 +6,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ::metrics::Counter;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Pipeline, RedisResult};
+use ::redis::{Pipeline, RedisError, RedisResult};
 
+use super::batch::Target;
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
 use super::local::{Held, Intake, LocalWindow, expire_at};
-use super::pipeline::Target;
 use crate::counter::id_set::IdSet;
 use crate::id::Id;
-use crate::metrics::Metrics;
+use crate::metrics::{HotCounter, Metrics};
 use crate::mode::Mode;
+use crate::redis::wire::Wire;
 use crate::redis::{Call, Redis};
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
@@ -31,7 +31,7 @@ const IDS_A_PIPELINE: usize = 8 * 1024;
 pub(super) struct Handover {
     config: Arc<RedisCounterConfig>,
     redis: Redis,
-    changed_ids: Counter,
+    changed_ids: HotCounter,
 }
 
 impl Handover {
@@ -41,11 +41,19 @@ impl Handover {
     }
 
     /// Whether a server takes writes.
-    pub(super) async fn probe(&self, redis: &Redis) -> Result<(), Unavailable> {
+    pub(super) async fn probe(&self, redis: &Redis<Wire>) -> Result<(), Unavailable> {
         let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
         let mut write = ::redis::cmd("SET");
         write.arg(keys.merge(0, *shards, process)).arg("").arg("EX").arg(MERGE_EXPIRES);
-        redis.run(Call::Ask, async |connection| write.exec_async(connection).await).await
+        let write = write.get_packed_command();
+        let ask = redis.run(Call::Ask, async |wire| {
+            wire.exchange(&write, 1)
+                .await?
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(RedisError::from)
+        });
+        ask.await.map(drop)
     }
 
     /// Seals a window that nothing enters any more.

@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::RwLock;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
 
+use super::batch::Target;
 use super::config::RedisCounterConfig;
-use super::pipeline::Target;
 use super::unacknowledged::Unacknowledged;
 use crate::counter::AddError;
 use crate::counter::id_set::IdSet;
 use crate::id::Id;
 use crate::mode::Mode;
+use crate::read_mostly::ReadMostly;
 use crate::sketch::{Observation, Sketch};
+use crate::striped::StripedSum;
 use crate::unavailable::Unavailable;
 use crate::window::Window;
 
@@ -35,7 +36,7 @@ const BYTES_A_SHARD: usize = 16 << 10;
 pub(super) struct LocalWindows {
     config: Arc<RedisCounterConfig>,
     unacknowledged: Arc<Unacknowledged>,
-    state: RwLock<State>,
+    state: ReadMostly<State>,
 }
 
 #[derive(Default)]
@@ -65,9 +66,9 @@ pub(super) struct LocalWindow {
     /// For each shard.
     pub(super) targets: Box<[Arc<Target>]>,
     pub(super) held: Held,
-    accepted: AtomicU64,
+    accepted: StripedSum,
     /// Exact ids of which Redis has said that they were new.
-    new: AtomicU64,
+    new: StripedSum,
     /// Ids that were accepted without Redis.
     apart: AtomicU64,
     /// Additions that have entered and not been answered.
@@ -126,7 +127,7 @@ impl Sum for Intake {
 impl LocalWindows {
     /// None yet.
     pub(super) fn new(config: Arc<RedisCounterConfig>, unacknowledged: Arc<Unacknowledged>) -> Self {
-        Self { config, unacknowledged, state: RwLock::default() }
+        Self { config, unacknowledged, state: ReadMostly::default() }
     }
 
     /// Enters a window: until the token is dropped, it cannot be sealed.
@@ -207,7 +208,7 @@ impl LocalWindows {
     /// About what one takes in memory when nothing is kept for Redis.
     fn bytes_a_window(&self) -> usize {
         let copies = 1 + usize::from(self.config.remembers_acknowledged());
-        BYTES_A_SHARD * copies * usize::from(self.config.shards.count())
+        BYTES_A_SHARD * copies * usize::from(self.config.shards.count()) + 2 * StripedSum::bytes()
     }
 
     /// Forgets a window and all before it; those that it forgets.
@@ -299,8 +300,8 @@ impl LocalWindow {
                 },
                 Mode::Exact => Held::Ids(IdSet::new()),
             },
-            accepted: AtomicU64::new(0),
-            new: AtomicU64::new(0),
+            accepted: StripedSum::default(),
+            new: StripedSum::default(),
             apart: AtomicU64::new(0),
             under_way: TaskTracker::new(),
             handing_over: AsyncMutex::new(()),
@@ -310,18 +311,17 @@ impl LocalWindow {
 
     /// Notes that ids were accepted.
     pub(super) fn accept(&self, ids: usize) {
-        self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
+        self.accepted.add(ids as u64);
     }
 
     /// Notes that Redis has said that exact ids were new.
     pub(super) fn note_new(&self, ids: u64) {
-        self.new.fetch_add(ids, Ordering::Relaxed);
+        self.new.add(ids);
     }
 
     /// What came so far.
     pub(super) fn intake(&self) -> Intake {
-        let [accepted, new] = [&self.accepted, &self.new].map(|ids| ids.load(Ordering::Relaxed));
-        Intake { accepted, new, lost: 0 }
+        Intake { accepted: self.accepted.get(), new: self.new.get(), lost: 0 }
     }
 
     /// Waits until all additions are answered, after the last has entered.

@@ -31,6 +31,7 @@
 //! Local sketches live until the window is published, so that they can be merged once more should Redis
 //! lose everything before that; of sealed windows the newest, as far as there is room for them.
 
+mod batch;
 mod breaker;
 mod config;
 mod handover;
@@ -44,20 +45,21 @@ use std::sync::Arc;
 
 use ::redis::aio::MultiplexedConnection;
 use async_trait::async_trait;
-use smallvec::{SmallVec, smallvec};
-use tokio::sync::oneshot;
+use smallvec::SmallVec;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::warn;
 
+use self::batch::Receipt;
 use self::breaker::Breaker;
 use self::config::SHARDS_A_PIPELINE;
 pub use self::config::{OnRedisDown, RedisCounterArgs, RedisCounterConfig, RedisWrites};
 use self::handover::Handover;
 use self::local::{Held, Intake, LocalWindow, LocalWindows, Sealed};
-use self::pipeline::{Pipeline, PipelineTask, Write, pipeline};
+use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
 use self::unacknowledged::Unacknowledged;
-use super::{AddError, Added, CountError, Tally, UniqueCounter};
+use super::{AddError, Added, Adding, CountError, Tally, UniqueCounter};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::mode::Mode;
@@ -65,6 +67,7 @@ use crate::redis::{Call, Redis};
 use crate::sketch::Observation;
 use crate::unavailable::Unavailable;
 use crate::window::Window;
+use crate::workers::{self, Workers};
 
 /// Ids in one command: a large list holds up Redis no longer than many small ones.
 const IDS_A_COMMAND: usize = 1024;
@@ -74,100 +77,134 @@ pub struct RedisCounter {
     config: Arc<RedisCounterConfig>,
     redis: Redis,
     breaker: Arc<Breaker>,
-    pipeline: Pipeline,
+    /// One for each worker.
+    pipelines: Box<[Pipeline]>,
     local: Arc<LocalWindows>,
     handover: Arc<Handover>,
 }
 
 /// The tasks behind a counter.
 pub struct RedisCounterTasks {
-    pipeline: PipelineTask,
+    pipelines: Vec<PipelineTask>,
     recovery: Recovery,
 }
 
 impl RedisCounterTasks {
-    /// Writes, and finds back to Redis, until the counter is gone.
-    pub async fn run(self) {
+    /// Writes, each pipeline on its worker, and finds back to Redis, until the counter is gone.
+    ///
+    /// # Errors
+    ///
+    /// When one of them has panicked.
+    pub async fn run(self, workers: Arc<Workers>) -> Result<(), JoinError> {
+        let mut pipelines = JoinSet::new();
+        for (number, pipeline) in self.pipelines.into_iter().enumerate() {
+            let task = workers.spawn_on(number, pipeline.run());
+            pipelines.spawn(task);
+        }
         tokio::select! {
-            () = self.pipeline.run() => {}
-            () = self.recovery.run() => {}
+            Some(ended) = pipelines.join_next() => ended.and_then(std::convert::identity),
+            () = self.recovery.run(&workers) => Ok(()),
         }
     }
 }
 
-/// What Redis has to be told.
-#[derive(Default)]
-struct News {
-    /// Ids by shard, in the order of the shards.
-    parts: SmallVec<[(usize, SmallVec<[Id; 1]>); 1]>,
-    /// How many of them changed the local sketch.
+/// What Redis has to be told of a request.
+struct News<'a> {
+    /// Ids and their shards, ordered by these.
+    ids: SmallVec<[(usize, &'a Id); 1]>,
+    /// How many ids changed the local sketch.
     changed: u64,
 }
 
+/// Replies that are to come, one for each write.
+type Receipts = SmallVec<[Receipt; 1]>;
+
 impl RedisCounter {
-    /// A counter, and the tasks that do its writing: they have to run.
-    pub fn new(config: RedisCounterConfig, redis: &Redis, metrics: &Metrics) -> (Self, RedisCounterTasks) {
+    /// A counter for requests on so many workers, and the tasks that do its writing: they have to run.
+    pub fn new(
+        config: RedisCounterConfig,
+        redis: &Redis,
+        workers: usize,
+        metrics: &Metrics,
+    ) -> (Self, RedisCounterTasks) {
         let config = Arc::new(config);
         let breaker = Arc::new(Breaker::new(config.on_redis_down));
         let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max));
         let local = Arc::new(LocalWindows::new(Arc::clone(&config), unacknowledged));
         let handover = Arc::new(Handover::new(Arc::clone(&config), redis, metrics));
-        let (pipeline, task) = pipeline(redis, config.timeout, &breaker, metrics);
+        let (pipelines, tasks) = pipelines(workers, redis, config.timeout, &breaker, metrics);
         let recovery = Recovery {
             breaker: Arc::clone(&breaker),
             local: Arc::clone(&local),
             handover: Arc::clone(&handover),
-            redis: task.redis().clone(),
+            connections: tasks.iter().map(|task| task.redis().clone()).collect(),
         };
-        let counter = Self { config, redis: redis.another(), breaker, pipeline, local, handover };
-        (counter, RedisCounterTasks { pipeline: task, recovery })
+        let (redis, pipelines) = (redis.another(), pipelines.into());
+        let counter = Self { config, redis, breaker, pipelines, local, handover };
+        (counter, RedisCounterTasks { pipelines: tasks, recovery })
+    }
+
+    /// That of this worker.
+    fn pipeline(&self) -> &Pipeline {
+        // Elsewhere than on a worker any will do.
+        &self.pipelines[workers::current().unwrap_or_default() % self.pipelines.len()]
     }
 
     /// Adds ids to the local sketch, and says which of them Redis has to be told.
-    fn add_locally(&self, local: &LocalWindow, ids: &[Id]) -> News {
-        let mut news = News::default();
+    fn add_locally<'a>(&self, local: &LocalWindow, ids: &'a [Id]) -> News<'a> {
+        let mut news = News { ids: SmallVec::with_capacity(ids.len()), changed: 0 };
+        let pipeline = self.pipeline();
         for id in ids {
             let shard = self.config.shards.of(id.as_bytes());
             if let Held::Sketches { sketches, .. } = &local.held {
                 let observation = Observation::of(id.as_bytes());
                 news.changed += u64::from(sketches[shard].raise(observation));
-                if self.pipeline.is_acknowledged(&local.targets[shard], observation) {
+                if pipeline.is_acknowledged(&local.targets[shard], observation) {
                     continue;
                 }
             }
-            match news.parts.binary_search_by_key(&shard, |(shard, _)| *shard) {
-                Ok(place) => news.parts[place].1.push(*id),
-                Err(place) => news.parts.insert(place, (shard, smallvec![*id])),
-            }
+            news.ids.push((shard, id));
+        }
+        if local.targets.len() > 1 {
+            news.ids.sort_unstable_by_key(|(shard, _)| *shard);
         }
         news
     }
 
-    /// Tells Redis, and waits until it has been told. How many of the ids were new there; for `PFADD`, how many
-    /// commands changed something.
-    async fn write(
+    /// Puts what Redis has to be told into the pipeline: a command a shard, or several if it would be long.
+    fn send(
         &self,
         local: &LocalWindow,
-        news: News,
+        news: &News<'_>,
         under_way: &TaskTrackerToken,
-    ) -> Result<u64, Unavailable> {
-        let mut replies: SmallVec<[oneshot::Receiver<_>; 1]> = SmallVec::new();
-        for (shard, ids) in news.parts {
-            for ids in ids.chunks(IDS_A_COMMAND) {
-                let (reply, receiver) = oneshot::channel();
-                let (target, under_way) = (Arc::clone(&local.targets[shard]), under_way.clone());
-                let write = Write { target, ids: ids.into(), reply, under_way };
-                self.pipeline.send(write).inspect_err(|error| self.breaker.open(error))?;
-                replies.push(receiver);
+    ) -> Result<Receipts, Unavailable> {
+        let (mut receipts, pipeline) = (Receipts::new(), self.pipeline());
+        for of_a_shard in news.ids.chunk_by(|(one, _), (other, _)| one == other) {
+            for ids in of_a_shard.chunks(IDS_A_COMMAND) {
+                let (target, ids) = (&local.targets[ids[0].0], ids.iter().map(|(_, id)| *id));
+                let sent = pipeline.send(target, ids, under_way);
+                receipts.push(sent.inspect_err(|error| self.breaker.open(error))?);
             }
         }
+        Ok(receipts)
+    }
+
+    /// Waits until Redis has been told. How many of the ids were new there; for `PFADD`, how many commands changed
+    /// something.
+    async fn sent(&self, local: &LocalWindow, receipts: Receipts) -> Result<u64, Unavailable> {
         let mut added = 0;
-        for reply in replies {
-            let new = reply.await.map_err(|_| Unavailable::because("the pipeline to Redis has ended"))??;
+        for receipt in receipts {
+            let new = receipt.await?;
             local.note_new(new);
             added += new;
         }
         Ok(added)
+    }
+
+    /// Notes that ids are where they are to be, by whatever way.
+    fn accepted(local: &LocalWindow, ids: &[Id], changed: u64) -> Added {
+        local.accept(ids.len());
+        Added { changed }
     }
 
     /// What is left to do with ids that Redis does not take.
@@ -255,24 +292,42 @@ impl RedisCounter {
 
 #[async_trait]
 impl UniqueCounter for RedisCounter {
-    async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
-        let (local, under_way) = self.local.enter(window)?;
-        let changed = if self.breaker.is_open() {
-            self.without_redis(&local, ids, Unavailable::because("Redis is away"))?
-        } else {
-            let news = self.add_locally(&local, ids);
-            let changed = news.changed;
-            match self.write(&local, news, &under_way).await {
+    fn add<'a>(&'a self, window: Window, ids: &'a [Id]) -> Adding<'a> {
+        let (local, under_way) = match self.local.enter(window) {
+            Ok(entered) => entered,
+            Err(error) => return Adding::done(Err(error)),
+        };
+        if self.breaker.is_open() {
+            let kept = self.without_redis(&local, ids, Unavailable::because("Redis is away"));
+            return Adding::done(
+                kept.map(|changed| Self::accepted(&local, ids, changed)).map_err(AddError::from),
+            );
+        }
+        let news = self.add_locally(&local, ids);
+        let (sent, changed) = (self.send(&local, &news, &under_way), news.changed);
+        if let Ok(receipts) = &sent
+            && receipts.is_empty()
+        {
+            return Adding::done(Ok(Self::accepted(&local, ids, changed)));
+        }
+        Adding::under_way(async move {
+            let added = match sent {
+                Ok(receipts) => self.sent(&local, receipts).await,
+                Err(error) => Err(error),
+            };
+            let changed = match added {
                 Ok(added) if self.config.mode == Mode::Exact => added,
                 // PFADD says only whether any did.
                 Ok(0) => 0,
                 Ok(_) => changed.max(1),
                 // All of them: to find out which are there already would be more work than to add them again.
                 Err(error) => changed + self.without_redis(&local, ids, error)?,
-            }
-        };
-        local.accept(ids.len());
-        Ok(Added { changed })
+            };
+            let added = Self::accepted(&local, ids, changed);
+            // Not before: what is not in Redis is kept for it.
+            drop(under_way);
+            Ok(added)
+        })
     }
 
     async fn seal(&self, window: Window) -> Result<(), Unavailable> {
@@ -315,7 +370,7 @@ impl UniqueCounter for RedisCounter {
     }
 
     async fn restore(&self) -> Result<(), Unavailable> {
-        self.pipeline.forget_acknowledged();
+        self.pipeline().forget_acknowledged();
         for sealed in self.local.all_sealed() {
             match sealed {
                 Sealed::Kept(local) => self.handover.seal(&local).await?,

@@ -1,9 +1,12 @@
-//! The pipeline to Redis: one task that owns a connection and sends what waits.
+//! The pipeline to Redis: a task that owns a connection and sends what waits. Each worker has one.
 //!
-//! A request puts its write into a queue and waits for its own reply. The task takes all that is in the
-//! queue, sends it as one pipeline, and reads the replies; what comes in meanwhile is the next pipeline. So at
+//! A request puts its write into the last [batch](super::batch) of a queue and waits for its own reply. The task takes the
+//! first batch, sends it as one pipeline, and reads the replies; what comes in meanwhile is the next one. So at
 //! low load a write goes out at once, alone, and at high load a system call and a wake-up serve hundreds: the
 //! batch grows by itself with what there is to do, and there is no timer to tune.
+//!
+//! When the task is woken, it lets everybody first who is ready to run: requests that have come together are then in one
+//! batch, instead of one in the first and the rest in the second. With nobody there that costs nothing.
 //!
 //! # When Redis does not answer
 //!
@@ -19,278 +22,249 @@
 //! [`Target`] knows about the server (that its key expires, which registers it has) therefore belongs to
 //! an *epoch*, and every failure begins a new one.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Gauge, Histogram};
-use ::redis::{RedisError, RedisResult, Value};
-use smallvec::SmallVec;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use ::redis::{RedisError, RedisResult};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::batch::{Batch, Receipt, Remains, Replies, Target};
 use super::breaker::Breaker;
 use crate::id::Id;
 use crate::metrics::Metrics;
+use crate::redis::wire::{self, Reply, Wire};
 use crate::redis::{self, Call, Redis};
-use crate::sketch::{Observation, Sketch};
+use crate::sketch::Observation;
 use crate::unavailable::Unavailable;
 
 /// Writes that may wait to be sent; one more is refused.
 const QUEUE: usize = 65_536;
-/// Writes that are sent as one pipeline, at most.
-const BATCH: usize = 1024;
-/// Ids that are sent as one pipeline, at most, unless one write has more.
-const IDS_A_BATCH: usize = 16 * 1024;
 
-/// Where ids go: the key of a shard of a window, and what is known about it.
-pub(super) struct Target {
-    /// `PFADD` or `SADD`.
-    pub(super) command: &'static str,
-    pub(super) key: String,
-    /// When the key expires, in seconds since 1970.
-    pub(super) expire_at: u64,
-    /// The epoch in which the server was told when the key expires; 0 is none.
-    expires_since: AtomicU64,
-    /// The registers that the server has, where writes that cannot change any are left out.
-    acknowledged: Option<Acknowledged>,
+/// What both ends have.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// There is a batch where there was none, or the other end is gone.
+    news: Notify,
+    /// The same one for all pipelines.
+    epoch: Arc<AtomicU64>,
 }
 
-struct Acknowledged {
-    epoch: AtomicU64,
-    registers: Sketch,
-}
-
-impl Target {
-    pub(super) fn new(
-        command: &'static str,
-        key: String,
-        expire_at: u64,
-        remember_acknowledged: bool,
-    ) -> Self {
-        let acknowledged = remember_acknowledged
-            .then(|| Acknowledged { epoch: AtomicU64::new(0), registers: Sketch::new() });
-        Self { command, key, expire_at, expires_since: AtomicU64::new(0), acknowledged }
-    }
-
-    /// Notes that the server has ids.
-    fn acknowledge(&self, ids: &[Id], epoch: u64) {
-        if let Some(acknowledged) = &self.acknowledged {
-            // Only the pipeline's task comes here.
-            if acknowledged.epoch.load(Ordering::Relaxed) != epoch {
-                acknowledged.registers.clear();
-                // Whoever sees the new epoch sees no register of the old one.
-                acknowledged.epoch.store(epoch, Ordering::Release);
-            }
-            for id in ids {
-                acknowledged.registers.raise(Observation::of(id.as_bytes()));
-            }
-        }
-    }
-}
-
-/// Ids for a target, and who waits for the reply.
-pub(super) struct Write {
-    pub(super) target: Arc<Target>,
-    pub(super) ids: SmallVec<[Id; 1]>,
-    pub(super) reply: oneshot::Sender<Result<u64, Unavailable>>,
-    /// The window cannot be sealed while there is one.
-    pub(super) under_way: TaskTrackerToken,
-}
-
-struct Queued {
-    write: Write,
-    deadline: Instant,
+#[derive(Default)]
+struct Queue {
+    batches: VecDeque<Batch>,
+    /// In all of them.
+    writes: usize,
+    /// How many of them the gauge shows, which is of all pipelines.
+    shown: usize,
+    /// Of a batch before, for the next one.
+    remains: Option<Remains>,
+    /// One of the ends is gone.
+    closed: bool,
 }
 
 /// The end that writes are put into.
 pub(super) struct Pipeline {
-    queue: mpsc::Sender<Queued>,
+    shared: Arc<Shared>,
     timeout: Duration,
-    epoch: Arc<AtomicU64>,
 }
 
 /// The other end.
 pub(super) struct PipelineTask {
-    queue: mpsc::Receiver<Queued>,
-    redis: Redis,
+    shared: Arc<Shared>,
+    redis: Redis<Wire>,
     breaker: Arc<Breaker>,
-    epoch: Arc<AtomicU64>,
     batch_size: Histogram,
     queue_length: Gauge,
 }
 
-/// A pipeline over a connection of its own; writes have `timeout` from when they are put in.
-pub(super) fn pipeline(
+/// Pipelines, each over a connection of its own; writes have `timeout` from when they are put in.
+pub(super) fn pipelines(
+    count: usize,
     redis: &Redis,
     timeout: Duration,
     breaker: &Arc<Breaker>,
     metrics: &Metrics,
-) -> (Pipeline, PipelineTask) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+) -> (Vec<Pipeline>, Vec<PipelineTask>) {
     let epoch = Arc::new(AtomicU64::new(1));
+    (0..count.max(1)).map(|_| pipeline(redis, timeout, breaker, &epoch, metrics)).unzip()
+}
+
+fn pipeline(
+    redis: &Redis,
+    timeout: Duration,
+    breaker: &Arc<Breaker>,
+    epoch: &Arc<AtomicU64>,
+    metrics: &Metrics,
+) -> (Pipeline, PipelineTask) {
+    let shared = Arc::new(Shared { queue: Mutex::default(), news: Notify::new(), epoch: Arc::clone(epoch) });
     let task = PipelineTask {
-        queue: receiver,
+        shared: Arc::clone(&shared),
         redis: redis.another(),
         breaker: Arc::clone(breaker),
-        epoch: Arc::clone(&epoch),
         batch_size: metrics.redis_batch_size.clone(),
         queue_length: metrics.redis_queue_length.clone(),
     };
-    (Pipeline { queue: sender, timeout, epoch }, task)
+    (Pipeline { shared, timeout }, task)
 }
 
 impl Pipeline {
     /// Puts a write into the queue; its reply comes by the deadline, more or less.
-    pub(super) fn send(&self, write: Write) -> Result<(), Unavailable> {
-        let queued = Queued { write, deadline: Instant::now() + self.timeout };
-        self.queue.try_send(queued).map_err(|error| match error {
-            TrySendError::Full(_) => Unavailable::because("the queue to Redis is full"),
-            TrySendError::Closed(_) => Unavailable::because("the pipeline to Redis has ended"),
-        })
+    pub(super) fn send<'a>(
+        &self,
+        target: &Arc<Target>,
+        ids: impl ExactSizeIterator<Item = &'a Id>,
+        under_way: &TaskTrackerToken,
+    ) -> Result<Receipt, Unavailable> {
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return Err(Unavailable::because("the pipeline to Redis has ended"));
+        }
+        if queue.writes >= QUEUE {
+            return Err(Unavailable::because("the queue to Redis is full"));
+        }
+        let is_first = queue.writes == 0;
+        queue.writes += 1;
+        if !queue.batches.back().is_some_and(|batch| batch.has_room_for(ids.len())) {
+            let remains = queue.remains.take();
+            queue.batches.push_back(Batch::new(Instant::now() + self.timeout, remains));
+        }
+        let last = queue.batches.len() - 1;
+        let receipt = queue.batches[last].add(target, ids, under_way);
+        drop(queue);
+        if is_first {
+            self.shared.news.notify_one();
+        }
+        Ok(receipt)
     }
 
     /// True when the server is known to have what this would change.
     pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
-        target.acknowledged.as_ref().is_some_and(|acknowledged| {
-            acknowledged.epoch.load(Ordering::Acquire) == self.epoch.load(Ordering::Relaxed)
-                && acknowledged.registers.covers(observation)
-        })
+        target.has(observation, self.shared.epoch.load(Ordering::Relaxed))
     }
 
     /// Nothing is known any more about what the server has.
     pub(super) fn forget_acknowledged(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.shared.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The task sends what is there, and ends.
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.news.notify_one();
+    }
+}
+
+/// Nobody puts anything in any more, and whoever has is told.
+impl Drop for PipelineTask {
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue.lock();
+        queue.closed = true;
+        drop(std::mem::take(&mut queue.batches));
     }
 }
 
 impl PipelineTask {
     /// The connection that the writes take.
-    pub(super) fn redis(&self) -> &Redis {
+    pub(super) fn redis(&self) -> &Redis<Wire> {
         &self.redis
     }
 
     /// Sends until there is nobody left to put anything in.
-    pub(super) async fn run(mut self) {
-        let mut waiting = Vec::with_capacity(BATCH);
-        while !waiting.is_empty() || self.queue.recv_many(&mut waiting, BATCH).await > 0 {
+    pub(super) async fn run(self) {
+        while let Some(mut batch) = self.next().await {
             if self.breaker.is_open() {
-                fail(&mut waiting, &Unavailable::because("Redis is away"));
+                batch.fail(&Unavailable::because("Redis is away"));
                 continue;
             }
-            let rest = waiting.split_off(one_batch(&waiting));
-            self.queue_length.set((self.queue.len() + rest.len()) as f64);
-            self.batch_size.record(waiting.len() as f64);
-            if let Err(error) = self.send(&mut waiting).await {
-                self.breaker.open(&error);
-                fail(&mut waiting, &error);
+            self.batch_size.record(batch.writes() as f64);
+            match self.send(&mut batch).await {
+                Ok((replies, epoch)) => {
+                    let remains = batch.answer(self.read(replies), epoch);
+                    self.shared.queue.lock().remains = Some(remains);
+                }
+                Err(error) => {
+                    self.breaker.open(&error);
+                    batch.fail(&error);
+                }
             }
-            waiting.extend(rest);
         }
     }
 
-    /// Sends by the deadline of the first write. If a write of the batch has no reply then, it is still there.
-    async fn send(&self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
-        let Some(deadline) = batch.first().map(|first| first.deadline) else { return Ok(()) };
-        let sent = self.send_by(deadline, batch).await;
-        if sent.is_err() && Instant::now() < deadline {
-            return self.send_by(deadline, batch).await;
+    /// The next batch, once there is one.
+    async fn next(&self) -> Option<Batch> {
+        loop {
+            tokio::task::yield_now().await;
+            {
+                let mut queue = self.shared.queue.lock();
+                if let Some(batch) = queue.batches.pop_front() {
+                    queue.writes -= batch.writes();
+                    self.queue_length.increment(queue.writes as f64 - queue.shown as f64);
+                    queue.shown = queue.writes;
+                    return Some(batch);
+                }
+                if queue.closed {
+                    return None;
+                }
+            }
+            self.shared.news.notified().await;
+        }
+    }
+
+    /// Sends by the deadline, twice if need be; the replies to the writes, and in which epoch they came.
+    async fn send(&self, batch: &mut Batch) -> Result<(wire::Replies, u64), Unavailable> {
+        let sent = self.send_once(batch).await;
+        if sent.is_err() && Instant::now() < batch.deadline {
+            return self.send_once(batch).await;
         }
         sent
     }
 
     /// Sends once; if that fails, nothing is known any more about what the server has.
-    async fn send_by(&self, deadline: Instant, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
-        let sent = tokio::time::timeout_at(deadline, self.try_to_send(batch)).await;
-        sent.unwrap_or_else(|_| Err(Unavailable::because("Redis does not answer in time"))).inspect_err(
-            |_| {
-                self.epoch.fetch_add(1, Ordering::Relaxed);
-            },
-        )
-    }
-
-    /// One try; every write of the batch has had its reply when it succeeds.
-    async fn try_to_send(&self, batch: &mut Vec<Queued>) -> Result<(), Unavailable> {
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        let (commands, writes) = (pack(batch, epoch), batch.len());
-        let sending = self.redis.run(Call::Write, async |connection| {
-            let replies = connection.send_packed_commands(&commands, 0, commands.len()).await?;
+    async fn send_once(&self, batch: &mut Batch) -> Result<(wire::Replies, u64), Unavailable> {
+        let epoch = self.shared.epoch.load(Ordering::Relaxed);
+        let (deadline, writes) = (batch.deadline, batch.writes());
+        let (commands, count) = batch.commands(epoch);
+        let sending = self.redis.run(Call::Write, async |wire| {
+            let mut replies = wire.exchange(commands, count).await?;
             check(&replies, writes)?;
+            replies.truncate(writes);
             Ok(replies)
         });
-        let replies = sending.await?;
-        for (Queued { write, .. }, reply) in batch.drain(..).zip(replies) {
-            let reply = added(reply);
-            match &reply {
-                Ok(_) => write.target.acknowledge(&write.ids, epoch),
-                Err(error) => self.breaker.open(error),
-            }
-            let Write { reply: sender, under_way, .. } = write;
-            // Nobody is left to tell when the client has gone.
-            let _ = sender.send(reply);
-            drop(under_way);
-        }
-        Ok(())
+        let sent = tokio::time::timeout_at(deadline, sending).await;
+        let sent = sent.unwrap_or_else(|_| Err(Unavailable::because("Redis does not answer in time")));
+        sent.map(|replies| (replies, epoch)).inspect_err(|_| {
+            self.shared.epoch.fetch_add(1, Ordering::Relaxed);
+        })
     }
-}
 
-/// Tells everybody.
-fn fail(writes: &mut Vec<Queued>, error: &Unavailable) {
-    for Queued { write, .. } in writes.drain(..) {
-        // The requester may have gone.
-        let _ = write.reply.send(Err(error.clone()));
-    }
-}
-
-/// How many of the writes are sent together.
-fn one_batch(waiting: &[Queued]) -> usize {
-    let mut ids = 0;
-    let fits = waiting.iter().take_while(|queued| {
-        ids += queued.write.ids.len();
-        ids <= IDS_A_BATCH
-    });
-    fits.count().max(1)
-}
-
-/// The writes in their order, then when the keys expire that are new in this epoch.
-fn pack(batch: &[Queued], epoch: u64) -> ::redis::Pipeline {
-    let mut commands = ::redis::Pipeline::with_capacity(batch.len() + 1);
-    for Queued { write, .. } in batch {
-        let target = &write.target;
-        commands.cmd(target.command).arg(&target.key);
-        for id in &write.ids {
-            commands.arg(id.as_bytes());
+    /// What the requesters are told. A write that the server refuses concerns all that follow, too.
+    fn read(&self, replies: wire::Replies) -> Replies {
+        let read = |reply: Reply| reply.map_err(|error| Unavailable::because(format_args!("Redis: {error}")));
+        let replies: Replies = replies.into_iter().map(read).collect();
+        for error in replies.iter().filter_map(|reply| reply.as_ref().err()) {
+            self.breaker.open(error);
         }
+        replies
     }
-    for Queued { write: Write { target, .. }, .. } in batch {
-        // If this pipeline fails, so does the epoch.
-        if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
-            commands.cmd("EXPIREAT").arg(&target.key).arg(target.expire_at);
-        }
-    }
-    commands
 }
 
 /// A write that was refused concerns its request. But what another server may take, or a key that would never
 /// expire, concerns them all.
-fn check(replies: &[Value], writes: usize) -> RedisResult<()> {
+fn check(replies: &[Reply], writes: usize) -> RedisResult<()> {
     for (index, reply) in replies.iter().enumerate() {
-        if let Value::ServerError(error) = reply
+        if let Err(error) = reply
             && (index >= writes || error.kind().is_some_and(redis::is_passing))
         {
             return Err(RedisError::from(error.clone()));
         }
     }
     Ok(())
-}
-
-/// How many ids the reply says were new, or that the sketch changed.
-fn added(reply: Value) -> Result<u64, Unavailable> {
-    match reply {
-        Value::Int(added) => Ok(added.unsigned_abs()),
-        Value::ServerError(error) => Err(Unavailable::because(format_args!("Redis: {error}"))),
-        other => Err(Unavailable::because(format_args!("Redis answers {other:?} to a write"))),
-    }
 }

@@ -1,7 +1,7 @@
 //! The way back to Redis after the [breaker](super::breaker) has opened.
 //!
 //! It is tried again and again, with a back-off and some jitter, so that many instances do not come all at
-//! once. A try is a write over the connection that the others will take, and then real work: all that is kept
+//! once. A try is a write over each connection that the others will take, and then real work: all that is kept
 //! here of windows that are not sealed is handed over, the oldest first. A network that lets a few bytes through and
 //! no more does not pass that test; else requests would be the ones to find out. Only then requests wait for
 //! Redis again.
@@ -17,7 +17,9 @@ use super::breaker::Breaker;
 use super::handover::Handover;
 use super::local::LocalWindows;
 use crate::redis::Redis;
+use crate::redis::wire::Wire;
 use crate::unavailable::Unavailable;
+use crate::workers::Workers;
 
 /// The first wait before a try lasts half of this to all of it; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -30,24 +32,26 @@ pub(super) struct Recovery {
     pub(super) breaker: Arc<Breaker>,
     pub(super) local: Arc<LocalWindows>,
     pub(super) handover: Arc<Handover>,
-    /// With the connection that the writes take.
-    pub(super) redis: Redis,
+    /// Those that the writes take.
+    pub(super) connections: Vec<Redis<Wire>>,
 }
 
 impl Recovery {
     /// Goes on for ever.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(self, workers: &Workers) {
         let mut wait = FIRST_WAIT;
         let mut closed: Option<Instant> = None;
         loop {
             self.breaker.opened().await;
+            // One of them has failed; the others would find out one by one.
+            self.connections.iter().for_each(Redis::reconnect);
             if closed.is_none_or(|closed| closed.elapsed() > CALM) {
                 wait = FIRST_WAIT;
             }
             loop {
                 tokio::time::sleep(jittered(wait)).await;
                 wait = (2 * wait).min(LONGEST_WAIT);
-                match self.try_to_come_back().await {
+                match self.try_to_come_back(workers).await {
                     Ok(()) => break,
                     Err(error) => debug!(%error, "Redis is not back"),
                 }
@@ -61,8 +65,16 @@ impl Recovery {
         }
     }
 
-    async fn try_to_come_back(&self) -> Result<(), Unavailable> {
-        self.handover.probe(&self.redis).await?;
+    async fn try_to_come_back(&self, workers: &Workers) -> Result<(), Unavailable> {
+        // Each on the worker whose connection it is: that is where it will be used. All at a time, because making one may
+        // take a second.
+        let probes = self.connections.iter().enumerate().map(|(number, connection)| {
+            let (handover, connection) = (Arc::clone(&self.handover), connection.clone());
+            workers.spawn_on(number, async move { handover.probe(&connection).await })
+        });
+        for probe in probes.collect::<Vec<_>>() {
+            probe.await.map_err(Unavailable::because)??;
+        }
         self.hand_over().await
     }
 

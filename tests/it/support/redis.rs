@@ -59,7 +59,7 @@ pub struct Redis {
     tls: bool,
     program: PathBuf,
     args: Vec<String>,
-    process: Process,
+    pub process: Process,
     dir: TempDir,
 }
 

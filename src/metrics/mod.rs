@@ -3,10 +3,16 @@
 //! Handles are made once and kept; nothing is looked up while a request is served. The recorder
 //! belongs to the service, not to the process, so that several can run in one.
 
+mod hot;
+
 use std::borrow::Cow;
+use std::fmt::Write;
 
 use ::metrics::{Counter, Gauge, Histogram, Label};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use parking_lot::Mutex;
+
+pub use self::hot::{HotCounter, HotDurations};
 
 /// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
 /// instances, so that they add up.
@@ -32,6 +38,7 @@ macro_rules! declare {
         pub struct Metrics {
             recorder: PrometheusRecorder,
             process: metrics_process::Collector,
+            routes: Mutex<Vec<RouteMetrics>>,
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
@@ -44,7 +51,8 @@ macro_rules! declare {
                 });
                 let ($($field,)+) =
                     ::metrics::with_local_recorder(&recorder, || ($($kind::register($name, Vec::new()),)+));
-                Self { recorder, process: metrics_process::Collector::default(), $($field,)+ }
+                let process = metrics_process::Collector::default();
+                Self { recorder, process, routes: Mutex::default(), $($field,)+ }
             }
         }
     };
@@ -52,10 +60,10 @@ macro_rules! declare {
 
 declare! {
     /// Ids that were accepted, repeats among them.
-    accepted_ids: Counter = "headcount_accepted_ids_total",
+    accepted_ids: HotCounter = "headcount_accepted_ids_total",
     /// Ids that changed the counter: new ones in mode exact, those that raised a register in mode
     /// hll, which are fewer.
-    changed_ids: Counter = "headcount_changed_ids_total",
+    changed_ids: HotCounter = "headcount_changed_ids_total",
     /// Ids that were counted in a later window than the one they arrived in, because that was
     /// sealed already.
     late_ids: Counter = "headcount_late_ids_total",
@@ -117,7 +125,6 @@ impl Metrics {
 
     fn describe_labelled() {
         Counter::describe(REQUESTS, "Requests, by route and by result: ok or the failure reason.");
-        Histogram::describe(REQUEST_DURATION, "From a request's head to its answer, by route.");
         Counter::describe(
             PUBLISHED_WINDOWS,
             "Closed windows, by sink and by result: ok, retry (it could not be taken this time), skipped \
@@ -147,9 +154,12 @@ impl Metrics {
         self.labelled(REQUESTS, &[("route", route.into()), ("result", result.into())])
     }
 
-    /// How long requests to `route` took.
-    pub fn request_duration(&self, route: &'static str) -> Histogram {
-        self.labelled(REQUEST_DURATION, &[("route", route.into())])
+    /// What every request to `route` adds to.
+    pub fn route(&self, route: &'static str) -> RouteMetrics {
+        let ok = HotCounter::new(self.requests(route, "ok"));
+        let metrics = RouteMetrics { route, ok, duration: HotDurations::default() };
+        self.routes.lock().push(metrics.clone());
+        metrics
     }
 
     /// Windows that were handed to `sink` with `result`.
@@ -185,7 +195,16 @@ impl Metrics {
     /// All metrics, those of the process among them, in the Prometheus text format.
     pub fn render(&self) -> String {
         ::metrics::with_local_recorder(&self.recorder, || self.process.collect());
-        self.handle().render()
+        let routes = self.routes.lock();
+        let hot = [&self.accepted_ids, &self.changed_ids].into_iter();
+        hot.chain(routes.iter().map(|route| &route.ok)).for_each(HotCounter::show);
+        let mut text = self.handle().render();
+        let _ = writeln!(text, "# HELP {REQUEST_DURATION} From a request's head to its answer, by route.");
+        let _ = writeln!(text, "# TYPE {REQUEST_DURATION} histogram");
+        for RouteMetrics { route, duration, .. } in routes.iter() {
+            duration.show(REQUEST_DURATION, "route", route, &mut text);
+        }
+        text
     }
 
     /// Folds what histograms have recorded into their buckets. They remember every value until then,
@@ -202,6 +221,16 @@ impl Metrics {
         let labels = labels.iter().map(|(key, value)| Label::new(*key, value.clone())).collect();
         ::metrics::with_local_recorder(&self.recorder, || K::register(name, labels))
     }
+}
+
+/// What every request to a route adds to.
+#[derive(Clone)]
+pub struct RouteMetrics {
+    route: &'static str,
+    /// Requests that went well.
+    pub ok: HotCounter,
+    /// How long they took, whatever came of them.
+    pub duration: HotDurations,
 }
 
 impl Default for Metrics {
@@ -223,6 +252,16 @@ impl Kind for Counter {
 
     fn register(name: &'static str, labels: Vec<Label>) -> Self {
         ::metrics::counter!(name, labels)
+    }
+}
+
+impl Kind for HotCounter {
+    fn describe(name: &'static str, help: &'static str) {
+        Counter::describe(name, help);
+    }
+
+    fn register(name: &'static str, labels: Vec<Label>) -> Self {
+        Self::new(Counter::register(name, labels))
     }
 }
 

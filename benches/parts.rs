@@ -1,0 +1,143 @@
+//! What the parts on the way of an id cost, by themselves: `cargo bench --bench parts`.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a bench ends at what it does not expect")]
+
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::pin;
+use std::sync::Barrier;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput};
+use headcount::counter::UniqueCounter;
+use headcount::counter::memory::MemoryCounter;
+use headcount::id::Id;
+use headcount::id_list::{IdList, ListFormat};
+use headcount::mode::Mode;
+use headcount::shard::Shards;
+use headcount::sketch::Sketch;
+use headcount::window::{Window, WindowLength};
+
+/// Ids at random below a million, as benches/load sends them.
+fn ids(count: u64) -> Vec<Id> {
+    let mut state = 1_u64;
+    let next = |_| {
+        // Knuth's generator for MMIX.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Id::from((state >> 33) % 1_000_000)
+    };
+    (0..count).map(next).collect()
+}
+
+fn sketch_of(ids: &[Id]) -> Sketch {
+    let sketch = Sketch::new();
+    for id in ids {
+        sketch.add(id.as_bytes());
+    }
+    sketch
+}
+
+fn sketches(criterion: &mut Criterion) {
+    let ids = ids(100_000);
+    let (one, other) = (sketch_of(&ids[..50_000]), sketch_of(&ids[50_000..]));
+    let bytes = one.to_bytes();
+    let mut group = criterion.benchmark_group("sketch");
+    group.throughput(Throughput::Elements(1_000));
+    group.bench_function("add 1 000 ids", |bencher| {
+        bencher.iter(|| ids[..1_000].iter().filter(|id| one.add(black_box(id.as_bytes()))).count());
+    });
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("merge", |bencher| {
+        bencher.iter_batched_ref(|| one.clone(), |sketch| sketch.merge(&other), BatchSize::SmallInput);
+    });
+    group.bench_function("count", |bencher| bencher.iter(|| black_box(&one).estimate()));
+    group.bench_function("write", |bencher| bencher.iter(|| black_box(&one).to_bytes()));
+    group.bench_function("read", |bencher| bencher.iter(|| Sketch::from_bytes(black_box(&bytes)).unwrap()));
+    group.finish();
+}
+
+fn parsing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("parse");
+    group.throughput(Throughput::Elements(1));
+    for (name, text) in [("id, canonical", "123456"), ("id, not canonical", "-0123456")] {
+        group.bench_function(name, |bencher| bencher.iter(|| Id::parse(black_box(text.as_bytes())).unwrap()));
+    }
+    let ids: Vec<_> = ids(1_000).iter().map(Id::to_string).collect();
+    let (lines, json) = (Bytes::from(ids.join("\n")), Bytes::from(format!("[{}]", ids.join(","))));
+    group.throughput(Throughput::Elements(1_000));
+    for (name, format, text) in [("lines", ListFormat::Lines, lines), ("JSON", ListFormat::Json, json)] {
+        group.bench_function(format!("check 1 000 ids, {name}"), |bencher| {
+            bencher.iter(|| IdList::parse(format, black_box(text.clone())).unwrap());
+        });
+        let list = IdList::parse(format, text).unwrap();
+        group.bench_function(format!("take 1 000 ids, {name}"), |bencher| {
+            bencher.iter(|| black_box(&list).ids().map(|id| id.as_bytes().len()).sum::<usize>());
+        });
+    }
+    group.finish();
+}
+
+/// A counter in memory never waits.
+fn add(counter: &MemoryCounter, window: Window, ids: &[Id]) {
+    let mut adding = pin!(counter.add(window, ids));
+    let Poll::Ready(Ok(_)) = adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("it waits, or fails");
+    };
+}
+
+/// What an id takes of each thread's time while so many threads add.
+fn memory(criterion: &mut Criterion) {
+    let window = "24h".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
+    let ids = ids(100_000);
+    let mut group = criterion.benchmark_group("memory counter");
+    for mode in [Mode::Hll, Mode::Exact] {
+        for threads in [1, 2] {
+            let counter = MemoryCounter::new(mode, Shards::ONE);
+            for piece in ids.chunks(1_000) {
+                add(&counter, window, piece);
+            }
+            group.throughput(Throughput::Elements(threads));
+            group.bench_function(
+                format!("{}, an id from each of {threads} threads", mode.as_str()),
+                |bencher| {
+                    bencher.iter_custom(|adds| {
+                        together(threads as usize, || {
+                            for id in ids.iter().cycle().take(adds as usize) {
+                                add(&counter, window, std::slice::from_ref(id));
+                            }
+                        })
+                    });
+                },
+            );
+        }
+    }
+    group.finish();
+}
+
+fn together(threads: usize, work: impl Fn() + Sync) -> Duration {
+    let start = Barrier::new(threads);
+    let times = thread::scope(|scope| {
+        let run = |_| {
+            scope.spawn(|| {
+                start.wait();
+                let started = Instant::now();
+                work();
+                started.elapsed()
+            })
+        };
+        let running: Vec<_> = (0..threads).map(run).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    times.into_iter().max().unwrap_or_default()
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    sketches(&mut criterion);
+    parsing(&mut criterion);
+    memory(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,52 @@
+//! The routes of the no-op: those of the service, and nothing behind them.
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use axum::routing::any;
+use headcount::id::Id;
+use url::form_urlencoded;
+
+/// Made once; that of the service is the same to the letter.
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+fn answer(status: StatusCode, body: &'static str) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
+    response
+}
+
+/// As the service has it: one handler for all methods.
+async fn accept(State(body_limit): State<usize>, request: Request) -> Response {
+    match *request.method() {
+        Method::GET => accept_one(request.uri().query().unwrap_or_default()),
+        Method::POST => Box::pin(accept_many(request.into_body(), body_limit)).await,
+        _ => answer(StatusCode::METHOD_NOT_ALLOWED, "failed"),
+    }
+}
+
+fn accept_one(query: &str) -> Response {
+    let id = form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == "id").then_some(value));
+    match id.map(|id| Id::parse(id.as_bytes())) {
+        Some(Ok(_)) => answer(StatusCode::OK, "ok"),
+        _ => answer(StatusCode::BAD_REQUEST, "failed"),
+    }
+}
+
+async fn accept_many(body: Body, limit: usize) -> Response {
+    match to_bytes(body, limit).await {
+        Ok(body) if !body.is_empty() => answer(StatusCode::OK, "ok"),
+        _ => answer(StatusCode::BAD_REQUEST, "failed"),
+    }
+}
+
+/// Takes ids and counts nothing; reads bodies of up to so many bytes and does nothing with them.
+pub(crate) fn router(body_limit: usize) -> Router {
+    Router::new().route("/api/verve/accept", any(accept)).with_state(body_limit)
+}

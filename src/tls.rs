@@ -1,0 +1,19 @@
+//! TLS to others: by what the system trusts.
+
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore};
+
+/// How to connect, and how many authorities are trusted. Where that is none, as in an image without certificates, no
+/// connection will come about.
+///
+/// # Errors
+///
+/// When the cryptography lacks what the protocol needs.
+pub fn client_config() -> Result<(ClientConfig, usize), rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok((builder.with_root_certificates(roots).with_no_client_auth(), trusted))
+}

@@ -1,0 +1,105 @@
+//! Threads that serve requests, each by itself.
+//!
+//! A connection stays on the thread that it was given to, with its timers, and with the pipeline to Redis that its requests go
+//! through. A runtime whose threads take tasks from each other is better where a few tasks have much to do. Requests have little,
+//! and all the same: there most of what the threads do for each other is to wake each other up. With a pipeline between them, two
+//! threads that share their tasks took a quarter more time for a request than one (see thought-process.md).
+//!
+//! Everything that is not on the way of a request runs elsewhere.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+thread_local! {
+    static NUMBER: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// The threads. They end when this is dropped, and what still runs on them is dropped there.
+pub struct Workers {
+    workers: Vec<Worker>,
+    stop: CancellationToken,
+}
+
+struct Worker {
+    handle: Handle,
+    /// Connections that it has.
+    connections: Arc<AtomicUsize>,
+}
+
+impl Workers {
+    /// Starts so many, at least one.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no thread more, or no descriptor.
+    pub fn start(threads: usize) -> io::Result<Self> {
+        let stop = CancellationToken::new();
+        let workers =
+            (0..threads.max(1)).map(|number| start(number, stop.clone())).collect::<io::Result<_>>();
+        Ok(Self { workers: workers?, stop })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Runs something on one of them.
+    pub fn spawn_on<F>(&self, number: usize, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        self.workers[number].handle.spawn(future)
+    }
+
+    /// Runs what serves a connection, on the thread that has the fewest. It keeps the seat that it is given to its end.
+    pub fn spawn_connection<F>(&self, serve: impl FnOnce(Seat) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let of = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
+        let Some(worker) = self.workers.iter().min_by_key(of) else { return };
+        worker.connections.fetch_add(1, Ordering::Relaxed);
+        worker.handle.spawn(serve(Seat(Arc::clone(&worker.connections))));
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Makes a connection count among those of its worker.
+pub struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        NUMBER.set(Some(number));
+        runtime.block_on(stop.cancelled());
+        // Nobody waits for what hangs in a system call.
+        runtime.shutdown_background();
+    })?;
+    Ok(Worker { handle, connections: Arc::default() })
+}
+
+/// The number of the worker that this runs on; none elsewhere.
+pub fn current() -> Option<usize> {
+    NUMBER.get()
+}

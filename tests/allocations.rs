@@ -1,0 +1,154 @@
+//! How often a request allocates: counted, beside a handler that does nothing.
+//!
+//! In a program of its own, whose allocator counts, and with nothing else in it: the client is a socket and a buffer.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests end at what they do not expect, print their figures, and this one needs little of what others need"
+)]
+#![allow(clippy::float_cmp, reason = "metrics and stated errors are exact")]
+
+#[path = "../examples/noop/router.rs"]
+mod noop;
+#[path = "it/support/mod.rs"]
+mod support;
+
+use std::alloc::System;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use clap::Parser;
+use headcount::app::{self, ServeArgs};
+use headcount::http::server::{self, Stop};
+use headcount::listeners::Listeners;
+use headcount::logging::{self, LoggingArgs};
+use headcount::metrics::Metrics;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+use support::redis::Redis;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Answers that are awaited at a time.
+const CONNECTIONS: usize = 16;
+const REQUESTS: usize = 4_096;
+const TIMES: usize = 10;
+
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    serve: ServeArgs,
+
+    #[command(flatten)]
+    logging: LoggingArgs,
+}
+
+fn parse(more: &[&str]) -> Args {
+    let args =
+        ["headcount", "--listen", "127.0.0.1:0", "--window", "24h", "--log-level", "warn", "--threads", "2"];
+    Args::parse_from(args.iter().chain(more))
+}
+
+/// Sends an id over each connection, then reads all answers; an id a request, none twice.
+struct Client {
+    streams: Vec<TcpStream>,
+    answer: [u8; 512],
+    next_id: u64,
+}
+
+impl Client {
+    fn connect(address: SocketAddr, connections: usize) -> Self {
+        let connect = |_| {
+            let stream = TcpStream::connect(address).expect("a connection");
+            stream.set_nodelay(true).expect("an option");
+            stream
+        };
+        Self { streams: (0..connections).map(connect).collect(), answer: [0; 512], next_id: 0 }
+    }
+
+    fn round(&mut self) {
+        for stream in &mut self.streams {
+            let mut request = [0; 128];
+            let mut rest = &mut request[..];
+            write!(rest, "GET /api/verve/accept?id={} HTTP/1.1\r\nhost: test\r\n\r\n", self.next_id)
+                .expect("room");
+            let unused = rest.len();
+            let used = request.len() - unused;
+            stream.write_all(&request[..used]).expect("a request");
+            self.next_id += 1;
+        }
+        for stream in &mut self.streams {
+            let read = stream.read(&mut self.answer).expect("an answer");
+            let answer = &self.answer[..read];
+            assert!(answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"ok"), "{answer:?}");
+        }
+    }
+}
+
+/// Allocations for each request, those that grow what is there among them.
+///
+/// Services also do something by themselves now and then, which can only add to it: so the least of several.
+fn allocations(address: SocketAddr, connections: usize) -> f64 {
+    let mut client = Client::connect(address, connections);
+    let mut measure = || {
+        let region = Region::new(ALLOCATOR);
+        (0..REQUESTS / connections).for_each(|_| client.round());
+        let change = region.change();
+        (change.allocations + change.reallocations) as f64 / REQUESTS as f64
+    };
+    (0..TIMES).map(|_| measure()).fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn counting_hardly_allocates() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _in_runtime = runtime.enter();
+    let redis = Redis::start();
+    let (_guard, log) = logging::start(&parse(&[]).logging);
+    let serve = |args: &[&str]| {
+        let config = parse(args).serve.validate().expect("good arguments");
+        let listeners = Listeners::bind(config.http()).expect("listeners");
+        let address = listeners.public.local_addr().expect("an address");
+        let service = app::run(config, listeners, log.clone(), std::future::pending());
+        runtime.spawn(async { service.await.expect("a running service") });
+        address
+    };
+    let noop = {
+        let http = parse(&[]).serve.validate().expect("good arguments").http().clone();
+        let listener = Listeners::bind(&http).expect("listeners").public;
+        let address = listener.local_addr().expect("an address");
+        let workers = Arc::new(http.workers().expect("threads"));
+        let router = noop::router(http.body_limit as usize);
+        runtime.spawn(async move {
+            server::serve(listener, router, &http, Arc::new(Metrics::new()), workers, Stop::default()).await;
+        });
+        address
+    };
+    let memory = serve(&[]);
+    let url = redis.url();
+    let all = serve(&["--redis-url", &url, "--namespace", "all"]);
+    let changed = serve(&["--redis-url", &url, "--namespace", "changed", "--redis-writes", "changed"]);
+    let exact = serve(&["--redis-url", &url, "--namespace", "exact", "--mode", "exact"]);
+    let mut figures = [[0.0; 4]; 2];
+    for (connections, figures) in [1, CONNECTIONS].into_iter().zip(&mut figures) {
+        let floor = allocations(noop, connections);
+        *figures = [memory, all, changed, exact].map(|address| allocations(address, connections) - floor);
+        let [memory, all, changed, exact] = figures;
+        println!(
+            "{connections} connections: the no-op allocates {floor:.3} times a request; memory {memory:.3} more, \
+             Redis {all:.3}, changed {changed:.3}, exact {exact:.3}"
+        );
+    }
+    for [memory, all, changed, exact] in figures {
+        assert!(memory < 0.05, "{memory}");
+        assert!(all <= 2.0 && exact <= 2.0, "{all} and {exact}");
+        assert!(changed <= all, "{changed} and {all}");
+    }
+}
