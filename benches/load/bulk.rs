@@ -1,0 +1,54 @@
+//! A thousand ids a request; and Redis by itself, which is fed ten at a time.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::Effort;
+use crate::report::{Target, head, line, median, ratio};
+use crate::subjects::Kind;
+use crate::support::redis::Redis;
+use crate::wrk::{self, Load};
+
+/// Ids of one PFADD of redis-benchmark.
+const IDS_A_COMMAND: usize = 10;
+/// About what it does in a second.
+const COMMANDS_A_SECOND: u64 = 900_000;
+
+pub fn measure(effort: Effort) -> Result<Value, String> {
+    let [mut reads, mut memory, mut redis, mut benchmark] = [const { Vec::new() }; 4];
+    for round in 0..effort.rounds {
+        for (kind, rates) in [(Kind::Noop, &mut reads), (Kind::MEMORY, &mut memory), (Kind::HLL, &mut redis)]
+        {
+            let subject = kind.start(true);
+            let sample = wrk::measure(&subject, Load::new(effort.duration, round));
+            let sample = sample.map_err(|error| format!("{}: {error}", kind.name()))?;
+            rates.push(sample.requests_per_second * subject.request.bulk as f64);
+        }
+        benchmark.push(redis_benchmark(effort)?);
+    }
+    head("a thousand ids a request", &["ids a second", "of what it is beside"]);
+    let millions = |rates: &[f64]| format!("{:.2} million", median(rates.to_vec()) / 1e6);
+    line("a handler that reads the body", &[millions(&reads)]);
+    line("memory hll / that", &[millions(&memory), Target::AtLeast(0.5).judge(ratio(&memory, &reads))]);
+    line("redis-benchmark, ten ids a PFADD", &[millions(&benchmark)]);
+    line("Redis hll / that", &[millions(&redis), Target::AtLeast(0.5).judge(ratio(&redis, &benchmark))]);
+    Ok(json!({ "reads": reads, "memory": memory, "redis": redis, "redis_benchmark": benchmark }))
+}
+
+/// How many ids a second Redis takes from its own benchmark.
+fn redis_benchmark(effort: Effort) -> Result<f64, String> {
+    let redis = Redis::start();
+    let commands = COMMANDS_A_SECOND * effort.duration.as_secs();
+    let output = Command::new("redis-benchmark")
+        .args(["-p", &redis.address().port().to_string(), "-P", "64", "-c", "50", "-r", "1000000", "--csv"])
+        .args(["-n", &commands.to_string(), "PFADD", "hll"])
+        .args(["__rand_int__"; IDS_A_COMMAND])
+        .output()
+        .map_err(|error| format!("redis-benchmark does not start: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // "test","rps",... and a line of values; the command may have commas in its quotes.
+    let rate = text.lines().next_back().and_then(|line| line.split("\",\"").nth(1));
+    let rate = rate.and_then(|rate| rate.trim_matches('"').parse::<f64>().ok());
+    rate.map(|rate| rate * IDS_A_COMMAND as f64).ok_or_else(|| format!("redis-benchmark says {text:?}"))
+}

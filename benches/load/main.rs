@@ -1,0 +1,117 @@
+//! What counting costs, beside a handler that does nothing; see `benches/load/run`.
+//!
+//! All subjects of a part are measured in turn, several times: machines drift, and what is compared has to have
+//! drifted alike. What is printed are medians, and medians of the ratios within each round.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::float_cmp,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench ends at what it does not expect, prints its figures, and needs little of what tests need"
+)]
+
+mod arrivals;
+mod bulk;
+mod footprint;
+mod growth;
+mod lines;
+mod report;
+mod requests;
+mod subjects;
+#[path = "../../tests/it/support/mod.rs"]
+mod support;
+mod wrk;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use serde_json::{Map, Value};
+
+/// Measure what counting costs, beside a handler that does nothing
+#[derive(Parser)]
+struct Args {
+    /// What to measure; without, all of it
+    parts: Vec<Part>,
+
+    /// How often
+    #[arg(long, default_value_t = 5)]
+    rounds: u64,
+
+    /// How long each time, in seconds
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+
+    /// Where the figures go
+    #[arg(long, default_value = "target/load.json")]
+    json: PathBuf,
+
+    /// Added by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// An id a request, each way of counting, and what others would use
+    Requests,
+    /// A thousand ids a request
+    Bulk,
+    /// Latency at a fixed rate of arrivals, half of what the no-op can do
+    Arrivals,
+    /// With more connections, processes and shards
+    Growth,
+    /// Resident memory
+    Footprint,
+    /// The lines of a file
+    Lines,
+}
+
+/// How often, and how long.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    rounds: u64,
+    duration: Duration,
+}
+
+impl Part {
+    fn measure(self, effort: Effort) -> Result<Value, String> {
+        match self {
+            Self::Requests => requests::measure(effort),
+            Self::Bulk => bulk::measure(effort),
+            Self::Arrivals => arrivals::measure(effort),
+            Self::Growth => growth::measure(effort),
+            Self::Footprint => footprint::measure(),
+            Self::Lines => lines::measure(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let effort = Effort { rounds: args.rounds, duration: Duration::from_secs(args.seconds) };
+    let parts = if args.parts.is_empty() { Part::value_variants().to_vec() } else { args.parts };
+    let mut figures = Map::new();
+    for part in parts {
+        match part.measure(effort) {
+            Ok(value) => figures.insert(format!("{part:?}").to_lowercase(), value),
+            Err(error) => {
+                eprintln!("{part:?} is thrown away: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+    }
+    let text = serde_json::to_string_pretty(&figures).expect("numbers and names");
+    if let Err(error) = std::fs::write(&args.json, text) {
+        eprintln!("cannot write {}: {error}", args.json.display());
+        return ExitCode::FAILURE;
+    }
+    println!("\nall figures are in {}", args.json.display());
+    ExitCode::SUCCESS
+}

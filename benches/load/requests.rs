@@ -1,0 +1,100 @@
+//! An id a request.
+
+use serde_json::{Value, json};
+
+use crate::Effort;
+use crate::report::{Target, head, line, median, ratio};
+use crate::subjects::Kind;
+use crate::wrk::{self, Load, Sample};
+
+struct Row {
+    kind: Kind,
+    cpu: Target,
+    rate: Target,
+    samples: Vec<Sample>,
+}
+
+/// Whatever counts takes so many requests a second.
+const AT_LEAST_A_SECOND: f64 = 10_000.0;
+
+impl Row {
+    fn new(kind: Kind, cpu: Target, rate: Target) -> Self {
+        Self { kind, cpu, rate, samples: Vec::new() }
+    }
+
+    fn of(&self, figure: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        self.samples.iter().map(figure).collect()
+    }
+}
+
+pub fn measure(effort: Effort) -> Result<Value, String> {
+    use Target::{AtLeast, AtMost};
+    let mut rows = vec![
+        Row::new(Kind::Noop, Target::None, Target::None),
+        Row::new(Kind::Plain, Target::None, Target::None),
+        Row::new(Kind::MEMORY, AtMost(1.03), AtLeast(0.97)),
+        Row::new(Kind::CHANGED, AtMost(1.10), AtLeast(0.95)),
+        Row::new(Kind::HLL, AtMost(1.40), AtLeast(0.88)),
+        Row::new(Kind::FOUR_SHARDS, Target::None, Target::None),
+        Row::new(Kind::EXACT, AtMost(1.60), AtLeast(0.80)),
+    ];
+    for peer in [Kind::Webdis, Kind::NginxLua] {
+        if peer.is_there() {
+            rows.push(Row::new(peer, Target::None, Target::None));
+        } else {
+            println!("left out: {}, which is not installed", peer.name());
+        }
+    }
+    for round in 0..effort.rounds {
+        for row in &mut rows {
+            let subject = row.kind.start(false);
+            let sample = wrk::measure(&subject, Load::new(effort.duration, round));
+            row.samples.push(sample.map_err(|error| format!("{}: {error}", row.kind.name()))?);
+        }
+    }
+    Ok(show(&rows))
+}
+
+fn show(rows: &[Row]) -> Value {
+    let columns = [
+        "CPU / no-op",
+        "requests a second / no-op",
+        "p50 / no-op",
+        "p99 / no-op",
+        "CPU, µs",
+        "requests a second",
+    ];
+    head("an id a request", &columns);
+    let noop = &rows[0];
+    let mut figures = Vec::new();
+    for row in rows {
+        let median = |figure: fn(&Sample) -> f64| median(row.of(figure));
+        let ratio = |figure: fn(&Sample) -> f64| ratio(&row.of(figure), &noop.of(figure));
+        let rate = median(|sample| sample.requests_per_second);
+        line(
+            row.kind.name(),
+            &[
+                row.cpu.judge(ratio(|sample| sample.cpu_micros)),
+                row.rate.judge(ratio(|sample| sample.requests_per_second)),
+                format!("{:.2}", ratio(|sample| sample.p50_micros)),
+                format!("{:.2}", ratio(|sample| sample.p99_micros)),
+                format!("{:.2}", median(|sample| sample.cpu_micros)),
+                format!("{rate:.0}{}", if rate < AT_LEAST_A_SECOND { " MISSED" } else { "" }),
+            ],
+        );
+        figures.push(json!({ "row": row.kind.name(), "samples": row.samples }));
+    }
+    let compared =
+        [(Kind::Noop, Kind::Plain, 1.05), (Kind::HLL, Kind::Webdis, 0.55), (Kind::HLL, Kind::NginxLua, 0.40)];
+    for (one, other, limit) in compared {
+        let cpu = |kind| {
+            let row = rows.iter().find(|row| row.kind == kind)?;
+            Some(row.of(|sample| sample.cpu_micros))
+        };
+        if let Some((one_cpu, other_cpu)) = cpu(one).zip(cpu(other)) {
+            let judged = Target::AtMost(limit).judge(ratio(&one_cpu, &other_cpu));
+            println!("CPU of {} / {}: {judged}", one.name(), other.name());
+        }
+    }
+    json!(figures)
+}

@@ -1,0 +1,127 @@
+//! One measurement: wrk at a subject, what that cost, and whether every answer was right.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::subjects::{Request, Subject};
+
+/// Answers that can be under way when wrk stops: it has read parts of them, or did not count them.
+const CONNECTIONS: u64 = 64;
+
+/// How much, for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub connections: u64,
+    pub duration: Duration,
+    /// For the ids: another one, other ids.
+    pub seed: u64,
+}
+
+impl Load {
+    pub fn new(duration: Duration, seed: u64) -> Self {
+        Self { connections: CONNECTIONS, duration, seed }
+    }
+}
+
+/// What came of one measurement.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Sample {
+    pub requests: u64,
+    /// User and system time of all processes of the subject, Redis among them, for each request.
+    pub cpu_micros: f64,
+    pub requests_per_second: f64,
+    pub p50_micros: f64,
+    pub p99_micros: f64,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    requests: u64,
+    bytes: u64,
+    micros: u64,
+    p50: f64,
+    p99: f64,
+    /// Answers of a status other than 2xx and 3xx.
+    refused: u64,
+    broken: u64,
+}
+
+/// Sends the load, and sees that every answer was what it is to be: by its status, by the bytes of all of them,
+/// and by what was counted in the end.
+///
+/// # Errors
+///
+/// What was wrong: then the figures mean nothing.
+pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
+    let length = length_of_answer(subject)?;
+    let cpu_before = subject.cpu();
+    let report = wrk(subject, load)?;
+    let cpu = subject.cpu().saturating_sub(cpu_before);
+    let Report { requests, bytes, refused, broken, .. } = report;
+    if refused + broken > 0 {
+        return Err(format!("{refused} answers were refusals, {broken} connections broke"));
+    }
+    // An answer of another length is another answer. Those of the last moment may be in one sum and not in the other.
+    let (least, most) = (requests * length, (requests + load.connections) * length);
+    if requests == 0 || !(least..=most).contains(&bytes) {
+        return Err(format!("{requests} answers have {bytes} bytes, not {length} each"));
+    }
+    subject.check_count(requests, load.connections)?;
+    Ok(Sample {
+        requests,
+        cpu_micros: cpu.as_secs_f64() * 1e6 / requests as f64,
+        requests_per_second: requests as f64 / (report.micros as f64 / 1e6),
+        p50_micros: report.p50,
+        p99_micros: report.p99,
+    })
+}
+
+fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
+    let threads = load.connections.min(2);
+    let output = Command::new("wrk")
+        .args(["-t", &threads.to_string(), "-c", &load.connections.to_string()])
+        .args(["-d", &format!("{}s", load.duration.as_secs()), "--timeout", "10s"])
+        .args(["-s", "benches/load/wrk.lua", &format!("http://{}", subject.address)])
+        .arg("--")
+        .args([&subject.request.prefix, &subject.request.bulk.to_string(), &load.seed.to_string()])
+        .output()
+        .map_err(|error| format!("wrk does not start: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = text.lines().next_back().and_then(|line| serde_json::from_str(line).ok());
+    report.ok_or_else(|| format!("wrk says {text:?} {:?}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Sends one request by hand, and sees that its answer is the right one to the letter.
+fn length_of_answer(subject: &Subject) -> Result<u64, String> {
+    let Request { prefix, bulk, answer } = &subject.request;
+    let request = if *bulk > 0 {
+        format!(
+            "POST {prefix} HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n7\n"
+        )
+    } else {
+        format!("GET {prefix}7 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    };
+    let mut answered = Vec::new();
+    let mut ask = || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(subject.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut piece = [0; 4096];
+        while !answered.ends_with(answer.as_bytes()) {
+            match stream.read(&mut piece)? {
+                0 => break,
+                read => answered.extend_from_slice(&piece[..read]),
+            }
+        }
+        Ok(())
+    };
+    let asked = ask();
+    if asked.is_err() || !answered.starts_with(b"HTTP/1.1 200") || !answered.ends_with(answer.as_bytes()) {
+        return Err(format!("the first answer is {:?}, {asked:?}", String::from_utf8_lossy(&answered)));
+    }
+    Ok(answered.len() as u64)
+}
