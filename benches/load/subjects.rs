@@ -174,10 +174,10 @@ impl Subject {
             return Ok(());
         }
         // What is to be expected of so many draws.
-        let expected = -IDS * (-(requests as f64) / IDS).exp_m1();
-        let off = (unique / expected - 1.0).abs();
-        if off > STANDARD_ERRORS * 0.0081 {
-            return Err(format!("{unique} different ids were counted, not about {expected:.0}"));
+        let [least, most] = [requests, requests + more].map(|draws| -IDS * (-(draws as f64) / IDS).exp_m1());
+        let off = STANDARD_ERRORS * 0.0081;
+        if !(least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
+            return Err(format!("{unique} different ids were counted, not about {least:.0} to {most:.0}"));
         }
         Ok(())
     }
