@@ -5,8 +5,8 @@
 //! low load a write goes out at once, alone, and at high load a system call and a wake-up serve hundreds: the
 //! batch grows by itself with what there is to do, and there is no timer to tune.
 //!
-//! When the task is woken, it lets everybody first who is ready to run: requests that have come together are then in one
-//! batch, instead of one in the first and the rest in the second. With nobody there that costs nothing.
+//! Before it takes a batch, the task lets everybody first who is ready to run: requests that have come together are then in
+//! one batch, instead of one in the first and the rest in the second. With nobody there that costs a look for events.
 //!
 //! # When Redis does not answer
 //!
