@@ -22,6 +22,9 @@ use headcount::sketch::Sketch;
 use headcount::window::{Window, WindowLength};
 
 /// Ids at random below a million, as benches/load sends them.
+///
+/// What is measured gets other ids each time, because a processor soon learns a thousand of them by heart: which are
+/// shorter than others, and which raise a register.
 fn ids(count: u64) -> Vec<Id> {
     let mut state = 1_u64;
     let next = |_| {
@@ -46,8 +49,9 @@ fn sketches(criterion: &mut Criterion) {
     let bytes = one.to_bytes();
     let mut group = criterion.benchmark_group("sketch");
     group.throughput(Throughput::Elements(1_000));
+    let mut pieces = ids.chunks(1_000).cycle();
     group.bench_function("add 1 000 ids", |bencher| {
-        bencher.iter(|| ids[..1_000].iter().filter(|id| one.add(black_box(id.as_bytes()))).count());
+        bencher.iter(|| pieces.next().unwrap().iter().filter(|id| one.add(id.as_bytes())).count());
     });
     group.throughput(Throughput::Elements(1));
     group.bench_function("merge", |bencher| {
@@ -65,16 +69,22 @@ fn parsing(criterion: &mut Criterion) {
     for (name, text) in [("id, canonical", "123456"), ("id, not canonical", "-0123456")] {
         group.bench_function(name, |bencher| bencher.iter(|| Id::parse(black_box(text.as_bytes())).unwrap()));
     }
-    let ids: Vec<_> = ids(1_000).iter().map(Id::to_string).collect();
-    let (lines, json) = (Bytes::from(ids.join("\n")), Bytes::from(format!("[{}]", ids.join(","))));
+    let texts: Vec<_> = ids(100_000).iter().map(Id::to_string).collect();
     group.throughput(Throughput::Elements(1_000));
-    for (name, format, text) in [("lines", ListFormat::Lines, lines), ("JSON", ListFormat::Json, json)] {
-        group.bench_function(format!("check 1 000 ids, {name}"), |bencher| {
-            bencher.iter(|| IdList::parse(format, black_box(text.clone())).unwrap());
-        });
-        let list = IdList::parse(format, text).unwrap();
-        group.bench_function(format!("take 1 000 ids, {name}"), |bencher| {
-            bencher.iter(|| black_box(&list).ids().map(|id| id.as_bytes().len()).sum::<usize>());
+    for (name, format, ends) in
+        [("lines", ListFormat::Lines, ["", "\n", "\n"]), ("JSON", ListFormat::Json, ["[", ",", "]"])]
+    {
+        let [before, between, after] = ends;
+        let write = |ids: &[String]| Bytes::from(format!("{before}{}{after}", ids.join(between)));
+        let texts: Vec<_> = texts.chunks(1_000).map(write).collect();
+        let mut texts = texts.iter().cycle();
+        let mut ids = Vec::new();
+        group.bench_function(format!("1 000 ids, {name}"), |bencher| {
+            bencher.iter(|| {
+                let mut list = IdList::parse(format, texts.next().unwrap().clone()).unwrap();
+                list.take(&mut ids);
+                ids.len()
+            });
         });
     }
     group.finish();

@@ -63,6 +63,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use thiserror::Error;
 
+use crate::little_endian::little_endian;
+
 /// Bits of the hash that choose the register ("p" in the papers).
 const INDEX_BITS: u32 = 14;
 /// Registers of a sketch ("m" in the papers).
@@ -356,16 +358,6 @@ fn tau(mut x: f64) -> f64 {
             return z / 3.0;
         }
     }
-}
-
-/// The number that up to seven bytes are, least significant first. Ids end in such a tail, so this is most of what an id
-/// costs: two reads that may overlap are quicker than a copy of so many bytes.
-fn little_endian(tail: &[u8]) -> u64 {
-    if let (Some(first), Some(last)) = (tail.first_chunk::<4>(), tail.last_chunk::<4>()) {
-        let [first, last] = [first, last].map(|four| u64::from(u32::from_le_bytes(*four)));
-        return first | last << (8 * (tail.len() - 4));
-    }
-    tail.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Austin Appleby's MurmurHash2, 64-bit version for 64-bit machines, read little endian, with the

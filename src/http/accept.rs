@@ -16,11 +16,8 @@ use super::{Routes, bulk};
 use crate::callback::guard::{Endpoint, Guard};
 use crate::counter::AddError;
 use crate::id::Id;
+use crate::id_list::IdList;
 use crate::window::Window;
-
-/// Ids that are handed to the counter at a time. A bulk body goes in piece by piece, so that it
-/// holds up nobody else.
-const PIECE: usize = 1024;
 
 /// The answer to a request whose ids are counted.
 struct Counted;
@@ -74,22 +71,21 @@ async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
         bulk::refuse(request).await;
         return Err(failure);
     }
-    let body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
+    let mut body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
-    let mut ids = body.iter().map(|id| api.element(id));
-    let (mut piece, mut place) = (Vec::with_capacity(PIECE), None);
+    // Piece by piece, so that it holds up nobody else.
+    let (mut piece, mut place) = (Vec::new(), None);
     loop {
-        piece.extend(ids.by_ref().take(PIECE));
+        body.ids.take(&mut piece);
         if piece.is_empty() {
             return Ok(());
         }
+        piece.iter_mut().for_each(|id| *id = api.element(*id));
         window = count(routes, window, &piece, &mut place).await?;
-        if piece.len() < PIECE {
-            return Ok(());
+        if piece.len() == IdList::PIECE {
+            // A counter in memory never waits, so this is where others get their turn.
+            tokio::task::yield_now().await;
         }
-        piece.clear();
-        // A counter in memory never waits, so this is where others get their turn.
-        tokio::task::yield_now().await;
     }
 }
 

@@ -13,7 +13,6 @@ use tracing::error;
 
 use super::HttpArgs;
 use super::error::Failure;
-use crate::id::Id;
 use crate::id_list::{IdList, ListFormat};
 
 /// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
@@ -38,22 +37,15 @@ impl Budget {
     }
 }
 
-/// The ids of a body.
-pub(super) struct Ids {
-    list: IdList,
+/// A body that is a list of ids.
+pub(super) struct Bulk {
+    pub(super) ids: IdList,
     /// Given back with the body.
     _budget: OwnedSemaphorePermit,
 }
 
-impl Ids {
-    /// All of them, in their order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Id> {
-        self.list.ids()
-    }
-}
-
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
-pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Ids, Failure> {
+pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Bulk, Failure> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let announced = request.body().size_hint().lower();
     let begun = format(request.headers()).and_then(|format| {
@@ -70,7 +62,7 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
         Err(failure) => Err(failure),
     };
     match read {
-        Ok((format, body, budget)) => Ok(Ids { list: parse(format, body).await?, _budget: budget }),
+        Ok((format, body, budget)) => Ok(Bulk { ids: parse(format, body).await?, _budget: budget }),
         Err(failure) => {
             linger(body, expects_continue).await;
             Err(failure)
