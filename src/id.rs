@@ -68,16 +68,17 @@ impl Id {
     /// Takes digits as they are, where that is what would come out: nearly all ids are written so.
     ///
     /// In words, not byte by byte: how many digits an id has cannot be foreseen, and a processor that
-    /// guesses wrong loses more time than the rest takes.
-    #[inline]
+    /// guesses wrong loses more time than the rest takes. And always in line: an id that is returned is
+    /// copied at once, in other pieces than it was written in, for which the processor has to wait.
+    #[expect(clippy::inline_always, reason = "measured: it is a third of what an id costs")]
+    #[inline(always)]
     pub(crate) fn from_canonical(text: &[u8]) -> Option<Self> {
         let (first, second) = match text {
             [b'0', _, ..] | [] => return None,
-            text if text.len() <= 8 => (text, &[][..]),
-            text if text.len() <= 16 => text.split_at(8),
+            text if text.len() <= 8 => (digits(text)?, 0),
+            text if text.len() <= 16 => (digits(&text[..8])?, digits(&text[8..])?),
             _ => return None,
         };
-        let (first, second) = (digits(first)?, digits(second)?);
         let mut bytes = [0; MAX_LEN];
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..16].copy_from_slice(&second.to_le_bytes());

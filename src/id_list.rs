@@ -107,6 +107,7 @@ struct Look {
 }
 
 impl Look {
+    #[inline]
     fn at(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
         self.looked_at += 1;
         match Id::from_canonical(element) {
