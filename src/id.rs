@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use thiserror::Error;
 
-use crate::little_endian::little_endian;
+use crate::words::little_endian;
 
 /// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
 const MAX_LEN: usize = 20;

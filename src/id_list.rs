@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::id::Id;
+use crate::words::position;
 
 /// How a list is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +190,7 @@ impl<'a> Iterator for Elements<'a> {
             ListFormat::Lines => b'\n',
             ListFormat::Json => b',',
         };
-        let end = position(text, separator);
+        let end = position(separator, text);
         self.rest = end.map(|end| &text[end + 1..]);
         let element = end.map_or(text, |end| &text[..end]);
         Some(match self.format {
@@ -197,23 +198,6 @@ impl<'a> Iterator for Elements<'a> {
             ListFormat::Json => element.trim_ascii(),
         })
     }
-}
-
-/// Where the first such byte is.
-#[inline]
-fn position(text: &[u8], byte: u8) -> Option<usize> {
-    const LOWEST_BITS: u64 = u64::from_le_bytes([1; 8]);
-
-    // Most ids are shorter than a word, so the first one is looked at as a whole.
-    if let Some(word) = text.first_chunk() {
-        let differs = u64::from_le_bytes(*word) ^ LOWEST_BITS * u64::from(byte);
-        // The highest bit of each byte that is zero; above the first one also of some that are not.
-        let zeros = differs.wrapping_sub(LOWEST_BITS) & !differs & LOWEST_BITS << 7;
-        if zeros != 0 {
-            return Some(zeros.trailing_zeros() as usize / 8);
-        }
-    }
-    text.iter().position(|other| *other == byte)
 }
 
 /// What stands between the brackets of a JSON array.

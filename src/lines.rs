@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,11 @@ use thiserror::Error;
 use crate::mode::Mode;
 use crate::shard::Shards;
 use crate::sketch::Sketch;
+use crate::words::position;
 
 const BUFFER: usize = 256 * 1024;
 /// A count that is quicker than this shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Lines between two looks at the clock.
-const LINES_PER_LOOK: u64 = 4096;
 
 /// What to count.
 #[derive(Debug, Clone, Args)]
@@ -66,16 +65,34 @@ pub fn run(args: &CountArgs) -> Result<String, Unreadable> {
 }
 
 fn count(mut text: impl BufRead, seen: &mut Seen, mut progress: Progress) -> io::Result<()> {
-    let mut line = Vec::new();
+    // A line whose end is in another piece of the text than its beginning.
+    let mut begun = Vec::new();
     loop {
-        line.clear();
-        let read = text.read_until(b'\n', &mut line)?;
-        if read == 0 {
-            return Ok(());
+        let piece = match text.fill_buf() {
+            Ok([]) => break,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            piece => piece?,
+        };
+        let mut rest = piece;
+        while let Some(end) = position(b'\n', rest) {
+            if begun.is_empty() {
+                seen.add(&rest[..end]);
+            } else {
+                begun.extend_from_slice(&rest[..end]);
+                seen.add(&begun);
+                begun.clear();
+            }
+            rest = &rest[end + 1..];
         }
-        seen.add(line.strip_suffix(b"\n").unwrap_or(&line));
+        begun.extend_from_slice(rest);
+        let read = piece.len();
+        text.consume(read);
         progress.advance(read as u64);
     }
+    if !begun.is_empty() {
+        seen.add(&begun);
+    }
+    Ok(())
 }
 
 /// The lines so far.
@@ -125,21 +142,16 @@ struct Progress {
     started: Instant,
     size: Option<u64>,
     read: u64,
-    lines: u64,
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
     fn new(size: Option<u64>) -> Self {
-        Self { started: Instant::now(), size, read: 0, lines: 0, bar: None }
+        Self { started: Instant::now(), size, read: 0, bar: None }
     }
 
     fn advance(&mut self, bytes: u64) {
         self.read += bytes;
-        self.lines += 1;
-        if !self.lines.is_multiple_of(LINES_PER_LOOK) {
-            return;
-        }
         if self.bar.is_none() && self.started.elapsed() > PATIENCE && io::stderr().is_terminal() {
             self.bar = Some(bar(self.size).with_elapsed(self.started.elapsed()));
         }

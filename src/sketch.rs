@@ -63,7 +63,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use thiserror::Error;
 
-use crate::little_endian::little_endian;
+use crate::words::little_endian;
 
 /// Bits of the hash that choose the register ("p" in the papers).
 const INDEX_BITS: u32 = 14;
