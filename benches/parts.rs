@@ -81,7 +81,7 @@ fn parsing(criterion: &mut Criterion) {
         let mut ids = Vec::new();
         group.bench_function(format!("1 000 ids, {name}"), |bencher| {
             bencher.iter(|| {
-                let mut list = IdList::parse(format, texts.next().unwrap().clone()).unwrap();
+                let mut list = IdList::parse(format, texts.next().unwrap()).unwrap();
                 list.take(&mut ids);
                 ids.len()
             });

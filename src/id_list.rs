@@ -57,20 +57,20 @@ impl IdList {
     /// # Errors
     ///
     /// [`InvalidIdList`] when one is none, or there are none.
-    pub fn parse(format: ListFormat, text: Bytes) -> Result<Self, InvalidIdList> {
+    pub fn parse(format: ListFormat, text: &Bytes) -> Result<Self, InvalidIdList> {
         // An id and what separates it from the next take two bytes.
         let ids = Vec::with_capacity(Self::PIECE.min(text.len() / 2 + 1));
         let mut look = Look { ids, looked_at: 0 };
         match format {
-            ListFormat::Lines => Elements::of(format, &text).try_for_each(|text| look.at(text))?,
-            ListFormat::Json => look.at_json(&text)?,
+            ListFormat::Lines => Elements::of(format, text).try_for_each(|text| look.at(text))?,
+            ListFormat::Json => look.at_json(text)?,
         }
         match look {
             Look { looked_at: 0, .. } => Err(InvalidIdList::Empty),
             Look { ids, looked_at } if looked_at == ids.len() => Ok(Self { format, ids, rest: None }),
             Look { mut ids, .. } => {
                 ids.clear();
-                let rest = Elements::of(format, &text).rest.map(|rest| text.slice_ref(rest));
+                let rest = Elements::of(format, text).rest.map(|rest| text.slice_ref(rest));
                 Ok(Self { format, ids, rest })
             }
         }
@@ -111,13 +111,11 @@ impl Look {
     #[inline]
     fn at(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
         self.looked_at += 1;
-        match Id::from_canonical(element) {
-            Some(id) => self.keep(id),
-            None => {
-                let invalid = |_| InvalidIdList::InvalidId { place: self.looked_at };
-                let id = Id::parse(element).map_err(invalid)?;
-                self.keep(id);
-            }
+        if let Some(id) = Id::from_canonical(element) {
+            self.keep(id);
+        } else {
+            let invalid = |_| InvalidIdList::InvalidId { place: self.looked_at };
+            self.keep(Id::parse(element).map_err(invalid)?);
         }
         Ok(())
     }
@@ -239,13 +237,13 @@ mod tests {
             for end in ["", "\n"] {
                 for between in ["\n", "\r\n"] {
                     let text = written.join(between) + end;
-                    assert_eq!(taken(IdList::parse(ListFormat::Lines, text.into()).unwrap()), ids);
+                    assert_eq!(taken(IdList::parse(ListFormat::Lines, &text.into()).unwrap()), ids);
                 }
             }
             // JSON has no zeros in front.
             for between in [",", " ,\n\t "] {
                 let text = format!(" [ {} ]\n", ids.join(between));
-                assert_eq!(taken(IdList::parse(ListFormat::Json, text.into()).unwrap()), ids);
+                assert_eq!(taken(IdList::parse(ListFormat::Json, &text.into()).unwrap()), ids);
             }
         }
     }
@@ -256,9 +254,9 @@ mod tests {
             let mut written: Vec<_> = (0..3_000).map(|n| n.to_string()).collect();
             written[place - 1] = "1.0".to_owned();
             let bad = Err(InvalidIdList::InvalidId { place });
-            let lines = IdList::parse(ListFormat::Lines, written.join("\n").into());
-            assert_eq!(lines.map(taken), bad.clone());
-            let json = IdList::parse(ListFormat::Json, format!("[{}]", written.join(",")).into());
+            let lines = IdList::parse(ListFormat::Lines, &written.join("\n").into());
+            assert_eq!(lines.map(taken), bad);
+            let json = IdList::parse(ListFormat::Json, &format!("[{}]", written.join(",")).into());
             assert_eq!(json.map(taken), bad);
         }
     }
@@ -280,7 +278,7 @@ mod tests {
             (Json, "[1][2]", NoArray),
             (Json, "[1,[2]]", InvalidId { place: 2 }),
         ] {
-            assert_eq!(IdList::parse(format, text.into()).map(taken), Err(error), "{text:?}");
+            assert_eq!(IdList::parse(format, &text.into()).map(taken), Err(error), "{text:?}");
         }
     }
 }

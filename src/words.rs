@@ -24,9 +24,9 @@ pub(crate) fn position(byte: u8, text: &[u8]) -> Option<usize> {
     let Some((word, rest)) = text.split_first_chunk::<8>() else {
         return text.iter().position(|other| *other == byte);
     };
-    let differs = u64::from_le_bytes(*word) ^ LOWEST_BITS * u64::from(byte);
+    let differs = u64::from_le_bytes(*word) ^ (LOWEST_BITS * u64::from(byte));
     // The highest bit of each byte that is zero; above the first one also of some that are not.
-    let zeros = differs.wrapping_sub(LOWEST_BITS) & !differs & LOWEST_BITS << 7;
+    let zeros = differs.wrapping_sub(LOWEST_BITS) & !differs & (LOWEST_BITS << 7);
     if zeros != 0 {
         return Some(zeros.trailing_zeros() as usize / 8);
     }

@@ -80,7 +80,9 @@ async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
         if piece.is_empty() {
             return Ok(());
         }
-        piece.iter_mut().for_each(|id| *id = api.element(*id));
+        for id in &mut piece {
+            *id = api.element(*id);
+        }
         window = count(routes, window, &piece, &mut place).await?;
         if piece.len() == IdList::PIECE {
             // A counter in memory never waits, so this is where others get their turn.

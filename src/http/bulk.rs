@@ -121,9 +121,9 @@ async fn linger(body: Body, expects_continue: bool) {
 /// Sees that the body is a list of ids.
 async fn parse(format: ListFormat, body: Bytes) -> Result<IdList, Failure> {
     if body.len() <= CHECKED_IN_PLACE {
-        return IdList::parse(format, body).map_err(Failure::from);
+        return IdList::parse(format, &body).map_err(Failure::from);
     }
-    let check = tokio::task::spawn_blocking(move || IdList::parse(format, body).map_err(Failure::from));
+    let check = tokio::task::spawn_blocking(move || IdList::parse(format, &body).map_err(Failure::from));
     check.await.unwrap_or_else(|error| {
         error!(%error, "the check of a bulk body panicked");
         Err(Failure::StoreUnavailable)
