@@ -9,6 +9,8 @@ use crate::words::little_endian;
 
 /// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
 const MAX_LEN: usize = 20;
+/// So many digits fit whatever they are.
+const SURE_LEN: usize = 19;
 
 /// An integer that fits an `i64` or a `u64`, as its canonical decimal bytes.
 ///
@@ -43,8 +45,9 @@ impl Id {
         }
     }
 
+    /// What [`Id::parse`] does with a text that [`Id::from_canonical`] does not take.
     #[cold]
-    fn from_any(text: &[u8]) -> Result<Self, InvalidId> {
+    pub(crate) fn from_any(text: &[u8]) -> Result<Self, InvalidId> {
         let (negative, digits) = match text {
             [b'-', digits @ ..] => (true, digits),
             digits => (false, digits),
@@ -73,15 +76,19 @@ impl Id {
     #[expect(clippy::inline_always, reason = "measured: it is a third of what an id costs")]
     #[inline(always)]
     pub(crate) fn from_canonical(text: &[u8]) -> Option<Self> {
-        let (first, second) = match text {
+        let [first, second, third] = match text {
             [b'0', _, ..] | [] => return None,
-            text if text.len() <= 8 => (digits(text)?, 0),
-            text if text.len() <= 16 => (digits(&text[..8])?, digits(&text[8..])?),
+            text if text.len() <= 8 => [digits(text)?, 0, 0],
+            text if text.len() <= 16 => [digits(&text[..8])?, digits(&text[8..])?, 0],
+            text if text.len() <= SURE_LEN => {
+                [digits(&text[..8])?, digits(&text[8..16])?, digits(&text[16..])?]
+            }
             _ => return None,
         };
         let mut bytes = [0; MAX_LEN];
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..16].copy_from_slice(&second.to_le_bytes());
+        bytes[16..].copy_from_slice(&third.to_le_bytes()[..4]);
         Some(Self { len: text.len() as u8, bytes })
     }
 
@@ -218,6 +225,26 @@ mod tests {
             assert_eq!(canonical(text), None, "{text:?}");
         }
         assert_eq!(Id::parse(b"\xff5"), Err(InvalidId));
+    }
+
+    #[test]
+    fn every_byte_at_every_place_is_looked_at() {
+        for length in 1..=21 {
+            let digits: Vec<u8> = (0..length).map(|place| b'1' + place as u8 % 9).collect();
+            for place in 0..length {
+                for byte in 0..=255 {
+                    let mut text = digits.clone();
+                    text[place] = byte;
+                    let number = std::str::from_utf8(&text).ok().filter(|_| byte != b'+');
+                    let number = number.and_then(|text| text.parse::<i128>().ok());
+                    let number = number
+                        .filter(|n| (i64::MIN.into()..=u64::MAX.into()).contains(n))
+                        .map(|n| n.to_string());
+                    let id = Id::parse(&text).ok().map(|id| id.to_string());
+                    assert_eq!(id, number, "{}", text.escape_ascii());
+                }
+            }
+        }
     }
 
     #[test]

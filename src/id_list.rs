@@ -1,8 +1,8 @@
 //! Lists of ids as clients write them: one a line, or a JSON array.
 //!
 //! All of a list is looked at before any of it is taken, so that a bad id refuses all. A short one is kept as
-//! the ids that were read with that look. A long one is read once more, piece by piece: its ids would take ten times the
-//! memory of its text.
+//! the ids that were read with that look. A long one is read once more, piece by piece: its ids would take
+//! up to ten times the memory of its text.
 
 use bytes::Bytes;
 use serde::de::{Deserializer, SeqAccess, Visitor};
@@ -58,7 +58,7 @@ impl IdList {
     ///
     /// [`InvalidIdList`] when one is none, or there are none.
     pub fn parse(format: ListFormat, text: &Bytes) -> Result<Self, InvalidIdList> {
-        // An id and what separates it from the next take two bytes.
+        // An id and what separates it from the next take at least two bytes.
         let ids = Vec::with_capacity(Self::PIECE.min(text.len() / 2 + 1));
         let mut look = Look { ids, looked_at: 0 };
         match format {
@@ -84,7 +84,10 @@ impl IdList {
     /// an id cost.
     pub fn take(&mut self, piece: &mut Vec<Id>) {
         piece.clear();
-        std::mem::swap(piece, &mut self.ids);
+        if self.ids.capacity() > 0 {
+            // Also for the room that they are in, where the look has left none of them.
+            *piece = std::mem::take(&mut self.ids);
+        }
         let Some(text) = &self.rest else { return };
         let mut elements = Elements { format: self.format, rest: Some(text) };
         while piece.len() < Self::PIECE
@@ -93,7 +96,7 @@ impl IdList {
             // Two ways to the end of the piece: where they met, the id would be copied once more.
             match Id::from_canonical(element) {
                 Some(id) => piece.push(id),
-                None => piece.extend(Id::parse(element)),
+                None => piece.extend(Id::from_any(element)),
             }
         }
         self.rest = elements.rest.map(|rest| text.slice_ref(rest));
@@ -115,7 +118,7 @@ impl Look {
             self.keep(id);
         } else {
             let invalid = |_| InvalidIdList::InvalidId { place: self.looked_at };
-            self.keep(Id::parse(element).map_err(invalid)?);
+            self.keep(Id::from_any(element).map_err(invalid)?);
         }
         Ok(())
     }
@@ -225,22 +228,26 @@ mod tests {
     #[test]
     fn lists_of_all_lengths_are_taken_whole() {
         for count in [1, 2, 1_023, 1_024, 1_025, 2_047, 2_048, 2_049, 5_000] {
-            // Of one to twenty digits, some of them with a sign or with zeros in front.
-            let written = |n: u64| match n % 4 {
-                0 => format!("-{}", n * n),
-                1 => format!("00{n}"),
-                _ => n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_string(),
+            // Of one to twenty digits, every fifth one with a sign.
+            let numbers = (0..count).map(|n: u32| {
+                let number = i128::from(u64::MAX / 10_u64.pow(n % 20)) - i128::from(n);
+                if n % 5 == 4 { -(number >> 1) } else { number }
+            });
+            let ids: Vec<_> = numbers.map(|number| number.to_string()).collect();
+            // In lines, some have zeros in front.
+            let zeros = |(n, id): (usize, &String)| match id.strip_prefix('-') {
+                _ if n % 7 < 6 => id.clone(),
+                Some(digits) => format!("-{digits:0>21}"),
+                None => format!("{id:0>21}"),
             };
-            let written: Vec<_> = (0..count).map(written).collect();
-            let ids: Vec<_> =
-                written.iter().map(|text| Id::parse(text.as_bytes()).unwrap().to_string()).collect();
+            let written: Vec<_> = ids.iter().enumerate().map(zeros).collect();
             for end in ["", "\n"] {
                 for between in ["\n", "\r\n"] {
                     let text = written.join(between) + end;
                     assert_eq!(taken(IdList::parse(ListFormat::Lines, &text.into()).unwrap()), ids);
                 }
             }
-            // JSON has no zeros in front.
+            // JSON has none.
             for between in [",", " ,\n\t "] {
                 let text = format!(" [ {} ]\n", ids.join(between));
                 assert_eq!(taken(IdList::parse(ListFormat::Json, &text.into()).unwrap()), ids);

@@ -180,3 +180,36 @@ fn bar(size: Option<u64>) -> ProgressBar {
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader that is interrupted before each time it reads.
+    struct Interrupted<'a>(&'a [u8], bool);
+
+    impl Read for Interrupted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 { Err(ErrorKind::Interrupted.into()) } else { self.0.read(buffer) }
+        }
+    }
+
+    #[test]
+    fn lines_end_wherever_pieces_end() {
+        let longer = "nineteen characters\n".repeat(3);
+        let texts = ["", "\n", "\n\n", "a", "a\nb", "a\nb\n\na\n", "ab\nabc\n\nabcd\nab", longer.as_str()];
+        for text in texts {
+            let ends = text.strip_suffix('\n').unwrap_or(text);
+            let lines: HashSet<Box<[u8]>> = ends.split('\n').map(|line| line.as_bytes().into()).collect();
+            let lines = if text.is_empty() { HashSet::new() } else { lines };
+            for capacity in 1..=9 {
+                let reader = BufReader::with_capacity(capacity, Interrupted(text.as_bytes(), false));
+                let mut seen = Seen::new(Mode::Exact);
+                count(reader, &mut seen, Progress::new(None)).unwrap();
+                let Seen::Exact(seen) = seen else { unreachable!() };
+                assert_eq!(seen, lines, "{text:?} in pieces of {capacity}");
+            }
+        }
+    }
+}
