@@ -7,11 +7,11 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`workers`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
+//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`id_key`], [`id_list`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`tls`], [`unavailable`], [`striped`], [`read_mostly`], `words` |
+//! | 0 | [`id`], [`id_key`], [`id_list`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`tls`], [`unavailable`], [`striped`], [`read_mostly`], [`workers`], `words` |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
