@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use thiserror::Error;
 
-use crate::words::little_endian;
+use crate::words::{little_endian, read_decimal, write_decimal};
 
 /// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
 const MAX_LEN: usize = 20;
@@ -52,16 +52,7 @@ impl Id {
             [b'-', digits @ ..] => (true, digits),
             digits => (false, digits),
         };
-        if digits.is_empty() {
-            return Err(InvalidId);
-        }
-        let magnitude = digits.iter().try_fold(0_u64, |value, byte| {
-            let digit = byte.wrapping_sub(b'0');
-            if digit > 9 {
-                return Err(InvalidId);
-            }
-            value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit))).ok_or(InvalidId)
-        })?;
+        let magnitude = read_decimal(digits).ok_or(InvalidId)?;
         if negative && magnitude > i64::MIN.unsigned_abs() {
             return Err(InvalidId);
         }
@@ -97,18 +88,10 @@ impl Id {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Writes the digits backwards, then moves them to the front.
-    fn from_parts(negative: bool, mut magnitude: u64) -> Self {
+    /// Writes the digits at the end, then moves them to the front.
+    fn from_parts(negative: bool, magnitude: u64) -> Self {
         let mut bytes = [0; MAX_LEN];
-        let mut start = MAX_LEN;
-        loop {
-            start -= 1;
-            bytes[start] = b'0' + (magnitude % 10) as u8;
-            magnitude /= 10;
-            if magnitude == 0 {
-                break;
-            }
-        }
+        let mut start = write_decimal(&mut bytes, magnitude);
         if negative {
             start -= 1;
             bytes[start] = b'-';

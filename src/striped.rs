@@ -6,19 +6,18 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
 
 use crossbeam_utils::CachePadded;
+
+use crate::workers::cores;
 
 /// Parts a core: threads are numbered as they come, and those that are busy should not meet.
 const STRIPES_A_CORE: usize = 4;
 const MOST_STRIPES: usize = 256;
 
 fn stripes() -> usize {
-    static STRIPES: LazyLock<usize> = LazyLock::new(|| {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        (cores * STRIPES_A_CORE).next_power_of_two().min(MOST_STRIPES)
-    });
+    static STRIPES: LazyLock<usize> =
+        LazyLock::new(|| (cores() * STRIPES_A_CORE).next_power_of_two().min(MOST_STRIPES));
     *STRIPES
 }
 
@@ -80,6 +79,8 @@ impl StripedSum {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     #[test]

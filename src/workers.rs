@@ -99,6 +99,11 @@ fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
     Ok(Worker { handle, connections: Arc::default() })
 }
 
+/// How many threads can run at a time.
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The number of the worker that this runs on; none elsewhere.
 pub fn current() -> Option<usize> {
     NUMBER.get()

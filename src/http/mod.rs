@@ -14,7 +14,6 @@ mod unique;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use ::metrics::Counter;
@@ -39,7 +38,7 @@ use crate::id::Id;
 use crate::id_key::IdKey;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::window::{Clock, Window};
-use crate::workers::Workers;
+use crate::workers::{self, Workers};
 
 /// Where the service listens.
 #[derive(Debug, Clone, Args)]
@@ -149,8 +148,7 @@ impl HttpArgs {
     ///
     /// When the system does not have as many.
     pub fn workers(&self) -> io::Result<Workers> {
-        let cores = || thread::available_parallelism().map_or(1, usize::from);
-        Workers::start(self.threads.map_or_else(cores, |threads| threads as usize))
+        Workers::start(self.threads.map_or_else(workers::cores, |threads| threads as usize))
     }
 }
 

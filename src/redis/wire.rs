@@ -31,6 +31,7 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Destination, run_of};
 use crate::tls;
+use crate::words::{read_decimal, write_decimal};
 
 /// In bytes: two thousand replies.
 const READ_AT_A_TIME: usize = 8 * 1024;
@@ -141,7 +142,7 @@ fn first_reply(received: &[u8]) -> RedisResult<Option<(Reply, usize)>> {
     let Some(end) = received.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
     let line = &received[..=end];
     let reply = match line {
-        [b':', digits @ .., b'\r', b'\n'] => Ok(number(digits)?),
+        [b':', digits @ .., b'\r', b'\n'] => Ok(read_decimal(digits).ok_or_else(unexpected)?),
         [b'+', ..] => Ok(0),
         [b'-', ..] => match ::redis::parse_redis_value(line)? {
             Value::ServerError(error) => Err(error),
@@ -150,17 +151,6 @@ fn first_reply(received: &[u8]) -> RedisResult<Option<(Reply, usize)>> {
         _ => return Err(unexpected()),
     };
     Ok(Some((reply, line.len())))
-}
-
-fn number(digits: &[u8]) -> RedisResult<u64> {
-    let digit = |value: u64, byte: &u8| match byte {
-        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
-        _ => None,
-    };
-    if digits.is_empty() {
-        return Err(unexpected());
-    }
-    digits.iter().try_fold(0, digit).ok_or_else(unexpected)
 }
 
 fn unexpected() -> RedisError {
@@ -179,22 +169,13 @@ pub fn word(commands: &mut Vec<u8>, word: &[u8]) {
     commands.extend_from_slice(b"\r\n");
 }
 
-fn prefixed(commands: &mut Vec<u8>, prefix: u8, mut number: usize) {
-    // The longest usize has 20 digits.
-    let mut text = [0; 23];
-    let mut start = text.len() - 2;
-    text[start..].copy_from_slice(b"\r\n");
-    loop {
-        start -= 1;
-        text[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    start -= 1;
-    text[start] = prefix;
-    commands.extend_from_slice(&text[start..]);
+fn prefixed(commands: &mut Vec<u8>, prefix: u8, number: usize) {
+    // The prefix, up to 20 digits, CR LF.
+    let mut text = [b'\r'; 23];
+    text[22] = b'\n';
+    let before = write_decimal(&mut text[..21], number as u64) - 1;
+    text[before] = prefix;
+    commands.extend_from_slice(&text[before..]);
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
