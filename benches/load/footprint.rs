@@ -1,11 +1,10 @@
 //! Resident memory: idle, with many connections, with many ids.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
+use crate::client;
 use crate::report::{Target, head, line};
 use crate::subjects::{Kind, Subject};
 use crate::support::{lines, wait_blocking};
@@ -40,23 +39,14 @@ pub fn measure() -> Result<Value, String> {
 /// Each has had an answer, and says nothing more.
 fn connected() -> Result<u64, String> {
     let subject = Kind::CROWDED.start(false);
-    let open = |number| -> std::io::Result<TcpStream> {
-        let mut stream = TcpStream::connect(subject.address)?;
-        stream.write_all(
-            format!("GET {}{number} HTTP/1.1\r\nhost: x\r\n\r\n", subject.request.prefix).as_bytes(),
-        )?;
-        let mut answer = [0; 512];
-        let read = stream.read(&mut answer)?;
-        assert!(
-            answer[..read].starts_with(b"HTTP/1.1 200"),
-            "{:?}",
-            String::from_utf8_lossy(&answer[..read])
-        );
+    let open = |number| {
+        let mut stream = TcpStream::connect(subject.address)
+            .map_err(|error| format!("cannot connect, are the limits (ulimit -n) too low? {error}"))?;
+        let request = format!("GET {}{number} HTTP/1.1\r\nhost: x\r\n\r\n", subject.request.prefix);
+        client::ask(&mut stream, &[request.as_bytes()], subject.request.answer)?;
         Ok(stream)
     };
-    let streams = (0..CONNECTIONS).map(open).collect::<std::io::Result<Vec<_>>>();
-    let streams =
-        streams.map_err(|error| format!("cannot connect, are the limits (ulimit -n) too low? {error}"))?;
+    let streams = (0..CONNECTIONS).map(open).collect::<Result<Vec<_>, String>>()?;
     let resident = subject.resident();
     drop(streams);
     Ok(resident)
@@ -69,12 +59,16 @@ fn after(different: u64) -> Result<u64, String> {
 
 fn after_of(subject: &Subject, different: u64) -> Result<u64, String> {
     let mut stream = TcpStream::connect(subject.address).map_err(|error| error.to_string())?;
-    stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(|error| error.to_string())?;
     for piece in 0..100_000_000 / PIECE {
         // All of one length, so that bodies are.
         let first = 1_000_000_000 + piece * PIECE % different.max(PIECE);
         let ids = lines(first..first + PIECE.min(different)).repeat((PIECE / PIECE.min(different)) as usize);
-        post(&mut stream, subject.address, ids.as_bytes())?;
+        let head = format!(
+            "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n",
+            subject.request.prefix,
+            ids.len()
+        );
+        client::ask(&mut stream, &[head.as_bytes(), ids.as_bytes()], subject.request.answer)?;
     }
     let mut resident = u64::MAX;
     wait_blocking("memory to be given back", || {
@@ -82,30 +76,4 @@ fn after_of(subject: &Subject, different: u64) -> Result<u64, String> {
         before == resident
     });
     Ok(resident)
-}
-
-fn post(stream: &mut TcpStream, address: SocketAddr, body: &[u8]) -> Result<(), String> {
-    let head = format!(
-        "POST /api/verve/accept HTTP/1.1\r\nhost: {address}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let mut answer = Vec::new();
-    let mut ask = || -> std::io::Result<()> {
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body)?;
-        let mut piece = [0; 512];
-        while !answer.ends_with(b"\r\n\r\nok") {
-            match stream.read(&mut piece)? {
-                0 => break,
-                read => answer.extend_from_slice(&piece[..read]),
-            }
-        }
-        Ok(())
-    };
-    let asked = ask();
-    if answer.ends_with(b"\r\n\r\nok") {
-        Ok(())
-    } else {
-        Err(format!("{asked:?}, {:?}", String::from_utf8_lossy(&answer)))
-    }
 }

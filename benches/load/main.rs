@@ -17,6 +17,7 @@
 
 mod arrivals;
 mod bulk;
+mod client;
 mod footprint;
 mod growth;
 mod lines;

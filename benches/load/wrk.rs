@@ -1,12 +1,12 @@
 //! One measurement: wrk at a subject, what that cost, and whether every answer was right.
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::client;
 use crate::subjects::{Request, Subject};
 
 /// Answers that can be under way when wrk stops: it has read parts of them, or did not count them.
@@ -105,23 +105,6 @@ fn length_of_answer(subject: &Subject) -> Result<u64, String> {
     } else {
         format!("GET {prefix}7 HTTP/1.1\r\nhost: localhost\r\n\r\n")
     };
-    let mut answered = Vec::new();
-    let mut ask = || -> std::io::Result<()> {
-        let mut stream = TcpStream::connect(subject.address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(request.as_bytes())?;
-        let mut piece = [0; 4096];
-        while !answered.ends_with(answer.as_bytes()) {
-            match stream.read(&mut piece)? {
-                0 => break,
-                read => answered.extend_from_slice(&piece[..read]),
-            }
-        }
-        Ok(())
-    };
-    let asked = ask();
-    if asked.is_err() || !answered.starts_with(b"HTTP/1.1 200") || !answered.ends_with(answer.as_bytes()) {
-        return Err(format!("the first answer is {:?}, {asked:?}", String::from_utf8_lossy(&answered)));
-    }
-    Ok(answered.len() as u64)
+    let mut stream = TcpStream::connect(subject.address).map_err(|error| error.to_string())?;
+    Ok(client::ask(&mut stream, &[request.as_bytes()], answer)?.len() as u64)
 }
