@@ -433,6 +433,8 @@ fn failed(part: &'static str, ended: Result<Result<(), impl Into<RunError>>, Joi
 }
 
 fn set_info(metrics: &Metrics, backend: &'static str, counting: &CountingArgs) {
+    metrics.standard_error.set(counting.standard_error());
+    metrics.window_seconds.set(counting.window.seconds());
     metrics.set_info(&[
         ("version", env!("CARGO_PKG_VERSION").into()),
         ("counter", backend.into()),

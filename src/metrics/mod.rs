@@ -22,9 +22,16 @@ const DURATION_BUCKETS: [f64; 15] =
 /// Upper bounds of the buckets of batch sizes: powers of two, up to the largest batch.
 const SIZE_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
+/// Upper bounds of the buckets of the publish lag, in seconds: from a healthy service to one that catches up after a
+/// day.
+const LAG_BUCKETS: [f64; 15] =
+    [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0];
+
 const REQUESTS: &str = "headcount_requests_total";
 const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
+const CLOSED_WINDOWS: &str = "headcount_closed_windows_total";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
+const PUBLISH_LAG: &str = "headcount_publish_lag_seconds";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
 const REDIS_ERRORS: &str = "headcount_redis_errors_total";
 const CALLBACKS: &str = "headcount_callbacks_total";
@@ -52,7 +59,9 @@ macro_rules! declare {
                 let ($($field,)+) =
                     ::metrics::with_local_recorder(&recorder, || ($($kind::register($name, Vec::new()),)+));
                 let process = metrics_process::Collector::default();
-                Self { recorder, process, routes: Mutex::default(), $($field,)+ }
+                let metrics = Self { recorder, process, routes: Mutex::default(), $($field,)+ };
+                let _ = [true, false].map(|complete| metrics.closed_windows(complete));
+                metrics
             }
         }
     };
@@ -73,6 +82,10 @@ declare! {
     window_accepted_ids: Gauge = "headcount_window_accepted_ids",
     /// Different ids of the running window so far.
     current_unique_ids: Gauge = "headcount_current_unique_ids",
+    /// Standard error of the counts, relative to the truth: 0.01 is one percent; 0 in mode exact.
+    standard_error: Gauge = "headcount_standard_error_ratio",
+    /// Length of a window, in seconds.
+    window_seconds: Gauge = "headcount_window_seconds",
     /// Closed windows that are not in every sink yet.
     unpublished_windows: Gauge = "headcount_unpublished_windows",
     /// Start of the last window that is in every sink, in seconds since 1970; 0 before the first.
@@ -86,6 +99,8 @@ declare! {
     /// Ids that were accepted and that Redis has not acknowledged: different ones in mode exact, all in mode
     /// hll.
     unacknowledged_ids: Gauge = "headcount_unacknowledged_ids",
+    /// How many of them there may be; 0 where there is no such limit, as in mode hll.
+    unacknowledged_ids_max: Gauge = "headcount_unacknowledged_ids_max",
     /// Ids that were accepted while Redis was away, for windows that the others closed without this instance.
     missed_ids: Counter = "headcount_missed_ids_total",
     /// Kafka brokers that this instance is connected to, while it publishes there.
@@ -117,6 +132,9 @@ impl Metrics {
             .and_then(|builder| {
                 builder.set_buckets_for_metric(Matcher::Suffix("_size".to_owned()), &SIZE_BUCKETS)
             })
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Full(PUBLISH_LAG.to_owned()), &LAG_BUCKETS)
+            })
             // The only error is an empty list of buckets.
             .unwrap_or_default()
             .build_recorder();
@@ -125,6 +143,11 @@ impl Metrics {
 
     fn describe_labelled() {
         Counter::describe(REQUESTS, "Requests, by route and by result: ok or the failure reason.");
+        Counter::describe(
+            CLOSED_WINDOWS,
+            "Windows that this instance closed, as the leader; complete is false where ids may be missing.",
+        );
+        Histogram::describe(PUBLISH_LAG, "From a window's end until a sink had its count, by sink.");
         Counter::describe(
             PUBLISHED_WINDOWS,
             "Closed windows, by sink and by result: ok, retry (it could not be taken this time), skipped \
@@ -160,6 +183,17 @@ impl Metrics {
         let metrics = RouteMetrics { route, ok, duration: HotDurations::default() };
         self.routes.lock().push(metrics.clone());
         metrics
+    }
+
+    /// Windows that were closed, all of whose ids are in the count or perhaps not.
+    pub fn closed_windows(&self, complete: bool) -> Counter {
+        let complete = if complete { "true" } else { "false" };
+        self.labelled(CLOSED_WINDOWS, &[("complete", complete.into())])
+    }
+
+    /// How long after a window's end `sink` had its count.
+    pub fn publish_lag(&self, sink: &'static str) -> Histogram {
+        self.labelled(PUBLISH_LAG, &[("sink", sink.into())])
     }
 
     /// Windows that were handed to `sink` with `result`.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::metrics::Counter;
+use ::metrics::{Counter, Histogram};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -110,6 +110,7 @@ pub(super) struct Delivery {
     ok: Counter,
     retry: Counter,
     skipped: Counter,
+    lag: Histogram,
 }
 
 impl Delivery {
@@ -127,6 +128,7 @@ impl Delivery {
         let waiting = Arc::new(Waiting { state: Mutex::default(), changed: Notify::new() });
         let counter = |result| publisher.metrics.published_windows(sink.name(), result);
         let (ok, retry, skipped) = (counter("ok"), counter("retry"), counter("skipped"));
+        let lag = publisher.metrics.publish_lag(sink.name());
         let queue = Queue {
             waiting: Arc::clone(&waiting),
             length,
@@ -150,6 +152,7 @@ impl Delivery {
             ok,
             retry,
             skipped,
+            lag,
         };
         (queue, delivery)
     }
@@ -232,6 +235,8 @@ impl Delivery {
             wait = (2 * wait).min(RETRY_AFTER_MAX);
         }
         self.ok.increment(1);
+        // None for a window that a stop has cut short.
+        self.lag.record(self.clock.now().duration_since(count.window.end()).unwrap_or_default());
         if failures > 0 {
             info!(sink = self.sink.name(), window = %count.window, failures, "a sink is back");
         }

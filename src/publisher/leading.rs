@@ -181,7 +181,10 @@ impl<'a> Leading<'a> {
             return Ok(Tried::NotYet);
         }
         match self.close(next, &standing).await {
-            Ok(count) => self.hand_over(count),
+            Ok(count) => {
+                self.publisher.metrics.closed_windows(count.complete).increment(1);
+                self.hand_over(count);
+            }
             Err(CloseFailure::Evicted) => {
                 self.skip(1, next, "a window that cannot be counted any more is skipped");
                 self.next = Some(next.next());

@@ -1,12 +1,14 @@
 //! `/metrics`: all series from the start, and each tells the truth.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::support::PATIENCE;
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
+use crate::support::tools::succeeds;
 
 const REASONS: [&str; 11] = [
     "missing_id",
@@ -35,6 +37,7 @@ async fn all_series_are_there_from_the_start() {
         "headcount_window_accepted_ids".to_owned(),
         "headcount_current_unique_ids".to_owned(),
         "headcount_unpublished_windows".to_owned(),
+        "headcount_unacknowledged_ids_max".to_owned(),
         "headcount_last_published_window_timestamp_seconds".to_owned(),
         r#"headcount_requests_total{route="other",result="not_found"}"#.to_owned(),
         r#"headcount_requests_total{route="other",result="overloaded"}"#.to_owned(),
@@ -54,6 +57,12 @@ async fn all_series_are_there_from_the_start() {
             series.push(format!(r#"headcount_published_windows_total{{sink="{sink}",result="{result}"}}"#));
         }
     }
+    for complete in ["true", "false"] {
+        series.push(format!(r#"headcount_closed_windows_total{{complete="{complete}"}}"#));
+    }
+    for sink in ["log", "file"] {
+        series.push(format!(r#"headcount_publish_lag_seconds_count{{sink="{sink}"}}"#));
+    }
     for series in series {
         assert_eq!(value_of(&text, &series), Some(0.0), "{series} in\n{text}");
     }
@@ -62,6 +71,8 @@ async fn all_series_are_there_from_the_start() {
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(value_of(&text, &info), Some(1.0), "{text}");
+    assert_eq!(value_of(&text, "headcount_standard_error_ratio"), Some(0.008_125));
+    assert_eq!(value_of(&text, "headcount_window_seconds"), Some(86_400.0));
     for series in [
         "headcount_connections",
         "process_cpu_seconds_total",
@@ -95,6 +106,17 @@ async fn all_series_are_there_from_the_start() {
         assert!(name.starts_with("headcount_") || name.starts_with("process_"), "{name}");
         assert!(text.contains(&format!("# HELP {name} ")), "{name}");
     }
+}
+
+/// Names, types, units and help as Prometheus would have them.
+#[tokio::test]
+async fn promtool_finds_nothing_amiss() {
+    let (redis, dir) = (Redis::start(), tempfile::tempdir().unwrap());
+    let server = Server::start(&["--redis-url", &redis.url(), "--redis-stream", "counts"]).await;
+    let metrics = dir.path().join("metrics");
+    std::fs::write(&metrics, server.get("/metrics").await.body).unwrap();
+    let said = succeeds(Command::new("sh").args(["-c", "promtool check metrics < \"$0\""]).arg(metrics));
+    assert_eq!(said, "");
 }
 
 #[tokio::test]
@@ -149,6 +171,9 @@ async fn closed_windows_show() {
             ("headcount_window_accepted_ids", last.accepted as f64),
             ("headcount_unpublished_windows", 0.0),
             (r#"headcount_published_windows_total{sink="log",result="ok"}"#, before.len() as f64),
+            (r#"headcount_publish_lag_seconds_count{sink="log"}"#, before.len() as f64),
+            (r#"headcount_closed_windows_total{complete="false"}"#, 1.0),
+            (r#"headcount_closed_windows_total{complete="true"}"#, before.len() as f64 - 1.0),
             ("headcount_last_published_window_timestamp_seconds", start as f64),
         ];
         if last.accepted > 0 && expected.iter().all(|(series, value)| value_of(&text, series) == Some(*value))

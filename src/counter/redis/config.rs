@@ -79,4 +79,9 @@ impl RedisCounterConfig {
     pub(super) fn remembers_acknowledged(&self) -> bool {
         self.mode == Mode::Hll && self.writes == RedisWrites::Changed
     }
+
+    /// How many unacknowledged ids there may be, if that is limited: a sketch has as many as there are.
+    pub(super) fn most_unacknowledged_ids(&self) -> Option<u32> {
+        (self.mode == Mode::Exact).then_some(self.unacknowledged_max)
+    }
 }

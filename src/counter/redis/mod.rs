@@ -128,6 +128,7 @@ impl RedisCounter {
         metrics: &Metrics,
     ) -> (Self, RedisCounterTasks) {
         let config = Arc::new(config);
+        metrics.unacknowledged_ids_max.set(config.most_unacknowledged_ids().unwrap_or_default());
         let breaker = Arc::new(Breaker::new(config.on_redis_down));
         let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max));
         let local = Arc::new(LocalWindows::new(Arc::clone(&config), unacknowledged));

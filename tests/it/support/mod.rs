@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod redis;
 pub mod server;
+pub mod tools;
 
 use std::fmt::Write;
 use std::net::TcpListener;
