@@ -31,7 +31,7 @@ use crate::args;
 use crate::backend::{Backend, BackendArgs, BackendEnded};
 use crate::callback::signature::SigningKey;
 use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
-use crate::coordinator::{LastClosed, ReportError};
+use crate::coordinator::{ClosedWindows, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
 use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
@@ -264,7 +264,7 @@ impl Service {
             }
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
         };
-        let last = LastClosed::new(Arc::clone(&metrics));
+        let closed = ClosedWindows::new(Arc::clone(&metrics));
         let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
         let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
@@ -276,7 +276,7 @@ impl Service {
             Arc::clone(&backend.coordinator),
             counting.window,
             Arc::clone(&metrics),
-            last.clone(),
+            closed.clone(),
         )
         .await?;
         backend.take_part();
@@ -290,7 +290,7 @@ impl Service {
             retention,
             close_timeout: publisher.close_timeout,
             metrics: Arc::clone(&metrics),
-            last: last.clone(),
+            closed: closed.clone(),
         };
         set_info(&metrics, backend.name, &counting);
         raise_descriptor_limit(&limits, &callbacks, workers.count());
@@ -298,7 +298,7 @@ impl Service {
             signing_key: config.signing_key,
             own: listeners.addresses()?,
             counter: Arc::clone(&backend.counter),
-            last: last.clone(),
+            closed: closed.clone(),
             clock: Arc::clone(&clock),
         };
         let (callbacks, callback_tasks) = Callbacks::new(&callbacks, surroundings, &metrics)?;
@@ -308,7 +308,9 @@ impl Service {
             counter: Arc::clone(&backend.counter),
             callbacks,
             clock,
-            last,
+            closed,
+            instance: backend.process.clone(),
+            leader: backend.leader.clone(),
             phase: phase_receiver,
             counting,
             id_key: config.id_key,

@@ -61,6 +61,8 @@ pub struct Backend {
     pub coordinator: Arc<dyn Coordinator>,
     /// The lease, while this instance has it.
     pub grant: watch::Receiver<Option<Grant>>,
+    /// Which process leads, as far as is known here.
+    pub leader: watch::Receiver<Option<String>>,
     counting: JoinHandle<Result<(), JoinError>>,
     lease: JoinHandle<()>,
     take_part: CancellationToken,
@@ -81,9 +83,11 @@ pub enum BackendEnded {
 impl Backend {
     /// In this process's memory, alone.
     pub fn in_memory(counting: &CountingArgs, draining: CancellationToken) -> Self {
+        let process = process_name();
         Self {
             name: "memory",
-            process: process_name(),
+            leader: watch::channel(Some(process.clone())).1,
+            process,
             redis: None,
             counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
             coordinator: Arc::new(Alone::new(draining)),
@@ -144,6 +148,7 @@ impl Backend {
             counter: Arc::new(counter),
             coordinator: Arc::new(coordinator),
             grant: lease.grant(),
+            leader: lease.leader(),
             counting: tokio::spawn(counting_tasks.run(Arc::clone(workers))),
             lease: tokio::spawn(async move {
                 may_lead.cancelled().await;

@@ -54,24 +54,41 @@ pub struct Lease {
     holder: String,
     ttl: Duration,
     grant: watch::Sender<Option<Grant>>,
+    leader: watch::Sender<Option<String>>,
 }
 
 /// What became of a try to take the lease.
 enum Taken {
     Granted(Grant),
-    /// Somebody else has it, for so long at most.
-    Held(Duration),
+    /// Somebody else has it.
+    Held {
+        by: String,
+        /// For so long at most.
+        remaining: Duration,
+    },
 }
 
 impl Lease {
     /// Of `holder`, which is unlike any other.
     pub fn new(redis: &Redis, keys: Keys, holder: String, ttl: Duration) -> Self {
-        Self { redis: redis.another(), keys, holder, ttl, grant: watch::channel(None).0 }
+        Self {
+            redis: redis.another(),
+            keys,
+            holder,
+            ttl,
+            grant: watch::channel(None).0,
+            leader: watch::channel(None).0,
+        }
     }
 
     /// The grant, while there is one.
     pub fn grant(&self) -> watch::Receiver<Option<Grant>> {
         self.grant.subscribe()
+    }
+
+    /// Who has it, as far as is known here.
+    pub fn leader(&self) -> watch::Receiver<Option<String>> {
+        self.leader.subscribe()
     }
 
     /// Who has it now, if anybody.
@@ -102,6 +119,7 @@ impl Lease {
                 () = stop.cancelled() => {}
             }
         }
+        self.know_leader(None);
         let grant = self.grant.send_replace(None);
         if let Some(grant) = grant {
             grant.revoke();
@@ -119,6 +137,7 @@ impl Lease {
             && grant.is_given_up()
         {
             self.grant.send_replace(None);
+            self.know_leader(None);
             if let Err(error) = self.release().await {
                 debug!(%error, "cannot give up the lease; it runs out by itself");
             }
@@ -134,17 +153,23 @@ impl Lease {
             }),
             None => self.take().await.map(|taken| match taken {
                 Taken::Granted(grant) => {
+                    self.know_leader(Some(self.holder.clone()));
                     self.grant.send_replace(Some(grant));
                     a_third
                 }
-                Taken::Held(remaining) => remaining.min(ASK_AGAIN_AFTER),
+                Taken::Held { by, remaining } => {
+                    self.know_leader(Some(by));
+                    remaining.min(ASK_AGAIN_AFTER)
+                }
             }),
         };
         step.unwrap_or_else(|error| {
             debug!(%error, "cannot ask for the lease");
-            let expired = self.grant.borrow().clone().filter(|grant| !grant.is_valid());
-            if let Some(grant) = expired {
-                self.lose(&grant);
+            let held = self.grant.borrow().clone();
+            match held {
+                Some(grant) if grant.is_valid() => {}
+                Some(grant) => self.lose(&grant),
+                None => self.know_leader(None),
             }
             a_third / 2
         })
@@ -153,19 +178,28 @@ impl Lease {
     fn lose(&self, grant: &Grant) {
         grant.revoke();
         self.grant.send_replace(None);
+        self.know_leader(None);
+    }
+
+    fn know_leader(&self, leader: Option<String>) {
+        self.leader.send_if_modified(|known| {
+            let modified = *known != leader;
+            *known = leader;
+            modified
+        });
     }
 
     async fn take(&self) -> Result<Taken, Unavailable> {
         let mut call = scripts::TAKE_LEASE.prepare_invoke();
         call.key(self.keys.lease()).key(self.keys.token()).arg(&self.holder).arg(self.ttl.as_millis() as u64);
         let asked = Instant::now();
-        let (outcome, number): (String, i64) =
+        let (outcome, number, by): (String, i64, String) =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
         let number = number.unsigned_abs();
         Ok(match &*outcome {
             "granted" => Taken::Granted(Grant::until(number, asked + self.ttl)),
             // A moment more, so that it is over then.
-            _ => Taken::Held(Duration::from_millis(number.saturating_add(1))),
+            _ => Taken::Held { by, remaining: Duration::from_millis(number.saturating_add(1)) },
         })
     }
 

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::coordinator::{Coordinator, LastClosed, Report, ReportError, Reported};
+use crate::coordinator::{ClosedWindows, Coordinator, Report, ReportError, Reported};
 use crate::counter::UniqueCounter;
 use crate::metrics::Metrics;
 use crate::unavailable::Unavailable;
@@ -45,8 +45,8 @@ pub struct Sealer {
     counter: Arc<dyn UniqueCounter>,
     coordinator: Arc<dyn Coordinator>,
     metrics: Arc<Metrics>,
-    /// Shows the last window that is closed.
-    last: LastClosed,
+    /// Shows the windows that are closed.
+    closed: ClosedWindows,
     /// Shows the watermark.
     watermark: watch::Sender<Window>,
     presence: Presence,
@@ -73,7 +73,7 @@ impl Sealer {
         coordinator: Arc<dyn Coordinator>,
         window: WindowLength,
         metrics: Arc<Metrics>,
-        last: LastClosed,
+        closed: ClosedWindows,
     ) -> Result<Self, ReportError> {
         let presence = Presence::new(Arc::clone(&clock), window);
         let told = window.window_at(clock.now());
@@ -83,7 +83,7 @@ impl Sealer {
             counter,
             coordinator,
             metrics,
-            last,
+            closed,
             watermark,
             presence,
             restoring: None,
@@ -215,9 +215,7 @@ impl Sealer {
         if let Some(published) = reported.published {
             self.counter.forget(published).await;
         }
-        if let Some(last) = reported.last {
-            self.last.advance(last);
-        }
+        reported.news.into_iter().for_each(|count| self.closed.advance(count));
         Ok(())
     }
 
@@ -244,6 +242,7 @@ impl Sealer {
             since: self.presence.since(),
             interrupted: self.interrupted,
             kept_ids: self.counter.unacknowledged_ids(),
+            knows: self.closed.last().map(|count| count.window),
         };
         let asked = self.clock.now();
         let reported = self.presence.while_doing(sealed, self.coordinator.report(&report)).await?;

@@ -13,7 +13,7 @@ use tracing::warn;
 use super::guard::Endpoint;
 use super::outcome::{Outcome, Outcomes};
 use super::sending::Letter;
-use crate::coordinator::LastClosed;
+use crate::coordinator::ClosedWindows;
 use crate::counter::{CountError, UniqueCounter};
 use crate::window::{UniqueCount, Window};
 
@@ -32,7 +32,7 @@ pub(super) struct Counting {
     waiting: mpsc::UnboundedReceiver<Callback>,
     letters: mpsc::UnboundedSender<Letter>,
     counter: Arc<dyn UniqueCounter>,
-    last: LastClosed,
+    closed: ClosedWindows,
     outcomes: Outcomes,
     /// The last count failed, and it has been said.
     is_failing: bool,
@@ -44,10 +44,10 @@ impl Counting {
         waiting: mpsc::UnboundedReceiver<Callback>,
         letters: mpsc::UnboundedSender<Letter>,
         counter: Arc<dyn UniqueCounter>,
-        last: LastClosed,
+        closed: ClosedWindows,
         outcomes: Outcomes,
     ) -> Self {
-        Self { waiting, letters, counter, last, outcomes, is_failing: false }
+        Self { waiting, letters, counter, closed, outcomes, is_failing: false }
     }
 
     /// Until `stop`, and then what waits, until `abort`. How many were not counted for want of time.
@@ -118,12 +118,10 @@ impl Counting {
         if self.counter.is_degraded() {
             return Err("what is shared cannot be reached".to_owned());
         }
-        match (self.counter.count(window).await, self.last.get()) {
+        match (self.counter.count(window).await, self.closed.get(window)) {
             (Ok(tally), _) => Ok(tally.unique_ids),
             // It was closed, and forgotten, since the request was accepted in its last moment.
-            (Err(CountError::Evicted(_)), Some(last)) if last.window == window => {
-                Ok(last.unique_request_count)
-            }
+            (Err(CountError::Evicted(_)), Some(count)) => Ok(count.unique_request_count),
             (Err(error), _) => Err(error.to_string()),
         }
     }

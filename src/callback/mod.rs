@@ -46,7 +46,7 @@ use self::sender::Sender;
 use self::sending::Sending;
 use self::signature::SigningKey;
 use crate::args;
-use crate::coordinator::LastClosed;
+use crate::coordinator::ClosedWindows;
 use crate::counter::UniqueCounter;
 use crate::metrics::Metrics;
 use crate::secret::SecretArg;
@@ -134,8 +134,8 @@ pub struct Surroundings {
     pub own: Vec<SocketAddr>,
     /// Has the numbers.
     pub counter: Arc<dyn UniqueCounter>,
-    /// Has the number that the counter has just forgotten.
-    pub last: LastClosed,
+    /// Has the numbers that the counter has just forgotten.
+    pub closed: ClosedWindows,
     /// Stamps them.
     pub clock: Arc<dyn Clock>,
 }
@@ -151,7 +151,7 @@ impl Callbacks {
         surroundings: Surroundings,
         metrics: &Metrics,
     ) -> Result<(Self, CallbackTasks), NoClient> {
-        let Surroundings { signing_key, own, counter, last, clock } = surroundings;
+        let Surroundings { signing_key, own, counter, closed, clock } = surroundings;
         let guard = Arc::new(Guard::new(args.callbacks, args.callback_allow.clone(), own));
         let outcomes = Outcomes::new(metrics);
         let (queue, waiting) = mpsc::unbounded_channel();
@@ -159,7 +159,7 @@ impl Callbacks {
         let size = args.callback_queue as usize;
         let tasks = if args.callbacks {
             let sender = Sender::new(&guard, signing_key, clock, outcomes.clone())?;
-            let counting = Counting::new(waiting, letters, counter, last, outcomes.clone());
+            let counting = Counting::new(waiting, letters, counter, closed, outcomes.clone());
             let (rate, concurrency) = (args.callback_host_rate, args.callback_concurrency);
             let sending = Sending::new(to_send, rate, concurrency, sender, outcomes.clone());
             Some(Tasks { counting, sending, outcomes: outcomes.clone() })

@@ -41,7 +41,7 @@ impl Coordinator for Alone {
         state.report = Some(*report);
         let closed = state.last.map(|last| last.window);
         // Nobody could count it again.
-        Ok(Reported { closed, published: closed, last: state.last, ..Reported::default() })
+        Ok(Reported { closed, published: closed, ..Reported::default() })
     }
 
     async fn leave(&self) -> Result<(), Unavailable> {

@@ -12,7 +12,7 @@
 pub mod alone;
 pub mod redis;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -88,6 +88,9 @@ pub const ID_KEY: &str = "id-key";
 /// Its value where there is none.
 pub const NO_ID_KEY: &str = "none";
 
+/// So many closed windows are remembered, for those who ask: an hour of minutes.
+pub const REMEMBERED: usize = 60;
+
 /// What an instance says about itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
@@ -101,15 +104,17 @@ pub struct Report {
     pub interrupted: bool,
     /// Accepted ids that it has not handed over to the store.
     pub kept_ids: u64,
+    /// The last closed window that it knows the count of.
+    pub knows: Option<Window>,
 }
 
 /// What an instance is told.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Reported {
     /// The last window that is closed: nothing that is added to it now would be counted.
     pub closed: Option<Window>,
-    /// Its count, unless that is too long ago.
-    pub last: Option<WindowCount>,
+    /// Counts of closed windows after the last one that it knows, oldest first; of those that are remembered.
+    pub news: Vec<WindowCount>,
     /// The last window that every sink has: it will not be counted again.
     pub published: Option<Window>,
     /// What the instances shared may be lost, and this report was not taken: restore, then report again.
@@ -189,31 +194,74 @@ pub enum CloseError {
     Unavailable(#[from] Unavailable),
 }
 
-/// The last window that is closed, whoever closed it.
+/// The last windows that are closed, whoever closed them: [`REMEMBERED`] of them. Clones are the same.
 #[derive(Clone)]
-pub struct LastClosed {
-    last: Arc<Mutex<Option<WindowCount>>>,
+pub struct ClosedWindows {
+    /// Oldest first.
+    counts: Arc<Mutex<VecDeque<WindowCount>>>,
     metrics: Arc<Metrics>,
 }
 
-impl LastClosed {
-    /// None yet; later ones are shown in `metrics`.
+impl ClosedWindows {
+    /// None yet; the last one is shown in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { last: Arc::default(), metrics }
+        Self { counts: Arc::default(), metrics }
     }
 
     /// The last one so far.
-    pub fn get(&self) -> Option<WindowCount> {
-        *self.last.lock()
+    pub fn last(&self) -> Option<WindowCount> {
+        self.counts.lock().back().copied()
     }
 
-    /// Moves on, if this one is newer.
+    /// This one, if it is remembered.
+    pub fn get(&self, window: Window) -> Option<WindowCount> {
+        self.counts.lock().iter().rfind(|count| count.window == window).copied()
+    }
+
+    /// All that are remembered, oldest first.
+    pub fn all(&self) -> Vec<WindowCount> {
+        self.counts.lock().iter().copied().collect()
+    }
+
+    /// Moves on, if this one is newer than all before.
     pub fn advance(&self, count: WindowCount) {
-        let mut last = self.last.lock();
-        if last.is_none_or(|last| last.window < count.window) {
-            *last = Some(count);
+        let mut counts = self.counts.lock();
+        if counts.back().is_none_or(|last| last.window < count.window) {
+            if counts.len() == REMEMBERED {
+                counts.pop_front();
+            }
+            counts.push_back(count);
             self.metrics.unique_ids.set(count.unique_request_count as f64);
             self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::window::WindowLength;
+
+    #[test]
+    fn the_last_windows_are_remembered_each_once_and_in_order() {
+        let closed = ClosedWindows::new(Arc::new(Metrics::new()));
+        let length: WindowLength = "10s".parse().unwrap();
+        let count = |number: u64| WindowCount {
+            window: length.starting_at(number * 10),
+            unique_request_count: number,
+            accepted_ids: number,
+            complete: true,
+        };
+        assert_eq!((closed.last(), closed.all()), (None, vec![]));
+        // Told by the others and by oneself, in any order.
+        for number in [1, 2, 2, 1, 5, 4] {
+            closed.advance(count(number));
+        }
+        assert_eq!(closed.all(), [1, 2, 5].map(count));
+        (6..=64).map(count).for_each(|count| closed.advance(count));
+        let expected: Vec<_> = (5..=64).map(count).collect();
+        assert_eq!((closed.all(), closed.last()), (expected, Some(count(64))));
+        assert_eq!(closed.get(length.starting_at(60)), Some(count(6)));
+        assert_eq!(closed.get(length.starting_at(10)), None, "forgotten");
     }
 }

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{CloseError, Coordinator, Report, ReportError, Reported, Resume, Standing};
+use super::{CloseError, Coordinator, REMEMBERED, Report, ReportError, Reported, Resume, Standing};
 use crate::grant::Grant;
 use crate::redis::keys::Keys;
 use crate::redis::scripts;
@@ -175,6 +175,7 @@ impl RedisCoordinator {
             let is_lost = acknowledged.is_none();
             call.arg(time(heard_at.filter(|_| report.interrupted || is_lost)));
             call.arg(others.as_deref().filter(|_| is_lost).unwrap_or(NO_REPORTS));
+            call.arg(known(report.knows).unwrap_or_default());
         }
         call.arg(LIVES.as_millis() as u64).arg(GRACE.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {
@@ -222,6 +223,14 @@ impl RedisCoordinator {
         }
     }
 
+    /// Of the hash of counts, in order; it has other things too.
+    fn read_counts(&self, stored: &BTreeMap<String, String>) -> Vec<WindowCount> {
+        let counts = stored.iter().filter_map(|(window, count)| read_count(self.window(window)?, count));
+        let mut counts: Vec<_> = counts.collect();
+        counts.sort_by_key(|count| count.window);
+        counts
+    }
+
     fn window(&self, text: &str) -> Option<Window> {
         text.parse().ok().map(|seconds| self.config.window.starting_at(seconds))
     }
@@ -237,7 +246,7 @@ impl Coordinator for RedisCoordinator {
         let answer = self.send_report(report).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
-            ["ok", now, first, closed, count, published, unsure, others] => {
+            ["ok", now, first, closed, published, unsure, others, news] => {
                 let now = now.parse().ok();
                 let (first, closed, published) =
                     (self.window(first), self.window(closed), self.window(published));
@@ -249,7 +258,7 @@ impl Coordinator for RedisCoordinator {
                 Ok(Reported {
                     // Nobody closes what is before the first: an instance whose clock is behind has to know.
                     closed: closed.max(published).max(first.map(Window::previous)),
-                    last: closed.and_then(|window| read_count(window, count)),
+                    news: self.read_counts(&serde_json::from_str(news).map_err(Unavailable::because)?),
                     published,
                     lost: false,
                     time: now.map(from_micros),
@@ -286,7 +295,7 @@ impl Coordinator for RedisCoordinator {
         let published = published.and_then(|published| self.window(&published));
         let first = first.and_then(|first| self.window(&first));
         let Some(next) = published.map(Window::next).or(first) else { return Ok(None) };
-        let stored = counts.iter().filter_map(|(window, count)| read_count(self.window(window)?, count));
+        let stored = self.read_counts(&counts).into_iter();
         let stored = stored.filter(|count| next <= count.window).map(|count| (count.window, count));
         Ok(Some(Resume { next, stored: stored.collect() }))
     }
@@ -360,7 +369,8 @@ impl Coordinator for RedisCoordinator {
         let keys = &self.config.keys;
         let mut call = scripts::MARK_PUBLISHED.prepare_invoke();
         call.key(keys.token()).key(keys.published()).key(keys.counts());
-        call.arg(grant.token()).arg(window.unix_seconds());
+        let remembered = REMEMBERED as u64 * u64::from(window.length().seconds());
+        call.arg(grant.token()).arg(window.unix_seconds()).arg(remembered);
         let answer: String =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         match &*answer {

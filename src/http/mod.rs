@@ -7,8 +7,10 @@ mod error;
 mod in_flight;
 mod ops;
 pub mod server;
+mod status;
 mod timeouts;
 mod token;
+mod ui;
 mod unique;
 
 use std::io;
@@ -32,7 +34,7 @@ use self::in_flight::InFlight;
 pub use self::token::{AccessArgs, ApiToken};
 use crate::args;
 use crate::callback::Callbacks;
-use crate::coordinator::LastClosed;
+use crate::coordinator::ClosedWindows;
 use crate::counter::{CountingArgs, UniqueCounter};
 use crate::id::Id;
 use crate::id_key::IdKey;
@@ -54,7 +56,7 @@ pub struct ListenArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Address for /livez, /readyz and /metrics; they leave --listen then
+    /// Address for /livez, /readyz, /metrics and the live page; they leave --listen then
     #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = args::address)]
     pub admin_listen: Option<SocketAddr>,
 }
@@ -70,6 +72,10 @@ pub struct HttpArgs {
     /// Who may ask.
     #[command(flatten)]
     pub access: AccessArgs,
+
+    /// Serve no live page at /, and no /status, which it asks
+    #[arg(long, env = "HEADCOUNT_NO_UI")]
+    pub no_ui: bool,
 
     /// Threads that serve connections; if it is not said, one a core
     #[arg(long, env = "HEADCOUNT_THREADS", value_name = "NUMBER", value_parser = args::up_to::<1024>)]
@@ -160,8 +166,12 @@ pub struct Api {
     pub callbacks: Callbacks,
     /// Stamps requests.
     pub clock: Arc<dyn Clock>,
-    /// The last closed window.
-    pub last: LastClosed,
+    /// The windows that are closed.
+    pub closed: ClosedWindows,
+    /// This process, unlike any other.
+    pub instance: String,
+    /// Which process leads, as far as is known here.
+    pub leader: watch::Receiver<Option<String>>,
     /// Whether the service should be sent requests.
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
@@ -201,7 +211,7 @@ impl Api {
 
     /// The window that is counted now: a later one while the clock is behind what is closed.
     fn running_window(&self) -> Window {
-        let closed = self.last.get();
+        let closed = self.closed.last();
         closed.map_or(self.window_now(), |closed| self.window_now().max(closed.window.next()))
     }
 }
@@ -218,6 +228,8 @@ pub struct Routers {
 /// Routes for `--listen` and, if it is given, `--admin-listen`.
 pub fn routers(api: Api) -> Routers {
     let separate = api.limits.addresses.admin_listen.is_some();
+    let ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));
+    let ui = Some(ui).filter(|_| !api.limits.no_ui).unwrap_or_default();
     let routes = Arc::new(Routes::new(api));
     let public = Router::new()
         .route("/api/verve/accept", any(accept::accept))
@@ -225,7 +237,8 @@ pub fn routers(api: Api) -> Routers {
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics));
+        .route("/metrics", get(ops::metrics))
+        .merge(ui);
     let finish = |router: Router<Arc<Routes>>| router.fallback(not_found).with_state(Arc::clone(&routes));
     if separate {
         Routers { public: finish(public), admin: Some(finish(operations)) }

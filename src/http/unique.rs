@@ -35,6 +35,24 @@ pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn read(routes: &Routes) -> Result<impl IntoResponse + use<>, Failure> {
+    let current = current(routes).await?;
+    let api = &routes.api;
+    let unique = Unique {
+        mode: api.counting.mode.as_str(),
+        standard_error: api.counting.standard_error(),
+        window_seconds: api.counting.window.seconds(),
+        current,
+        last: api.closed.last(),
+    };
+    Ok(([(CACHE_CONTROL, NO_STORE)], Json(unique)))
+}
+
+/// The running window's count so far.
+///
+/// # Errors
+///
+/// [`Failure::Overloaded`] and [`Failure::StoreUnavailable`].
+pub(super) async fn current(routes: &Routes) -> Result<UniqueCount, Failure> {
     routes.in_flight.admit()?;
     let _place = routes.in_flight.wait();
     let api = &routes.api;
@@ -46,12 +64,5 @@ async fn read(routes: &Routes) -> Result<impl IntoResponse + use<>, Failure> {
         warn!(%error, "the running window cannot be counted");
         Failure::StoreUnavailable
     })?;
-    let unique = Unique {
-        mode: api.counting.mode.as_str(),
-        standard_error: api.counting.standard_error(),
-        window_seconds: api.counting.window.seconds(),
-        current: UniqueCount { timestamp: window, unique_request_count: tally.unique_ids },
-        last: api.last.get(),
-    };
-    Ok(([(CACHE_CONTROL, NO_STORE)], Json(unique)))
+    Ok(UniqueCount { timestamp: window, unique_request_count: tally.unique_ids })
 }

@@ -33,8 +33,13 @@ impl HotCounter {
         self.0.sum.add(by);
     }
 
+    /// What was added so far.
+    pub fn get(&self) -> u64 {
+        self.0.sum.get()
+    }
+
     pub(super) fn show(&self) {
-        self.0.counter.absolute(self.0.sum.get());
+        self.0.counter.absolute(self.get());
     }
 }
 

@@ -227,7 +227,7 @@ impl<'a> Leading<'a> {
         for queue in self.queues {
             queue.push(count, &self.grant);
         }
-        self.publisher.last.advance(count);
+        self.publisher.closed.advance(count);
         self.next = Some(count.window.next());
     }
 

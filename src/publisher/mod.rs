@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use self::delivery::{Backlog, Delivery, Queue};
 use self::leading::Leading;
 use crate::args;
-use crate::coordinator::{Coordinator, LastClosed};
+use crate::coordinator::{ClosedWindows, Coordinator};
 use crate::counter::UniqueCounter;
 use crate::grant::Grant;
 use crate::metrics::Metrics;
@@ -68,8 +68,8 @@ pub struct Publisher {
     pub close_timeout: Duration,
     /// Told about every window.
     pub metrics: Arc<Metrics>,
-    /// Shows the last closed window.
-    pub last: LastClosed,
+    /// Shows the closed windows.
+    pub closed: ClosedWindows,
 }
 
 /// A sink panicked.

@@ -2,7 +2,7 @@
 --
 -- A script, because a leader that was asleep must not mark anything.
 --
--- KEYS: token, published, counts. ARGV: token, window.
+-- KEYS: token, published, counts. ARGV: token, window, seconds of closed windows to remember.
 -- Returns 'marked' or 'fenced'.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
@@ -11,11 +11,11 @@ local window = tonumber(ARGV[2])
 if tonumber(redis.call('HGET', KEYS[2], 'last') or -1) < window then
   redis.call('HSET', KEYS[2], 'last', ARGV[2])
 end
--- The last count is kept, for those who ask for it.
+-- The last counts are kept, for those who ask for them.
 local last = tonumber(redis.call('HGET', KEYS[3], 'last') or -1)
 for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
   local start = tonumber(field)
-  if start and start <= window and start ~= last then
+  if start and start <= window and start <= last - ARGV[3] then
     redis.call('HDEL', KEYS[3], field)
   end
 end

@@ -8,19 +8,21 @@
 -- ARGV: process, when its last report was taken (µs; '' for a first one), watermark, newest window, since
 --       (µs), ids that the process keeps for the store, the first and the last published window that it knows
 --       of (or ''), when it was last heard of before an interruption (µs; '' if there was none), the others'
---       reports as it knows them, if they may be lost (JSON), milliseconds for which a report says that its
+--       reports as it knows them, if they may be lost (JSON), the last closed window that it knows the count of
+--       (or ''), milliseconds for which a report says that its
 --       instance lives, milliseconds after an interruption in which all have to report again, milliseconds to
 --       keep config and instances without reports, then pairs of a setting and its value.
--- Returns {'ok', now (µs), first window of the namespace, last closed window or '', its count or '', last
---         published window or '', 'unsure' if others may have been there and not reported yet or '', the
---         others' reports (JSON)},
+-- Returns {'ok', now (µs), first window of the namespace, last closed window or '', last published window or
+--         '', 'unsure' if others may have been there and not reported yet or '', the others' reports (JSON),
+--         counts that the process does not know (JSON)},
 --         {'lost'} if this server does not have the process's last report, or
 --         {'differs', setting, value} with the value of the others.
 local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local process, acknowledged, watermark, newest, since = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local kept, first, last, heard, lost_reports = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9]), cjson.decode(ARGV[10])
-local lives_for, grace, keep_for = ARGV[11] * 1000, ARGV[12] * 1000, ARGV[13]
-local SETTINGS = 14
+local knows = tonumber(ARGV[11]) or -1
+local lives_for, grace, keep_for = ARGV[12] * 1000, ARGV[13] * 1000, ARGV[14]
+local SETTINGS = 15
 -- Reports come every second. Whose last one is older was perhaps cut off.
 local FRESH_FOR = 2 * 1000000
 
@@ -112,6 +114,14 @@ if last ~= '' and tonumber(published or -1) < tonumber(last) then
 end
 
 local closed = redis.call('HGET', COUNTS, 'last')
-local count = closed and redis.call('HGET', COUNTS, closed)
-return {'ok', string.format('%.0f', now), there, closed or '', count or '', published or '',
-  unsure and 'unsure' or '', cjson.encode(others)}
+local news = {}
+if closed and tonumber(closed) > knows then
+  local counts = redis.call('HGETALL', COUNTS)
+  for i = 1, #counts, 2 do
+    if (tonumber(counts[i]) or -1) > knows then
+      news[counts[i]] = counts[i + 1]
+    end
+  end
+end
+return {'ok', string.format('%.0f', now), there, closed or '', published or '', unsure and 'unsure' or '',
+  cjson.encode(others), cjson.encode(news)}

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
-use headcount::coordinator::{CloseError, Coordinator, Report, Standing};
+use headcount::coordinator::{CloseError, Coordinator, REMEMBERED, Report, Standing};
 use headcount::grant::Grant;
 use headcount::lease::Lease;
 use headcount::metrics::Metrics;
@@ -36,6 +36,7 @@ fn report_of(window: Window) -> Report {
         since: SystemTime::UNIX_EPOCH,
         interrupted: false,
         kept_ids: 0,
+        knows: None,
     }
 }
 
@@ -150,6 +151,36 @@ async fn an_old_token_stores_nothing() {
     assert_eq!(late.coordinator.report(&report).await.unwrap().published, None);
     assert_eq!(new.coordinator.report(&report).await.unwrap().published, Some(window.next()));
     assert_eq!(late.coordinator.report(&report).await.unwrap().published, Some(window.next()));
+}
+
+/// Whoever comes is told the last counts; what is older, and published, is forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_sixty_counts_are_remembered() {
+    let server = RedisServer::start();
+    let (leader, late) = (Instance::new("leader", &server), Instance::new("late", &server));
+    let mut windows = vec![window()];
+    while windows.len() < REMEMBERED + 7 {
+        windows.push(windows.last().unwrap().previous());
+    }
+    windows.reverse();
+    let newest = windows[windows.len() - 1];
+    leader.has_sealed(newest).await;
+    let grant = leader.lead_and_die().await;
+    let all = standing(&leader, newest).await;
+    for (number, window) in (0..).zip(&windows) {
+        assert_eq!(leader.close(&grant, *window, number, &all).await, Ok(number));
+    }
+    let news = async |knows: Option<Window>| {
+        let report = Report { knows, ..report_of(newest.next()) };
+        let news = late.coordinator.report(&report).await.unwrap().news;
+        news.iter().map(|count| (count.window, count.unique_request_count)).collect::<Vec<_>>()
+    };
+    let counts: Vec<_> = windows.iter().copied().zip(0..).collect();
+    assert_eq!(news(None).await, counts, "nothing is published yet, and nothing forgotten");
+    leader.coordinator.mark_published(&grant, newest).await.unwrap();
+    assert_eq!(news(None).await, counts[7..]);
+    assert_eq!(news(Some(windows[40])).await, counts[41..]);
+    assert_eq!(news(Some(newest)).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headcount::coordinator::alone::Alone;
-use headcount::coordinator::{LastClosed, ReportError};
+use headcount::coordinator::{ClosedWindows, ReportError};
 use headcount::counter::UniqueCounter;
 use headcount::counter::memory::MemoryCounter;
 use headcount::grant::Grant;
@@ -36,7 +36,7 @@ struct Running {
     clock: ManualClock,
     counter: Arc<MemoryCounter>,
     metrics: Arc<Metrics>,
-    last: LastClosed,
+    closed: ClosedWindows,
     draining: CancellationToken,
     stop_sealer: CancellationToken,
     stop: CancellationToken,
@@ -61,14 +61,14 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let draining = CancellationToken::new();
     let coordinator = Arc::new(Alone::new(draining.clone()));
     let (stop_sealer, stop) = (CancellationToken::new(), CancellationToken::new());
-    let last = LastClosed::new(Arc::clone(&metrics));
+    let closed = ClosedWindows::new(Arc::clone(&metrics));
     let sealer = Sealer::introduce(
         Arc::clone(&clock),
         counter.clone(),
         coordinator.clone(),
         window_length(),
         Arc::clone(&metrics),
-        last.clone(),
+        closed.clone(),
     );
     let sealer = sealer.await.unwrap();
     let publisher = Publisher {
@@ -81,12 +81,12 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
         retention: RETENTION,
         close_timeout: Duration::from_secs(10),
         metrics: Arc::clone(&metrics),
-        last: last.clone(),
+        closed: closed.clone(),
     };
     let sealer = tokio::spawn(sealer.run(stop_sealer.clone()));
     let sinks = sinks.iter().map(|sink| Box::new((*sink).clone()) as Box<dyn CountSink>).collect();
     let task = tokio::spawn(publisher.run(sinks, stop.clone()));
-    Running { clock: manual, counter, metrics, last, draining, stop_sealer, stop, sealer, task }
+    Running { clock: manual, counter, metrics, closed, draining, stop_sealer, stop, sealer, task }
 }
 
 impl Running {
@@ -145,7 +145,7 @@ async fn every_window_in_order_and_empty_ones_as_zero() {
     assert_eq!(sink.taken(), [], "it has not ended");
     running.run_to(&sink, 35.0).await;
     assert_eq!(summary(&sink.taken()), [(0, 3, true), (10, 0, true), (20, 5, true)]);
-    assert_eq!(running.last.get().unwrap(), sink.taken()[2]);
+    assert_eq!(running.closed.last().unwrap(), sink.taken()[2]);
 
     running.add(35.0, 7).await;
     running.finish().await;

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
 use headcount::callback::{CallbackArgs, Callbacks, Surroundings};
-use headcount::coordinator::LastClosed;
+use headcount::coordinator::ClosedWindows;
 use headcount::counter::memory::MemoryCounter;
 use headcount::counter::{CountingArgs, UniqueCounter};
 use headcount::http::{Api, Failure, HttpArgs, Phase, routers};
@@ -43,12 +43,12 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
     let metrics = Arc::new(Metrics::new());
     // Nothing is sent: the tasks do not run.
-    let last = LastClosed::new(Arc::clone(&metrics));
+    let closed = ClosedWindows::new(Arc::clone(&metrics));
     let surroundings = Surroundings {
         signing_key: None,
         own: Vec::new(),
         counter: counter.clone(),
-        last: last.clone(),
+        closed: closed.clone(),
         clock: Arc::new(clock.clone()),
     };
     let (callbacks, _) = Callbacks::new(&callbacks, surroundings, &metrics).expect("a client");
@@ -56,7 +56,9 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
         counter: counter.clone(),
         callbacks,
         clock: Arc::new(clock.clone()),
-        last,
+        closed,
+        instance: "test/1".to_owned(),
+        leader: watch::channel(None).1,
         phase: watch::channel(Phase::Starting).1,
         counting,
         id_key: None,

@@ -1,0 +1,53 @@
+//! `/`: the live page.
+//!
+//! One file with its own style and script, which asks [`status`](super::status) and nobody else. The browser is told
+//! to allow just these: their hashes are in the content security policy, and nothing that is not in the file
+//! runs or is fetched, also if a name that the page shows were to hold markup.
+
+use std::sync::LazyLock;
+
+use axum::http::HeaderValue;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ring::digest::{SHA256, digest};
+
+use super::error::NO_STORE;
+
+const PAGE: &str = include_str!("ui.html");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+
+static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| HeaderValue::from_str(&policy(PAGE)).ok());
+
+/// The page. Everybody may have it: it has no numbers.
+pub(super) async fn page() -> Response {
+    let headers = [
+        (CONTENT_TYPE, HTML),
+        (CACHE_CONTROL, NO_STORE),
+        (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    let policy = POLICY.clone().map(|policy| [(CONTENT_SECURITY_POLICY, policy)]);
+    (headers, policy, PAGE).into_response()
+}
+
+fn policy(page: &str) -> String {
+    let (style, script) = (source(page, "style"), source(page, "script"));
+    format!(
+        "default-src 'none'; style-src {style}; script-src {script}; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+}
+
+/// How the policy names the element of this kind, of which there is one.
+fn source(page: &str, element: &str) -> String {
+    let (start, end) = (format!("<{element}>"), format!("</{element}>"));
+    let content = page.split_once(&start).and_then(|(_, rest)| rest.split_once(&end));
+    content.map_or_else(
+        || "'none'".to_owned(),
+        |(content, _)| format!("'sha256-{}'", BASE64_STANDARD.encode(digest(&SHA256, content.as_bytes()))),
+    )
+}

@@ -1,0 +1,95 @@
+//! The live page in a real browser. What the browser has to see is in `tests/node/live_page.js`; pictures go to
+//! `target/screenshots`.
+
+use std::net::SocketAddr;
+
+use crate::support::fleet::Fleet;
+use crate::support::http;
+use crate::support::nginx::Nginx;
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+use crate::support::tools::{in_repository, node, succeeds};
+
+async fn browse(check: &str, address: SocketAddr, more: &[&str]) {
+    let screenshots = in_repository("target/screenshots");
+    std::fs::create_dir_all(&screenshots).unwrap();
+    let url = format!("http://{address}/");
+    succeeds(node("live_page.js").args([check, &url]).arg(screenshots).args(more)).await;
+}
+
+#[tokio::test]
+async fn the_count_reaches_what_was_sent() {
+    let server = Server::start(&["--mode", "exact", "--window", "24h"]).await;
+    browse("count", server.address, &[]).await;
+}
+
+#[tokio::test]
+async fn the_chart_has_a_mark_a_window() {
+    let server = Server::start(&["--window", "1s"]).await;
+    browse("chart", server.address, &[]).await;
+}
+
+#[tokio::test]
+async fn it_asks_for_the_token() {
+    let token = "0123456789abcdef";
+    let server = Server::start(&["--window", "24h", "--api-token", token]).await;
+    browse("access", server.address, &[token]).await;
+}
+
+#[tokio::test]
+async fn it_adds_up_the_instances_behind_a_load_balancer() {
+    let redis = Redis::start();
+    let fleet = Fleet::start(2, &redis, "live-page", &[]).await;
+    fleet.wait_published(0).await;
+    let nginx = Nginx::start(&fleet.addresses());
+    browse("instances", nginx.address, &["2"]).await;
+}
+
+#[tokio::test]
+async fn it_says_that_redis_is_away() {
+    let mut redis = Redis::start();
+    let server = Server::start(&["--window", "1s", "--redis-url", &redis.url()]).await;
+    server.wait_closed(3).await;
+    redis.kill();
+    server.get("/api/verve/accept?id=1").await;
+    server.wait_for_metric("headcount_degraded", 1.0).await;
+    browse("degraded", server.address, &[]).await;
+}
+
+#[tokio::test]
+async fn it_says_that_nobody_answers() {
+    let server = Server::start(&["--window", "24h"]).await;
+    browse("away", server.address, &[&server.process.0.id().to_string()]).await;
+}
+
+#[tokio::test]
+async fn the_browser_is_told_to_allow_nothing_else() {
+    let server = Server::start(&["--api-token", "0123456789abcdef"]).await;
+    let page = server.get("/").await;
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert_eq!(page.header("cache-control"), Some("no-store"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    let policy = page.header("content-security-policy").unwrap();
+    for part in ["default-src 'none'", "connect-src 'self'", "form-action 'none'", "frame-ancestors 'none'"] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert_eq!(policy.matches("'sha256-").count(), 2, "{policy}");
+    // Nothing of the page is the service's, so everybody may have it; nothing of it comes from elsewhere.
+    for elsewhere in ["http://", "https://", "src=", "@import", "url("] {
+        let found = page.body.replace("http://www.w3.org/2000/svg", "").contains(elsewhere);
+        assert!(!found, "{elsewhere}");
+    }
+}
+
+#[tokio::test]
+async fn it_can_be_left_out_or_moved() {
+    let without = Server::start(&["--no-ui"]).await;
+    let apart = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
+    for path in ["/", "/status"] {
+        assert_eq!(without.get(path).await.status, 404);
+        assert_eq!(apart.get(path).await.status, 404);
+        assert_eq!(http::get(apart.admin.unwrap(), path).await.status, 200);
+    }
+}
