@@ -226,7 +226,12 @@ pub fn routers(api: Api) -> Routers {
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics));
-    let finish = |router: Router<Arc<Routes>>| router.fallback(not_found).with_state(Arc::clone(&routes));
+    let finish = |router: Router<Arc<Routes>>| {
+        router
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .with_state(Arc::clone(&routes))
+    };
     if separate {
         Routers { public: finish(public), admin: Some(finish(operations)) }
     } else {
@@ -264,6 +269,11 @@ async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
     routes.not_found.increment(1);
     let headers = [(axum::http::header::CONTENT_TYPE, TEXT), (axum::http::header::CACHE_CONTROL, NO_STORE)];
     (StatusCode::NOT_FOUND, headers, "not found").into_response()
+}
+
+/// For routes that are made with [`get`]: it answers HEAD too.
+async fn method_not_allowed() -> Failure {
+    Failure::MethodNotAllowed { allow: "GET, HEAD" }
 }
 
 /// The handles of one route, made once.
