@@ -54,7 +54,7 @@ pub struct ListenArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Address for /livez, /readyz and /metrics; they leave --listen then
+    /// Address for /livez, /readyz, /metrics and /openapi.json; they leave --listen then
     #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = args::address)]
     pub admin_listen: Option<SocketAddr>,
 }
@@ -225,7 +225,8 @@ pub fn routers(api: Api) -> Routers {
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics));
+        .route("/metrics", get(ops::metrics))
+        .route("/openapi.json", get(ops::openapi));
     let finish = |router: Router<Arc<Routes>>| {
         router
             .fallback(not_found)

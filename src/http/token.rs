@@ -23,8 +23,8 @@ pub struct AccessArgs {
         value_name = "TOKEN",
         hide_env_values = true,
         help = "Take only requests with the header 'authorization: Bearer <TOKEN>': 16 to 512 visible ASCII \
-                characters without spaces, or file:PATH of a file that has it. /livez, /readyz and /metrics \
-                stay open"
+                characters without spaces, or file:PATH of a file that has it. /livez, /readyz, /metrics \
+                and /openapi.json stay open"
     )]
     api_token: Option<SecretArg>,
 }

@@ -9,7 +9,7 @@ use crate::support::server::Server;
 /// Nothing rolls over while these tests run.
 const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 const ACCEPT: &str = "/api/verve/accept";
-const OPERATIONS: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+const OPERATIONS: [&str; 4] = ["/livez", "/readyz", "/metrics", "/openapi.json"];
 
 async fn exact_server() -> Server {
     let args = ["--mode", "exact", "--callback-allow", "127.0.0.1"];
@@ -393,10 +393,13 @@ async fn operations() {
         assert_eq!((answer.status, &*answer.body), (200, body));
         assert_common(&answer, path);
     }
-    assert_eq!(
-        server.get("/metrics").await.header("content-type"),
-        Some("text/plain; version=0.0.4; charset=utf-8")
-    );
+    for (path, content_type) in
+        [("/metrics", "text/plain; version=0.0.4; charset=utf-8"), ("/openapi.json", "application/json")]
+    {
+        let answer = server.get(path).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)));
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
+    }
     for path in OPERATIONS {
         let head =
             once(server.address, format!("HEAD {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
