@@ -56,7 +56,7 @@ pub struct ListenArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Address for /livez, /readyz, /metrics and the live page; they leave --listen then
+    /// Address for /livez, /readyz, /metrics, /openapi.json and the live page; they leave --listen then
     #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = args::address)]
     pub admin_listen: Option<SocketAddr>,
 }
@@ -238,8 +238,14 @@ pub fn routers(api: Api) -> Routers {
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
+        .route("/openapi.json", get(ops::openapi))
         .merge(ui);
-    let finish = |router: Router<Arc<Routes>>| router.fallback(not_found).with_state(Arc::clone(&routes));
+    let finish = |router: Router<Arc<Routes>>| {
+        router
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .with_state(Arc::clone(&routes))
+    };
     if separate {
         Routers { public: finish(public), admin: Some(finish(operations)) }
     } else {
@@ -277,6 +283,11 @@ async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
     routes.not_found.increment(1);
     let headers = [(axum::http::header::CONTENT_TYPE, TEXT), (axum::http::header::CACHE_CONTROL, NO_STORE)];
     (StatusCode::NOT_FOUND, headers, "not found").into_response()
+}
+
+/// For routes that are made with [`get`]: it answers HEAD too.
+async fn method_not_allowed() -> Failure {
+    Failure::MethodNotAllowed { allow: "GET, HEAD" }
 }
 
 /// The handles of one route, made once.

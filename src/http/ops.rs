@@ -1,4 +1,4 @@
-//! Routes for operations: `/livez`, `/readyz`, `/metrics`.
+//! Routes for operations: `/livez`, `/readyz`, `/metrics`, `/openapi.json`.
 
 use std::sync::Arc;
 
@@ -12,6 +12,9 @@ use super::{Phase, Routes};
 
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// What all routes answer, after `OpenAPI` 3.1. It is written by hand, and the tests hold the service to it.
+const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// Where orchestrators ask whether to restart the process.
 pub(super) const LIVEZ: &str = "/livez";
@@ -44,6 +47,12 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
         api.metrics.current_unique_ids.set(tally.unique_ids as f64);
     }
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
+}
+
+/// The description of the API. It is not to be cached, because another version may answer the next request.
+pub(super) async fn openapi() -> Response {
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, NO_STORE)];
+    (headers, DESCRIPTION).into_response()
 }
 
 fn plain(status: StatusCode, body: &'static str) -> Response {

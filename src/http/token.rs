@@ -23,8 +23,8 @@ pub struct AccessArgs {
         value_name = "TOKEN",
         hide_env_values = true,
         help = "Take only requests with the header 'authorization: Bearer <TOKEN>': 16 to 512 visible ASCII \
-                characters without spaces, or file:PATH of a file that has it. /livez, /readyz, /metrics and \
-                the live page itself, which asks for it, stay open"
+                characters without spaces, or file:PATH of a file that has it. /livez, /readyz, /metrics, \
+                /openapi.json and the live page itself, which asks for it, stay open"
     )]
     api_token: Option<SecretArg>,
 }

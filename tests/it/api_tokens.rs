@@ -148,7 +148,7 @@ async fn a_large_body_is_refused_as_any_other() {
 #[tokio::test]
 async fn operations_stay_open() {
     let server = start().await;
-    for path in ["/livez", "/readyz", "/metrics"] {
+    for path in ["/livez", "/readyz", "/metrics", "/openapi.json"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     assert_eq!(server.get("/nowhere").await.status, 404);

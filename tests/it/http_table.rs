@@ -9,6 +9,7 @@ use crate::support::server::Server;
 /// Nothing rolls over while these tests run.
 const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 const ACCEPT: &str = "/api/verve/accept";
+const OPERATIONS: [&str; 4] = ["/livez", "/readyz", "/metrics", "/openapi.json"];
 
 async fn exact_server() -> Server {
     let args = ["--mode", "exact", "--callback-allow", "127.0.0.1"];
@@ -392,14 +393,26 @@ async fn operations() {
         assert_eq!((answer.status, &*answer.body), (200, body));
         assert_common(&answer, path);
     }
-    assert_eq!(
-        server.get("/metrics").await.header("content-type"),
-        Some("text/plain; version=0.0.4; charset=utf-8")
-    );
+    for (path, content_type) in
+        [("/metrics", "text/plain; version=0.0.4; charset=utf-8"), ("/openapi.json", "application/json")]
+    {
+        let answer = server.get(path).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(content_type)));
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
+    }
+    for path in OPERATIONS {
+        let head =
+            once(server.address, format!("HEAD {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await;
+        assert_eq!((head.status, &*head.body), (200, ""), "{path}");
+        let request = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
+        let post = once(server.address, request.as_bytes()).await;
+        assert_failed(&post, 405, "method_not_allowed", path);
+        assert_eq!(post.header("allow"), Some("GET, HEAD"), "{path}");
+    }
 
     let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
     let admin = server.admin.expect("an address for operations");
-    for path in ["/livez", "/readyz", "/metrics"] {
+    for path in OPERATIONS {
         assert_eq!(get(admin, path).await.status, 200, "{path} has moved here");
         assert_eq!(server.get(path).await.status, 404, "{path} has left");
     }

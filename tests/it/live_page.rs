@@ -10,30 +10,30 @@ use crate::support::redis::Redis;
 use crate::support::server::Server;
 use crate::support::tools::{in_repository, node, succeeds};
 
-async fn browse(check: &str, address: SocketAddr, more: &[&str]) {
+fn browse(check: &str, address: SocketAddr, more: &[&str]) {
     let screenshots = in_repository("target/screenshots");
     std::fs::create_dir_all(&screenshots).unwrap();
     let url = format!("http://{address}/");
-    succeeds(node("live_page.js").args([check, &url]).arg(screenshots).args(more)).await;
+    succeeds(node("live_page.js").args([check, &url]).arg(screenshots).args(more));
 }
 
 #[tokio::test]
 async fn the_count_reaches_what_was_sent() {
     let server = Server::start(&["--mode", "exact", "--window", "24h"]).await;
-    browse("count", server.address, &[]).await;
+    browse("count", server.address, &[]);
 }
 
 #[tokio::test]
 async fn the_chart_has_a_mark_a_window() {
     let server = Server::start(&["--window", "1s"]).await;
-    browse("chart", server.address, &[]).await;
+    browse("chart", server.address, &[]);
 }
 
 #[tokio::test]
 async fn it_asks_for_the_token() {
     let token = "0123456789abcdef";
     let server = Server::start(&["--window", "24h", "--api-token", token]).await;
-    browse("access", server.address, &[token]).await;
+    browse("access", server.address, &[token]);
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn it_adds_up_the_instances_behind_a_load_balancer() {
     let fleet = Fleet::start(2, &redis, "live-page", &[]).await;
     fleet.wait_published(0).await;
     let nginx = Nginx::start(&fleet.addresses());
-    browse("instances", nginx.address, &["2"]).await;
+    browse("instances", nginx.address, &["2"]);
 }
 
 #[tokio::test]
@@ -53,13 +53,13 @@ async fn it_says_that_redis_is_away() {
     redis.kill();
     server.get("/api/verve/accept?id=1").await;
     server.wait_for_metric("headcount_degraded", 1.0).await;
-    browse("degraded", server.address, &[]).await;
+    browse("degraded", server.address, &[]);
 }
 
 #[tokio::test]
 async fn it_says_that_nobody_answers() {
     let server = Server::start(&["--window", "24h"]).await;
-    browse("away", server.address, &[&server.process.0.id().to_string()]).await;
+    browse("away", server.address, &[&server.process.0.id().to_string()]);
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ impl Service {
                 answers.push(format!("{:?}", once(self.address, request.as_bytes()).await));
             }
         }
-        for path in ["/metrics", "/livez", "/readyz", "/nowhere"] {
+        for path in ["/metrics", "/livez", "/readyz", "/openapi.json", "/nowhere"] {
             answers.push(format!("{:?}", get(self.address, path).await));
         }
         answers.join("\n")

@@ -1,17 +1,21 @@
-//! Tools that scripts/test fetches: of Debian, of PyPI and of npm.
+//! Tools that scripts/test fetches: of Debian, of `PyPI` and of npm.
 
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use super::process::Process;
+
+/// How long a tool may take that has much to do, on a machine that is busy with other tests.
+const LONG: Duration = Duration::from_secs(600);
 
 /// A file of the repository.
 pub fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A program of PyPI: see tests/python.
+/// A program of `PyPI`: see tests/python.
 pub fn python_tool(name: &str) -> Command {
     let tools = in_repository("target/tools");
     let program = tools.join("bin").join(name);
@@ -33,30 +37,22 @@ pub fn node(script: &str) -> Command {
     command
 }
 
-/// How long a tool may take: browsers start slowly on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// Runs a tool that has to find nothing wrong; what it said.
-pub async fn succeeds(command: &mut Command) -> String {
-    let (succeeded, said) = run(command).await;
-    assert!(succeeded, "{command:?}\n{said}");
-    said
+/// Runs a tool to its end: how it ended, and all it said.
+pub fn run(command: &mut Command) -> (ExitStatus, String) {
+    // A pipe that nobody reads before the end would fill up.
+    let mut said = tempfile::tempfile().expect("a temporary file");
+    let [stdout, stderr] = [(); 2].map(|()| Stdio::from(said.try_clone().expect("the same file")));
+    let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
+    let status = Process(child.expect("the tool starts")).wait_for(LONG);
+    let mut text = String::new();
+    said.rewind().and_then(|()| said.read_to_string(&mut text)).expect("what it said");
+    (status, text)
 }
 
-/// Runs a tool to its end: whether it found nothing wrong, and what it said.
-pub async fn run(command: &mut Command) -> (bool, String) {
-    // A file, because a pipe that nobody reads is soon full.
-    let said = tempfile::NamedTempFile::new().expect("a temporary file");
-    let output = || said.reopen().expect("the same file");
-    command.stdin(Stdio::null()).stdout(output()).stderr(output());
-    let mut process = Process(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")));
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = process.0.try_wait().expect("a child can be waited for") {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "{command:?} does not end");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    (status.success(), std::fs::read_to_string(said.path()).expect("text"))
+/// Runs a tool that has to find nothing wrong; what it said.
+#[track_caller]
+pub fn succeeds(command: &mut Command) -> String {
+    let (status, said) = run(command);
+    assert!(status.success(), "{command:?}: {status}\n{said}");
+    said
 }
