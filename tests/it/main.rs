@@ -45,6 +45,7 @@ mod redis_writes;
 mod router_properties;
 mod secrets;
 mod sketch_properties;
+mod stack;
 mod stream;
 mod support_works;
 mod verify;
