@@ -47,6 +47,7 @@ mod redis_writes;
 mod router_properties;
 mod secrets;
 mod sketch_properties;
+mod stack;
 mod status;
 mod stream;
 mod support_works;

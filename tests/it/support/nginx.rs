@@ -23,13 +23,21 @@ pub struct Nginx {
 impl Nginx {
     /// Starts and waits until it listens.
     pub fn start(upstreams: &[SocketAddr]) -> Self {
+        Self::start_with(|_, address| configuration(address, upstreams))
+    }
+
+    /// The same with another configuration, made for a directory and an address.
+    pub fn start_with(configuration: impl FnOnce(&Path, SocketAddr) -> String) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        configure(dir.path(), address, upstreams);
+        configure(dir.path(), &configuration(dir.path(), address));
         let child = Command::new("nginx")
             .arg("-p")
             .arg(dir.path())
             .args(["-c", "nginx.conf", "-e", "error.log"])
+            // Started by root, a worker would become a user who cannot enter the directory; others cannot
+            // choose, and are told that this is ignored.
+            .args(["-g", "daemon off; user root root;"])
             .stdin(Stdio::null())
             .spawn()
             .expect("nginx starts: is it installed? ./scripts/test does that");
@@ -47,7 +55,7 @@ impl Nginx {
     /// nginx closes connections from clients that are idle at that moment: a client under load has to
     /// take a connection that closes before an answer for one to be opened again.
     pub fn reload(&self, upstreams: &[SocketAddr]) {
-        configure(self.dir.path(), self.address, upstreams);
+        configure(self.dir.path(), &configuration(self.address, upstreams));
         let old = self.workers();
         self.process.signal("HUP");
         wait_blocking("nginx to go over to its new configuration", || {
@@ -77,21 +85,21 @@ impl Drop for Nginx {
     }
 }
 
-/// Writes the configuration. The short time-outs are for an upstream that hangs.
-fn configure(dir: &Path, address: SocketAddr, upstreams: &[SocketAddr]) {
+fn configure(dir: &Path, configuration: &str) {
+    std::fs::write(dir.join("nginx.conf"), configuration).expect("a configuration");
+}
+
+/// The short time-outs are for an upstream that hangs.
+fn configuration(address: SocketAddr, upstreams: &[SocketAddr]) -> String {
     let mut servers = String::new();
     for upstream in upstreams {
         let _ = writeln!(servers, "    server {upstream} max_fails=0;");
     }
-    // Started by root, a worker would become a user who cannot enter the directory; others cannot
-    // choose, and are told that this line is ignored.
-    let config = format!(
+    format!(
         "
-daemon off;
 master_process on;
 worker_processes 1;
 worker_shutdown_timeout 5s;
-user root root;
 pid nginx.pid;
 error_log error.log;
 events {{ worker_connections 4096; }}
@@ -119,6 +127,5 @@ http {{
   }}
 }}
 "
-    );
-    std::fs::write(dir.join("nginx.conf"), config).expect("a configuration");
+    )
 }
