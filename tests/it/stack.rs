@@ -297,10 +297,8 @@ async fn bulk_bodies_pass_the_load_balancer_up_to_the_limit() {
     const LIMIT: usize = 8_388_608;
     let server = Server::start(&["--window", "24h"]).await;
     let nginx = load_balancer(&[server.address]);
-    let mut ids = String::with_capacity(LIMIT);
-    for id in (10_u64.pow(17)..).take(LIMIT / 19) {
-        ids += &format!("{id}\n");
-    }
+    // Of 18 digits each.
+    let ids = lines(10_u64.pow(17)..10_u64.pow(17) + LIMIT as u64 / 19);
     assert!((LIMIT - 18..=LIMIT).contains(&ids.len()));
     let mut connection = Connection::open(nginx.address).await.unwrap();
     let answer = connection.post("text/plain", ids.as_bytes()).await.unwrap();
