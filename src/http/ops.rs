@@ -13,7 +13,7 @@ use super::{Phase, Routes};
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// What all routes answer, after OpenAPI 3.1. It is written by hand, and the tests hold the service to it.
+/// What all routes answer, after `OpenAPI` 3.1. It is written by hand, and the tests hold the service to it.
 const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// Where orchestrators ask whether to restart the process.

@@ -39,6 +39,7 @@ mod losses;
 mod memory;
 mod metrics;
 mod namespaces;
+mod openapi;
 mod outages;
 mod publishing;
 mod redis_writes;

@@ -56,7 +56,12 @@ impl Process {
 
     /// The exit status, once there is one.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for(PATIENCE)
+    }
+
+    /// The same of one that takes longer.
+    pub fn wait_for(&mut self, patience: Duration) -> ExitStatus {
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.0.try_wait().expect("a child can be waited for") {
                 return status;

@@ -1,16 +1,21 @@
-//! Tools that scripts/test fetches: of Debian, of PyPI and of npm.
+//! Tools that scripts/test fetches: of Debian, of `PyPI` and of npm.
 
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use super::process::output_of;
+use super::process::{Process, output_of};
+
+/// How long a tool may take that has much to do, on a machine that is busy with other tests.
+const LONG: Duration = Duration::from_secs(600);
 
 /// A file of the repository.
 pub fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A program of PyPI: see tests/python.
+/// A program of `PyPI`: see tests/python.
 pub fn python_tool(name: &str) -> Command {
     let tools = in_repository("target/tools");
     let program = tools.join("bin").join(name);
@@ -30,6 +35,18 @@ pub fn node(script: &str) -> Command {
     let mut command = Command::new("node");
     command.arg(dir.join(script)).current_dir(dir);
     command
+}
+
+/// Runs a tool that takes long and says much: how it ended, and all it said.
+pub fn run_long(command: &mut Command) -> (ExitStatus, String) {
+    // A pipe that nobody reads before the end would fill up.
+    let mut said = tempfile::tempfile().expect("a temporary file");
+    let [stdout, stderr] = [(); 2].map(|()| Stdio::from(said.try_clone().expect("the same file")));
+    let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
+    let status = Process(child.expect("the tool starts")).wait_for(LONG);
+    let mut text = String::new();
+    said.rewind().and_then(|()| said.read_to_string(&mut text)).expect("what it said");
+    (status, text)
 }
 
 /// Runs a tool that has to find nothing wrong; what it said.

@@ -1,0 +1,207 @@
+//! `openapi.json`: it is whole, it is served, and what it says is so. That last is seen by schemathesis, which
+//! makes requests up from the description and finds answers that it does not allow.
+
+use std::collections::BTreeSet;
+
+use headcount::http::Failure;
+use serde_json::{Value, json};
+
+use crate::support::http::{get, once};
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+use crate::support::soak;
+use crate::support::tools::{in_repository, python_tool, run_long};
+
+const TEXT: &str = include_str!("../../src/http/openapi.json");
+/// Nothing rolls over, and no window is closed late on a busy machine.
+const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
+/// For schemathesis: only what depends on how the service was started.
+const API: [&str; 2] = ["--include-path-regex", "^/api/"];
+
+fn description() -> Value {
+    serde_json::from_str(TEXT).expect("JSON")
+}
+
+/// Each path with a method, such as `GET /livez`.
+fn operations() -> BTreeSet<String> {
+    let description = description();
+    let paths = description["paths"].as_object().unwrap();
+    let of_path = |(path, methods): (&String, &Value)| {
+        let methods = methods.as_object().unwrap().keys().map(|method| method.to_uppercase());
+        methods.map(|method| format!("{method} {path}")).collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(of_path).collect()
+}
+
+/// All objects in a JSON value, that itself included.
+fn objects(value: &Value) -> Vec<&serde_json::Map<String, Value>> {
+    let (own, below): (_, Vec<_>) = match value {
+        Value::Object(object) => (Some(object), object.values().collect()),
+        Value::Array(elements) => (None, elements.iter().collect()),
+        _ => (None, Vec::new()),
+    };
+    own.into_iter().chain(below.into_iter().flat_map(objects)).collect()
+}
+
+#[tokio::test]
+async fn what_is_served_is_the_file() {
+    let server = Server::start(&LONG_WINDOW).await;
+    assert_eq!(server.get("/openapi.json").await.body, TEXT);
+    let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
+    assert_eq!(get(server.admin.unwrap(), "/openapi.json").await.body, TEXT);
+}
+
+#[test]
+fn it_is_of_this_version() {
+    assert_eq!(description()["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn every_reference_leads_somewhere_and_every_component_is_used() {
+    let description = description();
+    let references: BTreeSet<_> =
+        objects(&description).iter().filter_map(|object| object.get("$ref")?.as_str()).collect();
+    for reference in &references {
+        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} is not in here"));
+        assert!(description.pointer(pointer).is_some(), "{reference}");
+    }
+    for kind in ["schemas", "headers", "responses"] {
+        for name in description["components"][kind].as_object().unwrap().keys() {
+            assert!(references.contains(&&*format!("#/components/{kind}/{name}")), "nobody needs {name}");
+        }
+    }
+}
+
+#[test]
+fn it_has_every_failure_reason_and_no_other() {
+    let description = description();
+    let headers = objects(&description).into_iter().filter_map(|object| object.get("failure-reason"));
+    let described: BTreeSet<_> = headers
+        .flat_map(|header| header["schema"]["enum"].as_array().unwrap())
+        .map(|reason| reason.as_str().unwrap())
+        .collect();
+    assert_eq!(described, Failure::ALL.map(Failure::reason).into());
+}
+
+#[test]
+fn it_has_every_route_of_the_readme_and_no_other() {
+    let readme = include_str!("../../README.md");
+    let (_, api) = readme.split_once("\n## API\n").unwrap();
+    let (api, _) = api.split_once("\n## ").unwrap();
+    let titles = api.lines().filter(|line| line.starts_with("### `") || line.starts_with("| `GET "));
+    let routes: BTreeSet<_> =
+        titles.map(|line| line.split('`').nth(1).unwrap().split('?').next().unwrap().to_owned()).collect();
+    // HEAD goes without saying.
+    let described = operations().into_iter().filter(|operation| !operation.starts_with("HEAD ")).collect();
+    assert_eq!(routes, described);
+}
+
+/// Each method that is described is known, each other is not, and `allow` names those that are described.
+#[tokio::test]
+async fn the_methods_that_are_described_are_those_that_there_are() {
+    let server = Server::start(&LONG_WINDOW).await;
+    let operations = operations();
+    let paths: BTreeSet<_> =
+        operations.iter().map(|operation| operation.split_once(' ').unwrap().1).collect();
+    for path in paths {
+        for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+            let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n");
+            let answer = once(server.address, request.as_bytes()).await;
+            let is_described = operations.contains(&format!("{method} {path}"));
+            assert_ne!(answer.status, 404, "{method} {path}");
+            assert_eq!(answer.status != 405, is_described, "{method} {path}: {}", answer.status);
+            let allowed: BTreeSet<_> =
+                answer.header("allow").into_iter().flat_map(|allow| allow.split(", ")).collect();
+            for method in allowed {
+                assert!(operations.contains(&format!("{method} {path}")), "{path} allows {method}");
+            }
+        }
+    }
+}
+
+/// What schemathesis finds when it drives a service from a description: the same in every run.
+fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("http://{}", server.address);
+    let mut command = python_tool("schemathesis");
+    command
+        .args(["--no-color", "run", description, "--url", &url, "--checks", "all", "--seed", "1"])
+        // The machine may be busy, and what was found once must not decide what is tried next.
+        .args(["--suppress-health-check", "all", "--generation-database", "none"])
+        .args(["--max-examples", if soak() { "300" } else { "12" }])
+        .args(args)
+        .env("SCHEMATHESIS_HOOKS", in_repository("tests/python/schemathesis_hooks.py"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .current_dir(dir.path());
+    let (status, said) = run_long(&mut command);
+    if status.success() { Ok(said) } else { Err(said) }
+}
+
+/// Drives a service from the description that it serves.
+#[track_caller]
+fn assert_keeps_to_it(server: &Server, args: &[&str]) {
+    let url = format!("http://{}/openapi.json", server.address);
+    let said = findings(server, &url, args).unwrap_or_else(|said| panic!("{said}"));
+    let requests = said.lines().find_map(|line| line.trim().split_once(" generated")?.0.parse::<u32>().ok());
+    println!("{requests:?} requests");
+    assert!(requests > Some(50), "{said}");
+}
+
+#[tokio::test]
+async fn an_instance_in_memory_keeps_to_it() {
+    let server = Server::start(&LONG_WINDOW).await;
+    assert_keeps_to_it(&server, &[]);
+    let accepted = server.metric(r#"headcount_requests_total{route="bulk",result="ok"}"#).await;
+    assert!(accepted > 10.0, "it does send bodies that are good");
+}
+
+#[tokio::test]
+async fn an_instance_with_redis_and_without_callbacks_keeps_to_it() {
+    let redis = Redis::start();
+    let args = ["--mode", "exact", "--redis-url", &redis.url(), "--callbacks", "off"];
+    let server = Server::start(&[&LONG_WINDOW[..], &args].concat()).await;
+    // Every endpoint is refused, also those that are good by the description.
+    assert_keeps_to_it(&server, &[API, ["--exclude-checks", "positive_data_acceptance"]].concat());
+    let refused =
+        server.metric(r#"headcount_requests_total{route="accept",result="forbidden_endpoint"}"#).await;
+    assert!(refused > 0.0, "it does send endpoints");
+}
+
+#[tokio::test]
+async fn an_instance_with_a_token_keeps_to_it() {
+    let token = "9f86d081884c7d659a2feaa0c55ad015";
+    let server = Server::start(&[&LONG_WINDOW[..], &["--api-token", token]].concat()).await;
+    let bearing = format!("authorization: Bearer {token}");
+    assert_keeps_to_it(&server, &[API, ["--header", &bearing]].concat());
+    let (ok, unauthorized) = (
+        r#"headcount_requests_total{route="accept",result="ok"}"#,
+        r#"headcount_requests_total{route="accept",result="unauthorized"}"#,
+    );
+    assert!(server.metric(ok).await > 10.0);
+    let before = server.metric(unauthorized).await;
+    assert_keeps_to_it(&server, &[API, ["--phases", "examples,coverage"]].concat());
+    assert!(server.metric(unauthorized).await > before + 10.0);
+}
+
+/// If the description were wrong, it would be found.
+#[tokio::test]
+async fn what_is_not_so_is_found() {
+    let server = Server::start(&LONG_WINDOW).await;
+    let mut lies = description();
+    let mut tell = |pointer: &str, lie| *lies.pointer_mut(pointer).expect("something to lie about") = lie;
+    tell("/paths/~1livez/get/responses", json!({ "404": { "$ref": "#/components/responses/NotFound" } }));
+    tell("/components/responses/Ready/content/text~1plain/schema/enum", json!(["set"]));
+    tell("/components/schemas/Unique/properties/mode/enum", json!(["bloom"]));
+    tell(
+        "/paths/~1api~1verve~1accept/get/responses/400/headers/failure-reason/schema/enum",
+        json!(["invalid_id", "repeated_id", "invalid_endpoint", "forbidden_endpoint"]),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("openapi.json");
+    std::fs::write(&file, lies.to_string()).unwrap();
+    let args = ["--phases", "coverage", "--include-method", "GET"];
+    let said = findings(&server, file.to_str().unwrap(), &args).expect_err("four lies");
+    for found in ["Received: 200", r#""ready" is not"#, r#""hll" is not"#, r#""missing_id" is not"#] {
+        assert!(said.contains(found), "{found}: {said}");
+    }
+}
