@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
 use super::process::output_of;
 
 /// A file of the repository.
@@ -40,4 +42,12 @@ pub fn succeeds(command: &mut Command) -> String {
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
     said
+}
+
+/// What a YAML file of the repository says.
+pub fn yaml(path: &str) -> Value {
+    let program = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", in_repository("target/tools")).args(["-c", program]).arg(in_repository(path));
+    serde_json::from_str(&succeeds(&mut python)).expect("JSON")
 }
