@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::fleet::{Fleet, WINDOW};
+use crate::support::fleet::{Fleet, WINDOW, next_window};
 use crate::support::http::Connection;
 use crate::support::kafka;
 use crate::support::process::output_of;
@@ -157,36 +157,57 @@ fn what_belongs_together_agrees() {
 
 /// A real Prometheus with the repository's own configuration and two real instances.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_panel_shows_a_healthy_service_and_an_alert_fires_when_nobody_leads() {
+async fn every_panel_shows_a_healthy_service_and_the_one_alert_is_that_nobody_leads() {
     let (redis, receiver) = (Redis::start(), Receiver::start(Answering::Status(204)).await);
     let (namespace, brokers, dir) =
         (kafka::namespace("pictures"), kafka::shared(), tempfile::tempdir().unwrap());
     let args = ["--kafka-brokers", &brokers, "--callback-allow", "127.0.0.1"];
     let more = ["--redis-stream", "counts", "--log-dir", dir.path().to_str().unwrap()];
-    let fleet = Fleet::start(2, &redis, &namespace, &[&args[..], &more].concat()).await;
+    let mut fleet = Fleet::start(2, &redis, &namespace, &[&args[..], &more].concat()).await;
     let prometheus = Prometheus::start(&fleet.addresses()).await;
     let traffic = tokio::spawn(traffic(fleet.addresses(), receiver.url()));
 
+    // Eight windows take longer than alerts wait for.
     let first = fleet.wait_published(0).await.into_keys().next().expect("a window");
-    let fourth = first + 3 * WINDOW.as_secs();
-    fleet.wait_published(fourth).await;
-    let seen = format!("max(headcount_last_published_window_timestamp_seconds) >= {fourth}");
-    wait_until("four windows to be seen", async || !prometheus.query(&seen).await.is_empty()).await;
+    wait_published_and_seen(&fleet, &prometheus, first + 7 * WINDOW.as_secs()).await;
     every_panel_has_data(&prometheus, &fleet.addresses()).await;
-    let fired = prometheus.query(r#"count_over_time(ALERTS{alertstate="firing"}[10m])"#).await;
-    assert!(fired.is_empty(), "{fired:?}");
+    assert_eq!(fired(&prometheus).await, [""; 0]);
 
+    let nobody = "HeadcountNobodyLeads";
     let mut connection = redis.connect();
     let lease = Keys::new(&namespace).lease();
     let mut take = redis::cmd("SET");
     take.arg(&lease).arg("somebody who is not there").arg("PX").arg(60_000);
     take.exec(&mut connection).unwrap();
-    let nobody = "HeadcountNobodyLeads";
     wait_until("the alert", async || prometheus.firing().await.iter().any(|name| name == nobody)).await;
     redis::cmd("DEL").arg(&lease).exec(&mut connection).unwrap();
     wait_until("its end", async || prometheus.firing().await.is_empty()).await;
     assert!(!traffic.is_finished(), "a request failed");
     traffic.abort();
+
+    // A restart of one instance after the other says nothing.
+    for index in 0..2 {
+        let address = fleet.servers[index].address;
+        assert!(fleet.servers[index].stop().await.success());
+        fleet.add_on(address).await;
+    }
+    let next = next_window(Duration::ZERO).await;
+    wait_published_and_seen(&fleet, &prometheus, next).await;
+    assert_eq!(fired(&prometheus).await, [nobody]);
+}
+
+/// Until Prometheus knows that the window that begins then is published.
+async fn wait_published_and_seen(fleet: &Fleet, prometheus: &Prometheus, start: u64) {
+    fleet.wait_published(start).await;
+    let seen = format!("headcount:last_published_window_timestamp_seconds:max >= {start}");
+    wait_until("a window to be seen", async || !prometheus.query(&seen).await.is_empty()).await;
+}
+
+/// The alerts that have fired so far.
+async fn fired(prometheus: &Prometheus) -> Vec<String> {
+    let fired = r#"count by (alertname) (count_over_time(ALERTS{alertstate="firing"}[10m]))"#;
+    let fired = prometheus.query(fired).await;
+    fired.iter().map(|series| text(&series["metric"], "alertname").to_owned()).collect()
 }
 
 /// Every kind of request, to all instances, until it is ended. None fails.

@@ -1,4 +1,4 @@
-//! Tools that scripts/test fetches: of Debian, of PyPI and of npm.
+//! Tools that scripts/test fetches: of Debian, of `PyPI` and of npm.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ pub fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A program of PyPI: see tests/python.
+/// A program of `PyPI`: see tests/python.
 pub fn python_tool(name: &str) -> Command {
     let tools = in_repository("target/tools");
     let program = tools.join("bin").join(name);
