@@ -14,6 +14,7 @@ mod support;
 
 mod accuracy;
 mod agreement;
+mod alerts;
 mod api_tokens;
 mod attack;
 mod callbacks;
@@ -23,6 +24,7 @@ mod command_line;
 mod connections;
 mod coordination;
 mod counter_contract;
+mod dashboards;
 mod drain;
 mod forbidden;
 mod guard;

@@ -12,6 +12,7 @@ pub mod names;
 pub mod nginx;
 pub mod outage;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;

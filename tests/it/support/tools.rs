@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::process::Process;
 
 /// How long a tool may take that has much to do, on a machine that is busy with other tests.
@@ -55,4 +57,12 @@ pub fn succeeds(command: &mut Command) -> String {
     let (status, said) = run(command);
     assert!(status.success(), "{command:?}: {status}\n{said}");
     said
+}
+
+/// What a YAML file of the repository says.
+pub fn yaml(path: &str) -> Value {
+    let program = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", in_repository("target/tools")).args(["-c", program]).arg(in_repository(path));
+    serde_json::from_str(&succeeds(&mut python)).expect("JSON")
 }

@@ -1,0 +1,129 @@
+//! Recording rules and alerts: Prometheus takes them, each has been seen to fire, and each says what to do.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::kafka;
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+use crate::support::tools::{in_repository, succeeds, yaml};
+
+/// All rules of a file, in order.
+fn rules(path: &str) -> Vec<Value> {
+    let file = yaml(path);
+    let groups = file["groups"].as_array().expect("groups");
+    groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone()).collect()
+}
+
+fn alerts() -> Vec<Value> {
+    rules("prometheus/alerts.yml")
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
+}
+
+#[test]
+fn promtool_finds_nothing_amiss() {
+    for args in
+        ["check config prometheus.yml", "check rules rules.yml alerts.yml", "test rules rules_test.yml"]
+    {
+        let args = args.split(' ');
+        succeeds(Command::new("promtool").args(args).current_dir(in_repository("prometheus")));
+    }
+}
+
+/// The runbook has a section for each, in the same order or not, and none of what is no alert; the README a line.
+#[test]
+fn every_alert_says_what_to_do() {
+    let runbook = include_str!("../../prometheus/RUNBOOK.md");
+    let readme = include_str!("../../README.md");
+    let sections: BTreeSet<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let alerts = alerts();
+    let names: BTreeSet<_> = alerts.iter().map(|alert| text(alert, "alert")).collect();
+    assert_eq!(names.len(), alerts.len());
+    assert_eq!(sections, names);
+    let lines = readme.lines().filter_map(|line| line.strip_prefix("| `Headcount")?.split_once('`'));
+    let in_readme: BTreeSet<_> = lines.map(|(name, _)| format!("Headcount{name}")).collect();
+    assert_eq!(in_readme, names.iter().map(|name| (*name).to_owned()).collect());
+    for alert in &alerts {
+        let (name, annotations) = (text(alert, "alert"), &alert["annotations"]);
+        assert!(!text(alert, "for").is_empty());
+        assert!(["critical", "warning"].contains(&text(&alert["labels"], "severity")), "{alert}");
+        assert!(text(annotations, "summary").contains("$labels.job"), "{alert}");
+        assert!(text(annotations, "description").contains("$value"), "{alert}");
+        let section = format!("prometheus/RUNBOOK.md#{}", name.to_lowercase());
+        assert_eq!(text(annotations, "runbook"), section);
+    }
+}
+
+#[test]
+fn every_alert_is_seen_to_fire_and_to_be_silent() {
+    let file = yaml("prometheus/rules_test.yml");
+    let tests = file["tests"].as_array().expect("tests");
+    let cases: Vec<_> =
+        tests.iter().filter_map(|test| test["alert_rule_test"].as_array()).flatten().collect();
+    for alert in alerts() {
+        let of_it = |case: &&&Value| case["alertname"] == alert["alert"];
+        let expected: Vec<_> =
+            cases.iter().filter(of_it).map(|case| case["exp_alerts"].as_array().expect("alerts")).collect();
+        assert!(expected.iter().any(|alerts| alerts.is_empty()), "{alert} is never silent");
+        let mut firing = expected.into_iter().flatten().peekable();
+        assert!(firing.peek().is_some(), "{alert} never fires");
+        for alert in firing {
+            for annotation in ["summary", "description", "runbook"] {
+                assert!(!text(&alert["exp_annotations"], annotation).is_empty());
+            }
+        }
+    }
+}
+
+/// Every metric that is named anywhere is there, of a service that uses all it can.
+#[tokio::test]
+async fn every_metric_exists() {
+    let (redis, dir) = (Redis::start(), tempfile::tempdir().unwrap());
+    let (url, brokers, namespace) = (redis.url(), kafka::shared(), kafka::namespace("every-metric"));
+    let args = ["--redis-url", &url, "--kafka-brokers", &brokers, "--namespace", &namespace];
+    let more = ["--redis-stream", "counts", "--log-dir", dir.path().to_str().unwrap()];
+    let server = Server::start(&[&args[..], &more].concat()).await;
+    let metrics = server.get("/metrics").await.body;
+    let mut there: BTreeSet<_> = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+    let rules = rules("prometheus/rules.yml");
+    there.extend(rules.iter().map(|rule| text(rule, "record")));
+    let mut named = 0;
+    for path in files(&in_repository("prometheus")).into_iter().chain(files(&in_repository("grafana"))) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for name in names(&text) {
+            assert!(there.contains(name), "{name} in {}", path.display());
+            named += 1;
+        }
+    }
+    assert!(named > 100, "{named}");
+}
+
+/// The names of metrics and of recorded series in a text.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    let of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let words = text.split(move |c| !of_a_name(c));
+    words.filter(|word| {
+        ["headcount_", "process_", "headcount:"].iter().any(|first| {
+            word.strip_prefix(first).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
+        })
+    })
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { all.extend(files(&path)) } else { all.push(path) }
+    }
+    all
+}
