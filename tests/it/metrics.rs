@@ -115,8 +115,7 @@ async fn promtool_finds_nothing_amiss() {
     let server = Server::start(&["--redis-url", &redis.url(), "--redis-stream", "counts"]).await;
     let metrics = dir.path().join("metrics");
     std::fs::write(&metrics, server.get("/metrics").await.body).unwrap();
-    let said =
-        succeeds(Command::new("sh").args(["-c", "promtool check metrics < \"$0\""]).arg(metrics));
+    let said = succeeds(Command::new("sh").args(["-c", "promtool check metrics < \"$0\""]).arg(metrics));
     assert_eq!(said, "");
 }
 
