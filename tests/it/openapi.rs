@@ -140,8 +140,8 @@ fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String,
 /// Drives a service from the description that it serves.
 #[track_caller]
 fn assert_keeps_to_it(server: &Server, args: &[&str]) {
-    let served = format!("http://{}/openapi.json", server.address);
-    let said = findings(server, &served, args).unwrap_or_else(|said| panic!("{said}"));
+    let url = format!("http://{}/openapi.json", server.address);
+    let said = findings(server, &url, args).unwrap_or_else(|said| panic!("{said}"));
     let requests = said.lines().find_map(|line| line.trim().split_once(" generated")?.0.parse::<u32>().ok());
     println!("{requests:?} requests");
     assert!(requests > Some(50), "{said}");
