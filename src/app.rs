@@ -15,12 +15,12 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -294,15 +294,15 @@ impl Service {
         };
         set_info(&metrics, backend.name, &counting);
         raise_descriptor_limit(&limits, &callbacks, workers.count());
+        let addresses = listeners.addresses()?;
         let surroundings = Surroundings {
             signing_key: config.signing_key,
-            own: listeners.addresses()?,
+            own: addresses.clone(),
             counter: Arc::clone(&backend.counter),
             closed: closed.clone(),
             clock: Arc::clone(&clock),
         };
         let (callbacks, callback_tasks) = Callbacks::new(&callbacks, surroundings, &metrics)?;
-        log_start(backend.name, &counting, &listeners)?;
 
         let routers = http::routers(Api {
             counter: Arc::clone(&backend.counter),
@@ -312,7 +312,7 @@ impl Service {
             instance: backend.process.clone(),
             leader: backend.leader.clone(),
             phase: phase_receiver,
-            counting,
+            counting: counting.clone(),
             id_key: config.id_key,
             token: config.token,
             limits: limits.clone(),
@@ -347,6 +347,7 @@ impl Service {
             stop_publisher,
         };
         service.phase.send_replace(Phase::Ready);
+        log_start(service.backend.name, &counting, &addresses);
         Ok(service)
     }
 
@@ -467,12 +468,12 @@ fn raise_descriptor_limit(limits: &HttpArgs, callbacks: &CallbackArgs, workers: 
     }
 }
 
-fn log_start(backend: &str, counting: &CountingArgs, listeners: &Listeners) -> io::Result<()> {
-    let admin = listeners.admin.as_ref().map(TcpListener::local_addr).transpose()?;
+/// Said when it is true: whoever waits for this line may send requests.
+fn log_start(backend: &str, counting: &CountingArgs, addresses: &[SocketAddr]) {
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        address = %listeners.public.local_addr()?,
-        admin_address = admin.map(tracing::field::display),
+        address = addresses.first().map(tracing::field::display),
+        admin_address = addresses.get(1).map(tracing::field::display),
         counter = backend,
         mode = counting.mode.as_str(),
         standard_error = counting.standard_error(),
@@ -480,7 +481,6 @@ fn log_start(backend: &str, counting: &CountingArgs, listeners: &Listeners) -> i
         shards = counting.shards.count(),
         "listening"
     );
-    Ok(())
 }
 
 async fn keep_up(metrics: Arc<Metrics>) {
