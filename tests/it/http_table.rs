@@ -181,7 +181,7 @@ async fn methods() {
 async fn unknown_paths() {
     let server = exact_server().await;
     for path in [
-        "/",
+        "/index.html",
         "/api",
         "/api/verve/accept/",
         "/api/verve/accept/5",
