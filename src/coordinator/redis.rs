@@ -176,6 +176,7 @@ impl RedisCoordinator {
             call.arg(time(heard_at.filter(|_| report.interrupted || is_lost)));
             call.arg(others.as_deref().filter(|_| is_lost).unwrap_or(NO_REPORTS));
             call.arg(known(report.knows).unwrap_or_default());
+            call.arg(REMEMBERED).arg(self.config.window.seconds());
         }
         call.arg(LIVES.as_millis() as u64).arg(GRACE.as_millis() as u64).arg(silence.as_millis() as u64);
         for (setting, value) in settings {

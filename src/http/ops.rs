@@ -43,9 +43,9 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     api.metrics.unacknowledged_ids.set(api.counter.unacknowledged_ids() as f64);
     api.metrics.callback_queue_length.set(api.callbacks.waiting() as f64);
     // Nobody is to wait for metrics because of what they would show.
-    if !is_degraded && let Ok(tally) = api.counter.count(api.running_window()).await {
-        api.metrics.current_unique_ids.set(tally.unique_ids as f64);
-    }
+    let tally = if is_degraded { None } else { api.counter.count(api.running_window()).await.ok() };
+    // Not the number of before: the largest of all instances is taken for that of all.
+    api.metrics.current_unique_ids.set(tally.map_or(f64::NAN, |tally| tally.unique_ids as f64));
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
 }
 

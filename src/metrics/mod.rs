@@ -80,7 +80,7 @@ declare! {
     unique_ids: Gauge = "headcount_unique_ids",
     /// Accepted ids of the last closed window, repeats among them.
     window_accepted_ids: Gauge = "headcount_window_accepted_ids",
-    /// Different ids of the running window so far.
+    /// Different ids of the running window so far; NaN while that cannot be known.
     current_unique_ids: Gauge = "headcount_current_unique_ids",
     /// Standard error of the counts, relative to the truth: 0.01 is one percent; 0 in mode exact.
     standard_error: Gauge = "headcount_standard_error_ratio",

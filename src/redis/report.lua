@@ -9,7 +9,7 @@
 --       (µs), ids that the process keeps for the store, the first and the last published window that it knows
 --       of (or ''), when it was last heard of before an interruption (µs; '' if there was none), the others'
 --       reports as it knows them, if they may be lost (JSON), the last closed window that it knows the count of
---       (or ''), milliseconds for which a report says that its
+--       (or ''), how many closed windows are remembered, the length of a window (s), milliseconds for which a report says that its
 --       instance lives, milliseconds after an interruption in which all have to report again, milliseconds to
 --       keep config and instances without reports, then pairs of a setting and its value.
 -- Returns {'ok', now (µs), first window of the namespace, last closed window or '', last published window or
@@ -20,9 +20,9 @@
 local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local process, acknowledged, watermark, newest, since = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local kept, first, last, heard, lost_reports = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9]), cjson.decode(ARGV[10])
-local knows = tonumber(ARGV[11]) or -1
-local lives_for, grace, keep_for = ARGV[12] * 1000, ARGV[13] * 1000, ARGV[14]
-local SETTINGS = 15
+local knows, remembered, length = tonumber(ARGV[11]) or -1, tonumber(ARGV[12]), tonumber(ARGV[13])
+local lives_for, grace, keep_for = ARGV[14] * 1000, ARGV[15] * 1000, ARGV[16]
+local SETTINGS = 17
 -- Reports come every second. Whose last one is older was perhaps cut off.
 local FRESH_FOR = 2 * 1000000
 
@@ -114,13 +114,13 @@ if last ~= '' and tonumber(published or -1) < tonumber(last) then
 end
 
 local closed = redis.call('HGET', COUNTS, 'last')
+-- One by one: there are many more while they cannot be published.
 local news = {}
-if closed and tonumber(closed) > knows then
-  local counts = redis.call('HGETALL', COUNTS)
-  for i = 1, #counts, 2 do
-    if (tonumber(counts[i]) or -1) > knows then
-      news[counts[i]] = counts[i + 1]
-    end
+if closed then
+  local oldest = math.max(knows + 1, tonumber(closed) - (remembered - 1) * length)
+  for start = tonumber(closed), oldest, -length do
+    local window = string.format('%.0f', start)
+    news[window] = redis.call('HGET', COUNTS, window) or nil
   end
 end
 return {'ok', string.format('%.0f', now), there, closed or '', published or '', unsure and 'unsure' or '',

@@ -176,8 +176,10 @@ async fn the_last_sixty_counts_are_remembered() {
         news.iter().map(|count| (count.window, count.unique_request_count)).collect::<Vec<_>>()
     };
     let counts: Vec<_> = windows.iter().copied().zip(0..).collect();
-    assert_eq!(news(None).await, counts, "nothing is published yet, and nothing forgotten");
+    assert_eq!(fields(&server, "HKEYS", Keys::new("coordination").counts()).len(), counts.len() + 1);
+    assert_eq!(news(None).await, counts[7..], "nothing is published yet, and nothing forgotten");
     leader.coordinator.mark_published(&grant, newest).await.unwrap();
+    assert_eq!(fields(&server, "HKEYS", Keys::new("coordination").counts()).len(), REMEMBERED + 1);
     assert_eq!(news(None).await, counts[7..]);
     assert_eq!(news(Some(windows[40])).await, counts[41..]);
     assert_eq!(news(Some(newest)).await, []);

@@ -264,9 +264,14 @@ async fn every_panel_has_data(prometheus: &Prometheus, instances: &[SocketAddr])
     println!("{queries} queries have data");
 }
 
-/// A number, as the panel asks for it: one that is not NaN.
+/// A number, as the panel asks for it: one that is not NaN. Where a query gives 0 instead of NaN, one that is not
+/// that 0.
 async fn has_data(prometheus: &Prometheus, target: &Value, query: &str) -> bool {
-    let is_number = |sample: &Value| sample[1].as_str().is_some_and(|value| value != "NaN");
+    let stands_in = query.contains("or 0 *").then_some(0.0);
+    let is_number = |sample: &Value| {
+        let value = sample[1].as_str().and_then(|value| value.parse::<f64>().ok());
+        value.is_some_and(|value| !value.is_nan() && Some(value) != stands_in)
+    };
     if target["instant"] == true {
         let series = prometheus.query(query).await;
         series.iter().any(|series| is_number(&series["value"]))

@@ -93,3 +93,19 @@ async fn it_can_be_left_out_or_moved() {
         assert_eq!(http::get(apart.admin.unwrap(), path).await.status, 200);
     }
 }
+
+#[test]
+fn the_readme_shows_it() {
+    let readme = include_str!("../../README.md");
+    let pictures: Vec<_> = readme
+        .split(['(', ')', '"'])
+        .filter(|word| word.starts_with("docs/"))
+        .map(|picture| {
+            std::fs::read(in_repository(picture)).unwrap_or_else(|error| panic!("{picture}: {error}"))
+        })
+        .collect();
+    assert_eq!(pictures.len(), 2);
+    for picture in pictures {
+        assert!(picture.starts_with(b"\x89PNG"));
+    }
+}

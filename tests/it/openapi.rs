@@ -183,6 +183,38 @@ async fn an_instance_with_a_token_keeps_to_it() {
     assert!(server.metric(unauthorized).await > before + 10.0);
 }
 
+/// For schemathesis: what tells of counts, as often as it takes to see it.
+const COUNTS: [&str; 4] =
+    ["--include-path-regex", "^/(status|api/verve/unique)$", "--phases", "examples,coverage"];
+
+#[tokio::test]
+async fn counts_of_closed_windows_keep_to_it() {
+    let server = Server::start(&["--window", "1s"]).await;
+    server.wait_closed(2).await;
+    let served = format!("http://{}/openapi.json", server.address);
+    findings(&server, &served, &COUNTS).unwrap_or_else(|said| panic!("{said}"));
+
+    let mut lies = description();
+    *lies.pointer_mut("/components/schemas/WindowCount/properties/complete/type").unwrap() = json!("string");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("openapi.json");
+    std::fs::write(&file, lies.to_string()).unwrap();
+    let said = findings(&server, file.to_str().unwrap(), &COUNTS).expect_err("a lie");
+    assert!(said.contains("GET /status") && said.contains("GET /api/verve/unique"), "{said}");
+}
+
+#[tokio::test]
+async fn an_instance_without_its_redis_keeps_to_it() {
+    let mut redis = Redis::start();
+    let server = Server::start(&[&LONG_WINDOW[..], &["--redis-url", &redis.url()]].concat()).await;
+    redis.kill();
+    server.get("/api/verve/accept?id=1").await;
+    server.wait_for_metric("headcount_degraded", 1.0).await;
+    assert_eq!(server.get("/status").await.json()["current"], Value::Null);
+    let served = format!("http://{}/openapi.json", server.address);
+    findings(&server, &served, &COUNTS).unwrap_or_else(|said| panic!("{said}"));
+}
+
 /// If the description were wrong, it would be found.
 #[tokio::test]
 async fn what_is_not_so_is_found() {

@@ -65,7 +65,9 @@ fn every_service_is_pinned_limited_looked_after_and_waited_for() {
     let dockerfile = text_of("Dockerfile");
     for (name, service) in services(&compose) {
         let (_, tag) = service["image"].as_str().expect("an image").rsplit_once(':').expect("a tag");
-        assert!(tag.starts_with(|first: char| first.is_ascii_digit() || first == 'v'), "{name}: {tag}");
+        let numbers =
+            tag.trim_start_matches('v').split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        assert_eq!(numbers.count(), 3, "{name}: {tag}");
         if service.get("build").is_some() {
             assert_eq!(tag, env!("CARGO_PKG_VERSION"), "{name}");
             assert!(dockerfile.contains(r#"HEALTHCHECK --interval=10s --timeout=4s --start-period=5s CMD ["headcount", "healthcheck"]"#));
