@@ -261,6 +261,7 @@ struct Routes {
     accept: RouteHandles,
     bulk: RouteHandles,
     unique: RouteHandles,
+    status: RouteHandles,
     not_found: Counter,
 }
 
@@ -271,6 +272,7 @@ impl Routes {
             accept: route("accept"),
             bulk: route("bulk"),
             unique: route("unique"),
+            status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
             bulk_budget: bulk::Budget::new(&api.limits),
             in_flight: InFlight::new(&api.limits),

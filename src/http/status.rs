@@ -7,6 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::Method;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
+use quanta::Instant;
 use serde::Serialize;
 
 use super::error::{Failure, NO_STORE};
@@ -33,11 +34,13 @@ struct Status {
 }
 
 pub(super) async fn status(State(routes): State<Arc<Routes>>, request: Request) -> Response {
-    match (routes.api.admit(request.headers()), request.method()) {
-        (Err(failure), _) => failure.into_response(),
-        (Ok(()), &Method::GET | &Method::HEAD) => read(&routes).await.into_response(),
-        (Ok(()), _) => Failure::MethodNotAllowed { allow: "GET, HEAD" }.into_response(),
-    }
+    let started = Instant::now();
+    let result = match (routes.api.admit(request.headers()), request.method()) {
+        (Err(failure), _) => Err(failure),
+        (Ok(()), &Method::GET | &Method::HEAD) => Ok(read(&routes).await),
+        (Ok(()), _) => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
+    };
+    routes.status.answer(started, result)
 }
 
 async fn read(routes: &Routes) -> impl IntoResponse + use<> {

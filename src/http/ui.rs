@@ -20,7 +20,10 @@ use super::error::NO_STORE;
 const PAGE: &str = include_str!("ui.html");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
-static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| HeaderValue::from_str(&policy(PAGE)).ok());
+/// What is no header would be a page without style and script.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    HeaderValue::from_str(&policy(PAGE)).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
 
 /// The page. Everybody may have it: it has no numbers.
 pub(super) async fn page() -> Response {
@@ -29,9 +32,9 @@ pub(super) async fn page() -> Response {
         (CACHE_CONTROL, NO_STORE),
         (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (CONTENT_SECURITY_POLICY, POLICY.clone()),
     ];
-    let policy = POLICY.clone().map(|policy| [(CONTENT_SECURITY_POLICY, policy)]);
-    (headers, policy, PAGE).into_response()
+    (headers, PAGE).into_response()
 }
 
 fn policy(page: &str) -> String {

@@ -45,7 +45,7 @@ async fn all_series_are_there_from_the_start() {
     for reason in ["idle", "header", "write"] {
         series.push(format!(r#"headcount_connections_timed_out_total{{reason="{reason}"}}"#));
     }
-    for route in ["accept", "bulk", "unique"] {
+    for route in ["accept", "bulk", "unique", "status"] {
         for result in REASONS.into_iter().chain(["ok"]) {
             series.push(format!(r#"headcount_requests_total{{route="{route}",result="{result}"}}"#));
         }
@@ -130,6 +130,7 @@ async fn they_count_what_happened() {
     connection.post("text/plain", b"3\n4\n5\n").await.unwrap();
     connection.post("text/plain", b"6\nx\n").await.unwrap();
     connection.get("/api/verve/unique").await.unwrap();
+    connection.get("/status").await.unwrap();
     connection.get("/nowhere").await.unwrap();
     let text = connection.get("/metrics").await.unwrap().body;
     for (series, value) in [
@@ -138,6 +139,7 @@ async fn they_count_what_happened() {
         (r#"headcount_requests_total{route="bulk",result="ok"}"#, 1.0),
         (r#"headcount_requests_total{route="bulk",result="invalid_id"}"#, 1.0),
         (r#"headcount_requests_total{route="unique",result="ok"}"#, 1.0),
+        (r#"headcount_requests_total{route="status",result="ok"}"#, 1.0),
         (r#"headcount_requests_total{route="other",result="not_found"}"#, 1.0),
         (r#"headcount_request_duration_seconds_count{route="accept"}"#, 5.0),
         (r#"headcount_request_duration_seconds_bucket{route="accept",le="+Inf"}"#, 5.0),
