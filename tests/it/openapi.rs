@@ -191,8 +191,8 @@ const COUNTS: [&str; 4] =
 async fn counts_of_closed_windows_keep_to_it() {
     let server = Server::start(&["--window", "1s"]).await;
     server.wait_closed(2).await;
-    let served = format!("http://{}/openapi.json", server.address);
-    findings(&server, &served, &COUNTS).unwrap_or_else(|said| panic!("{said}"));
+    let url = format!("http://{}/openapi.json", server.address);
+    findings(&server, &url, &COUNTS).unwrap_or_else(|said| panic!("{said}"));
 
     let mut lies = description();
     *lies.pointer_mut("/components/schemas/WindowCount/properties/complete/type").unwrap() = json!("string");
@@ -211,10 +211,10 @@ async fn an_instance_without_its_redis_keeps_to_it() {
     server.get("/api/verve/accept?id=1").await;
     server.wait_for_metric("headcount_degraded", 1.0).await;
     assert_eq!(server.get("/status").await.json()["current"], Value::Null);
-    let served = format!("http://{}/openapi.json", server.address);
+    let url = format!("http://{}/openapi.json", server.address);
     // That a count cannot be told now is a 503, as it is described.
     let args = [&COUNTS[..], &["--exclude-checks", "not_a_server_error"]].concat();
-    findings(&server, &served, &args).unwrap_or_else(|said| panic!("{said}"));
+    findings(&server, &url, &args).unwrap_or_else(|said| panic!("{said}"));
 }
 
 /// If the description were wrong, it would be found.
