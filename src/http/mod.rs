@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use ::metrics::Counter;
 use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use clap::Args;
@@ -199,6 +199,19 @@ impl Api {
         }
     }
 
+    /// Lets in whoever has the token and only reads.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Unauthorized`], and then [`Failure::MethodNotAllowed`].
+    fn admit_reader(&self, request: &Request) -> Result<(), Failure> {
+        self.admit(request.headers())?;
+        match *request.method() {
+            Method::GET | Method::HEAD => Ok(()),
+            _ => Err(ONLY_READ),
+        }
+    }
+
     /// What is counted for an id.
     fn element(&self, id: Id) -> Id {
         self.id_key.as_ref().map_or(id, |key| key.apply(&id))
@@ -287,9 +300,11 @@ async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
     (StatusCode::NOT_FOUND, headers, "not found").into_response()
 }
 
-/// For routes that are made with [`get`]: it answers HEAD too.
+/// Of routes that only read; those that are made with [`get`] answer HEAD too.
+const ONLY_READ: Failure = Failure::MethodNotAllowed { allow: "GET, HEAD" };
+
 async fn method_not_allowed() -> Failure {
-    Failure::MethodNotAllowed { allow: "GET, HEAD" }
+    ONLY_READ
 }
 
 /// The handles of one route, made once.

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::Method;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use quanta::Instant;
 use serde::Serialize;
 
-use super::error::{Failure, NO_STORE};
+use super::error::NO_STORE;
 use super::{Routes, unique};
 use crate::window::{UniqueCount, WindowCount};
 
@@ -35,10 +34,9 @@ struct Status {
 
 pub(super) async fn status(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
-    let result = match (routes.api.admit(request.headers()), request.method()) {
-        (Err(failure), _) => Err(failure),
-        (Ok(()), &Method::GET | &Method::HEAD) => Ok(read(&routes).await),
-        (Ok(()), _) => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
+    let result = match routes.api.admit_reader(&request) {
+        Ok(()) => Ok(read(&routes).await),
+        Err(failure) => Err(failure),
     };
     routes.status.answer(started, result)
 }

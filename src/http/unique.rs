@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::Method;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use quanta::Instant;
@@ -26,10 +25,9 @@ struct Unique {
 
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
-    let result = match (routes.api.admit(request.headers()), request.method()) {
-        (Err(failure), _) => Err(failure),
-        (Ok(()), &Method::GET | &Method::HEAD) => read(&routes).await,
-        (Ok(()), _) => Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
+    let result = match routes.api.admit_reader(&request) {
+        Ok(()) => read(&routes).await,
+        Err(failure) => Err(failure),
     };
     routes.unique.answer(started, result)
 }

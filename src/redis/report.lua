@@ -9,9 +9,9 @@
 --       (µs), ids that the process keeps for the store, the first and the last published window that it knows
 --       of (or ''), when it was last heard of before an interruption (µs; '' if there was none), the others'
 --       reports as it knows them, if they may be lost (JSON), the last closed window that it knows the count of
---       (or ''), how many closed windows are remembered, the length of a window (s), milliseconds for which a report says that its
---       instance lives, milliseconds after an interruption in which all have to report again, milliseconds to
---       keep config and instances without reports, then pairs of a setting and its value.
+--       (or ''), how many closed windows are remembered, the length of a window (s), milliseconds for which a
+--       report says that its instance lives, milliseconds after an interruption in which all have to report
+--       again, milliseconds to keep config and instances without reports, then pairs of a setting and its value.
 -- Returns {'ok', now (µs), first window of the namespace, last closed window or '', last published window or
 --         '', 'unsure' if others may have been there and not reported yet or '', the others' reports (JSON),
 --         counts that the process does not know (JSON)},

@@ -9,21 +9,16 @@ use serde_json::Value;
 use crate::support::kafka;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::tools::{in_repository, succeeds, yaml};
+use crate::support::tools::{in_repository, list, succeeds, text, yaml};
 
 /// All rules of a file, in order.
 fn rules(path: &str) -> Vec<Value> {
     let file = yaml(path);
-    let groups = file["groups"].as_array().expect("groups");
-    groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone()).collect()
+    list(&file, "groups").iter().flat_map(|group| list(group, "rules").clone()).collect()
 }
 
 fn alerts() -> Vec<Value> {
     rules("prometheus/alerts.yml")
-}
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
 }
 
 #[test]

@@ -11,10 +11,11 @@ use crate::support::fleet::{Fleet, WINDOW, next_window};
 use crate::support::http::Connection;
 use crate::support::kafka;
 use crate::support::process::output_of;
-use crate::support::prometheus::{Prometheus, wait_until};
+use crate::support::prometheus::Prometheus;
 use crate::support::receiver::{Answering, Receiver};
 use crate::support::redis::Redis;
-use crate::support::tools::{in_repository, node, succeeds, yaml};
+use crate::support::tools::{in_repository, list, node, succeeds, text, yaml};
+use crate::support::wait_until;
 
 use headcount::redis::keys::Keys;
 
@@ -25,14 +26,6 @@ const DASHBOARDS: [(&str, &str); 2] = [
 
 fn dashboards() -> impl Iterator<Item = (&'static str, Value)> {
     DASHBOARDS.into_iter().map(|(name, json)| (name, serde_json::from_str(json).expect("JSON")))
-}
-
-fn list<'a>(value: &'a Value, field: &str) -> &'a Vec<Value> {
-    value[field].as_array().unwrap_or_else(|| panic!("no {field} in {value}"))
-}
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
 }
 
 /// The TypeScript compiler, for files that each say that a dashboard has the type of one.

@@ -137,11 +137,29 @@ fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String,
     if status.success() { Ok(said) } else { Err(said) }
 }
 
-/// Drives a service from the description that it serves.
+/// Drives a service from the description that it serves; what was said when nothing was found.
+#[track_caller]
+fn keeps_to_it(server: &Server, args: &[&str]) -> String {
+    let url = format!("http://{}/openapi.json", server.address);
+    findings(server, &url, args).unwrap_or_else(|said| panic!("{said}"))
+}
+
+/// Drives it from a description that lies, in places that are named by JSON pointers; what was found.
+#[track_caller]
+fn is_found_to_differ(server: &Server, lies: &[(&str, Value)], args: &[&str]) -> String {
+    let mut description = description();
+    for (pointer, lie) in lies {
+        *description.pointer_mut(pointer).expect("something to lie about") = lie.clone();
+    }
+    let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    std::fs::write(file.path(), description.to_string()).unwrap();
+    findings(server, file.path().to_str().unwrap(), args).expect_err("lies")
+}
+
+/// Drives a service in many ways from the description that it serves.
 #[track_caller]
 fn assert_keeps_to_it(server: &Server, args: &[&str]) {
-    let url = format!("http://{}/openapi.json", server.address);
-    let said = findings(server, &url, args).unwrap_or_else(|said| panic!("{said}"));
+    let said = keeps_to_it(server, args);
     let requests = said.lines().find_map(|line| line.trim().split_once(" generated")?.0.parse::<u32>().ok());
     println!("{requests:?} requests");
     assert!(requests > Some(50), "{said}");
@@ -191,15 +209,10 @@ const COUNTS: [&str; 4] =
 async fn counts_of_closed_windows_keep_to_it() {
     let server = Server::start(&["--window", "1s"]).await;
     server.wait_closed(2).await;
-    let url = format!("http://{}/openapi.json", server.address);
-    findings(&server, &url, &COUNTS).unwrap_or_else(|said| panic!("{said}"));
+    keeps_to_it(&server, &COUNTS);
 
-    let mut lies = description();
-    *lies.pointer_mut("/components/schemas/WindowCount/properties/complete/type").unwrap() = json!("string");
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("openapi.json");
-    std::fs::write(&file, lies.to_string()).unwrap();
-    let said = findings(&server, file.to_str().unwrap(), &COUNTS).expect_err("a lie");
+    let lie = ("/components/schemas/WindowCount/properties/complete/type", json!("string"));
+    let said = is_found_to_differ(&server, &[lie], &COUNTS);
     assert!(said.contains("GET /status") && said.contains("GET /api/verve/unique"), "{said}");
 }
 
@@ -211,30 +224,24 @@ async fn an_instance_without_its_redis_keeps_to_it() {
     server.get("/api/verve/accept?id=1").await;
     server.wait_for_metric("headcount_degraded", 1.0).await;
     assert_eq!(server.get("/status").await.json()["current"], Value::Null);
-    let url = format!("http://{}/openapi.json", server.address);
     // That a count cannot be told now is a 503, as it is described.
-    let args = [&COUNTS[..], &["--exclude-checks", "not_a_server_error"]].concat();
-    findings(&server, &url, &args).unwrap_or_else(|said| panic!("{said}"));
+    keeps_to_it(&server, &[&COUNTS[..], &["--exclude-checks", "not_a_server_error"]].concat());
 }
 
 /// If the description were wrong, it would be found.
 #[tokio::test]
 async fn what_is_not_so_is_found() {
     let server = Server::start(&LONG_WINDOW).await;
-    let mut lies = description();
-    let mut tell = |pointer: &str, lie| *lies.pointer_mut(pointer).expect("something to lie about") = lie;
-    tell("/paths/~1livez/get/responses", json!({ "404": { "$ref": "#/components/responses/NotFound" } }));
-    tell("/components/responses/Ready/content/text~1plain/schema/enum", json!(["set"]));
-    tell("/components/schemas/Unique/properties/mode/enum", json!(["bloom"]));
-    tell(
-        "/paths/~1api~1verve~1accept/get/responses/400/headers/failure-reason/schema/enum",
-        json!(["invalid_id", "repeated_id", "invalid_endpoint", "forbidden_endpoint"]),
-    );
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("openapi.json");
-    std::fs::write(&file, lies.to_string()).unwrap();
-    let args = ["--phases", "coverage", "--include-method", "GET"];
-    let said = findings(&server, file.to_str().unwrap(), &args).expect_err("four lies");
+    let lies = [
+        ("/paths/~1livez/get/responses", json!({ "404": { "$ref": "#/components/responses/NotFound" } })),
+        ("/components/responses/Ready/content/text~1plain/schema/enum", json!(["set"])),
+        ("/components/schemas/Unique/properties/mode/enum", json!(["bloom"])),
+        (
+            "/paths/~1api~1verve~1accept/get/responses/400/headers/failure-reason/schema/enum",
+            json!(["invalid_id", "repeated_id", "invalid_endpoint", "forbidden_endpoint"]),
+        ),
+    ];
+    let said = is_found_to_differ(&server, &lies, &["--phases", "coverage", "--include-method", "GET"]);
     for found in ["Received: 200", r#""ready" is not"#, r#""hll" is not"#, r#""missing_id" is not"#] {
         assert!(said.contains(found), "{found}: {said}");
     }

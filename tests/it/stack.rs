@@ -15,8 +15,8 @@ use crate::support::nginx::Nginx;
 use crate::support::process::{headcount, output_of, run};
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
-use crate::support::tools::{in_repository, python_tool, succeeds};
-use crate::support::{PATIENCE, free_port, lines, wait_blocking};
+use crate::support::tools::{in_repository, python_tool, replaced, succeeds, yaml_documents};
+use crate::support::{free_port, lines, wait_blocking, wait_until};
 
 /// docker-compose.yml with all that it leaves out filled in.
 fn compose() -> Value {
@@ -182,12 +182,7 @@ fn kubernetes() -> Vec<Value> {
     let block = blocks.into_iter().find(|block| block.contains("kind: Deployment")).expect("an example");
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(block.as_bytes()).expect("a file");
-    let mut python = Command::new("python3");
-    python.env("PYTHONPATH", in_repository("target/tools"));
-    let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
-    let output = output_of(python.args(["-c", script]).arg(file.path()));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    yaml_documents(file.path())
 }
 
 #[tokio::test]
@@ -230,12 +225,6 @@ async fn instances_serve_with_the_environment_of_kubernetes() {
 #[test]
 fn hadolint_finds_nothing_in_the_dockerfile() {
     succeeds(python_tool("hadolint").current_dir(in_repository("")).arg("Dockerfile"));
-}
-
-/// A part of docker/nginx.conf replaced by what holds here.
-fn replaced(text: &str, part: &str, by: &str) -> String {
-    assert!(text.contains(part), "no {part} in docker/nginx.conf");
-    text.replace(part, by)
 }
 
 /// nginx with docker/nginx.conf. Instances have no name here, and Debian's nginx looks none up meanwhile.
@@ -318,12 +307,9 @@ async fn bulk_bodies_pass_the_load_balancer_up_to_the_limit() {
 
 /// Waits until an instance has accepted so many ids more.
 async fn wait_for_more(server: &Server, ids: f64) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    let before = server.metric("headcount_accepted_ids_total").await;
-    while server.metric("headcount_accepted_ids_total").await < before + ids {
-        assert!(std::time::Instant::now() < deadline, "waited {PATIENCE:?} for an instance to get ids");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let accepted = async || server.metric("headcount_accepted_ids_total").await;
+    let before = accepted().await;
+    wait_until("an instance to get ids", async || accepted().await >= before + ids).await;
 }
 
 /// One is stopped, comes back, and the other one is killed, while ids come singly and many at a time.

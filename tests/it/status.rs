@@ -1,14 +1,12 @@
 //! `/status`: what the live page is told.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
-use crate::support::PATIENCE;
 use crate::support::fleet::{Fleet, seconds};
 use crate::support::http;
 use crate::support::redis::Redis;
 use crate::support::server::{Closed, Server};
+use crate::support::wait_until;
 
 async fn status_of(server: &Server) -> Value {
     server.get("/status").await.json()
@@ -98,13 +96,11 @@ async fn all_instances_know_the_same_windows() {
 }
 
 async fn wait_for_window(server: &Server, start: u64) -> Vec<Closed> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let known = windows(&status_of(server).await);
-        if known.last().is_some_and(|last| seconds(last.start()) >= start) {
-            return known;
-        }
-        assert!(Instant::now() < deadline, "it does not hear of the last window: {known:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let mut known = Vec::new();
+    wait_until("an instance to hear of the last window", async || {
+        known = windows(&status_of(server).await);
+        known.last().is_some_and(|last| seconds(last.start()) >= start)
+    })
+    .await;
+    known
 }

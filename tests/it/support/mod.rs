@@ -54,6 +54,15 @@ pub async fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -
     }
 }
 
+/// Waits until something that has to be asked for is so.
+pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// [`wait_for`], where nothing is asynchronous.
 pub fn wait_blocking(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

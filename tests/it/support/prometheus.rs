@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -13,8 +12,8 @@ use tokio::net::TcpStream;
 use url::form_urlencoded::Serializer;
 
 use super::process::Process;
-use super::tools::in_repository;
-use super::{PATIENCE, free_port};
+use super::tools::{in_repository, replaced};
+use super::{PATIENCE, free_port, wait_until};
 
 /// What is written in the repository's files, and what the test has instead. Targets are found after five seconds, and
 /// Kafka's client tells of itself every five; an alert that waits for less would fire at the start. Those that wait for five
@@ -122,19 +121,5 @@ fn configure(dir: &Path, instances: &[SocketAddr]) {
             text = replaced(&text, FOUND_BY_NAME, &targets);
         }
         std::fs::write(dir.join(name), text).expect("a file");
-    }
-}
-
-fn replaced(text: &str, from: &str, to: &str) -> String {
-    assert!(text.contains(from), "no {from:?} in\n{text}");
-    text.replace(from, to)
-}
-
-/// Waits until something that has to be asked for is so.
-pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::http::{self, Answer};
 use super::process::{Process, headcount, headcount_with_clock};
-use super::{PATIENCE, wait_for};
+use super::{wait_for, wait_until};
 
 /// Stops, by its own pid, when it goes out of scope.
 pub struct Server {
@@ -138,11 +138,7 @@ impl Server {
 
     /// Waits until it is that.
     pub async fn wait_for_metric(&self, series: &str, value: f64) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.metric(series).await != value {
-            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {series} to be {value}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        wait_until(&format!("{series} to be {value}"), async || self.metric(series).await == value).await;
     }
 }
 

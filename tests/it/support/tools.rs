@@ -61,8 +61,31 @@ pub fn succeeds(command: &mut Command) -> String {
 
 /// What a YAML file of the repository says.
 pub fn yaml(path: &str) -> Value {
-    let program = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
+    let mut documents = yaml_documents(&in_repository(path));
+    assert_eq!(documents.len(), 1, "{path}");
+    documents.remove(0)
+}
+
+/// What a YAML file says that may have several documents.
+pub fn yaml_documents(path: &Path) -> Vec<Value> {
+    let program = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
     let mut python = Command::new("python3");
-    python.env("PYTHONPATH", in_repository("target/tools")).args(["-c", program]).arg(in_repository(path));
+    python.env("PYTHONPATH", in_repository("target/tools")).args(["-c", program]).arg(path);
     serde_json::from_str(&succeeds(&mut python)).expect("JSON")
+}
+
+/// A text that has to be there.
+pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
+}
+
+/// A list that has to be there.
+pub fn list<'a>(value: &'a Value, field: &str) -> &'a Vec<Value> {
+    value[field].as_array().unwrap_or_else(|| panic!("no {field} in {value}"))
+}
+
+/// A file's text with a part of it, which has to be there, replaced by what holds in a test.
+pub fn replaced(text: &str, part: &str, by: &str) -> String {
+    assert!(text.contains(part), "no {part:?} in\n{text}");
+    text.replace(part, by)
 }
