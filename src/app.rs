@@ -312,6 +312,7 @@ impl Service {
             instance: backend.process.clone(),
             leader: backend.leader.clone(),
             phase: phase_receiver,
+            clock_is_wrong: sealer.clock_is_wrong(),
             counting: counting.clone(),
             id_key: config.id_key,
             token: config.token,

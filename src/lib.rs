@@ -11,7 +11,7 @@
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`id`], [`id_key`], [`id_list`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`tls`], [`unavailable`], [`striped`], [`read_mostly`], [`workers`], `words` |
+//! | 0 | [`completeness`], [`id`], [`id_key`], [`id_list`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`tls`], [`unavailable`], [`striped`], [`read_mostly`], [`workers`], `words` |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
@@ -21,6 +21,7 @@ pub mod backend;
 pub mod callback;
 pub mod check;
 pub mod cli;
+pub mod completeness;
 pub mod coordinator;
 pub mod counter;
 pub mod exposed;

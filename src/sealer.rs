@@ -59,6 +59,8 @@ pub struct Sealer {
     /// The last round failed.
     interrupted: bool,
     clock_is_off: bool,
+    /// Shows whether it is off by more than windows can bear.
+    clock_is_wrong: watch::Sender<bool>,
 }
 
 impl Sealer {
@@ -91,6 +93,7 @@ impl Sealer {
             told,
             interrupted: false,
             clock_is_off: false,
+            clock_is_wrong: watch::channel(false).0,
         };
         sealer.report().await?;
         Ok(sealer)
@@ -99,6 +102,11 @@ impl Sealer {
     /// The oldest window that is not sealed here, as it moves.
     pub fn watermark(&self) -> watch::Receiver<Window> {
         self.watermark.subscribe()
+    }
+
+    /// True while the clock is off by more than windows can bear: others should get the requests.
+    pub fn clock_is_wrong(&self) -> watch::Receiver<bool> {
+        self.clock_is_wrong.subscribe()
     }
 
     /// Seals and reports until `stop`. Then everything is sealed, the running window too, and reported;
@@ -212,6 +220,9 @@ impl Sealer {
         {
             self.seal(closed).await?;
         }
+        if let Some(closed) = reported.closed {
+            self.counter.closed(closed).await;
+        }
         if let Some(published) = reported.published {
             self.counter.forget(published).await;
         }
@@ -291,6 +302,21 @@ impl Sealer {
             );
         }
         self.clock_is_off = is_off;
+        let watermark = *self.watermark.borrow();
+        let is_wrong = offset.is_more_than_windows_bear(watermark.length());
+        if is_wrong {
+            self.presence.is_elsewhere(watermark);
+        }
+        if self.clock_is_wrong.send_replace(is_wrong) != is_wrong {
+            if is_wrong {
+                error!(
+                    "this machine's clock is {offset} the store's, which is more than windows can bear: set it \
+                     right (NTP). Until then /readyz says no, and the windows of this instance are incomplete"
+                );
+            } else {
+                info!("this machine's clock is right again");
+            }
+        }
     }
 }
 
@@ -347,6 +373,11 @@ impl Presence {
                 "the clock was set back: all ids are counted in one window until it has caught up"
             );
         }
+    }
+
+    /// By the clock that all share this is another window: it is not this instance that was there in it.
+    fn is_elsewhere(&mut self, watermark: Window) {
+        self.since = self.since.max(watermark.start() + Duration::from_nanos(1));
     }
 
     /// Goes on looking while something takes long, which is not the same as being stopped.

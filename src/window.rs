@@ -204,6 +204,8 @@ pub struct ClockOffset {
 impl ClockOffset {
     /// Clocks that differ by more are worth a warning.
     const WORTH_A_WARNING: Duration = Duration::from_secs(1);
+    /// However short windows are, they bear clocks that differ by so much: instances wait longer for each other.
+    const BORNE_BY_ALL: Duration = Duration::from_secs(5);
 
     /// Of a store that said its time between two moments of this machine's clock.
     pub fn new(store: SystemTime, asked: SystemTime, answered: SystemTime) -> Self {
@@ -227,6 +229,11 @@ impl ClockOffset {
     /// Whether ids near a boundary are likely to be counted in a neighbouring window.
     pub fn is_worth_a_warning(self) -> bool {
         self.exceeds(Self::WORTH_A_WARNING)
+    }
+
+    /// Whether ids are counted in windows that are not even neighbours of the right one.
+    pub fn is_more_than_windows_bear(self, window: WindowLength) -> bool {
+        self.exceeds(window.duration().max(Self::BORNE_BY_ALL))
     }
 }
 

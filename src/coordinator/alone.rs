@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{CloseError, Coordinator, Report, ReportError, Reported, Resume, Standing};
+use crate::completeness::Attendance;
 use crate::grant::Grant;
 use crate::unavailable::Unavailable;
 use crate::window::{Window, WindowCount};
@@ -54,10 +55,11 @@ impl Coordinator for Alone {
 
     async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
         let Some(report) = self.state.lock().report else { return Ok(None) };
-        let complete = report.since <= window.start() && !self.draining.is_cancelled();
+        let throughout = report.since <= window.start() && !self.draining.is_cancelled();
+        let attendance = Attendance { throughout, ..Attendance::FULL };
         let sealed = window < report.watermark;
         let (open, left) = (false, BTreeSet::new());
-        Ok(sealed.then_some(Standing { open, left, complete, joined: 0, time: None }))
+        Ok(sealed.then_some(Standing { open, left, attendance, joined: 0, time: None }))
     }
 
     async fn close(

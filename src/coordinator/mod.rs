@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use crate::completeness::Attendance;
 use crate::grant::Grant;
 use crate::metrics::Metrics;
 use crate::unavailable::Unavailable;
@@ -172,8 +173,8 @@ pub struct Standing {
     pub open: bool,
     /// What those instances have left to do: it changes as long as they get on.
     pub left: BTreeSet<(u64, u64)>,
-    /// At every moment of it some instance accepted ids, and none vanished that had it open.
-    pub complete: bool,
+    /// Whether some instance was there at every moment of it, and none vanished that had it open.
+    pub attendance: Attendance,
     /// How many instances have come so far; one that comes while the window is counted may be too late for it.
     pub joined: u64,
     /// What time it is where that is known.

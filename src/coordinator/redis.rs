@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{CloseError, Coordinator, REMEMBERED, Report, ReportError, Reported, Resume, Standing};
+use crate::completeness::Attendance;
 use crate::grant::Grant;
 use crate::redis::keys::Keys;
 use crate::redis::scripts;
@@ -46,6 +47,8 @@ const UNHEARD: Duration = Duration::from_secs(2);
 /// How long config and reports are kept without a report, unless the retention is shorter than that.
 const SILENCE: Duration = Duration::from_secs(60);
 const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
+/// How the name of an instance begins under which its report stays after it has said goodbye.
+const LEFT: char = '~';
 /// As JSON.
 const NO_REPORTS: &str = "{}";
 
@@ -206,7 +209,8 @@ impl RedisCoordinator {
             let theirs = theirs.get(*setting).filter(|theirs| *theirs != ours)?;
             Some(self.disagreement(setting, theirs))
         });
-        let reports = reports.values().filter_map(|report| StoredReport::read(report));
+        let reports = reports.iter().filter(|(name, _)| !name.starts_with(LEFT));
+        let reports = reports.filter_map(|(_, report)| StoredReport::read(report));
         Ok(Survey {
             disagreements: disagreements.collect(),
             instances: reports.filter(|report| report.lives(now)).count(),
@@ -277,10 +281,9 @@ impl Coordinator for RedisCoordinator {
     }
 
     async fn leave(&self) -> Result<(), Unavailable> {
-        let mut leave = ::redis::cmd("HDEL");
-        let process = &self.config.process;
-        leave.arg(self.config.keys.instances()).arg(process).arg(format!("?{process}"));
-        self.redis.run(Call::Report, async |connection| leave.exec_async(connection).await).await
+        let mut call = scripts::LEAVE.prepare_invoke();
+        call.key(self.config.keys.instances()).arg(&self.config.process);
+        self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
     }
 
     async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
@@ -317,7 +320,9 @@ impl Coordinator for RedisCoordinator {
         ) = self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
         let start = window.unix_seconds();
-        let reports: Vec<_> = reports.values().filter_map(|report| StoredReport::read(report)).collect();
+        // Those who said goodbye have sealed all that they had.
+        let reports = reports.iter().filter(|(name, _)| !name.starts_with(LEFT));
+        let reports: Vec<_> = reports.filter_map(|(_, report)| StoredReport::read(report)).collect();
         let (living, gone): (Vec<_>, Vec<_>) = reports.iter().partition(|report| report.lives(now));
         let have_it_open = living.iter().filter(|report| report.watermark <= start);
         let left: BTreeSet<_> = have_it_open.map(|report| (report.watermark, report.kept_ids)).collect();
@@ -327,11 +332,11 @@ impl Coordinator for RedisCoordinator {
         let in_doubt = gone
             .iter()
             .any(|report| report.reported < window.end() && window.start() < report.reported + LIVES);
-        let somebody_was_there = !in_doubt || living.iter().any(|report| report.since <= window.start());
-        let accepted_throughout = since.is_some_and(|since| from_micros(since) <= window.start());
-        let complete = accepted_throughout && somebody_was_there && !vanished;
+        let in_doubt = in_doubt && !living.iter().any(|report| report.since <= window.start());
+        let throughout = since.is_some_and(|since| from_micros(since) <= window.start());
+        let attendance = Attendance { throughout, in_doubt, vanished };
         let joined = joined.unwrap_or_default();
-        Ok(Some(Standing { open, left, complete, joined, time: Some(now) }))
+        Ok(Some(Standing { open, left, attendance, joined, time: Some(now) }))
     }
 
     async fn close(

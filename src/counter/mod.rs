@@ -142,6 +142,19 @@ pub trait UniqueCounter: Send + Sync {
     /// [`CountError::Evicted`] when the window is forgotten or past retention.
     async fn count(&self, window: Window) -> Result<Tally, CountError>;
 
+    /// The same of a window that every process has sealed, and final: what of it is shared is put right first, as far
+    /// as there is something to do it with. [`Tally::lost_ids`] says whether some may be missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::count`].
+    async fn settle(&self, window: Window) -> Result<Tally, CountError> {
+        self.count(window).await
+    }
+
+    /// The counts of a window and of all before it are stored: what was kept only to count them is of no more use.
+    async fn closed(&self, _window: Window) {}
+
     /// What is still known of a window that somebody has counted before, perhaps long ago; none when nothing is.
     ///
     /// # Errors

@@ -172,6 +172,8 @@ pub struct Api {
     pub instance: String,
     /// Which process leads, as far as is known here.
     pub leader: watch::Receiver<Option<String>>,
+    /// True while this machine's clock is off by more than windows can bear.
+    pub clock_is_wrong: watch::Receiver<bool>,
     /// Whether the service should be sent requests.
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.

@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 
 use super::Publisher;
 use super::delivery::{Backlog, Queue};
+use crate::completeness::Evidence;
 use crate::coordinator::{CloseError, Standing};
 use crate::counter::{CountError, Tally};
 use crate::grant::Grant;
@@ -208,17 +209,30 @@ impl<'a> Leading<'a> {
     }
 
     async fn close(&self, window: Window, standing: &Standing) -> Result<WindowCount, CloseFailure> {
-        let tally = self.publisher.counter.count(window).await?;
+        let tally = self.publisher.counter.settle(window).await?;
         let Tally { unique_ids, accepted_ids, lost_ids } = tally;
         if lost_ids > 0 {
             error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
         }
-        let is_over = window.end() <= self.publisher.clock.now();
+        let evidence = Evidence {
+            is_over: window.end() <= self.publisher.clock.now(),
+            attendance: standing.attendance,
+            is_open: standing.open,
+            lost_ids,
+        };
+        if let Some(reason) = evidence.gap() {
+            warn!(%window, reason, "a window is closed as incomplete");
+        }
         let count = WindowCount {
             window,
             unique_request_count: unique_ids,
-            accepted_ids,
-            complete: standing.complete && !standing.open && is_over && lost_ids == 0,
+            // What an instance that vanished had accepted is known to nobody; it is no less than there is.
+            accepted_ids: if evidence.all_accepted_is_known() {
+                accepted_ids
+            } else {
+                accepted_ids.max(unique_ids)
+            },
+            complete: evidence.is_complete(),
         };
         Ok(self.publisher.coordinator.close(&self.grant, &count, standing).await?)
     }

@@ -34,12 +34,13 @@ local gone = {}
 for i = 1, #reports, 2 do
   local watermark, newest, at = string.match(reports[i + 1], '^(%d+) (%d+) %d+ %d+ (%d+)$')
   at = tonumber(at)
-  local lives = now - at < lives_for
+  local left = string.sub(reports[i], 1, 1) == '~'
+  local lives = not left and now - at < lives_for
   if lives and tonumber(watermark) <= window and not despite_open then
     return {'open'}
   end
   -- Whoever vanished has no part in later windows, nor was he missing from their beginning.
-  if not lives and tonumber(newest) <= window and at + lives_for <= ARGV[4] * 1000000 then
+  if not lives and tonumber(newest) <= window and (left or at + lives_for <= ARGV[4] * 1000000) then
     gone[#gone + 1] = reports[i]
   end
 end

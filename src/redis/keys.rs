@@ -5,8 +5,10 @@
 //! | `{<ns>:<s>/<S>}:hll:<window>` | HLL string | the sketch of shard s of S |
 //! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
 //! | `{<ns>:<s>/<S>}:merge:<process>` | HLL string | what an instance merges into the sketch, for a moment |
+//! | `{<ns>:<s>/<S>}:part:<window>:<process>` | HLL string | all that an instance added to the sketch, from its seal until the window is closed |
+//! | `<key of a sketch, set or hash>:damaged` | any | what was found where our sketch, set or hash belongs: an instance put it aside |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries there what it may do |
-//! | `{<ns>}:accepted:<window>` | hash | process → ids accepted |
+//! | `{<ns>}:accepted:<window>` | hash | process → what it accepted, as it sealed the window |
 //! | `{<ns>}:lease` | string | who leads |
 //! | `{<ns>}:token` | string | the newest fencing token |
 //! | `{<ns>}:instances` | hash | process → its report |
@@ -46,6 +48,16 @@ impl Keys {
     /// What an instance merges into a shard.
     pub fn merge(&self, shard: usize, shards: Shards, process: &str) -> String {
         format!("{}:merge:{process}", self.shard(shard, shards))
+    }
+
+    /// All that an instance added to a shard of a window.
+    pub fn part(&self, shard: usize, shards: Shards, window: Window, process: &str) -> String {
+        format!("{}:part:{}:{process}", self.shard(shard, shards), window.unix_seconds())
+    }
+
+    /// Where what is found in the place of a key of ours is put.
+    pub fn damaged(key: &str) -> String {
+        format!("{key}:damaged")
     }
 
     fn shard(&self, shard: usize, shards: Shards) -> String {

@@ -43,9 +43,10 @@ end
 -- Under names that are nobody's: who finds a report of its own is not told that something is lost.
 redis.call('HDEL', INSTANCES, '?' .. process)
 for name, report in pairs(lost_reports) do
-  name = string.gsub(name, '^%?', '')
+  name = string.gsub(name, '^[?~]', '')
   if name ~= process and redis.call('HEXISTS', INSTANCES, name) == 0 then
-    redis.call('HSETNX', INSTANCES, '?' .. name, report)
+    -- What it had sealed is lost too. If it lives, it adds that again before its own report says so.
+    redis.call('HSETNX', INSTANCES, '?' .. name, (string.gsub(report, '^%d+', '0')))
   end
 end
 local is_known = redis.call('EXISTS', CONFIG) == 1
@@ -54,7 +55,9 @@ local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
   local name, report = reports[i], reports[i + 1]
   local oldest, latest, from, keeps, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-  if name ~= process then
+  if string.sub(name, 1, 1) == '~' then
+    others[name] = report
+  elseif name ~= process then
     others_live = others_live or now - at < lives_for
     any_fresh = any_fresh or now - at < FRESH_FOR
     any_stale = any_stale or now - at >= FRESH_FOR

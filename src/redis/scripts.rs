@@ -15,6 +15,10 @@ pub static RELEASE_LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(includ
 pub static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
 /// Stores a window's count, if the token is the newest and the window has none.
 pub static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("close.lua")));
+/// Puts aside what is found where a key of a window belongs, if it is of no use.
+pub static PUT_ASIDE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_aside.lua")));
+/// Says goodbye: all that the instance accepted is sealed.
+pub static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave.lua")));
 /// Marks windows as published, if the token is the newest.
 pub static MARK_PUBLISHED: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("mark_published.lua")));

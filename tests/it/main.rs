@@ -21,6 +21,7 @@ mod callbacks;
 mod check;
 mod coming_back;
 mod command_line;
+mod completeness;
 mod connections;
 mod coordination;
 mod counter_contract;

@@ -60,6 +60,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
         instance: "test/1".to_owned(),
         leader: watch::channel(None).1,
         phase: watch::channel(Phase::Starting).1,
+        clock_is_wrong: watch::channel(false).1,
         counting,
         id_key: None,
         token: None,

@@ -36,11 +36,12 @@ pub(super) struct Target {
     /// `PFADD` or `SADD`.
     pub(super) command: &'static str,
     pub(super) key: String,
-    /// When the key expires, in seconds since 1970.
-    pub(super) expire_at: u64,
+    /// How long the server keeps the key after it was last told, in milliseconds. Its own clock says when that is over:
+    /// ours may be wrong.
+    pub(super) keep_for: u64,
     /// How every write begins, behind the number of its words.
     prefix: Vec<u8>,
-    /// The epoch in which the server was told when the key expires; 0 is none.
+    /// The epoch in which the server was told how long to keep the key; 0 is none.
     expires_since: AtomicU64,
     /// The registers that the server has, where writes that cannot change any are left out.
     acknowledged: Option<Acknowledged>,
@@ -57,7 +58,7 @@ impl Target {
     pub(super) fn new(
         command: &'static str,
         key: String,
-        expire_at: u64,
+        keep_for: u64,
         remember_acknowledged: bool,
     ) -> Self {
         let mut prefix = Vec::new();
@@ -68,7 +69,7 @@ impl Target {
             registers: Sketch::new(),
             adding: Mutex::default(),
         });
-        Self { command, key, expire_at, prefix, expires_since: AtomicU64::new(0), acknowledged }
+        Self { command, key, keep_for, prefix, expires_since: AtomicU64::new(0), acknowledged }
     }
 
     /// True when the server is known to have, in this epoch, what this would change.
@@ -191,7 +192,7 @@ impl Batch {
         })
     }
 
-    /// The writes in their order, then when the keys expire that are new in this epoch; and how many commands that is.
+    /// The writes in their order, then how long to keep the keys that are new in this epoch; and how many commands that is.
     pub(super) fn commands(&mut self, epoch: u64) -> (&[u8], usize) {
         self.commands.truncate(self.writes_end);
         let mut count = self.writes;
@@ -199,9 +200,9 @@ impl Batch {
             // If this batch fails, so does the epoch.
             if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
                 wire::begin(&mut self.commands, 3);
-                wire::word(&mut self.commands, b"EXPIREAT");
+                wire::word(&mut self.commands, b"PEXPIRE");
                 wire::word(&mut self.commands, target.key.as_bytes());
-                wire::word(&mut self.commands, target.expire_at.to_string().as_bytes());
+                wire::word(&mut self.commands, target.keep_for.to_string().as_bytes());
                 count += 1;
             }
         }

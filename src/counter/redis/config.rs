@@ -8,6 +8,7 @@ use crate::args;
 use crate::mode::Mode;
 use crate::redis::keys::Keys;
 use crate::shard::Shards;
+use crate::window::Window;
 
 /// Shards that are merged or counted in one pipeline.
 pub(super) const SHARDS_A_PIPELINE: usize = 16;
@@ -58,7 +59,7 @@ pub struct RedisCounterConfig {
     pub mode: Mode,
     /// Keys that a window's ids are split over.
     pub shards: Shards,
-    /// How long after its end a window's keys are kept.
+    /// How long a window's keys are kept after it was sealed.
     pub retention: Duration,
     /// Which ids are sent.
     pub writes: RedisWrites,
@@ -78,6 +79,17 @@ impl RedisCounterConfig {
     /// Whether the registers that Redis has are remembered, in a second sketch.
     pub(super) fn remembers_acknowledged(&self) -> bool {
         self.mode == Mode::Hll && self.writes == RedisWrites::Changed
+    }
+
+    /// How long Redis keeps a window's keys after it was last told, in milliseconds: as long as the window may run
+    /// on, and the retention.
+    pub(super) fn keep_for(&self, window: Window) -> u64 {
+        (window.length().duration() + self.retention).as_millis() as u64
+    }
+
+    /// How many windows a retention has, and those that are just beginning and ending.
+    pub(super) fn most_windows(&self, window: Window) -> usize {
+        (self.retention.as_secs() / u64::from(window.length().seconds())) as usize + 2
     }
 
     /// How many unacknowledged ids there may be, if that is limited: a sketch has as many as there are.

@@ -2,22 +2,39 @@
 //!
 //! Everything in here may fail half-way and be done again: a merge is idempotent, adding an id twice is adding
 //! it once, and an id is kept until Redis has said that it has it.
+//!
+//! # Parts
+//!
+//! The sketch of a window is one key for all instances, and a key can go: it is deleted, evicted, replaced, or
+//! expires because nobody could close the window in time. What instances that have sealed the window had merged
+//! into it is gone with it, and the next merge makes a new key that looks as good as the old one. So an instance
+//! that seals a window also leaves its own sketch, its *part*, until the window is closed. The leader merges all
+//! parts once more before it counts. If one is missing, the count may lack ids, and is not called complete.
+//!
+//! # Something else under our name
+//!
+//! A list, say, where a sketch belongs would be in the way of every later window too, because windows are sealed in
+//! order. It is put aside, and what the instances have is merged into a new key.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use std::collections::BTreeMap;
+
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Pipeline, RedisError, RedisResult};
+use ::redis::{FromRedisValue, Pipeline, RedisError, RedisResult};
+use tracing::error;
 
 use super::batch::Target;
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
-use super::local::{Held, Intake, LocalWindow, expire_at};
+use super::local::{Held, Intake, LocalWindow};
 use crate::counter::id_set::IdSet;
 use crate::id::Id;
 use crate::metrics::{HotCounter, Metrics};
 use crate::mode::Mode;
+use crate::redis::keys::Keys;
 use crate::redis::wire::Wire;
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, scripts};
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
 use crate::window::Window;
@@ -26,6 +43,15 @@ use crate::window::Window;
 const MERGE_EXPIRES: u64 = 60;
 /// Exact ids that are handed over in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;
+/// Stands for an instance in the hash of what was accepted when that hash itself was lost.
+const NOBODY: &str = "?";
+
+/// What a merge leaves of this instance's sketch beside the shared one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    Nothing,
+    Part,
+}
 
 /// Hands over to Redis.
 pub(super) struct Handover {
@@ -60,8 +86,8 @@ impl Handover {
     pub(super) async fn seal(&self, local: &LocalWindow) -> Result<(), Unavailable> {
         // Each write has its deadline, so this one only says that something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
-        self.hand_over(local).await?;
-        self.report_intake("HSET", local.window, local.intake()).await
+        let parts = self.give(local, Leave::Part).await?;
+        self.report_intake("HSET", local.window, Intake { parts, ..local.intake() }).await
     }
 
     /// Says that what was accepted for a window is lost, unless Redis still knows of it: then it has the rest
@@ -85,22 +111,33 @@ impl Handover {
 
     /// Hands over what is kept of a window, one caller after another.
     pub(super) async fn hand_over(&self, local: &LocalWindow) -> Result<(), Unavailable> {
+        self.give(local, Leave::Nothing).await.map(drop)
+    }
+
+    /// In how many shards a part was left.
+    async fn give(&self, local: &LocalWindow, leave: Leave) -> Result<u64, Unavailable> {
         let _turn = local.handing_over.lock().await;
         match &local.held {
             Held::Sketches { sketches, unmerged } => {
                 // Ordered after the registers of these ids.
                 let ids = unmerged.load(Ordering::Acquire);
-                self.merge(local, sketches).await?;
+                let parts = self.merge(local, sketches, leave).await?;
                 unmerged.fetch_sub(ids, Ordering::Relaxed);
                 local.unacknowledged.release(ids);
-                Ok(())
+                Ok(parts)
             }
-            Held::Ids(ids) => self.add_all(local, ids).await,
+            Held::Ids(ids) => self.add_all(local, ids).await.map(|()| 0),
         }
     }
 
     /// Merges the local sketches into the shared ones.
-    async fn merge(&self, local: &LocalWindow, sketches: &[Sketch]) -> Result<(), Unavailable> {
+    async fn merge(
+        &self,
+        local: &LocalWindow,
+        sketches: &[Sketch],
+        leave: Leave,
+    ) -> Result<u64, Unavailable> {
+        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
         let sketches: Vec<_> = sketches.iter().enumerate().filter(|(_, sketch)| !sketch.is_empty()).collect();
         for some in sketches.chunks(SHARDS_A_PIPELINE) {
             let mut commands = Pipeline::new();
@@ -108,16 +145,84 @@ impl Handover {
             // sent over a connection that was then given up.
             commands.atomic();
             for (shard, sketch) in some {
-                let Target { key, expire_at, .. } = &*local.targets[*shard];
-                let merge = self.config.keys.merge(*shard, self.config.shards, &self.config.process);
-                commands.cmd("SET").arg(&merge).arg(sketch.to_bytes()).arg("EX").arg(MERGE_EXPIRES);
-                commands.cmd("PFMERGE").arg(key).arg(&merge);
-                commands.cmd("EXPIREAT").arg(key).arg(expire_at);
-                commands.cmd("DEL").arg(&merge);
+                let Target { key, keep_for, .. } = &*local.targets[*shard];
+                let (mine, lives) = match leave {
+                    Leave::Nothing => (keys.merge(*shard, *shards, process), 1000 * MERGE_EXPIRES),
+                    Leave::Part => (keys.part(*shard, *shards, local.window, process), *keep_for),
+                };
+                commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("PX").arg(lives);
+                commands.cmd("PFMERGE").arg(key).arg(&mine);
+                commands.cmd("PEXPIRE").arg(key).arg(keep_for);
+                if leave == Leave::Nothing {
+                    commands.cmd("DEL").arg(&mine);
+                }
             }
-            self.run(async |connection| commands.exec_async(connection).await).await?;
+            let of_shards: Vec<_> =
+                some.iter().map(|(shard, _)| vec![local.targets[*shard].key.clone()]).collect();
+            if leave == Leave::Part {
+                local.has_part.store(true, Ordering::Relaxed);
+            }
+            let () = self.mending(local.window, &of_shards, Call::Seal, &commands).await?;
         }
+        Ok(if leave == Leave::Part { sketches.len() as u64 } else { 0 })
+    }
+
+    /// Merges the parts of all instances into the sketches of a window that all have sealed. How many ids are in
+    /// doubt, because a part is gone.
+    pub(super) async fn gather(
+        &self,
+        window: Window,
+        intakes: &BTreeMap<String, Intake>,
+    ) -> Result<u64, Unavailable> {
+        let RedisCounterConfig { mode, keys, shards, .. } = &*self.config;
+        let (with_parts, expected): (Vec<&String>, Vec<&Intake>) =
+            intakes.iter().filter(|(_, intake)| intake.parts > 0).unzip();
+        if with_parts.is_empty() {
+            return Ok(0);
+        }
+        let mut found = vec![0; with_parts.len()];
+        let all: Vec<_> = (0..usize::from(shards.count())).collect();
+        for some in all.chunks(SHARDS_A_PIPELINE) {
+            let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
+            for shard in some {
+                let key = keys.ids(*mode, *shard, *shards, window);
+                let parts: Vec<_> =
+                    with_parts.iter().map(|process| keys.part(*shard, *shards, window, process)).collect();
+                commands.cmd("PFMERGE").arg(&key).arg(&parts).ignore();
+                commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window)).ignore();
+                // After the merge: one that is still there was there then.
+                for part in &parts {
+                    commands.cmd("EXISTS").arg(part);
+                }
+                of_shards.push([vec![key], parts].concat());
+            }
+            let there: Vec<u64> = self.mending(window, &of_shards, Call::Seal, &commands).await?;
+            for (place, there) in there.into_iter().enumerate() {
+                found[place % with_parts.len()] += there;
+            }
+        }
+        let gone = expected.iter().zip(found).filter(|(expected, found)| *found < expected.parts);
+        Ok(gone.map(|(expected, _)| expected.accepted.max(1)).sum())
+    }
+
+    /// Removes this instance's part of a window: it is closed.
+    pub(super) async fn remove_part(&self, local: &LocalWindow) -> Result<(), Unavailable> {
+        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let mut commands = Pipeline::new();
+        for shard in 0..usize::from(shards.count()) {
+            commands.cmd("DEL").arg(keys.part(shard, *shards, local.window, process));
+        }
+        self.run(async |connection| commands.exec_async(connection).await).await?;
+        local.has_part.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// What instances accepted for a window, as they said when they sealed it.
+    pub(super) async fn intakes(&self, window: Window) -> Result<BTreeMap<String, Intake>, Unavailable> {
+        let mut get = Pipeline::new();
+        get.cmd("HGETALL").arg(self.config.keys.accepted(window));
+        let (entries,): (BTreeMap<String, String>,) = self.with_accepted(window, Call::Count, &get).await?;
+        Ok(entries.into_iter().map(|(process, text)| (process, Intake::read(&text))).collect())
     }
 
     /// Adds the exact ids that Redis does not have, as far as they are there already.
@@ -141,15 +246,16 @@ impl Handover {
         for id in ids {
             by_shard[self.config.shards.of(id.as_bytes())].push(id);
         }
-        let mut commands = Pipeline::new();
+        let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
         for (target, ids) in local.targets.iter().zip(by_shard).filter(|(_, ids)| !ids.is_empty()) {
             commands.cmd(target.command).arg(&target.key);
             for id in ids {
                 commands.arg(id.as_bytes());
             }
-            commands.cmd("EXPIREAT").arg(&target.key).arg(target.expire_at).ignore();
+            commands.cmd("PEXPIRE").arg(&target.key).arg(target.keep_for).ignore();
+            of_shards.push(vec![target.key.clone()]);
         }
-        let added: Vec<u64> = self.run(async |connection| commands.query_async(connection).await).await?;
+        let added: Vec<u64> = self.mending(local.window, &of_shards, Call::Seal, &commands).await?;
         let new = added.iter().sum();
         local.note_new(new);
         self.changed_ids.increment(new);
@@ -169,8 +275,90 @@ impl Handover {
         let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
         commands.cmd(set).arg(&key).arg(&self.config.process).arg(intake.to_string());
-        commands.cmd("EXPIREAT").arg(&key).arg(expire_at(window, self.config.retention));
-        self.run(async |connection| commands.exec_async(connection).await).await
+        commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window));
+        self.with_accepted(window, Call::Seal, &commands).await
+    }
+
+    /// Does something with the hash of what was accepted. If something else is in its place, what the other instances
+    /// said is lost, and that is noted.
+    async fn with_accepted<T: FromRedisValue>(
+        &self,
+        window: Window,
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<T, Unavailable> {
+        let key = self.config.keys.accepted(window);
+        if let Some(done) = self.unless_damaged(call, commands).await? {
+            return Ok(done);
+        }
+        if self.put_aside("hash", window, &key, std::slice::from_ref(&key)).await? {
+            let mut note = ::redis::cmd("HSET");
+            note.arg(&key).arg(NOBODY).arg(Intake::UNKNOWN.to_string());
+            self.run(async |connection| note.exec_async(connection).await).await?;
+        }
+        self.redis.run(call, async |connection| commands.query_async(connection).await).await
+    }
+
+    /// Does something with keys of a window, by shard; it must be safe to do it twice. If something else is in the
+    /// place of one, that is put aside first.
+    pub(super) async fn mending<T: FromRedisValue>(
+        &self,
+        window: Window,
+        of_shards: &[Vec<String>],
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<T, Unavailable> {
+        if let Some(done) = self.unless_damaged(call, commands).await? {
+            return Ok(done);
+        }
+        let holds = match self.config.mode {
+            Mode::Hll => "hll",
+            Mode::Exact => "set",
+        };
+        for keys in of_shards {
+            self.put_aside(holds, window, &keys[0], keys).await?;
+        }
+        self.redis.run(call, async |connection| commands.query_async(connection).await).await
+    }
+
+    /// None if a key holds something else than it should.
+    async fn unless_damaged<T: FromRedisValue>(
+        &self,
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<Option<T>, Unavailable> {
+        let work = async |connection: &mut MultiplexedConnection| match commands.query_async(connection).await
+        {
+            Err(error) if is_damage(&error) => Ok(None),
+            done => done.map(Some),
+        };
+        self.redis.run(call, work).await
+    }
+
+    /// Puts aside which of some keys hold something else than they should. All are in the slot of `first`. Whether there was
+    /// one.
+    async fn put_aside(
+        &self,
+        holds: &str,
+        window: Window,
+        first: &str,
+        keys: &[String],
+    ) -> Result<bool, Unavailable> {
+        let mut call = scripts::PUT_ASIDE.prepare_invoke();
+        call.key(format!("{first}:look:{}", self.config.process));
+        for key in keys {
+            call.key(key).key(Keys::damaged(key));
+        }
+        call.arg(holds).arg(self.config.keep_for(window));
+        let aside: Vec<String> = self.run(async |connection| call.invoke_async(connection).await).await?;
+        for found in aside.chunks(2) {
+            let (key, put_under) = (&found[0], Keys::damaged(&found[0]));
+            error!(
+                key, found = found[1], put_under, %window,
+                "something else was written to a key of headcount's: it is put aside, find out who writes there"
+            );
+        }
+        Ok(!aside.is_empty())
     }
 
     async fn run<T>(
@@ -179,4 +367,11 @@ impl Handover {
     ) -> Result<T, Unavailable> {
         self.redis.run(Call::Seal, work).await
     }
+}
+
+/// Whether a key is of another type than the command is for, or holds no sketch though it is a string.
+fn is_damage(error: &RedisError) -> bool {
+    // Not by its code: in a pipeline it may be one of several errors.
+    let text = error.to_string();
+    text.contains("WRONGTYPE") || text.contains("INVALIDOBJ")
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::Sum;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use ::metrics::Counter;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -36,6 +37,8 @@ const BYTES_A_SHARD: usize = 16 << 10;
 pub(super) struct LocalWindows {
     config: Arc<RedisCounterConfig>,
     unacknowledged: Arc<Unacknowledged>,
+    /// Accepted ids that are given up.
+    missed_ids: Counter,
     state: ReadMostly<State>,
 }
 
@@ -75,6 +78,8 @@ pub(super) struct LocalWindow {
     under_way: TaskTracker,
     /// Held while it is handed over.
     pub(super) handing_over: AsyncMutex<()>,
+    /// Redis has this instance's part of it, as a key of its own.
+    pub(super) has_part: AtomicBool,
     /// Counts what is kept, with that of all windows.
     pub(super) unacknowledged: Arc<Unacknowledged>,
 }
@@ -97,20 +102,28 @@ pub(super) struct Intake {
     pub(super) new: u64,
     /// Those that Redis has lost and nobody has any more.
     pub(super) lost: u64,
+    /// In how many shards Redis was given this instance's part of the sketch, as a key of its own.
+    pub(super) parts: u64,
 }
 
 impl Intake {
-    /// As it is stored: `<accepted> <new> <lost>`.
+    /// Of an instance that nothing is known of: something may be missing.
+    pub(super) const UNKNOWN: Self = Self { accepted: 0, new: 0, lost: 1, parts: 0 };
+
+    /// As it is stored: `<accepted> <new> <lost> <parts>`. What is none of ours says nothing, so it is
+    /// [`Self::UNKNOWN`].
     pub(super) fn read(text: &str) -> Self {
-        let mut numbers = text.split(' ').map(|number| number.parse().unwrap_or_default());
-        let mut next = || numbers.next().unwrap_or_default();
-        Self { accepted: next(), new: next(), lost: next() }
+        let numbers: Result<Vec<u64>, _> = text.split(' ').map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok(&[accepted, new, lost, parts]) => Self { accepted, new, lost, parts },
+            _ => Self::UNKNOWN,
+        }
     }
 }
 
 impl fmt::Display for Intake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.accepted, self.new, self.lost)
+        write!(f, "{} {} {} {}", self.accepted, self.new, self.lost, self.parts)
     }
 }
 
@@ -120,14 +133,19 @@ impl Sum for Intake {
             accepted: sum.accepted + one.accepted,
             new: sum.new + one.new,
             lost: sum.lost + one.lost,
+            parts: sum.parts + one.parts,
         })
     }
 }
 
 impl LocalWindows {
     /// None yet.
-    pub(super) fn new(config: Arc<RedisCounterConfig>, unacknowledged: Arc<Unacknowledged>) -> Self {
-        Self { config, unacknowledged, state: ReadMostly::default() }
+    pub(super) fn new(
+        config: Arc<RedisCounterConfig>,
+        unacknowledged: Arc<Unacknowledged>,
+        missed_ids: Counter,
+    ) -> Self {
+        Self { config, unacknowledged, missed_ids, state: ReadMostly::default() }
     }
 
     /// Enters a window: until the token is dropped, it cannot be sealed.
@@ -147,12 +165,17 @@ impl LocalWindows {
             let new = Arc::new(LocalWindow::new(&self.config, window, &self.unacknowledged));
             let mut state = self.state.write();
             if state.watermark.is_none_or(|open| open <= window) {
-                let too_old = state.drop_older(window.start().checked_sub(self.config.retention));
                 state.open.entry(window).or_insert(new);
+                let given_up = state.drop_beyond(self.config.most_windows(window));
                 drop(state);
-                for window in too_old {
-                    let accepted_ids = window.intake().accepted;
-                    error!(window = %window.window, accepted_ids, "a window past retention could not be sealed: it is lost");
+                for local in given_up {
+                    let accepted_ids = local.intake().accepted;
+                    self.missed_ids.increment(accepted_ids);
+                    error!(
+                        window = %local.window, accepted_ids,
+                        "Redis was away for longer than --retention: the oldest window that waits for it is given \
+                         up, and its ids are lost"
+                    );
                 }
             }
         }
@@ -219,11 +242,27 @@ impl LocalWindows {
         std::mem::replace(&mut state.sealed, kept).into_keys().collect()
     }
 
-    /// True when a window is forgotten or past retention.
+    /// True when a window is forgotten. That it is old says nothing: the clock may have been set.
     pub(super) fn is_evicted(&self, window: Window) -> bool {
+        self.state.read().forgotten >= Some(window)
+    }
+
+    /// What came for a window that was sealed here, if it is not forgotten.
+    pub(super) fn sealed_intake(&self, window: Window) -> Option<Intake> {
+        self.state.read().sealed.get(&window).map(|sealed| match sealed {
+            Sealed::Kept(local) => local.intake(),
+            Sealed::Dropped(_, intake) => *intake,
+        })
+    }
+
+    /// Those up to a window of which Redis has this instance's part.
+    pub(super) fn with_part(&self, last: Window) -> Vec<Arc<LocalWindow>> {
         let state = self.state.read();
-        let is_past_retention = |open: Window| window.end() + self.config.retention < open.start();
-        state.forgotten >= Some(window) || state.watermark.is_some_and(is_past_retention)
+        let kept = state.sealed.range(..=last).filter_map(|(_, sealed)| match sealed {
+            Sealed::Kept(local) => Some(local),
+            Sealed::Dropped(..) => None,
+        });
+        kept.filter(|local| local.has_part.load(Ordering::Relaxed)).cloned().collect()
     }
 
     /// Those that are not forgotten.
@@ -265,14 +304,17 @@ impl LocalWindows {
 }
 
 impl State {
-    /// What could not be sealed within the retention has expired in Redis too. Without this an outage that does
-    /// not end would take all memory.
-    fn drop_older(&mut self, kept_since: Option<SystemTime>) -> Vec<Arc<LocalWindow>> {
-        let is_past_retention = |window: &Window| kept_since.is_some_and(|since| window.end() < since);
-        self.sealed.retain(|window, _| !is_past_retention(window));
+    /// Keeps the newest. Without this an outage that does not end would take all memory. They are counted, and their
+    /// age does not matter: a clock that was set makes no window old.
+    fn drop_beyond(&mut self, most: usize) -> Vec<Arc<LocalWindow>> {
+        while self.sealed.len() > most {
+            self.sealed.pop_first();
+        }
         let mut dropped = Vec::new();
-        while let Some(oldest) = self.open.first_entry().filter(|oldest| is_past_retention(oldest.key())) {
-            dropped.push(oldest.remove());
+        while self.open.len() > most
+            && let Some((_, oldest)) = self.open.pop_first()
+        {
+            dropped.push(oldest);
         }
         dropped
     }
@@ -280,7 +322,7 @@ impl State {
 
 impl LocalWindow {
     fn new(config: &RedisCounterConfig, window: Window, unacknowledged: &Arc<Unacknowledged>) -> Self {
-        let RedisCounterConfig { mode, shards, retention, keys, .. } = config;
+        let RedisCounterConfig { mode, shards, keys, .. } = config;
         let command = match mode {
             Mode::Hll => "PFADD",
             Mode::Exact => "SADD",
@@ -288,7 +330,7 @@ impl LocalWindow {
         let remember = config.remembers_acknowledged();
         let target = |shard| {
             let key = keys.ids(*mode, shard, *shards, window);
-            Arc::new(Target::new(command, key, expire_at(window, *retention), remember))
+            Arc::new(Target::new(command, key, config.keep_for(window), remember))
         };
         Self {
             window,
@@ -305,6 +347,7 @@ impl LocalWindow {
             apart: AtomicU64::new(0),
             under_way: TaskTracker::new(),
             handing_over: AsyncMutex::new(()),
+            has_part: AtomicBool::new(false),
             unacknowledged: Arc::clone(unacknowledged),
         }
     }
@@ -321,7 +364,7 @@ impl LocalWindow {
 
     /// What came so far.
     pub(super) fn intake(&self) -> Intake {
-        Intake { accepted: self.accepted.get(), new: self.new.get(), lost: 0 }
+        Intake { accepted: self.accepted.get(), new: self.new.get(), ..Intake::default() }
     }
 
     /// Waits until all additions are answered, after the last has entered.
@@ -341,9 +384,4 @@ impl Drop for LocalWindow {
             Held::Ids(ids) => ids.len(),
         });
     }
-}
-
-/// When a window's keys expire, in seconds since 1970.
-pub(super) fn expire_at(window: Window, retention: Duration) -> u64 {
-    (window.end() + retention).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

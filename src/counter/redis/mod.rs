@@ -48,7 +48,7 @@ use async_trait::async_trait;
 use smallvec::SmallVec;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use self::batch::Receipt;
 use self::breaker::Breaker;
@@ -131,7 +131,8 @@ impl RedisCounter {
         metrics.unacknowledged_ids_max.set(config.most_unacknowledged_ids().unwrap_or_default());
         let breaker = Arc::new(Breaker::new(config.on_redis_down));
         let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max));
-        let local = Arc::new(LocalWindows::new(Arc::clone(&config), unacknowledged));
+        let missed_ids = metrics.missed_ids.clone();
+        let local = Arc::new(LocalWindows::new(Arc::clone(&config), unacknowledged, missed_ids));
         let handover = Arc::new(Handover::new(Arc::clone(&config), redis, metrics));
         let (pipelines, tasks) = pipelines(workers, redis, config.timeout, &breaker, metrics);
         let recovery = Recovery {
@@ -234,35 +235,33 @@ impl RedisCounter {
             for shard in some {
                 commands.cmd(command).arg(keys.ids(*mode, *shard, *shards, window));
             }
-            let counts: Vec<u64> =
-                self.run(Call::Count, async |connection| commands.query_async(connection).await).await?;
+            let of_shards: Vec<_> =
+                some.iter().map(|shard| vec![keys.ids(*mode, *shard, *shards, window)]).collect();
+            let counts: Vec<u64> = self.handover.mending(window, &of_shards, Call::Count, &commands).await?;
             total += counts.iter().sum::<u64>();
         }
         Ok(total)
     }
 
-    /// How many ids all instances have accepted, as far as they have sealed the window, and this one so far.
-    async fn intake(&self, window: Window) -> Result<Intake, Unavailable> {
-        let mut get = ::redis::cmd("HGETALL");
-        get.arg(self.config.keys.accepted(window));
-        let reported: BTreeMap<String, String> =
-            self.run(Call::Count, async |connection| get.query_async(connection).await).await?;
-        let own = self.local.intake(window);
-        let others = reported.iter().filter(|(process, _)| own.is_none() || **process != self.config.process);
-        Ok(others.map(|(_, text)| Intake::read(text)).chain(own).sum())
-    }
-
-    async fn tally(&self, window: Window) -> Result<Tally, Unavailable> {
-        // First, because a window that is closed by force may still grow.
-        let Intake { accepted, new, lost } = self.intake(window).await?;
+    /// What a window holds, by what instances said that they accepted, as far as they have sealed it, and what this one
+    /// has so far.
+    async fn tally(
+        &self,
+        window: Window,
+        mut intakes: BTreeMap<String, Intake>,
+    ) -> Result<Tally, Unavailable> {
+        if let Some(own) = self.local.intake(window) {
+            intakes.insert(self.config.process.clone(), own);
+        }
+        let Intake { accepted, new, lost, .. } = intakes.into_values().sum();
         let unique_ids = self.unique_ids(window).await?;
-        let lost_ids = lost
-            + match self.config.mode {
-                Mode::Exact => new.saturating_sub(unique_ids),
-                // The seal makes up for it.
-                Mode::Hll => 0,
-            };
-        Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids })
+        let missing = match self.config.mode {
+            Mode::Exact => new.saturating_sub(unique_ids),
+            Mode::Hll => 0,
+        };
+        // Whatever else is known: there were some.
+        let none_left = u64::from(unique_ids == 0 && accepted > 0);
+        Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids: lost + missing.max(none_left) })
     }
 
     /// Exact ids take memory and are somebody's: once they are counted they soon expire.
@@ -347,7 +346,28 @@ impl UniqueCounter for RedisCounter {
         if self.local.is_evicted(window) {
             return Err(CountError::Evicted(window));
         }
-        Ok(self.tally(window).await?)
+        let intakes = self.handover.intakes(window).await?;
+        Ok(self.tally(window, intakes).await?)
+    }
+
+    async fn settle(&self, window: Window) -> Result<Tally, CountError> {
+        if self.local.is_evicted(window) {
+            return Err(CountError::Evicted(window));
+        }
+        // First, because a window that is closed by force may still grow.
+        let mut intakes = self.handover.intakes(window).await?;
+        if let Some(own) = self.local.sealed_intake(window).filter(|own| own.accepted > 0) {
+            // What this instance said is gone, and with it what the others said.
+            let lost = Intake { lost: own.accepted, ..own };
+            intakes.entry(self.config.process.clone()).or_insert(lost);
+        }
+        let in_doubt = match self.config.mode {
+            Mode::Hll => self.handover.gather(window, &intakes).await?,
+            Mode::Exact => 0,
+        };
+        let mut tally = self.tally(window, intakes).await?;
+        tally.lost_ids += in_doubt;
+        Ok(tally)
     }
 
     async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
@@ -360,7 +380,17 @@ impl UniqueCounter for RedisCounter {
         if there == 0 {
             return Ok(None);
         }
-        self.tally(window).await.map(Some)
+        let intakes = self.handover.intakes(window).await?;
+        self.tally(window, intakes).await.map(Some)
+    }
+
+    async fn closed(&self, window: Window) {
+        for local in self.local.with_part(window) {
+            if let Err(error) = self.handover.remove_part(&local).await {
+                debug!(window = %local.window, %error, "a part of a closed window expires later than it could");
+                return;
+            }
+        }
     }
 
     async fn forget(&self, window: Window) {
