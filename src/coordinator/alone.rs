@@ -59,7 +59,14 @@ impl Coordinator for Alone {
         let attendance = Attendance { throughout, ..Attendance::FULL };
         let sealed = window < report.watermark;
         let (open, left) = (false, BTreeSet::new());
-        Ok(sealed.then_some(Standing { open, left, attendance, joined: 0, time: None }))
+        Ok(sealed.then_some(Standing {
+            open,
+            left,
+            attendance,
+            parties: BTreeSet::new(),
+            joined: 0,
+            time: None,
+        }))
     }
 
     async fn close(

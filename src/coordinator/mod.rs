@@ -175,6 +175,8 @@ pub struct Standing {
     pub left: BTreeSet<(u64, u64)>,
     /// Whether some instance was there at every moment of it, and none vanished that had it open.
     pub attendance: Attendance,
+    /// Processes that have sealed it, and were there in it.
+    pub parties: BTreeSet<String>,
     /// How many instances have come so far; one that comes while the window is counted may be too late for it.
     pub joined: u64,
     /// What time it is where that is known.

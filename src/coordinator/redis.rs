@@ -320,6 +320,12 @@ impl Coordinator for RedisCoordinator {
         ) = self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
         let start = window.unix_seconds();
+        let all = reports.iter().filter_map(|(name, report)| Some((name, StoredReport::read(report)?)));
+        let parties = all
+            .filter(|(_, report)| start < report.watermark && start <= report.newest)
+            .filter(|(_, report)| report.since < window.end())
+            .map(|(name, _)| name.trim_start_matches(LEFT).to_owned())
+            .collect();
         // Those who said goodbye have sealed all that they had.
         let reports = reports.iter().filter(|(name, _)| !name.starts_with(LEFT));
         let reports: Vec<_> = reports.filter_map(|(_, report)| StoredReport::read(report)).collect();
@@ -336,7 +342,7 @@ impl Coordinator for RedisCoordinator {
         let throughout = since.is_some_and(|since| from_micros(since) <= window.start());
         let attendance = Attendance { throughout, in_doubt, vanished };
         let joined = joined.unwrap_or_default();
-        Ok(Some(Standing { open, left, attendance, joined, time: Some(now) }))
+        Ok(Some(Standing { open, left, attendance, parties, joined, time: Some(now) }))
     }
 
     async fn close(

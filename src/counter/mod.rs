@@ -4,6 +4,7 @@ mod id_set;
 pub mod memory;
 pub mod redis;
 
+use std::collections::BTreeSet;
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -143,12 +144,13 @@ pub trait UniqueCounter: Send + Sync {
     async fn count(&self, window: Window) -> Result<Tally, CountError>;
 
     /// The same of a window that every process has sealed, and final: what of it is shared is put right first, as far
-    /// as there is something to do it with. [`Tally::lost_ids`] says whether some may be missing.
+    /// as there is something to do it with. `parties` are the processes that are known to have sealed it; what one of them had
+    /// may be missing too. [`Tally::lost_ids`] says whether something may be.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    async fn settle(&self, window: Window) -> Result<Tally, CountError> {
+    async fn settle(&self, window: Window, _parties: &BTreeSet<String>) -> Result<Tally, CountError> {
         self.count(window).await
     }
 

@@ -209,7 +209,7 @@ impl<'a> Leading<'a> {
     }
 
     async fn close(&self, window: Window, standing: &Standing) -> Result<WindowCount, CloseFailure> {
-        let tally = self.publisher.counter.settle(window).await?;
+        let tally = self.publisher.counter.settle(window, &standing.parties).await?;
         let Tally { unique_ids, accepted_ids, lost_ids } = tally;
         if lost_ids > 0 {
             error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
@@ -221,7 +221,7 @@ impl<'a> Leading<'a> {
             lost_ids,
         };
         if let Some(reason) = evidence.gap() {
-            warn!(%window, reason, "a window is closed as incomplete");
+            info!(%window, reason, "a window is closed as incomplete");
         }
         let count = WindowCount {
             window,

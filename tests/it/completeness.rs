@@ -1,14 +1,27 @@
 //! A count that says `complete` is whole, whatever happens to the keys, the servers and the clocks; and nothing that was
 //! answered `ok` is missing without a word.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use headcount::completeness::{Attendance, Evidence};
+use headcount::counter::UniqueCounter;
+use headcount::counter::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::id::Id;
+use headcount::metrics::Metrics;
 use headcount::mode::Mode;
 use headcount::redis::keys::Keys;
+use headcount::redis::{Address, Redis as RedisClient};
 use headcount::shard::Shards;
+use headcount::window::{Window, WindowLength};
+use headcount::workers::Workers;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::fleet::{Fleet, next_window, seconds, window};
+use crate::support::fleet::{Fleet, next_window, seconds, sketch_of, window};
 use crate::support::process::headcount_with_clock;
 use crate::support::redis::Redis;
 use crate::support::server::{Closed, Server};
@@ -193,4 +206,241 @@ async fn accepted_ids_are_never_fewer_than_different_ones() {
         assert!(is_all(mode, closed.unique, 150) && !closed.complete, "{closed:?}");
         assert!(closed.accepted >= closed.unique, "{closed:?}");
     }
+}
+
+/// What may happen to a window between its first id and its count.
+#[derive(Debug, Clone)]
+enum Event {
+    /// An instance accepts so many ids from there on.
+    Accept(usize, u64, u64),
+    Seal(usize),
+    /// It has sealed everything and is gone.
+    Leave(usize),
+    /// It is gone with all that it has.
+    Vanish(usize),
+    Join,
+    /// The key of the ids is gone: deleted, evicted, expired.
+    LoseIds,
+    /// So is what instances said that they accepted.
+    LoseAccepted,
+    /// What an instance left of its own sketch is gone.
+    LosePart(usize),
+    ReplaceIds,
+    ReplaceAccepted,
+    /// The ids as they are now come back later.
+    Copy,
+    RestoreCopy,
+    /// The server loses everything, and those who live are told.
+    LoseAll,
+    /// An instance adds once more what it has.
+    Replay(usize),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let instance = 0..4_usize;
+    prop_oneof![
+        8 => (instance.clone(), 0..2_000_u64, 0..200_u64).prop_map(|(i, from, n)| Event::Accept(i, from, n)),
+        4 => instance.clone().prop_map(Event::Seal),
+        1 => instance.clone().prop_map(Event::Leave),
+        1 => instance.clone().prop_map(Event::Vanish),
+        1 => Just(Event::Join),
+        2 => Just(Event::LoseIds),
+        1 => Just(Event::LoseAccepted),
+        1 => instance.clone().prop_map(Event::LosePart),
+        1 => Just(Event::ReplaceIds),
+        1 => Just(Event::ReplaceAccepted),
+        1 => Just(Event::Copy),
+        1 => Just(Event::RestoreCopy),
+        1 => Just(Event::LoseAll),
+        1 => instance.prop_map(Event::Replay),
+    ]
+}
+
+/// One window, the instances that count in it, and the truth.
+struct Run {
+    server: ::redis::Connection,
+    url: String,
+    namespace: String,
+    mode: Mode,
+    living: Vec<(String, Arc<RedisCounter>, bool)>,
+    /// Those who sealed it and left.
+    left: Vec<String>,
+    joined: usize,
+    attendance: Attendance,
+    accepted: BTreeSet<u64>,
+    copy: Option<Vec<u8>>,
+}
+
+impl Run {
+    fn new(redis: &Redis, number: u64, mode: Mode) -> Self {
+        let mut run = Self {
+            server: redis.connect(),
+            url: redis.url(),
+            namespace: format!("run-{number}"),
+            mode,
+            living: Vec::new(),
+            left: Vec::new(),
+            joined: 0,
+            attendance: Attendance::FULL,
+            accepted: BTreeSet::new(),
+            copy: None,
+        };
+        run.join();
+        run.join();
+        run
+    }
+
+    fn window() -> Window {
+        static WINDOW: LazyLock<Window> =
+            LazyLock::new(|| "1h".parse::<WindowLength>().unwrap().window_at(SystemTime::now()));
+        *WINDOW
+    }
+
+    fn keys(&self) -> Keys {
+        Keys::new(&self.namespace)
+    }
+
+    fn ids_key(&self) -> String {
+        self.keys().ids(self.mode, 0, Shards::ONE, Self::window())
+    }
+
+    fn join(&mut self) {
+        let process = format!("process-{}", self.joined);
+        self.joined += 1;
+        let config = RedisCounterConfig {
+            mode: self.mode,
+            shards: Shards::ONE,
+            retention: Duration::from_secs(60),
+            writes: RedisWrites::All,
+            on_redis_down: OnRedisDown::Count,
+            unacknowledged_max: 100_000,
+            timeout: Duration::from_secs(2),
+            keys: self.keys(),
+            process: process.clone(),
+        };
+        let metrics = Metrics::new();
+        let redis = RedisClient::new(&Address::parse(&self.url).unwrap(), config.timeout, &metrics).unwrap();
+        let workers = Arc::clone(&WORKERS);
+        let (counter, tasks) = RedisCounter::new(config, &redis, 1, &metrics);
+        tokio::spawn(tasks.run(workers));
+        self.living.push((process, Arc::new(counter), false));
+    }
+
+    async fn seal(&mut self, instance: usize) {
+        let (_, counter, sealed) = &mut self.living[instance];
+        counter.seal(Self::window()).await.unwrap();
+        *sealed = true;
+    }
+
+    async fn happens(&mut self, event: Event) {
+        let of = |instance: usize| instance % self.living.len();
+        let (keys, ids) = (self.keys(), self.ids_key());
+        let accepted = keys.accepted(Self::window());
+        let mut server = |command: &str, args: &[&[u8]]| {
+            ::redis::cmd(command).arg(args).exec(&mut self.server).unwrap();
+        };
+        match event {
+            Event::Accept(instance, from, count) => {
+                let (_, counter, sealed) = &self.living[of(instance)];
+                if !sealed {
+                    let ids: Vec<_> = (from..from + count).map(Id::from).collect();
+                    counter.add(Self::window(), &ids).await.unwrap();
+                    self.accepted.extend(from..from + count);
+                }
+            }
+            Event::Seal(instance) => self.seal(of(instance)).await,
+            Event::Leave(instance) if self.living.len() > 1 => {
+                let instance = of(instance);
+                self.seal(instance).await;
+                self.left.push(self.living.remove(instance).0);
+            }
+            Event::Vanish(instance) if self.living.len() > 1 => {
+                let (process, _, sealed) = self.living.remove(of(instance));
+                if sealed {
+                    self.left.push(process);
+                } else {
+                    self.attendance.vanished = true;
+                }
+            }
+            Event::Join if self.living.len() < 4 => self.join(),
+            Event::LoseIds => server("DEL", &[ids.as_bytes()]),
+            Event::LoseAccepted => server("DEL", &[accepted.as_bytes()]),
+            Event::LosePart(instance) => {
+                let process = self.living[of(instance)].0.clone();
+                let part = keys.part(0, Shards::ONE, Self::window(), &process);
+                server("DEL", &[part.as_bytes()]);
+            }
+            Event::ReplaceIds => {
+                server("DEL", &[ids.as_bytes()]);
+                server("LPUSH", &[ids.as_bytes(), b"x"]);
+            }
+            Event::ReplaceAccepted => server("SET", &[accepted.as_bytes(), b"x"]),
+            Event::Copy => {
+                self.copy = ::redis::cmd("DUMP").arg(&ids).query(&mut self.server).unwrap();
+            }
+            Event::RestoreCopy => {
+                if let Some(copy) = &self.copy {
+                    server("RESTORE", &[ids.as_bytes(), b"0", copy, b"REPLACE"]);
+                }
+            }
+            Event::LoseAll => {
+                server("FLUSHALL", &[]);
+                // Those who live know of those who left, and what these had is nobody's now.
+                self.attendance.vanished |= !self.left.is_empty();
+                self.left.clear();
+                for (_, counter, _) in &self.living {
+                    counter.restore().await.unwrap();
+                }
+            }
+            Event::Replay(instance) => self.living[of(instance)].1.restore().await.unwrap(),
+            Event::Leave(_) | Event::Vanish(_) | Event::Join => {}
+        }
+    }
+
+    /// The leader counts when all that live have sealed: what it says, and whether it says that this is complete.
+    async fn close(mut self, leader: usize) -> (u64, bool, u64) {
+        for instance in 0..self.living.len() {
+            self.seal(instance).await;
+        }
+        let parties = self.living.iter().map(|(process, ..)| process).chain(&self.left).cloned().collect();
+        let (_, counter, _) = &self.living[leader % self.living.len()];
+        let tally = counter.settle(Self::window(), &parties).await.unwrap();
+        let evidence =
+            Evidence { is_over: true, attendance: self.attendance, is_open: false, lost_ids: tally.lost_ids };
+        let truth = match self.mode {
+            Mode::Exact => self.accepted.len() as u64,
+            Mode::Hll => sketch_of(&self.accepted).estimate(),
+        };
+        (tally.unique_ids, evidence.is_complete(), truth)
+    }
+}
+
+static WORKERS: LazyLock<Arc<Workers>> = LazyLock::new(|| Arc::new(Workers::start(1).unwrap()));
+
+/// Whatever happens to a window, in whatever order: a count that is called complete is the right one. And where nothing is
+/// lost, it is called so.
+#[test]
+fn no_wrong_count_is_called_complete() {
+    let redis = Redis::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (number, complete) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut runner = TestRunner::new(Config { cases: 400, max_shrink_iters: 200, ..Config::default() });
+    let cases = (prop::bool::ANY, proptest::collection::vec(event(), 1..24), 0..4_usize);
+    let outcome = runner.run(&cases, |(exact, events, leader)| {
+        let mode = if exact { Mode::Exact } else { Mode::Hll };
+        let (count, is_complete, truth) = runtime.block_on(async {
+            let mut run = Run::new(&redis, number.fetch_add(1, Ordering::Relaxed), mode);
+            for event in events {
+                run.happens(event).await;
+            }
+            run.close(leader).await
+        });
+        complete.fetch_add(u64::from(is_complete), Ordering::Relaxed);
+        prop_assert!(!is_complete || count == truth, "{count} instead of {truth}, and called complete");
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+    let (runs, complete) = (number.into_inner(), complete.into_inner());
+    println!("{complete} of {runs} runs ended complete");
+    assert!(complete * 10 > runs, "{complete} of {runs}: a test that calls nothing complete shows nothing");
 }

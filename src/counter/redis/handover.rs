@@ -90,6 +90,11 @@ impl Handover {
         self.report_intake("HSET", local.window, Intake { parts, ..local.intake() }).await
     }
 
+    /// Says that nothing came for a window here: the leader takes silence for a loss.
+    pub(super) async fn seal_idle(&self, window: Window) -> Result<(), Unavailable> {
+        self.report_intake("HSETNX", window, Intake::default()).await
+    }
+
     /// Says that what was accepted for a window is lost, unless Redis still knows of it: then it has the rest
     /// too, which came before.
     pub(super) async fn report_lost(&self, window: Window, intake: Intake) -> Result<(), Unavailable> {
@@ -269,9 +274,6 @@ impl Handover {
         window: Window,
         intake: Intake,
     ) -> Result<(), Unavailable> {
-        if intake.accepted == 0 {
-            return Ok(());
-        }
         let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
         commands.cmd(set).arg(&key).arg(&self.config.process).arg(intake.to_string());

@@ -30,6 +30,8 @@ use crate::window::Window;
 /// [`ALWAYS_KEPT`] are kept in any case.
 const BYTES_KEPT: usize = 64 << 20;
 const ALWAYS_KEPT: usize = 8;
+/// Windows without ids that Redis is told of at a time: one after a pause of many is told by its neighbours.
+const IDLE_TOLD: usize = 100;
 /// What a shard of a window takes, twice if the registers that Redis has are remembered.
 const BYTES_A_SHARD: usize = 16 << 10;
 
@@ -59,8 +61,15 @@ struct State {
 pub(super) enum Sealed {
     /// It can be handed over again.
     Kept(Arc<LocalWindow>),
-    /// There were too many of them: only what came for it is known.
+    /// There were too many of them, or nothing came for it: only how much came is known.
     Dropped(Window, Intake),
+}
+
+impl Sealed {
+    /// Nothing came for it.
+    fn is_idle(&self) -> bool {
+        matches!(self, Self::Dropped(_, intake) if intake.accepted == 0)
+    }
 }
 
 /// This instance's part of a window.
@@ -214,18 +223,43 @@ impl LocalWindows {
         state.open.range(..=window).map(|(_, local)| Arc::clone(local)).collect()
     }
 
+    /// Windows up to this one, from the last that was sealed here, that nothing came for; the newest of them.
+    pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
+        let state = self.state.read();
+        let newest = state.sealed.last_key_value().map(|(newest, _)| *newest).max(state.forgotten);
+        let is_new = |window: &Window| newest.is_none_or(|newest| newest < *window);
+        let mut idle = Vec::new();
+        let mut at = window;
+        while idle.len() < IDLE_TOLD && is_new(&at) && !state.open.contains_key(&at) {
+            idle.push(at);
+            // The first window of all, or the first of this instance.
+            if newest.is_none() || at.previous() == at {
+                break;
+            }
+            at = at.previous();
+        }
+        idle
+    }
+
     /// All of it is in Redis.
     pub(super) fn sealed(&self, local: Arc<LocalWindow>) {
         let mut state = self.state.write();
         state.open.remove(&local.window);
         let kept = (BYTES_KEPT / self.bytes_a_window()).max(ALWAYS_KEPT);
         state.sealed.insert(local.window, Sealed::Kept(local));
+        let sketches = state.sealed.values_mut().rev().filter(|sealed| matches!(sealed, Sealed::Kept(_)));
         // Those before it were dropped earlier.
-        if let Some(old) = state.sealed.values_mut().rev().nth(kept)
+        if let Some(old) = sketches.into_iter().nth(kept)
             && let Sealed::Kept(local) = old
         {
             *old = Sealed::Dropped(local.window, local.intake());
         }
+    }
+
+    /// Redis knows that this instance has nothing of it.
+    pub(super) fn sealed_idle(&self, window: Window) {
+        let nothing = Sealed::Dropped(window, Intake::default());
+        self.state.write().sealed.entry(window).or_insert(nothing);
     }
 
     /// About what one takes in memory when nothing is kept for Redis.
@@ -247,14 +281,6 @@ impl LocalWindows {
         self.state.read().forgotten >= Some(window)
     }
 
-    /// What came for a window that was sealed here, if it is not forgotten.
-    pub(super) fn sealed_intake(&self, window: Window) -> Option<Intake> {
-        self.state.read().sealed.get(&window).map(|sealed| match sealed {
-            Sealed::Kept(local) => local.intake(),
-            Sealed::Dropped(_, intake) => *intake,
-        })
-    }
-
     /// Those up to a window of which Redis has this instance's part.
     pub(super) fn with_part(&self, last: Window) -> Vec<Arc<LocalWindow>> {
         let state = self.state.read();
@@ -268,7 +294,8 @@ impl LocalWindows {
     /// Those that are not forgotten.
     pub(super) fn all(&self) -> Vec<Window> {
         let state = self.state.read();
-        state.sealed.keys().chain(state.open.keys()).copied().collect()
+        let sealed = state.sealed.iter().filter(|(_, sealed)| !sealed.is_idle()).map(|(window, _)| window);
+        sealed.chain(state.open.keys()).copied().collect()
     }
 
     /// Those that are not sealed, oldest first.

@@ -40,7 +40,7 @@ mod pipeline;
 mod recovery;
 mod unacknowledged;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ::redis::aio::MultiplexedConnection;
@@ -261,7 +261,7 @@ impl RedisCounter {
         };
         // Whatever else is known: there were some.
         let none_left = u64::from(unique_ids == 0 && accepted > 0);
-        Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids: lost + missing.max(none_left) })
+        Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids: (lost + missing).max(none_left) })
     }
 
     /// Exact ids take memory and are somebody's: once they are counted they soon expire.
@@ -335,6 +335,10 @@ impl UniqueCounter for RedisCounter {
             self.handover.seal(&local).await?;
             self.local.sealed(local);
         }
+        for idle in self.local.idle_up_to(window).into_iter().rev() {
+            self.handover.seal_idle(idle).await?;
+            self.local.sealed_idle(idle);
+        }
         Ok(())
     }
 
@@ -350,16 +354,15 @@ impl UniqueCounter for RedisCounter {
         Ok(self.tally(window, intakes).await?)
     }
 
-    async fn settle(&self, window: Window) -> Result<Tally, CountError> {
+    async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<Tally, CountError> {
         if self.local.is_evicted(window) {
             return Err(CountError::Evicted(window));
         }
         // First, because a window that is closed by force may still grow.
         let mut intakes = self.handover.intakes(window).await?;
-        if let Some(own) = self.local.sealed_intake(window).filter(|own| own.accepted > 0) {
-            // What this instance said is gone, and with it what the others said.
-            let lost = Intake { lost: own.accepted, ..own };
-            intakes.entry(self.config.process.clone()).or_insert(lost);
+        for party in parties {
+            // It has sealed the window, and what it said then is gone.
+            intakes.entry(party.clone()).or_insert(Intake::UNKNOWN);
         }
         let in_doubt = match self.config.mode {
             Mode::Hll => self.handover.gather(window, &intakes).await?,
