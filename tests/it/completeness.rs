@@ -147,7 +147,8 @@ async fn a_key_that_was_replaced_is_put_aside_and_said() {
     }
 }
 
-/// What instances said that they accepted is replaced by something else: what the others said is gone with it.
+/// What instances said that they accepted is replaced by something else: that is in nobody's way. (That what others had said
+/// before is missed, the random runs below show.)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_can_be_replaced_too() {
     let redis = Redis::start();
@@ -158,7 +159,7 @@ async fn what_was_accepted_can_be_replaced_too() {
     let key = Keys::new("accepted").accepted(window(start));
     ::redis::cmd("SET").arg(&key).arg("nonsense").exec(&mut redis.connect()).unwrap();
     let closed = wait_closed(server, start).await;
-    assert!(is_all(Mode::Hll, closed.unique, 50) && !closed.complete, "{closed:?}");
+    assert!(is_all(Mode::Hll, closed.unique, 50) && closed.complete, "{closed:?}");
     assert!(wait_closed(server, start + 2).await.complete);
 }
 
@@ -240,13 +241,13 @@ fn event() -> impl Strategy<Value = Event> {
     let instance = 0..4_usize;
     prop_oneof![
         8 => (instance.clone(), 0..2_000_u64, 0..200_u64).prop_map(|(i, from, n)| Event::Accept(i, from, n)),
-        4 => instance.clone().prop_map(Event::Seal),
+        6 => instance.clone().prop_map(Event::Seal),
         1 => instance.clone().prop_map(Event::Leave),
         1 => instance.clone().prop_map(Event::Vanish),
         1 => Just(Event::Join),
-        2 => Just(Event::LoseIds),
+        4 => Just(Event::LoseIds),
         1 => Just(Event::LoseAccepted),
-        1 => instance.clone().prop_map(Event::LosePart),
+        3 => instance.clone().prop_map(Event::LosePart),
         1 => Just(Event::ReplaceIds),
         1 => Just(Event::ReplaceAccepted),
         1 => Just(Event::Copy),
@@ -424,7 +425,7 @@ fn no_wrong_count_is_called_complete() {
     let redis = Redis::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (number, complete) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut runner = TestRunner::new(Config { cases: 400, max_shrink_iters: 200, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 1_500, max_shrink_iters: 200, ..Config::default() });
     let cases = (prop::bool::ANY, proptest::collection::vec(event(), 1..24), 0..4_usize);
     let outcome = runner.run(&cases, |(exact, events, leader)| {
         let mode = if exact { Mode::Exact } else { Mode::Hll };

@@ -43,8 +43,6 @@ use crate::window::Window;
 const MERGE_EXPIRES: u64 = 60;
 /// Exact ids that are handed over in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;
-/// Stands for an instance in the hash of what was accepted when that hash itself was lost.
-const NOBODY: &str = "?";
 
 /// What a merge leaves of this instance's sketch beside the shared one.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -281,8 +279,8 @@ impl Handover {
         self.with_accepted(window, Call::Seal, &commands).await
     }
 
-    /// Does something with the hash of what was accepted. If something else is in its place, what the other instances
-    /// said is lost, and that is noted.
+    /// Does something with the hash of what was accepted. If something else is in its place, that is put aside; what other
+    /// instances had said is missed when the window is counted.
     async fn with_accepted<T: FromRedisValue>(
         &self,
         window: Window,
@@ -293,11 +291,7 @@ impl Handover {
         if let Some(done) = self.unless_damaged(call, commands).await? {
             return Ok(done);
         }
-        if self.put_aside("hash", window, &key, std::slice::from_ref(&key)).await? {
-            let mut note = ::redis::cmd("HSET");
-            note.arg(&key).arg(NOBODY).arg(Intake::UNKNOWN.to_string());
-            self.run(async |connection| note.exec_async(connection).await).await?;
-        }
+        self.put_aside("hash", window, &key, std::slice::from_ref(&key)).await?;
         self.redis.run(call, async |connection| commands.query_async(connection).await).await
     }
 
@@ -337,15 +331,14 @@ impl Handover {
         self.redis.run(call, work).await
     }
 
-    /// Puts aside which of some keys hold something else than they should. All are in the slot of `first`. Whether there was
-    /// one.
+    /// Puts aside which of some keys hold something else than they should. All are in the slot of `first`.
     async fn put_aside(
         &self,
         holds: &str,
         window: Window,
         first: &str,
         keys: &[String],
-    ) -> Result<bool, Unavailable> {
+    ) -> Result<(), Unavailable> {
         let mut call = scripts::PUT_ASIDE.prepare_invoke();
         call.key(format!("{first}:look:{}", self.config.process));
         for key in keys {
@@ -360,7 +353,7 @@ impl Handover {
                 "something else was written to a key of headcount's: it is put aside, find out who writes there"
             );
         }
-        Ok(!aside.is_empty())
+        Ok(())
     }
 
     async fn run<T>(
