@@ -223,21 +223,19 @@ impl LocalWindows {
         state.open.range(..=window).map(|(_, local)| Arc::clone(local)).collect()
     }
 
-    /// Windows up to this one, from the last that was sealed here, that nothing came for; the newest of them.
+    /// Windows up to this one, from the last that was sealed here, that nothing came for: the newest of them, oldest first.
     pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
         let state = self.state.read();
-        let newest = state.sealed.last_key_value().map(|(newest, _)| *newest).max(state.forgotten);
-        let is_new = |window: &Window| newest.is_none_or(|newest| newest < *window);
-        let mut idle = Vec::new();
-        let mut at = window;
-        while idle.len() < IDLE_TOLD && is_new(&at) && !state.open.contains_key(&at) {
-            idle.push(at);
-            // The first window of all, or the first of this instance.
-            if newest.is_none() || at.previous() == at {
-                break;
-            }
-            at = at.previous();
-        }
+        let sealed = state.sealed.last_key_value().map(|(newest, _)| *newest).max(state.forgotten);
+        // An instance that has just come has no part in earlier ones.
+        let Some(sealed) = sealed else {
+            return if state.open.contains_key(&window) { Vec::new() } else { vec![window] };
+        };
+        let back = std::iter::successors(Some(window), |window| Some(window.previous()));
+        let idle =
+            back.take_while(|window| *window > sealed).filter(|window| !state.open.contains_key(window));
+        let mut idle: Vec<_> = idle.take(IDLE_TOLD).collect();
+        idle.reverse();
         idle
     }
 

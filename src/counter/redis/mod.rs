@@ -331,13 +331,15 @@ impl UniqueCounter for RedisCounter {
     }
 
     async fn seal(&self, window: Window) -> Result<(), Unavailable> {
-        for local in self.local.close_up_to(window) {
-            self.handover.seal(&local).await?;
-            self.local.sealed(local);
-        }
-        for idle in self.local.idle_up_to(window).into_iter().rev() {
+        let sealing = self.local.close_up_to(window);
+        // First: what is sealed below tells later calls up to where this has been done.
+        for idle in self.local.idle_up_to(window) {
             self.handover.seal_idle(idle).await?;
             self.local.sealed_idle(idle);
+        }
+        for local in sealing {
+            self.handover.seal(&local).await?;
+            self.local.sealed(local);
         }
         Ok(())
     }
