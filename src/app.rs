@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::args;
 use crate::backend::{Backend, BackendArgs, BackendEnded};
@@ -46,7 +46,11 @@ use crate::sink::Origin;
 use crate::sink::log::UnwritableLogDir;
 use crate::sinks::{SinkArgs, Sinks};
 use crate::window::{Clock, SystemClock};
+use crate::workers::Workers;
 
+/// The first wait after a first report that was not taken; it doubles up to the other.
+const FIRST_REPORT_AGAIN: Duration = Duration::from_millis(100);
+const FIRST_REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
 const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 /// What is kept back of the shutdown time-out for giving up the lease and saying goodbye.
@@ -211,7 +215,7 @@ pub enum RunError {
     NoAddress(#[from] io::Error),
 }
 
-/// Serves until `shutdown`, then stops in order.
+/// Serves until `shutdown`, then stops in order. A shutdown while it starts ends it at once: nothing has been accepted.
 ///
 /// # Errors
 ///
@@ -221,12 +225,68 @@ pub async fn run(
     config: Config,
     listeners: Listeners,
     log: LogProgress,
-    shutdown: impl Future<Output = ()>,
+    shutdown: CancellationToken,
 ) -> Result<(), RunError> {
-    let mut service = Service::start(config, listeners, log).await?;
+    let Some(mut service) = Service::start(config, listeners, log, &shutdown).await? else {
+        info!("stopped before it was ready");
+        return Ok(());
+    };
     tokio::select! {
-        () = shutdown => service.stop().await,
+        () = shutdown.cancelled() => service.stop().await,
         ended = service.ended() => Err(ended),
+    }
+}
+
+/// The first report, until it is taken or there is no more time. An instance that has been refused for good is not
+/// heard again.
+async fn introduce_until<F>(deadline: Instant, introduce: impl Fn() -> F) -> Result<Sealer, ReportError>
+where
+    F: Future<Output = Result<Sealer, ReportError>>,
+{
+    let mut wait = FIRST_REPORT_AGAIN;
+    loop {
+        match introduce().await {
+            Err(ReportError::Unavailable(error)) if Instant::now() + wait < deadline => {
+                debug!(%error, "the first report was not taken, trying again");
+                tokio::time::sleep(wait).await;
+                wait = (2 * wait).min(FIRST_REPORT_AGAIN_MAX);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// What answers until the service is ready: on the same sockets, so that nobody who connects meanwhile is lost.
+struct Starting {
+    stop: Stop,
+    servers: Vec<JoinHandle<()>>,
+}
+
+impl Starting {
+    fn serve(listeners: &Listeners, limits: &HttpArgs, workers: &Arc<Workers>) -> Result<Self, RunError> {
+        let stop = Stop::default();
+        let mut servers = Vec::new();
+        for listener in listeners.duplicates()? {
+            let (limits, workers, stop) = (limits.clone(), Arc::clone(workers), stop.clone());
+            // Metrics of their own: the service has not begun.
+            let metrics = Arc::new(Metrics::new());
+            let router = http::starting();
+            servers.push(tokio::spawn(async move {
+                server::serve(listener, router, &limits, metrics, workers, stop).await;
+            }));
+        }
+        Ok(Self { stop, servers })
+    }
+
+    /// Requests that were begun are answered; bodies that are still coming are not waited for.
+    async fn stop(self) {
+        self.stop.drain.cancel();
+        self.stop.abort.cancel();
+        for server in self.servers {
+            if let Err(error) = server.await {
+                warn!(%error, "the server that answers while the service starts has failed");
+            }
+        }
     }
 }
 
@@ -249,7 +309,13 @@ struct Service {
 }
 
 impl Service {
-    async fn start(config: Config, listeners: Listeners, log: LogProgress) -> Result<Self, RunError> {
+    /// None if it was told to stop meanwhile.
+    async fn start(
+        config: Config,
+        listeners: Listeners,
+        log: LogProgress,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Self>, RunError> {
         let ServeArgs { counting, http: limits, backend, publisher, callbacks, stopping, .. } =
             config.args.clone();
         let retention = config.retention;
@@ -257,10 +323,19 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (stop_http, stop_admin, stop_callbacks) = (Stop::default(), Stop::default(), Stop::default());
         let workers = Arc::new(limits.workers().map_err(RunError::NoWorkers)?);
+        let addresses = listeners.addresses()?;
+        // Whoever asks meanwhile is told, instead of waiting.
+        let starting = Starting::serve(&listeners, &limits, &workers)?;
+        let patience = Instant::now() + backend.redis.redis_wait;
         let backend = match &config.redis {
             Some(address) => {
                 let id_key = config.id_key.as_ref();
-                Backend::in_redis(&backend, address, &counting, id_key, retention, &workers, &metrics).await?
+                let connected =
+                    Backend::in_redis(&backend, address, &counting, id_key, retention, &workers, &metrics);
+                tokio::select! {
+                    connected = connected => connected?,
+                    () = shutdown.cancelled() => return Ok(None),
+                }
             }
             None => Backend::in_memory(&counting, stop_http.drain.clone()),
         };
@@ -270,15 +345,25 @@ impl Service {
 
         let origin = config.origin(backend.process.clone());
         let sinks = config.sinks.open(&origin, backend.redis.as_ref(), retention, log, &metrics)?;
-        let sealer = Sealer::introduce(
-            Arc::clone(&clock),
-            Arc::clone(&backend.counter),
-            Arc::clone(&backend.coordinator),
-            counting.window,
-            Arc::clone(&metrics),
-            closed.clone(),
-        )
-        .await?;
+        let introduce = || {
+            Sealer::introduce(
+                Arc::clone(&clock),
+                Arc::clone(&backend.counter),
+                Arc::clone(&backend.coordinator),
+                counting.window,
+                Arc::clone(&metrics),
+                closed.clone(),
+            )
+        };
+        let introduced = tokio::select! {
+            introduced = introduce_until(patience, introduce) => Some(introduced?),
+            () = shutdown.cancelled() => None,
+        };
+        let Some(sealer) = introduced else {
+            // Its first report may have been taken: others need not wait for it.
+            let _ = tokio::time::timeout(GOODBYE, backend.stop(true)).await;
+            return Ok(None);
+        };
         backend.take_part();
         let publisher = Publisher {
             clock: Arc::clone(&clock),
@@ -294,7 +379,6 @@ impl Service {
         };
         set_info(&metrics, backend.name, &counting);
         raise_descriptor_limit(&limits, &callbacks, workers.count());
-        let addresses = listeners.addresses()?;
         let surroundings = Surroundings {
             signing_key: config.signing_key,
             own: addresses.clone(),
@@ -319,6 +403,7 @@ impl Service {
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
         });
+        starting.stop().await;
         let spawn_server = |listener, router, stop: &Stop| {
             let (limits, metrics, stop) = (limits.clone(), Arc::clone(&metrics), stop.clone());
             let workers = Arc::clone(&workers);
@@ -349,7 +434,7 @@ impl Service {
         };
         service.phase.send_replace(Phase::Ready);
         log_start(service.backend.name, &counting, &addresses);
-        Ok(service)
+        Ok(Some(service))
     }
 
     /// Waits for a part to end that should not.

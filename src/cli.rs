@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::app::{self, Config, ServeArgs};
@@ -18,6 +19,7 @@ use crate::http::ListenArgs;
 use crate::lines::CountArgs;
 use crate::listeners::Listeners;
 use crate::logging::LoggingArgs;
+use crate::signals::Signals;
 use crate::{check, exposed, healthcheck, lines, logging, verify};
 
 const USAGE: u8 = 2;
@@ -143,11 +145,11 @@ fn serve(args: Serve, warning: Option<String>) -> ExitCode {
     }
     let result = in_runtime(async {
         let listeners = Listeners::bind(config.http()).map_err(|error| error.to_string())?;
-        let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
-        let mut again = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let stop = CancellationToken::new();
         tokio::select! {
-            result = app::run(config, listeners, progress, signals.next()) => result.map_err(|error| error.to_string()),
-            () = again.second() => Err("stopped at once by a second signal, the last count may be lost".to_owned()),
+            result = app::run(config, listeners, progress, stop.clone()) => result.map_err(|error| error.to_string()),
+            () = signals.hurry(stop) => Err("stopped at once by a second signal, the last count may be lost".to_owned()),
         }
     });
     if let Err(message) = &result {
@@ -185,31 +187,6 @@ fn finish(result: Result<Option<String>, impl ToString>) -> ExitCode {
 fn complain(message: &str) {
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(io::stderr(), "error: {message}");
-}
-
-/// SIGTERM, which asks services to stop, and SIGINT, which is Ctrl-C.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    async fn second(&mut self) {
-        self.next().await;
-        self.next().await;
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
+//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`signals`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
@@ -45,6 +45,7 @@ pub mod redis;
 pub mod sealer;
 pub mod secret;
 pub mod shard;
+pub mod signals;
 pub mod sink;
 pub mod sinks;
 pub mod sketch;

@@ -30,6 +30,7 @@ use headcount::listeners::Listeners;
 use headcount::logging::{self, LoggingArgs};
 use headcount::metrics::Metrics;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tokio_util::sync::CancellationToken;
 
 use support::redis::Redis;
 
@@ -116,7 +117,7 @@ fn counting_hardly_allocates() {
         let config = parse(args).serve.validate().expect("good arguments");
         let listeners = Listeners::bind(config.http()).expect("listeners");
         let address = listeners.public.local_addr().expect("an address");
-        let service = app::run(config, listeners, log.clone(), std::future::pending());
+        let service = app::run(config, listeners, log.clone(), CancellationToken::new());
         runtime.spawn(async { service.await.expect("a running service") });
         address
     };

@@ -268,6 +268,14 @@ pub fn routers(api: Api) -> Routers {
     }
 }
 
+/// What is answered while the service starts: that it lives, that it is not ready, and that no id is taken yet.
+pub fn starting() -> Router {
+    Router::new()
+        .route(ops::LIVEZ, get(ops::livez))
+        .route("/readyz", get(ops::not_ready))
+        .fallback(async || Failure::StoreUnavailable)
+}
+
 /// The API, and a handle for the results of each route.
 struct Routes {
     api: Api,

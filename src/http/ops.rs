@@ -24,11 +24,20 @@ pub(super) async fn livez() -> Response {
     plain(StatusCode::OK, "alive")
 }
 
+/// No load balancer should send requests here yet.
+pub(super) async fn not_ready() -> Response {
+    starting()
+}
+
+fn starting() -> Response {
+    plain(StatusCode::SERVICE_UNAVAILABLE, "starting")
+}
+
 /// Whether a load balancer should send requests here.
 pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
     let clock_is_wrong = *routes.api.clock_is_wrong.borrow();
     match *routes.api.phase.borrow() {
-        Phase::Starting => plain(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Phase::Starting => starting(),
         Phase::Ready if clock_is_wrong => plain(StatusCode::SERVICE_UNAVAILABLE, "clock"),
         // What makes all of them degraded must not take all of them out of the load balancer.
         Phase::Ready if routes.api.counter.is_degraded() => plain(StatusCode::OK, "degraded"),

@@ -49,6 +49,7 @@ mod publishing;
 mod redis_writes;
 mod router_properties;
 mod secrets;
+mod signals;
 mod sketch_properties;
 mod stack;
 mod status;
