@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use ::redis::Pipeline;
+use serde::Deserialize;
 
 use crate::app::Config;
 use crate::backend::process_name;
@@ -149,22 +150,24 @@ async fn compare(
         Ok(_) => findings.add(Verdict::Ok, "published", "the topic has all that Redis says is published")?,
     }
     let ours = entries.iter().filter(|entry| entry.complete && entry.seconds == u64::from(length.seconds()));
-    let (mut compared, mut differ) = (0, Vec::new());
+    let (mut compared, mut differ, mut lost) = (0, Vec::new(), Vec::new());
     for entry in ours {
         let window = length.starting_at(entry.start);
-        match count(config, &redis, &keys, window).await {
-            Ok(None) => {}
-            Ok(Some(there)) => {
+        match compare_one(config, &redis, &keys, entry).await {
+            Ok(Compared::Gone) => {}
+            Ok(Compared::Same) => compared += 1,
+            Ok(Compared::Lost) => lost.push(entry.start),
+            Ok(Compared::Differs(there)) => {
                 compared += 1;
-                if there != entry.unique_request_count {
-                    differ.push(format!(
-                        "{window} is {} in Kafka and {there} in Redis",
-                        entry.unique_request_count
-                    ));
-                }
+                let published = entry.unique_request_count;
+                differ.push(format!("{window} is {published} in Kafka and {there} in Redis"));
             }
             Err(error) => return findings.add(Verdict::Fail, "counts", error),
         }
+    }
+    if !lost.is_empty() {
+        let what = "lost by Redis since they were counted, so not compared";
+        say(config, findings, Verdict::Warn, what, &lost)?;
     }
     if differ.is_empty() {
         let text = format_args!("{compared} complete windows are still in Redis, with the same counts");
@@ -172,6 +175,50 @@ async fn compare(
     }
     let named = differ.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
     findings.add(Verdict::Fail, "counts", format_args!("{} of {compared} differ: {named}", differ.len()))
+}
+
+/// What Redis says of a published count.
+enum Compared {
+    /// It does not have the window any more.
+    Gone,
+    Same,
+    /// It has fewer ids than when it counted them: they expired, were evicted or deleted, or it came back with an older
+    /// state. Its count says nothing about the record.
+    Lost,
+    /// It has them all, and counts otherwise.
+    Differs(u64),
+}
+
+async fn compare_one(
+    config: &Config,
+    redis: &Redis,
+    keys: &Keys,
+    entry: &Entry,
+) -> Result<Compared, Unavailable> {
+    let window = config.args.counting.window.starting_at(entry.start);
+    let Some(there) = count(config, redis, keys, window).await? else { return Ok(Compared::Gone) };
+    if there == entry.unique_request_count {
+        return Ok(Compared::Same);
+    }
+    let mut ask = Pipeline::new();
+    ask.cmd("HGET").arg(keys.counts()).arg(window.unix_seconds());
+    ask.cmd("HGETALL").arg(keys.accepted(window));
+    let (stored, accepted): (Option<String>, BTreeMap<String, String>) =
+        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+    // The count as it was stored, once and for all, before it was published.
+    let stored = stored.and_then(|count| serde_json::from_str::<StoredCount>(&count).ok());
+    let is_as_stored = stored.is_some_and(|stored| stored.unique_request_count == entry.unique_request_count);
+    // What instances said that they accepted, beside what the record says. An older state has less of it.
+    let first_number = |said: &String| said.split(' ').next()?.parse::<u64>().ok();
+    let accepted: u64 = accepted.values().filter_map(first_number).sum();
+    let has_lost_some = entry.accepted_ids.is_some_and(|published| accepted < published);
+    let lost = there < entry.unique_request_count && (is_as_stored || has_lost_some);
+    Ok(if lost { Compared::Lost } else { Compared::Differs(there) })
+}
+
+#[derive(Deserialize)]
+struct StoredCount {
+    unique_request_count: u64,
 }
 
 /// None when Redis does not have the window any more.

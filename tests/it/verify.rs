@@ -10,6 +10,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
+use crate::support::fleet::next_window;
 use crate::support::free_port;
 use crate::support::kafka::{Tail, namespace, shared};
 use crate::support::process::{headcount, output_of};
@@ -123,4 +124,49 @@ async fn what_is_wrong_with_a_topic_is_said() {
     let (code, lines) = run("check", &["--kafka-brokers", &nobody]);
     let line = about(&lines, "kafka");
     assert!(code == 1 && line.contains("--kafka-brokers") && line.contains("refused"), "{lines:?}");
+}
+
+/// Redis comes back with the state of an hour ago, say: what it counts now says nothing about records that are right. A record
+/// that is wrong is found all the same where Redis has all ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_lost_ids_is_told_from_a_wrong_record() {
+    let (mut redis, brokers, namespace) = (Redis::start(), shared(), namespace("snapshot"));
+    let url = redis.url();
+    let args =
+        ["--redis-url", &url, "--namespace", &namespace, "--window", "2s", "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    let tail = Tail::start(&brokers, &format!("{namespace}.unique-counts"));
+    let first = next_window(Duration::from_millis(50)).await;
+    tail.wait_for(first - 2).await;
+    let start = next_window(Duration::from_millis(50)).await;
+    let accept = async |ids: std::ops::Range<u64>| {
+        for id in ids {
+            assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+        }
+    };
+    accept(0..20).await;
+    ::redis::cmd("SAVE").exec(&mut redis.connect()).unwrap();
+    accept(20..40).await;
+    let later = next_window(Duration::from_millis(50)).await;
+    accept(0..10).await;
+    tail.wait_for(later).await;
+    assert!(server.stop().await.success());
+    let window = "2s".parse::<WindowLength>().unwrap().starting_at(start);
+    let (code, lines) = run("verify", &args);
+    assert_eq!((code, about(&lines, "counts").starts_with("ok ")), (0, true), "{lines:?}");
+
+    // The key alone loses ids: the count that was stored for the window is what was published.
+    let key = Keys::new(&namespace).ids(Mode::Hll, 0, Shards::ONE, window);
+    ::redis::cmd("DEL").arg(&key).exec(&mut redis.connect()).unwrap();
+    ::redis::cmd("PFADD").arg(&key).arg(1).exec(&mut redis.connect()).unwrap();
+    let lost = "warn lost by Redis since they were counted, so not compared";
+    let (code, lines) = run("verify", &args);
+    assert_eq!(code, 0, "{lines:?}");
+    assert!(lines.contains(&format!("{lost}: 1: {window}")), "{lines:?}");
+
+    // All of it is as it was before the window was closed.
+    redis.restart();
+    let (code, lines) = run("verify", &args);
+    assert_eq!(code, 0, "{lines:?}");
+    assert!(lines.contains(&format!("{lost}: 1: {window}")), "{lines:?}");
 }

@@ -21,6 +21,8 @@ use crate::window::Window;
 
 /// The header that says how long the record's window is.
 pub(super) const WINDOW_SECONDS: &str = "window_seconds";
+/// The header that says how many ids were accepted.
+pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
 /// The header that says whether the count is whole.
 pub(super) const COMPLETE: &str = "complete";
 /// How far before the end the last record is looked for at first.
@@ -38,6 +40,8 @@ pub struct Entry {
     pub seconds: u64,
     /// How many different ids.
     pub unique_request_count: u64,
+    /// How many ids were accepted, repeats among them, if it says so.
+    pub accepted_ids: Option<u64>,
     /// Whether the count is whole.
     pub complete: bool,
 }
@@ -173,6 +177,7 @@ fn entry(
         start,
         seconds: seconds.unwrap_or_else(|| u64::from(origin.window.seconds())),
         unique_request_count,
+        accepted_ids: header(ACCEPTED_IDS).and_then(|ids| ids.parse().ok()),
         complete: header(COMPLETE) == Some("true"),
     })
 }

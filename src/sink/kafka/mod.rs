@@ -146,7 +146,7 @@ fn headers(origin: &Origin, count: &WindowCount, token: u64) -> OwnedHeaders {
         ("mode", origin.mode.as_str().to_owned()),
         ("standard_error", origin.standard_error.to_string()),
         (ledger::WINDOW_SECONDS, origin.window.seconds().to_string()),
-        ("accepted_ids", count.accepted_ids.to_string()),
+        (ledger::ACCEPTED_IDS, count.accepted_ids.to_string()),
         (ledger::COMPLETE, count.complete.to_string()),
         ("instance", origin.instance.clone()),
         ("fencing_token", token.to_string()),
