@@ -26,6 +26,11 @@ impl SecretArg {
         resolve(&self.0).map_err(|(path, error)| format!("cannot read '{path}', given in '{flag}': {error}"))
     }
 
+    /// Whether it is in a file, where it may be changed.
+    pub fn is_a_file(&self) -> bool {
+        self.0.starts_with(FILE)
+    }
+
     /// What `parse` makes of the secret.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
+use axum::http::{HeaderMap, HeaderValue};
 use http_body_util::{BodyExt, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::error;
@@ -71,7 +71,7 @@ pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -
 }
 
 fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
-    if headers.contains_key(CONTENT_ENCODING) {
+    if !headers.get_all(CONTENT_ENCODING).iter().all(says_nothing) {
         return Err(Failure::UnsupportedMediaType);
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -81,6 +81,14 @@ fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
         "application/json" => Ok(ListFormat::Json),
         _ => Err(Failure::UnsupportedMediaType),
     }
+}
+
+/// Whether a value of `content-encoding` means that nothing was done to the body (RFC 9110, 8.4.1 and 12.5.3).
+fn says_nothing(encodings: &HeaderValue) -> bool {
+    let is_identity = |encoding: &[u8]| {
+        encoding.trim_ascii().is_empty() || encoding.trim_ascii().eq_ignore_ascii_case(b"identity")
+    };
+    encodings.as_bytes().split(|byte| *byte == b',').all(is_identity)
 }
 
 /// Reads the body, and takes of the budget as it comes: who sends nothing holds nothing.

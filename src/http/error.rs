@@ -44,6 +44,8 @@ pub enum Failure {
     BodyTooLarge,
     /// A bulk body of another type, or compressed.
     UnsupportedMediaType,
+    /// The header `host` is missing, is there twice, or is none.
+    InvalidHost,
     /// There is a token, and the request does not bear it.
     Unauthorized,
     /// The route does not know this method.
@@ -59,7 +61,7 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
@@ -68,6 +70,7 @@ impl Failure {
         Self::InvalidBody,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
+        Self::InvalidHost,
         Self::Unauthorized,
         Self::MethodNotAllowed { allow: "" },
         Self::Overloaded,
@@ -89,6 +92,7 @@ impl Failure {
             Self::InvalidBody => (StatusCode::BAD_REQUEST, "invalid_body"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::InvalidHost => (StatusCode::BAD_REQUEST, "invalid_host"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),

@@ -11,6 +11,8 @@ use ::metrics::{Counter, Gauge};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::Version;
+use axum::http::header::HOST;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -65,6 +67,7 @@ pub async fn serve(
         timeouts: Timeouts::new(limits),
         timed_out: Arc::new(timed_out),
         refused: metrics.requests("other", Failure::Overloaded.reason()),
+        bad_host: metrics.requests("other", Failure::InvalidHost.reason()),
         metrics,
         workers,
         stop,
@@ -117,6 +120,22 @@ fn http(limits: &HttpArgs) -> http1::Builder {
     http
 }
 
+/// Whether a request says once for which host it is, as HTTP/1.1 demands (RFC 9112, 3.2). Proxies and servers that
+/// understand a second one, or none, otherwise than each other can be played off against each other.
+fn host_is_sound<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(host), None) => host.as_bytes().iter().all(|byte| is_of_host(*byte)),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Whether it may stand in a host and port (RFC 3986, 3.2.2).
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+}
+
 /// What a connection has of the caps, and gives back at its end, whichever that is.
 struct Admission {
     _permit: OwnedSemaphorePermit,
@@ -137,6 +156,7 @@ struct Server {
     /// In the order of [`Late::ALL`].
     timed_out: Arc<[Counter; 3]>,
     refused: Counter,
+    bad_host: Counter,
     metrics: Arc<Metrics>,
     workers: Arc<Workers>,
     stop: Stop,
@@ -157,11 +177,19 @@ impl Server {
         // Answers are small: waiting for more to send with them only makes them late.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(self.timeouts);
-        let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
+        let (router, of_service, bad_host) = (self.router.clone(), Arc::clone(&watch), self.bad_host.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let (router, watch) = (router.clone(), Arc::clone(&of_service));
+            let host_is_sound = host_is_sound(&request);
+            if !host_is_sound {
+                bad_host.increment(1);
+            }
             watch.called();
             async move {
+                if !host_is_sound {
+                    watch.answered();
+                    return Ok(Failure::InvalidHost.into_response());
+                }
                 let answer = router.oneshot(request.map(Body::new)).await;
                 watch.answered();
                 answer

@@ -219,11 +219,26 @@ impl Watch {
 pub(super) struct WatchedStream {
     stream: TcpStream,
     watch: Arc<Watch>,
+    /// Nothing has come yet.
+    is_new: bool,
 }
+
+/// How a client begins that takes for granted that we speak HTTP/2 (RFC 9113, 3.4).
+const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// Where the version is in it.
+const VERSION: usize = b"PRI * HTTP/".len();
 
 impl WatchedStream {
     pub(super) fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
-        Self { stream, watch }
+        Self { stream, watch, is_new: true }
+    }
+
+    /// hyper closes a connection that begins with the preface of HTTP/2 without a word. With a version that it has never heard
+    /// of, it answers 400, as it does to all that is no HTTP/1.
+    fn look_at_first(&mut self, received: &mut [u8]) {
+        if std::mem::take(&mut self.is_new) && received.starts_with(HTTP_2_PREFACE) {
+            received[VERSION] = b'9';
+        }
     }
 }
 
@@ -246,6 +261,7 @@ impl AsyncRead for WatchedStream {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.watch.received();
+            self.look_at_first(&mut buffer.filled_mut()[before..]);
         }
         read
     }

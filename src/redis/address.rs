@@ -6,12 +6,18 @@ use std::time::Duration;
 use ::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use clap::Args;
 use thiserror::Error;
+use tracing::warn;
+use url::Url;
 
 use super::Redis;
+use super::server::ServerFacts;
 use crate::args;
 use crate::metrics::Metrics;
 use crate::secret::SecretArg;
 use crate::unavailable::Unavailable;
+
+/// For messages.
+const FLAG: &str = "--redis-url <URL>";
 
 /// Where Redis is, and how long it may take.
 #[derive(Debug, Clone, Args)]
@@ -59,7 +65,8 @@ impl RedisArgs {
     /// A line for the user, without the password.
     pub fn address(&self) -> Result<Option<Address>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };
-        Address::parse(&url.read("--redis-url <URL>")?).map(Some)
+        let address = Address::parse(&url.read(FLAG)?)?;
+        Ok(Some(Address { file: Some(url.clone()).filter(SecretArg::is_a_file), ..address }))
     }
 
     /// Connects, and waits until Redis answers.
@@ -70,7 +77,11 @@ impl RedisArgs {
     pub async fn connect(&self, address: &Address, metrics: &Metrics) -> Result<Redis, CannotConnect> {
         let redis = Redis::new(address, self.redis_timeout, metrics)?;
         redis.wait_for(address, self.redis_wait).await?;
-        Ok(redis)
+        match ServerFacts::of(&redis).await.map(|server| server.unsuitable()) {
+            Ok(Some(what)) => Err(CannotConnect::Unsuitable { address: address.to_string(), what }),
+            // One that does not say what it is may be what we need.
+            _ => Ok(redis),
+        }
     }
 }
 
@@ -82,9 +93,42 @@ fn parse_namespace(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// What the client would ignore, and what to say instead. Nothing of the URL is repeated but names of parameters: there may
+/// be a password in it.
+fn unknown_part(url: &Url) -> Option<String> {
+    let is_unix = url.scheme().ends_with("unix");
+    let known: &[&str] = if is_unix { &["db", "user", "pass", "protocol"] } else { &["protocol"] };
+    let mut seen = Vec::new();
+    for (name, _) in url.query_pairs() {
+        if name == "db" && !is_unix {
+            return Some(
+                "'?db' is not known there; the database is the path, as in redis://host:6379/1".to_owned(),
+            );
+        }
+        if !known.contains(&&*name) {
+            let is_a_name = name.len() <= 32 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            let name = if is_a_name { &*name } else { "…" };
+            return Some(format!("the parameter '{name}' is not known; expected {}", known.join(", ")));
+        }
+        if seen.contains(&name) {
+            return Some(format!("the parameter '{name}' is there more than once"));
+        }
+        seen.push(name);
+    }
+    match url.fragment() {
+        Some("insecure") if matches!(url.scheme(), "rediss" | "valkeys") => None,
+        Some(_) => Some("a fragment ('#…') is not known; write %23 for a '#' in a password".to_owned()),
+        None => None,
+    }
+}
+
 /// Where Redis is and who we are to it. Shown without the password.
 #[derive(Clone)]
-pub struct Address(pub(super) ConnectionInfo);
+pub struct Address {
+    pub(super) info: ConnectionInfo,
+    /// The file that the URL was in, if it was in one: the password may be changed there.
+    pub(super) file: Option<SecretArg>,
+}
 
 impl Address {
     /// Reads a URL.
@@ -94,32 +138,50 @@ impl Address {
     /// A line for the user, without the password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let info = text.into_connection_info().map_err(|_| {
-            "invalid value for '--redis-url <URL>': expected redis://, rediss:// or unix://, such as \
-             redis://user:password@host:6379/0"
-                .to_owned()
+            format!(
+                "invalid value for '{FLAG}': expected redis://, rediss:// or unix://, such as \
+                 redis://user:password@host:6379/0"
+            )
         })?;
+        if let Some(unknown) = Url::parse(text).ok().as_ref().and_then(unknown_part) {
+            return Err(format!("invalid value for '{FLAG}': {unknown}"));
+        }
         let tcp = info.tcp_settings().clone().set_nodelay(true);
-        Ok(Self(info.set_tcp_settings(tcp)))
+        Ok(Self { info: info.set_tcp_settings(tcp), file: None })
+    }
+
+    /// The same with the password that is in its file now, if that is another one. Anything else that has changed there
+    /// waits for a restart.
+    pub(super) fn read_again(&self) -> Option<Self> {
+        let file = self.file.as_ref()?;
+        let read = file.read(FLAG).and_then(|url| Self::parse(&url));
+        let new = read.inspect_err(|error| warn!("{error}")).ok()?;
+        let who = |address: &Self| {
+            let settings = address.info.redis_settings();
+            (settings.username().map(str::to_owned), settings.password().map(str::to_owned))
+        };
+        (who(&new) != who(self) && new.to_string() == self.to_string())
+            .then(|| Self { file: Some(file.clone()), ..new })
     }
 
     /// Whether a password is in it.
     pub fn has_password(&self) -> bool {
-        self.0.redis_settings().password().is_some()
+        self.info.redis_settings().password().is_some()
     }
 
     /// The user that Redis knows us as.
     pub fn user(&self) -> &str {
-        self.0.redis_settings().username().unwrap_or("default")
+        self.info.redis_settings().username().unwrap_or("default")
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.addr() {
+        match self.info.addr() {
             ConnectionAddr::TcpTls { host, port, .. } => write!(f, "rediss://{host}:{port}"),
             other => write!(f, "{other}"),
         }?;
-        write!(f, ", database {}", self.0.redis_settings().db())
+        write!(f, ", database {}", self.info.redis_settings().db())
     }
 }
 
@@ -139,6 +201,14 @@ pub enum CannotConnect {
         address: String,
         /// What it said, or what the system said.
         cause: Unavailable,
+    },
+    /// It is something that speaks the protocol and cannot do the work.
+    #[error("cannot use Redis at {address}: it is {what}")]
+    Unsuitable {
+        /// Where.
+        address: String,
+        /// What it is, and what to do.
+        what: &'static str,
     },
     /// The address is none.
     #[error("cannot use --redis-url: {0}")]

@@ -4,20 +4,62 @@ use std::future::Future;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, RedisResult};
+use ::redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisResult};
+use parking_lot::Mutex;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
-use super::{is_fatal, server};
+use super::{Address, is_fatal, server};
 
 /// How long a connection may take to be there, authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long it is listened for what a server says first.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// To whom, and how long an answer may take.
 pub struct Destination {
-    pub(super) client: Client,
+    address: Mutex<(Address, Client)>,
     pub(super) timeout: Duration,
 }
 
 impl Destination {
+    pub(super) fn new(address: Address, timeout: Duration) -> RedisResult<Self> {
+        let client = Client::open(address.info.clone())?;
+        Ok(Self { address: Mutex::new((address, client)), timeout })
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.address.lock().1.clone()
+    }
+
+    /// After Redis has refused the password: true if there is another one in the file that it came from.
+    pub(super) fn has_another_password(&self) -> bool {
+        let mut address = self.address.lock();
+        let Some(new) = address.0.read_again() else { return false };
+        let Ok(client) = Client::open(new.info.clone()) else { return false };
+        *address = (new, client);
+        true
+    }
+
+    /// What a server says to whoever connects before it closes the connection: that it is in protected mode, or has too many
+    /// clients. A client that has sent something by then sees only that the connection is reset.
+    pub(super) async fn greeting(&self) -> Option<String> {
+        let ConnectionAddr::Tcp(host, port) = self.client().get_connection_info().addr().clone() else {
+            return None;
+        };
+        let greeting = async {
+            let mut stream = TcpStream::connect((host, port)).await.ok()?;
+            let mut said = [0; 256];
+            let length = stream.read(&mut said).await.ok()?;
+            let said = String::from_utf8_lossy(&said[..length]).into_owned();
+            // The first sentence; what follows is advice for whoever runs the server.
+            let said = said.strip_prefix('-')?.split(". ").next()?.trim().to_owned();
+            Some(said)
+        };
+        tokio::time::timeout(GREETING_TIMEOUT, greeting).await.ok().flatten()
+    }
+
     pub(super) fn config(&self) -> AsyncConnectionConfig {
         AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -47,7 +89,7 @@ pub trait Connection: Clone + Send + Sync + Sized + 'static {
 /// redis-rs's: for any command, and for many callers at a time.
 impl Connection for MultiplexedConnection {
     async fn open(to: &Destination) -> RedisResult<(Self, Option<String>)> {
-        let mut connection = to.client.get_multiplexed_async_connection_with_config(&to.config()).await?;
+        let mut connection = to.client().get_multiplexed_async_connection_with_config(&to.config()).await?;
         let run = run_of(&mut connection).await?;
         Ok((connection, run))
     }

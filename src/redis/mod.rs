@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use ::metrics::{Counter, Histogram};
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Client, ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use ::redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
+use tracing::info;
 
 pub use self::address::{Address, CannotConnect, RedisArgs};
 pub use self::connection::Connection;
@@ -124,11 +125,11 @@ impl Redis {
     ///
     /// [`CannotConnect::Address`] when there can be no connection to such an address.
     pub fn new(address: &Address, timeout: Duration, metrics: &Metrics) -> Result<Self, CannotConnect> {
-        let client =
-            Client::open(address.0.clone()).map_err(|error| CannotConnect::Address(unavailable(&error)))?;
+        let to = Destination::new(address.clone(), timeout);
+        let to = to.map_err(|error| CannotConnect::Address(unavailable(&error)))?;
         let handles = Call::ALL
             .map(|call| (metrics.redis_command_duration(call.as_str()), metrics.redis_errors(call.as_str())));
-        Ok(Self::with(Arc::new(Destination { client, timeout }), Arc::new(handles), Arc::default()))
+        Ok(Self::with(Arc::new(to), Arc::new(handles), Arc::default()))
     }
 
     /// Waits until Redis answers, for as long as `patience`.
@@ -237,7 +238,15 @@ impl<C: Connection> Shared<C> {
         {
             return Err(error.clone());
         }
-        let made = C::open(&self.to).await;
+        let mut made = C::open(&self.to).await;
+        if made.as_ref().is_err_and(is_refused_password) && self.to.has_another_password() {
+            info!("Redis refused the password: the one that is in the file of --redis-url now is used");
+            made = C::open(&self.to).await;
+        }
+        let greeting = match &made {
+            Err(error) if error.is_connection_dropped() => self.to.greeting().await,
+            _ => None,
+        };
         let mut link = self.link.lock();
         match made {
             Ok((connection, run)) => {
@@ -248,7 +257,10 @@ impl<C: Connection> Shared<C> {
                 Ok((link.connection.insert(connection).clone(), link.number))
             }
             Err(error) => {
-                let error = self.cannot_connect(&error);
+                let error = match greeting {
+                    Some(said) => Unavailable::because(format_args!("Redis: {said}")),
+                    None => self.cannot_connect(&error),
+                };
                 link.failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
@@ -258,7 +270,8 @@ impl<C: Connection> Shared<C> {
     /// Without the password: a server that does not know the command that has it repeats what the command was
     /// given, or as much of that as fits.
     fn cannot_connect(&self, error: &RedisError) -> Unavailable {
-        let password = self.to.client.get_connection_info().redis_settings().password();
+        let client = self.to.client();
+        let password = client.get_connection_info().redis_settings().password();
         let repeats = |password| {
             error.detail().is_some_and(|said| said.contains(password) || said.contains("args beginning with"))
         };
@@ -290,6 +303,11 @@ impl ServerRun {
         self.generation += u64::from(is_another);
         self.id = id;
     }
+}
+
+/// Whether it is the password, or that there is none.
+fn is_refused_password(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
 }
 
 /// Whether another connection could do better. A server that has become a replica, or is still loading, is

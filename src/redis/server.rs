@@ -16,6 +16,8 @@ pub struct ServerFacts {
     version: String,
     /// The one that the server is compatible with, when it is not Redis.
     redis_version: String,
+    /// `standalone`, `cluster` or `sentinel`.
+    kind: String,
     /// What it does when its memory is full.
     pub eviction_policy: String,
 }
@@ -50,6 +52,7 @@ impl ServerFacts {
             name: name.unwrap_or_else(|| "redis".to_owned()),
             version: version.unwrap_or_else(|| redis_version.clone()),
             redis_version,
+            kind: value(server, "redis_mode"),
             eviction_policy: value(memory, "maxmemory_policy"),
         }
     }
@@ -60,6 +63,18 @@ impl ServerFacts {
         match (numbers.next().flatten(), numbers.next().flatten()) {
             (Some(major), Some(minor)) => (major, minor) >= OLDEST,
             _ => true,
+        }
+    }
+
+    /// Why it cannot do the work, and what to do, if it is known that it cannot.
+    pub fn unsuitable(&self) -> Option<&'static str> {
+        match &*self.kind {
+            "cluster" => Some(
+                "a node of a Redis Cluster, which has only some of the keys: give --redis-url a server that is in no \
+                 cluster (cluster-enabled no)",
+            ),
+            "sentinel" => Some("a Sentinel, which has no keys: give --redis-url the primary that it watches"),
+            _ => None,
         }
     }
 

@@ -79,7 +79,8 @@ impl Wire {
 
 impl Connection for Wire {
     async fn open(to: &Destination) -> RedisResult<(Self, Option<String>)> {
-        let info = to.client.get_connection_info();
+        let client = to.client();
+        let info = client.get_connection_info();
         let introduced = to.in_time(async {
             let lent = Lent(Arc::new(Mutex::new(connect(info.addr()).await?)));
             let stream = Arc::clone(&lent.0);

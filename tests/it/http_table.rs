@@ -418,3 +418,71 @@ async fn operations() {
     }
     assert_eq!(get(admin, "/api/verve/accept?id=5").await.status, 404);
 }
+
+/// RFC 9112, 3.2 and 6: what two servers could take for different requests is refused, and nothing of it is counted.
+#[tokio::test]
+async fn requests_that_can_be_understood_in_two_ways() {
+    let server = exact_server().await;
+    let target = "/api/verve/accept?id=1";
+    for (what, hosts) in [
+        ("no host", &[][..]),
+        ("two hosts", &["a.example", "b.example"]),
+        ("the same host twice", &["a.example", "a.example"]),
+        ("a path", &["a.example/x"]),
+        ("a user", &["me@a.example"]),
+        ("white space", &["a example"]),
+    ] {
+        let hosts: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let request = format!("GET {target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+        assert_failed(&once(server.address, request.as_bytes()).await, 400, "invalid_host", what);
+    }
+    // All that hyper refuses: bare, as what is no HTTP.
+    for (what, lines) in [
+        ("a space before the colon", "host : a\r\n"),
+        ("a folded line", "host: a\r\nx: 1\r\n 2\r\n"),
+        ("two lengths", "host: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n"),
+        ("a length that is none", "host: a\r\ncontent-length: +1\r\n"),
+        ("another coding", "host: a\r\ntransfer-encoding: gzip\r\n"),
+    ] {
+        let request = format!("POST {target} HTTP/1.1\r\n{lines}content-type: text/plain\r\n\r\n1");
+        assert_eq!(once(server.address, request.as_bytes()).await.status, 400, "{what}");
+    }
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    assert_eq!(once(server.address, preface).await.status, 400, "HTTP/2");
+    assert_eq!(current(server.address).await, 0);
+
+    // What is said once, and HTTP/1.0, which need not say it.
+    for request in [
+        format!("GET {target} HTTP/1.0\r\n\r\n"),
+        format!("GET {target} HTTP/1.1\r\nhost: [::1]:80\r\n\r\n"),
+        format!("GET {target} HTTP/1.1\r\nhost:\r\n\r\n"),
+        format!("GET http://a.example{target} HTTP/1.1\r\nhost: b.example\r\n\r\n"),
+    ] {
+        assert_eq!(once(server.address, request.as_bytes()).await.body, "ok", "{request}");
+    }
+    assert_eq!(current(server.address).await, 1);
+}
+
+/// A coding that changes nothing is none.
+#[tokio::test]
+async fn bodies_that_say_they_are_not_encoded() {
+    let server = exact_server().await;
+    for (id, (encoding, ok)) in [
+        ("identity", true),
+        ("Identity", true),
+        ("", true),
+        ("identity, identity", true),
+        ("identity, gzip", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request = format!(
+            "POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-encoding: {encoding}\r\n\
+             content-length: 1\r\n\r\n{id}"
+        );
+        let answer = once(server.address, request.as_bytes()).await;
+        assert_eq!(answer.status, if ok { 200 } else { 415 }, "{encoding}");
+    }
+    assert_eq!(current(server.address).await, 4);
+}

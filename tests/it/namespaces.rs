@@ -7,7 +7,7 @@ use headcount::redis::keys::Keys;
 
 use crate::support::fleet::{Fleet, next_window};
 use crate::support::process::{headcount, output_of};
-use crate::support::redis::Redis;
+use crate::support::redis::{Flavour, Redis};
 use crate::support::server::Server;
 use crate::support::wait_for;
 
@@ -156,7 +156,7 @@ async fn a_silent_namespace_leaves_two_keys() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_way_to_redis() {
     let user = ["--user", "counter", "on", ">se cret/", "~*", "+@all"];
-    let redis = Redis::start_with(crate::support::redis::Flavour::Debian, &user);
+    let redis = Redis::start_with(Flavour::Debian, &user);
     let with_user = redis.url().replace("redis://", "redis://counter:se%20cret%2F@") + "/3";
     for url in [redis.unix_url(), with_user.clone()] {
         let mut server = Server::start(&["--redis-url", &url]).await;
@@ -185,10 +185,103 @@ async fn every_way_to_redis() {
     assert!(server.stop().await.success());
 }
 
+/// A server that has only some of the keys, or none, is refused by name: at once, whatever it answers to the first command.
+#[test]
+fn servers_that_cannot_do_the_work_are_refused_by_name() {
+    let node = Redis::start_with(Flavour::Debian, &["--cluster-enabled", "yes"]);
+    // It has all slots but those at the end, as a node of a larger cluster has.
+    ::redis::cmd("CLUSTER").arg(&["ADDSLOTSRANGE", "0", "16000"]).exec(&mut node.connect()).unwrap();
+    let url = node.url();
+    let checked = output_of(headcount().args(["check", "--redis-url", &url]));
+    let found = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{found}");
+    assert!(
+        found.lines().any(|line| line.starts_with("FAIL reachable") && line.contains("Redis Cluster")),
+        "{found}"
+    );
+    let served = output_of(headcount().args(["--listen", "127.0.0.1:0", "--redis-url", &url]));
+    let error = String::from_utf8(served.stderr).unwrap();
+    assert_eq!((served.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("a node of a Redis Cluster") && error.contains("--redis-url"), "{error}");
+}
+
+/// A server that closes the connection has said why before.
+#[test]
+fn what_a_server_says_before_it_hangs_up_is_said() {
+    let full = Redis::start_with(Flavour::Debian, &["--maxclients", "1"]);
+    let _only = full.connect();
+    let output = output_of(headcount().args(["check", "--redis-wait", "300ms", "--redis-url", &full.url()]));
+    let found = String::from_utf8(output.stdout).unwrap();
+    assert!(found.contains("max number of clients reached"), "{found}");
+}
+
+/// The password is changed, in Redis and in the file that it was read from. Whoever has to connect again reads the file again,
+/// and nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_is_read_again() {
+    let mut redis = Redis::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let with = |password: &str| redis.url().replace("redis://", &format!("redis://:{password}@"));
+    let (first, second) = (with("f1rst"), with("sec0nd"));
+    let require = |redis: &Redis, password: Option<&str>, new: &str| {
+        let url = password.map_or_else(|| redis.url(), with);
+        let mut connection = ::redis::Client::open(url).unwrap().get_connection().unwrap();
+        ::redis::cmd("CONFIG").arg(&["SET", "requirepass", new]).exec(&mut connection).unwrap();
+    };
+    require(&redis, None, "f1rst");
+    std::fs::write(file.path(), &first).unwrap();
+    let url = format!("file:{}", file.path().display());
+    let mut server = Server::start(&["--mode", "exact", "--window", "24h", "--redis-url", &url]).await;
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    require(&redis, Some("f1rst"), "sec0nd");
+    ::redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+        .exec(&mut ::redis::Client::open(&*second).unwrap().get_connection().unwrap())
+        .unwrap();
+    for id in 2..12 {
+        assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+    }
+    server.wait_for_metric("headcount_degraded", 1.0).await;
+    std::fs::write(file.path(), &second).unwrap();
+    server.wait_for_metric("headcount_degraded", 0.0).await;
+    server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+    let unique = server.get("/api/verve/unique").await.json()["current"]["unique_request_count"].as_u64();
+    assert_eq!(unique, Some(11));
+    let log = server.log();
+    let said = |event: &serde_json::Value| event["fields"]["message"].as_str().unwrap().contains("password");
+    assert!(log.iter().any(said));
+    assert!(
+        log.iter().all(|event| !event.to_string().contains("f1rst") && !event.to_string().contains("sec0nd"))
+    );
+    assert!(server.stop().await.success());
+    redis.kill();
+}
+
+/// Parts of a URL that would be ignored are refused, without what they say.
+#[test]
+fn unknown_parts_of_the_url_are_refused() {
+    for (url, said) in [
+        ("redis://:pa55w0rd@h:6379?db=1", "redis://host:6379/1"),
+        ("redis://:pa55w0rd@h:6379/?timeout=5", "'timeout' is not known"),
+        ("rediss://:pa55w0rd@h:6379/0?insecure=true", "'insecure' is not known"),
+        ("redis://:pa55w0rd@h:6379/0#insecure", "fragment"),
+        ("redis://h:6379/0?pa55w0rd!=", "'…' is not known"),
+        ("redis://:pa55w0rd@h:6379/0?protocol=resp3&protocol=resp2", "more than once"),
+        ("redis://:pa55w0rd@h:6379/0/1", "expected redis://"),
+        ("redis://:pa55w0rd@h:6379/one", "expected redis://"),
+        ("unix:///run/redis.sock?pass=pa55w0rd&database=1", "'database' is not known"),
+    ] {
+        let output = output_of(headcount().args(["check", "--redis-url", url]));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{url}: {error}");
+        assert!(error.contains(said) && !error.contains("pa55w0rd"), "{url}: {error}");
+    }
+}
+
 /// What is wrong is said in one line, after `--redis-wait`, without the password.
 #[test]
 fn a_redis_that_cannot_be_used_is_said_so() {
-    let redis = Redis::start_with(crate::support::redis::Flavour::Debian, &["--requirepass", "right"]);
+    let redis = Redis::start_with(Flavour::Debian, &["--requirepass", "right"]);
     let wrong = redis.url().replace("redis://", "redis://:wr0ng@");
     let nobody = format!("redis://:wr0ng@127.0.0.1:{}", crate::support::free_port());
     for (url, said) in

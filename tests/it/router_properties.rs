@@ -249,6 +249,7 @@ fn every_failure_is_listed_once() {
             | Failure::InvalidBody
             | Failure::BodyTooLarge
             | Failure::UnsupportedMediaType
+            | Failure::InvalidHost
             | Failure::Unauthorized
             | Failure::MethodNotAllowed { .. }
             | Failure::Overloaded
