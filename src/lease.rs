@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::args;
 use crate::grant::Grant;
+use crate::redis::damage;
 use crate::redis::keys::Keys;
 use crate::redis::scripts;
 use crate::redis::{Call, Redis};
@@ -191,10 +192,15 @@ impl Lease {
 
     async fn take(&self) -> Result<Taken, Unavailable> {
         let mut call = scripts::TAKE_LEASE.prepare_invoke();
-        call.key(self.keys.lease()).key(self.keys.token()).arg(&self.holder).arg(self.ttl.as_millis() as u64);
+        let (lease, token) = (self.keys.lease(), self.keys.token());
+        call.key(&lease).key(&token).key(Keys::damaged(&lease)).key(Keys::damaged(&token));
+        call.arg(&self.holder).arg(self.ttl.as_millis() as u64).arg(damage::KEPT);
         let asked = Instant::now();
-        let (outcome, number, by): (String, i64, String) =
+        let (outcome, number, by, aside): (String, i64, String, String) =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        if let Some((key, found)) = aside.rsplit_once(' ') {
+            damage::say(key, found);
+        }
         let number = number.unsigned_abs();
         Ok(match &*outcome {
             "granted" => Taken::Granted(Grant::until(number, asked + self.ttl)),

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use super::{CloseError, Coordinator, REMEMBERED, Report, ReportError, Reported, Resume, Standing};
 use crate::completeness::Attendance;
 use crate::grant::Grant;
+use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::keys::Keys;
 use crate::redis::scripts;
 use crate::redis::{Call, Redis};
@@ -185,6 +186,16 @@ impl RedisCoordinator {
         for (setting, value) in settings {
             call.arg(*setting).arg(value);
         }
+        let answer =
+            self.redis.run(Call::Report, async |connection| match call.invoke_async(connection).await {
+                Err(error) if is_damage(&error) => Ok(None),
+                answer => answer.map(Some),
+            });
+        if let Some(answer) = answer.await? {
+            return Ok(answer);
+        }
+        let hashes = [keys.config(), keys.instances(), keys.counts(), keys.published()];
+        damage::put_aside(&self.redis, Call::Report, Holds::Hash, &hashes).await?;
         self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
     }
 
@@ -316,9 +327,12 @@ impl Coordinator for RedisCoordinator {
         let ((seconds, micros), reports, (since, joined)): (
             (u64, u64),
             BTreeMap<String, String>,
-            (Option<u64>, Option<u64>),
+            (Option<String>, Option<String>),
         ) = self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
+        // What is no number says nothing.
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
+        let (since, joined) = (number(since), number(joined));
         let start = window.unix_seconds();
         let all = reports.iter().filter_map(|(name, report)| Some((name, StoredReport::read(report)?)));
         let parties = all

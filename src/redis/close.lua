@@ -20,12 +20,15 @@ if redis.call('HEXISTS', INSTANCES, ARGV[2]) == 0 then
   return {'open'}
 end
 -- One that has come meanwhile may have added to the window, and sealed it, after it was counted.
-if tonumber(redis.call('HGET', CONFIG, 'joined') or 0) ~= tonumber(ARGV[7]) then
+if (tonumber(redis.call('HGET', CONFIG, 'joined') or '') or 0) ~= tonumber(ARGV[7]) then
   return {'open'}
 end
 local stored = redis.call('HGET', COUNTS, ARGV[3])
 if stored then
   return {'stored', stored}
+end
+local function number(text)
+  return tonumber(text or '')
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -33,19 +36,20 @@ local reports = redis.call('HGETALL', INSTANCES)
 local gone = {}
 for i = 1, #reports, 2 do
   local watermark, newest, at = string.match(reports[i + 1], '^(%d+) (%d+) %d+ %d+ (%d+)$')
-  at = tonumber(at)
+  -- What is no report is nobody's.
+  watermark, newest, at = number(watermark) or math.huge, number(newest) or -1, number(at) or 0
   local left = string.sub(reports[i], 1, 1) == '~'
   local lives = not left and now - at < lives_for
-  if lives and tonumber(watermark) <= window and not despite_open then
+  if lives and watermark <= window and not despite_open then
     return {'open'}
   end
   -- Whoever vanished has no part in later windows, nor was he missing from their beginning.
-  if not lives and tonumber(newest) <= window and (left or at + lives_for <= ARGV[4] * 1000000) then
+  if not lives and newest <= window and (left or at + lives_for <= ARGV[4] * 1000000) then
     gone[#gone + 1] = reports[i]
   end
 end
 redis.call('HSET', COUNTS, ARGV[3], ARGV[5])
-if window > tonumber(redis.call('HGET', COUNTS, 'last') or -1) then
+if window > (number(redis.call('HGET', COUNTS, 'last')) or -1) then
   redis.call('HSET', COUNTS, 'last', ARGV[3])
 end
 redis.call('PEXPIRE', COUNTS, ARGV[9])

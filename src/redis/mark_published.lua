@@ -8,11 +8,11 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
 end
 local window = tonumber(ARGV[2])
-if tonumber(redis.call('HGET', KEYS[2], 'last') or -1) < window then
+if (tonumber(redis.call('HGET', KEYS[2], 'last') or '') or -1) < window then
   redis.call('HSET', KEYS[2], 'last', ARGV[2])
 end
 -- The last counts are kept, for those who ask for them.
-local last = tonumber(redis.call('HGET', KEYS[3], 'last') or -1)
+local last = tonumber(redis.call('HGET', KEYS[3], 'last') or '') or -1
 for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
   local start = tonumber(field)
   if start and start <= window and start <= last - ARGV[3] then

@@ -7,6 +7,7 @@
 
 mod address;
 mod connection;
+pub mod damage;
 pub mod keys;
 pub mod scripts;
 pub mod server;

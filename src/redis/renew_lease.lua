@@ -4,7 +4,7 @@
 --
 -- KEYS: lease, token. ARGV: holder, token, time to live (ms).
 -- Returns 1, or 0 if it is lost.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[2] then
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] or redis.pcall('GET', KEYS[2]) ~= ARGV[2] then
   return 0
 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[3])

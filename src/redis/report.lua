@@ -26,6 +26,10 @@ local SETTINGS = 17
 -- Reports come every second. Whose last one is older was perhaps cut off.
 local FRESH_FOR = 2 * 1000000
 
+local function number(text)
+  return tonumber(text or '')
+end
+
 for i = SETTINGS, #ARGV, 2 do
   local value = redis.call('HGET', CONFIG, ARGV[i])
   if value and value ~= ARGV[i + 1] then
@@ -57,7 +61,7 @@ for i = 1, #reports, 2 do
   local oldest, latest, from, keeps, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   if string.sub(name, 1, 1) == '~' then
     others[name] = report
-  elseif name ~= process then
+  elseif name ~= process and at then
     others_live = others_live or now - at < lives_for
     any_fresh = any_fresh or now - at < FRESH_FOR
     any_stale = any_stale or now - at >= FRESH_FOR
@@ -81,16 +85,16 @@ for i = SETTINGS, #ARGV, 2 do
 end
 -- Whoever was not counted among the living until now may be adding to any window.
 if not reported or now - reported >= lives_for then
-  redis.call('HSET', CONFIG, 'joined', (redis.call('HGET', CONFIG, 'joined') or 0) + 1)
+  redis.call('HSET', CONFIG, 'joined', string.format('%.0f', (number(redis.call('HGET', CONFIG, 'joined')) or 0) + 1))
 end
 -- Since when somebody has always been there: an instance that comes while nobody is begins anew, one that
 -- was there longer than was known makes it earlier.
-local known = redis.call('HGET', CONFIG, 'since')
+local known = number(redis.call('HGET', CONFIG, 'since'))
 local returns = mine and string.match(mine, '^%d+ %d+ (%d+)') == since
-if not known or (others_live and tonumber(since) < tonumber(known)) or not (others_live or returns) then
+if not known or (others_live and tonumber(since) < known) or not (others_live or returns) then
   redis.call('HSET', CONFIG, 'since', since)
 end
-local interrupted = tonumber(redis.call('HGET', CONFIG, 'interrupted') or 0)
+local interrupted = number(redis.call('HGET', CONFIG, 'interrupted')) or 0
 if heard then
   redis.call('HSET', CONFIG, 'interrupted', string.format('%.0f', now))
 end
@@ -101,6 +105,7 @@ redis.call('PEXPIRE', INSTANCES, keep_for)
 
 -- A server that has lost it, or a replica that never got it, is told.
 local there = redis.call('HGET', PUBLISHED, 'first')
+there = number(there) and there
 -- Those who said goodbye are not in the way, and those who report all the time know whether they were cut off.
 local unsure = not is_known or not there or now - interrupted < grace or any_stale and not any_fresh
 if not there or first ~= '' and tonumber(first) < tonumber(there) then
@@ -111,12 +116,14 @@ if not there or first ~= '' and tonumber(first) < tonumber(there) then
   there = first
 end
 local published = redis.call('HGET', PUBLISHED, 'last')
-if last ~= '' and tonumber(published or -1) < tonumber(last) then
+published = number(published) and published
+if last ~= '' and (number(published) or -1) < tonumber(last) then
   redis.call('HSET', PUBLISHED, 'last', last)
   published = last
 end
 
 local closed = redis.call('HGET', COUNTS, 'last')
+closed = number(closed) and closed
 -- One by one: there are many more while they cannot be published.
 local news = {}
 if closed then

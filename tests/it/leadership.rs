@@ -193,3 +193,82 @@ async fn a_leader_that_was_stopped_publishes_nothing_more() {
     assert!(repeated.clone().all(|closed| closed[0].1 == closed[1].1), "{published:#?}");
     assert!(repeated.count() <= 3, "{published:#?}");
 }
+
+/// What was found where, as the log says it.
+fn put_aside(server: &Server) -> Vec<(String, String)> {
+    let log = server.log();
+    let said = log.iter().map(|event| &event["fields"]).filter(|fields| fields.get("put_under").is_some());
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    said.map(|fields| (text(&fields["key"]), text(&fields["found"]))).collect()
+}
+
+/// A lease that somebody wrote by hand never ends by itself; a lease or a token of another type answers nobody. Somebody leads
+/// all the same, soon, and the token has risen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_somebody_wrote_there_does_not_last() {
+    for (number, (key, command, value)) in [
+        ("lease", "SET", &["somebody"][..]),
+        ("lease", "LPUSH", &["x"]),
+        ("token", "HSET", &["f", "v"]),
+        ("token", "SET", &["nonsense"]),
+        ("token", "SET", &["1e300"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let redis = Redis::start();
+        let namespace = format!("lease-{number}");
+        let keys = Keys::new(&namespace);
+        let key = if key == "lease" { keys.lease() } else { keys.token() };
+        ::redis::cmd(command).arg(&key).arg(value).exec(&mut redis.connect()).unwrap();
+        let url = redis.url();
+        let args = ["--window", "1s", "--lease-ttl", "1s", "--namespace", &namespace, "--redis-url", &url];
+        let mut server = Server::start(&args).await;
+        server.wait_closed(2).await;
+        let token: u64 = ::redis::cmd("GET").arg(keys.token()).query(&mut redis.connect()).unwrap();
+        assert!(token > 1_700_000_000_000_000, "{token}");
+        let expected = match command {
+            "SET" => vec![],
+            "LPUSH" => vec![(key, "list".to_owned())],
+            _ => vec![(key, "hash".to_owned())],
+        };
+        assert_eq!(put_aside(&server), expected);
+        assert!(server.stop().await.success());
+    }
+}
+
+/// The same of all else that instances share: it is put aside, or nonsense in it is passed over, and windows go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_in_what_instances_share_stops_nobody() {
+    let redis = Redis::start();
+    let mut fleet = Fleet::start(2, &redis, "nonsense", &["--lease-ttl", "1s"]).await;
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let keys = Keys::new("nonsense");
+    let mut connection = redis.connect();
+    for (key, field) in [
+        (keys.instances(), "nobody"),
+        (keys.config(), "joined"),
+        (keys.config(), "since"),
+        (keys.config(), "interrupted"),
+        (keys.counts(), "last"),
+        (keys.published(), "first"),
+        (keys.published(), "last"),
+    ] {
+        ::redis::cmd("HSET").arg(&key).arg(field).arg("nonsense").exec(&mut connection).unwrap();
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+    }
+    for key in [keys.lease(), keys.token(), keys.instances(), keys.config(), keys.counts(), keys.published()] {
+        ::redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
+        ::redis::cmd("SADD").arg(&key).arg("x").exec(&mut connection).unwrap();
+        fleet.wait_published(next_window(Duration::ZERO).await).await;
+        let said = wait_for("the log to name the key", || {
+            let all: Vec<_> = fleet.servers.iter().flat_map(put_aside).collect();
+            all.into_iter().find(|(named, _)| *named == key)
+        });
+        assert_eq!(said.await.1, "set");
+    }
+    assert_no_gap(&fleet.published());
+    for server in &mut fleet.servers {
+        assert!(server.stop().await.success());
+    }
+}

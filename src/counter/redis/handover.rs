@@ -23,7 +23,6 @@ use std::collections::BTreeMap;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, Pipeline, RedisError, RedisResult};
-use tracing::error;
 
 use super::batch::Target;
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
@@ -32,9 +31,9 @@ use crate::counter::id_set::IdSet;
 use crate::id::Id;
 use crate::metrics::{HotCounter, Metrics};
 use crate::mode::Mode;
-use crate::redis::keys::Keys;
+use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::wire::Wire;
-use crate::redis::{Call, Redis, scripts};
+use crate::redis::{Call, Redis};
 use crate::sketch::Sketch;
 use crate::unavailable::Unavailable;
 use crate::window::Window;
@@ -165,7 +164,7 @@ impl Handover {
             if leave == Leave::Part {
                 local.has_part.store(true, Ordering::Relaxed);
             }
-            let () = self.mending(local.window, &of_shards, Call::Seal, &commands).await?;
+            let () = self.mending(&of_shards, Call::Seal, &commands).await?;
         }
         Ok(if leave == Leave::Part { sketches.len() as u64 } else { 0 })
     }
@@ -199,7 +198,7 @@ impl Handover {
                 }
                 of_shards.push([vec![key], parts].concat());
             }
-            let there: Vec<u64> = self.mending(window, &of_shards, Call::Seal, &commands).await?;
+            let there: Vec<u64> = self.mending(&of_shards, Call::Seal, &commands).await?;
             for (place, there) in there.into_iter().enumerate() {
                 found[place % with_parts.len()] += there;
             }
@@ -258,7 +257,7 @@ impl Handover {
             commands.cmd("PEXPIRE").arg(&target.key).arg(target.keep_for).ignore();
             of_shards.push(vec![target.key.clone()]);
         }
-        let added: Vec<u64> = self.mending(local.window, &of_shards, Call::Seal, &commands).await?;
+        let added: Vec<u64> = self.mending(&of_shards, Call::Seal, &commands).await?;
         let new = added.iter().sum();
         local.note_new(new);
         self.changed_ids.increment(new);
@@ -291,7 +290,7 @@ impl Handover {
         if let Some(done) = self.unless_damaged(call, commands).await? {
             return Ok(done);
         }
-        self.put_aside("hash", window, &key, std::slice::from_ref(&key)).await?;
+        damage::put_aside(&self.redis, call, Holds::Hash, std::slice::from_ref(&key)).await?;
         self.redis.run(call, async |connection| commands.query_async(connection).await).await
     }
 
@@ -299,7 +298,6 @@ impl Handover {
     /// place of one, that is put aside first.
     pub(super) async fn mending<T: FromRedisValue>(
         &self,
-        window: Window,
         of_shards: &[Vec<String>],
         call: Call,
         commands: &Pipeline,
@@ -308,11 +306,11 @@ impl Handover {
             return Ok(done);
         }
         let holds = match self.config.mode {
-            Mode::Hll => "hll",
-            Mode::Exact => "set",
+            Mode::Hll => Holds::Sketch,
+            Mode::Exact => Holds::Set,
         };
         for keys in of_shards {
-            self.put_aside(holds, window, &keys[0], keys).await?;
+            damage::put_aside(&self.redis, call, holds, keys).await?;
         }
         self.redis.run(call, async |connection| commands.query_async(connection).await).await
     }
@@ -331,42 +329,10 @@ impl Handover {
         self.redis.run(call, work).await
     }
 
-    /// Puts aside which of some keys hold something else than they should. All are in the slot of `first`.
-    async fn put_aside(
-        &self,
-        holds: &str,
-        window: Window,
-        first: &str,
-        keys: &[String],
-    ) -> Result<(), Unavailable> {
-        let mut call = scripts::PUT_ASIDE.prepare_invoke();
-        call.key(format!("{first}:look:{}", self.config.process));
-        for key in keys {
-            call.key(key).key(Keys::damaged(key));
-        }
-        call.arg(holds).arg(self.config.keep_for(window));
-        let aside: Vec<String> = self.run(async |connection| call.invoke_async(connection).await).await?;
-        for found in aside.chunks(2) {
-            let (key, put_under) = (&found[0], Keys::damaged(&found[0]));
-            error!(
-                key, found = found[1], put_under, %window,
-                "something else was written to a key of headcount's: it is put aside, find out who writes there"
-            );
-        }
-        Ok(())
-    }
-
     async fn run<T>(
         &self,
         work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, Unavailable> {
         self.redis.run(Call::Seal, work).await
     }
-}
-
-/// Whether a key is of another type than the command is for, or holds no sketch though it is a string.
-fn is_damage(error: &RedisError) -> bool {
-    // Not by its code: in a pipeline it may be one of several errors.
-    let text = error.to_string();
-    text.contains("WRONGTYPE") || text.contains("INVALIDOBJ")
 }

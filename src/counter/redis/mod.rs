@@ -237,7 +237,7 @@ impl RedisCounter {
             }
             let of_shards: Vec<_> =
                 some.iter().map(|shard| vec![keys.ids(*mode, *shard, *shards, window)]).collect();
-            let counts: Vec<u64> = self.handover.mending(window, &of_shards, Call::Count, &commands).await?;
+            let counts: Vec<u64> = self.handover.mending(&of_shards, Call::Count, &commands).await?;
             total += counts.iter().sum::<u64>();
         }
         Ok(total)
