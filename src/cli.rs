@@ -139,7 +139,7 @@ fn serve(args: Serve, warning: Option<String>) -> ExitCode {
         Ok(config) => config,
         Err(message) => return senseless(&message),
     };
-    let (log, progress) = logging::start(&args.logging);
+    let (log, progress) = logging::start(&args.logging, config.sinks.is_only_the_log());
     if let Some(warning) = warning {
         warn!("{warning}");
     }

@@ -50,6 +50,11 @@ impl SinkArgs {
 }
 
 impl Sinks {
+    /// Whether counts go nowhere but to the log.
+    pub fn is_only_the_log(&self) -> bool {
+        self.log_dir.is_none() && self.kafka.is_none() && self.stream.is_none()
+    }
+
     /// Makes them; those that are far away are connected to later.
     ///
     /// # Errors
@@ -63,7 +68,10 @@ impl Sinks {
         log: LogProgress,
         metrics: &Metrics,
     ) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
-        let mut sinks: Vec<Box<dyn CountSink>> = vec![Box::new(LogSink::new(origin.clone(), log))];
+        let mut sinks: Vec<Box<dyn CountSink>> = Vec::new();
+        if log.has_windows {
+            sinks.push(Box::new(LogSink::new(origin.clone(), log)));
+        }
         if let Some(dir) = &self.log_dir {
             sinks.push(Box::new(FileSink::open(dir, origin.clone())?));
         }

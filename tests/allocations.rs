@@ -112,7 +112,7 @@ fn counting_hardly_allocates() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _in_runtime = runtime.enter();
     let redis = Redis::start();
-    let (_guard, log) = logging::start(&parse(&[]).logging);
+    let (_guard, log) = logging::start(&parse(&[]).logging, true);
     let serve = |args: &[&str]| {
         let config = parse(args).serve.validate().expect("good arguments");
         let listeners = Listeners::bind(config.http()).expect("listeners");

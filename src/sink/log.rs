@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::{CountSink, Origin, SinkError};
 use crate::grant::Grant;
-use crate::log_progress::LogProgress;
+use crate::log_progress::{LogProgress, WINDOWS};
 use crate::window::WindowCount;
 
 /// Where closed windows are logged.
@@ -52,6 +52,7 @@ impl CountSink for LogSink {
     async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
         let written = self.progress.written(|| {
             info!(
+                target: WINDOWS,
                 timestamp = %count.window,
                 unique_request_count = count.unique_request_count,
                 accepted_ids = count.accepted_ids,
@@ -63,7 +64,10 @@ impl CountSink for LogSink {
         });
         match tokio::time::timeout(TIMEOUT, written).await {
             Ok(true) => Ok(()),
-            _ => Err(SinkError::unavailable("standard output is not read: lines wait or are dropped")),
+            Ok(false) => Err(SinkError::unavailable(
+                "standard output cannot be written: is its disk full, or its reader gone? Lines are lost",
+            )),
+            Err(_) => Err(SinkError::unavailable("standard output is not read: lines wait")),
         }
     }
 }

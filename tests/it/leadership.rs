@@ -257,7 +257,8 @@ async fn nonsense_in_what_instances_share_stops_nobody() {
         ::redis::cmd("HSET").arg(&key).arg(field).arg("nonsense").exec(&mut connection).unwrap();
         fleet.wait_published(next_window(Duration::ZERO).await).await;
     }
-    for key in [keys.lease(), keys.token(), keys.instances(), keys.config(), keys.counts(), keys.published()] {
+    for key in [keys.lease(), keys.token(), keys.instances(), keys.config(), keys.counts(), keys.published()]
+    {
         ::redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
         ::redis::cmd("SADD").arg(&key).arg("x").exec(&mut connection).unwrap();
         fleet.wait_published(next_window(Duration::ZERO).await).await;

@@ -39,6 +39,7 @@ mod kafka_topic;
 mod leadership;
 mod lines;
 mod live_page;
+mod log_sink;
 mod losses;
 mod memory;
 mod metrics;
