@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use ::redis::RedisError;
+use ::redis::{RedisError, Value, from_redis_value_ref};
 use async_trait::async_trait;
 use clap::Args;
 
@@ -46,6 +46,47 @@ impl StreamSink {
     pub fn new(redis: &Redis, key: String, origin: Origin, retention: Duration) -> Self {
         let length = retention.as_secs() / u64::from(origin.window.seconds());
         Self { redis: redis.another(), key, origin, length }
+    }
+
+    /// A stream remembers the highest id that it ever had, and takes none before it. An entry that somebody added with a
+    /// later one, and deleted, would stop it until that time comes. So what the stream remembers is set back to the newest
+    /// entry that is there. Returns why the count was not taken; it is tried again.
+    async fn give_way(&self) -> Result<SinkError, SinkError> {
+        let (mut newest, mut about) = (::redis::cmd("XREVRANGE"), ::redis::cmd("XINFO"));
+        newest.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
+        about.arg("STREAM").arg(&self.key);
+        let asked = self.redis.run(Call::Publish, async |connection| {
+            let newest: Vec<Entry> = newest.query_async(connection).await?;
+            let about: HashMap<String, Value> = about.query_async(connection).await?;
+            Ok((
+                newest,
+                about.get("last-generated-id").and_then(|id| from_redis_value_ref::<String>(id).ok()),
+            ))
+        });
+        let (newest, remembered) = asked.await.map_err(SinkError::unavailable)?;
+        let newest = newest.first().map_or("0-1", |(id, _)| id);
+        let Some(remembered) = remembered.filter(|remembered| remembered != newest) else {
+            return Ok(SinkError::unavailable(format!(
+                "the stream {} has an entry {newest} that is later than the count: delete it with XDEL",
+                self.key
+            )));
+        };
+        let mut set_back = ::redis::cmd("XSETID");
+        set_back.arg(&self.key).arg(newest);
+        let done =
+            self.redis.run(Call::Publish, async |connection| set_back.exec_async(connection).await).await;
+        Ok(SinkError::unavailable(match done {
+            Ok(()) => format!(
+                "somebody added an entry {remembered} to the stream {}, and deleted it: the stream was set back to \
+                 {newest}",
+                self.key
+            ),
+            Err(error) => format!(
+                "the stream {key} takes nothing before {remembered}, an entry that somebody added and deleted: set it \
+                 back with XSETID {key} {newest} ({error})",
+                key = self.key
+            ),
+        }))
     }
 
     /// The window of an entry or, if windows had another length then, the one of ours in which it ends.
@@ -103,10 +144,10 @@ impl CountSink for StreamSink {
         // is asked to resume.
         let answer =
             self.redis.run(Call::Publish, async |connection| match add.exec_async(connection).await {
-                Err(error) if is_not_newer(&error) => Ok(Err(SinkError::unavailable(error))),
-                done => done.map(Ok),
+                Err(error) if is_not_newer(&error) => Ok(false),
+                done => done.map(|()| true),
             });
-        answer.await.map_err(SinkError::unavailable)?
+        if answer.await.map_err(SinkError::unavailable)? { Ok(()) } else { Err(self.give_way().await?) }
     }
 }
 

@@ -238,13 +238,14 @@ async fn healthcheck_asks_where_the_service_listens() {
     assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "does not answer"]);
 }
 
-/// A log that cannot be written is said on standard error, once; the service goes on.
+/// A log that cannot be written is said on standard error, once; the service goes on. At the end it says that counts which go
+/// nowhere else are lost.
 #[tokio::test]
 async fn a_log_that_goes_nowhere_is_told_of() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = headcount();
     command
-        .args(["--listen", "127.0.0.1:0", "--window", "1s"])
+        .args(["--listen", "127.0.0.1:0", "--window", "1s", "--shutdown-timeout", "2s"])
         .stdout(full)
         .stderr(std::process::Stdio::piped());
     let mut child = crate::support::process::Process(command.spawn().unwrap());
@@ -254,8 +255,9 @@ async fn a_log_that_goes_nowhere_is_told_of() {
     // Two windows more that cannot be logged, of which nothing more is said.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     child.signal("TERM");
-    assert_eq!(child.wait().code(), Some(0));
-    assert_eq!(lines.count(), 0);
+    assert_eq!(child.wait().code(), Some(1));
+    let last: Vec<_> = lines.map(Result::unwrap).collect();
+    assert_eq!(last, ["error: not all counts were published within --shutdown-timeout"]);
 }
 
 #[test]

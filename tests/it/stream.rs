@@ -80,3 +80,36 @@ async fn a_key_that_is_no_stream_is_said_so() {
     assert!(server.metric("headcount_unpublished_windows").await >= 1.0);
     assert!(server.stop().await.success());
 }
+
+/// A stream takes nothing before the highest id that it ever had. Somebody adds an entry of next year and deletes it: windows go
+/// on, also after a restart, and the log names the key and the entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_was_added_and_deleted_stops_nothing() {
+    const LATER: &str = "99999999999000-0";
+    let redis = Redis::start();
+    let url = redis.url();
+    let args = ["--window", "1s", "--redis-url", &url, "--redis-stream", "counts", "--lease-ttl", "1s"];
+    let stray = || {
+        let mut connection = redis.connect();
+        ::redis::cmd("XADD").arg(&["counts", LATER, "f", "v"]).exec(&mut connection).unwrap();
+        ::redis::cmd("XDEL").arg(&["counts", LATER]).exec(&mut connection).unwrap();
+    };
+    // Before there is any entry of ours, and then with some.
+    stray();
+    let mut server = Server::start(&args).await;
+    wait_entries(&redis, 2).await;
+    assert!(server.stop().await.success());
+    stray();
+    let mut server = Server::start(&args).await;
+    wait_entries(&redis, 2).await;
+    let named = |event: &serde_json::Value| {
+        let error = event["fields"]["error"].as_str().unwrap_or_default();
+        error.contains("the stream counts") && error.contains(LATER)
+    };
+    assert!(server.log().iter().any(named), "{:?}", server.log());
+    let all = entries(&redis);
+    for pair in all.windows(2) {
+        assert_eq!(start(&pair[1]), start(&pair[0]) + 1, "{all:?}");
+    }
+    assert!(server.stop().await.success());
+}
