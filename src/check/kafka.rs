@@ -28,11 +28,18 @@ pub(super) async fn look(
     let topic = &settings.topic;
     match partitions {
         0 => {
-            return findings.add(
-                Verdict::Ok,
-                "topic",
-                format_args!("{topic} does not exist, it will be made"),
-            );
+            return match writable {
+                Ok(()) => findings.add(
+                    Verdict::Ok,
+                    "topic",
+                    format_args!("{topic} does not exist, it will be made"),
+                ),
+                Err(error) => findings.add(
+                    Verdict::Fail,
+                    "topic",
+                    format_args!("{topic} does not exist, and nothing could be published: {error}"),
+                ),
+            };
         }
         1 => findings.add(Verdict::Ok, "topic", format_args!("{topic} has one partition"))?,
         _ => {

@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio::task::spawn_blocking;
 
 use crate::support::fleet::seconds;
-use crate::support::kafka::{Record, Tail, assert_each_once, namespace, shared};
+use crate::support::kafka::{Kafka, Record, Tail, assert_each_once, namespace, shared, wait_recorded};
+use crate::support::process::{headcount, output_of};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::{free_port, wait_for};
+use crate::support::{PATIENCE, free_port, wait_for};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -128,5 +129,99 @@ async fn a_stop_with_brokers_away_ends_in_time() {
         let asked = Instant::now();
         assert_eq!(server.stop().await.code(), Some(code), "{:?}", server.log().last());
         assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    }
+}
+
+fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
+}
+
+/// The topic is deleted while the service runs: it is made again, and windows go on. The log names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_is_made_again() {
+    let (brokers, namespace) = (shared(), namespace("deleted"));
+    let topic = format!("{namespace}.unique-counts");
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    admin(&brokers).delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+    let made = |event: &&serde_json::Value| event["fields"]["message"] == "made a topic in Kafka";
+    wait_for("the topic to be made again", || (server.log().iter().filter(made).count() == 2).then_some(()))
+        .await;
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    let named = |event: &serde_json::Value| {
+        event["level"] == "WARN" && event["fields"]["error"].as_str().unwrap_or_default().contains(&topic)
+    };
+    assert!(server.log().iter().any(named), "{:?}", server.log());
+    assert!(server.stop().await.success());
+}
+
+/// Somebody sets a topic to be compacted while the service publishes to it: it notices, and publishes no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_becomes_compacted_is_noticed() {
+    let (brokers, namespace) = (shared(), namespace("becomes"));
+    let topic = format!("{namespace}.unique-counts");
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    let compact = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("cleanup.policy", "compact");
+    admin(&brokers).alter_configs([&compact], &AdminOptions::new()).await.unwrap();
+    let says = |event: &serde_json::Value| {
+        let error = event["fields"]["error"].as_str().unwrap_or_default();
+        event["level"] == "ERROR" && error.contains(&topic) && error.contains("cleanup.policy=compact")
+    };
+    // It looks every 30 s.
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !server.log().iter().any(says) {
+        assert!(Instant::now() < deadline, "{:?}", server.log().last());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    server.stop().await;
+}
+
+/// A topic whose records may be smaller than ours is named, with its setting, and used as soon as that is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_no_records_of_ours_is_named() {
+    let (brokers, namespace) = (shared(), namespace("small"));
+    let topic = format!("{namespace}.unique-counts");
+    let small = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "100");
+    admin(&brokers).create_topics([&small], &AdminOptions::new()).await.unwrap();
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    let says = |event: &serde_json::Value| {
+        let error = event["fields"]["error"].as_str().unwrap_or_default();
+        error.contains(&topic) && error.contains("max.message.bytes=100")
+    };
+    wait_for("the setting to be named", || server.log().iter().any(says).then_some(())).await;
+    let checked = output_of(headcount().arg("check").args(args));
+    let found = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.code() == Some(1) && found.contains("FAIL writing"), "{found}");
+    let larger = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "1048588");
+    admin(&brokers).alter_configs([&larger], &AdminOptions::new()).await.unwrap();
+    wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert!(server.stop().await.success());
+}
+
+/// Brokers that could never take a record are found out before the first start, without a topic.
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_that_can_take_nothing_fail_the_check() {
+    for (short_transactions, said) in [(false, "no-such-host.invalid"), (true, "ransaction")] {
+        let port = free_port();
+        let setting = if short_transactions {
+            "transaction.max.timeout.ms=10000".to_owned()
+        } else {
+            let brokers_own = port ^ 2;
+            format!(
+                "advertised.listeners=CLIENTS://no-such-host.invalid:{port},BROKER://127.0.0.3:{brokers_own}"
+            )
+        };
+        let _kafka = Kafka::start_with(port, &[setting]);
+        let brokers = format!("127.0.0.1:{port}");
+        let checked = output_of(headcount().args(["check", "--kafka-brokers", &brokers]));
+        let found = String::from_utf8(checked.stdout).unwrap();
+        println!("{found}");
+        let topic = found.lines().find(|line| line.starts_with("FAIL"));
+        assert!(checked.status.code() == Some(1) && topic.is_some_and(|line| line.contains(said)), "{found}");
     }
 }

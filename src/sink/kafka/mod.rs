@@ -22,7 +22,7 @@ mod preflight;
 mod settings;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -41,6 +41,8 @@ use crate::window::{UniqueCount, Window, WindowCount};
 
 /// How long a call to the brokers may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the settings of the topic are looked at while all goes well.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// The only partition that is used.
 const PARTITION: i32 = 0;
 
@@ -50,15 +52,15 @@ pub struct KafkaSink {
     origin: Arc<Origin>,
     watcher: Watcher,
     producer: Option<Arc<FutureProducer<Watcher>>>,
-    /// The topic was there, and as it should be.
-    is_prepared: bool,
+    /// When the topic's settings were looked at last: somebody may change them.
+    looked: Instant,
 }
 
 impl KafkaSink {
     /// Does not connect yet.
     pub fn new(settings: KafkaSettings, origin: Origin, metrics: &Metrics) -> Self {
         let (settings, origin) = (Arc::new(settings), Arc::new(origin));
-        Self { settings, origin, watcher: Watcher::new(metrics), producer: None, is_prepared: false }
+        Self { settings, origin, watcher: Watcher::new(metrics), producer: None, looked: Instant::now() }
     }
 
     /// The calls of librdkafka block: they run on a thread of their own.
@@ -81,15 +83,14 @@ impl CountSink for KafkaSink {
     async fn resume(&mut self, grant: &Grant) -> Result<Option<Window>, SinkError> {
         let old = self.producer.take();
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let (watcher, grant, is_prepared) = (self.watcher.clone(), grant.clone(), self.is_prepared);
+        let (watcher, grant) = (self.watcher.clone(), grant.clone());
         let (producer, last) = self
             .blocking(move || {
                 drop(old);
                 let producer: FutureProducer<Watcher> =
                     settings.producer().create_with_context(watcher).map_err(failure)?;
-                if !is_prepared {
-                    settings.prepare_topic(producer.client())?;
-                }
+                // Each time: it may have been deleted, or the brokers may have come back empty.
+                settings.prepare_topic(producer.client())?;
                 if !grant.is_valid() {
                     return Err(SinkError::unavailable("the lease has ended"));
                 }
@@ -99,7 +100,7 @@ impl CountSink for KafkaSink {
             })
             .await
             .inspect_err(|_| self.watcher.is_gone())?;
-        self.is_prepared = true;
+        self.looked = Instant::now();
         self.producer = Some(Arc::new(producer));
         let after = last.map(tracing::field::display);
         info!(topic = self.settings.topic, after, "publishing to Kafka");
@@ -112,7 +113,14 @@ impl CountSink for KafkaSink {
         };
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
         let (count, token) = (*count, grant.token());
+        let look = self.looked.elapsed() > LOOK_EVERY;
+        if look {
+            self.looked = Instant::now();
+        }
         self.blocking(move || {
+            if look {
+                settings.see_that_it_takes_records()?;
+            }
             // Nothing but this; the rest is in the headers.
             let record =
                 UniqueCount { timestamp: count.window, unique_request_count: count.unique_request_count };
@@ -125,8 +133,15 @@ impl CountSink for KafkaSink {
                 .headers(headers(&origin, &count, token));
             producer.begin_transaction().map_err(failure)?;
             // What becomes of the record is what becomes of the transaction, which waits for it.
-            let _delivered = producer.send_result(record).map_err(|(error, _)| failure(error))?;
-            producer.commit_transaction(TIMEOUT).map_err(failure)
+            let sent = producer.send_result(record).map_err(|(error, _)| error);
+            let done = sent.and_then(|_delivered| producer.commit_transaction(TIMEOUT));
+            done.map_err(|error| match failure(error) {
+                SinkError::Unavailable(error) => SinkError::unavailable(format!(
+                    "the topic {} did not take a record: {error}",
+                    settings.topic
+                )),
+                error => error,
+            })
         })
         .await
     }

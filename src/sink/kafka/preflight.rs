@@ -29,11 +29,18 @@ pub fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight,
     let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
     let partitions = settings.partitions(producer.client()).map_err(|error| watcher.explain(error))?;
     if partitions == 0 {
-        return Ok(Preflight { partitions, last: Ok(None), writable: Ok(()) });
+        // The brokers' transactions, and the name that they give for themselves, are found out without a topic.
+        let can_begin = producer.init_transactions(TIMEOUT).map_err(failure);
+        let writable = match can_begin {
+            Ok(()) | Err(SinkError::Fenced) => settings.try_to_make_topic(),
+            Err(error) => Err(error),
+        };
+        let writable = writable.map_err(|error| watcher.explain(error));
+        return Ok(Preflight { partitions, last: Ok(None), writable });
     }
     let writable = match try_to_write(settings, origin, &producer) {
         // By another check: that may write too.
-        Ok(()) | Err(SinkError::Fenced) => settings.see_that_all_is_kept(),
+        Ok(()) | Err(SinkError::Fenced) => settings.see_that_it_takes_records(),
         Err(error) => Err(watcher.explain(error)),
     };
     let last = ledger::last(settings, origin).map_err(|error| watcher.explain(error));

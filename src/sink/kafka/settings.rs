@@ -163,6 +163,9 @@ fn read_option(option: &str) -> Result<(&str, String), String> {
     Ok((key, value))
 }
 
+/// What a record takes at most with its headers, in bytes, as long as names are.
+const LARGEST_BATCH: u64 = 1024;
+
 impl KafkaSettings {
     /// Lets librdkafka say what it thinks of the options, each and together.
     fn try_out(&self) -> Result<(), String> {
@@ -219,16 +222,26 @@ impl KafkaSettings {
     /// Makes the topic with one partition if there is none, else sees that it can be a record.
     pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
         if self.partitions(client)? > 0 {
-            return self.see_that_all_is_kept();
+            return self.see_that_it_takes_records();
         }
+        self.make_topic(&admin_options())?;
+        info!(topic = self.topic, "made a topic in Kafka");
+        Ok(())
+    }
+
+    /// Whether the topic could be made.
+    pub(super) fn try_to_make_topic(&self) -> Result<(), SinkError> {
+        self.make_topic(&admin_options().validate_only(true))
+    }
+
+    fn make_topic(&self, options: &AdminOptions) -> Result<(), SinkError> {
         // As many replicas as the brokers' default says.
         let topic =
             NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
-        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], &admin_options()));
+        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], options));
         for made in made.map_err(failure)? {
             match made {
-                Ok(topic) => info!(topic, "made a topic in Kafka"),
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((topic, error)) => {
                     return Err(SinkError::unavailable(format!("cannot make the topic {topic}: {error}")));
                 }
@@ -237,23 +250,32 @@ impl KafkaSettings {
         Ok(())
     }
 
-    /// All records have the same key: compaction would leave the last one. Where it cannot be asked, because
-    /// the user may not or the brokers do not know how, it is believed.
-    pub(super) fn see_that_all_is_kept(&self) -> Result<(), SinkError> {
+    /// Looks for settings under which our records are refused, or do not stay. Where it cannot be asked, because
+    /// the user may not or the brokers do not know how, the topic is believed.
+    ///
+    /// All records have the same key: compaction would leave the last one.
+    pub(super) fn see_that_it_takes_records(&self) -> Result<(), SinkError> {
         let topic = ResourceSpecifier::Topic(&self.topic);
         let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
         let described = Handle::current().block_on(self.admin()?.describe_configs([&topic], &options));
-        let policy = described.iter().flatten().flatten().find_map(|resource| {
-            resource.entries.iter().find(|entry| entry.name == "cleanup.policy")?.value.clone()
-        });
-        match policy {
-            Some(policy) if policy.contains("compact") => Err(SinkError::Fatal(format!(
+        let entries: Vec<_> =
+            described.iter().flatten().flatten().flat_map(|resource| &resource.entries).collect();
+        let setting = |name: &str| entries.iter().find(|entry| entry.name == name)?.value.as_deref();
+        if let Some(policy) = setting("cleanup.policy").filter(|policy| policy.contains("compact")) {
+            return Err(SinkError::Fatal(format!(
                 "the topic {} has cleanup.policy={policy}, which would delete all windows but the last: set it to \
                  delete",
                 self.topic
-            ))),
-            _ => Ok(()),
+            )));
         }
+        let largest = setting("max.message.bytes").and_then(|bytes| bytes.parse::<u64>().ok());
+        if let Some(largest) = largest.filter(|largest| *largest < LARGEST_BATCH) {
+            return Err(SinkError::unavailable(format!(
+                "the topic {} has max.message.bytes={largest}, too few for a record: set it to {LARGEST_BATCH} or more",
+                self.topic
+            )));
+        }
+        Ok(())
     }
 
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {

@@ -35,6 +35,7 @@ pub fn namespace(name: &str) -> String {
 /// A broker of the test's own.
 pub struct Kafka {
     port: u16,
+    settings: Vec<String>,
     process: Process,
     dir: TempDir,
 }
@@ -42,8 +43,14 @@ pub struct Kafka {
 impl Kafka {
     /// Where clients have been told that it is; once it answers.
     pub fn start_on(port: u16) -> Self {
+        Self::start_with(port, &[])
+    }
+
+    /// The same with settings of Kafka's server.properties, as in `a=b`.
+    pub fn start_with(port: u16, settings: &[String]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut kafka = Self { port, process: spawn(dir.path(), port), dir };
+        let mut kafka =
+            Self { port, settings: settings.to_vec(), process: spawn(dir.path(), port, settings), dir };
         kafka.wait_until_up();
         kafka
     }
@@ -55,7 +62,7 @@ impl Kafka {
 
     /// With the data that it had.
     pub fn restart(&mut self) {
-        self.process = spawn(self.dir.path(), self.port);
+        self.process = spawn(self.dir.path(), self.port, &self.settings);
         self.wait_until_up();
     }
 
@@ -74,10 +81,16 @@ fn log(dir: &Path) -> PathBuf {
     dir.join("stderr")
 }
 
-fn spawn(dir: &Path, port: u16) -> Process {
+fn spawn(dir: &Path, port: u16, settings: &[String]) -> Process {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka");
     let mut command = Command::new(script);
-    command.arg("serve").arg(dir).arg(port.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .arg("serve")
+        .arg(dir)
+        .arg(port.to_string())
+        .args(settings)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     // Truncated: what the last start said is not taken for this one's.
     command.stderr(File::create(log(dir)).expect("a log"));
     Process(command.spawn().expect("scripts/kafka starts"))
