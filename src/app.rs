@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use clap::Args;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -34,7 +35,7 @@ use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
 use crate::coordinator::{ClosedWindows, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
+use crate::http::{self, Api, ApiToken, HttpArgs, Phase, Routers};
 use crate::id_key::IdKey;
 use crate::listeners::Listeners;
 use crate::log_progress::LogProgress;
@@ -259,34 +260,34 @@ where
 /// What answers until the service is ready: on the same sockets, so that nobody who connects meanwhile is lost.
 struct Starting {
     stop: Stop,
-    servers: Vec<JoinHandle<()>>,
+    /// The routes of each listener, once there are some.
+    routes: Vec<watch::Sender<Option<Router>>>,
 }
 
 impl Starting {
     fn serve(listeners: &Listeners, limits: &HttpArgs, workers: &Arc<Workers>) -> Result<Self, RunError> {
         let stop = Stop::default();
-        let mut servers = Vec::new();
+        let mut routes = Vec::new();
         for listener in listeners.duplicates()? {
             let (limits, workers, stop) = (limits.clone(), Arc::clone(workers), stop.clone());
             // Metrics of their own: the service has not begun.
             let metrics = Arc::new(Metrics::new());
-            let router = http::starting();
-            servers.push(tokio::spawn(async move {
-                server::serve(listener, router, &limits, metrics, workers, stop).await;
-            }));
+            let (sender, router) = watch::channel(None);
+            routes.push(sender);
+            tokio::spawn(async move {
+                server::serve(listener, http::starting(router), &limits, metrics, workers, stop).await;
+            });
         }
-        Ok(Self { stop, servers })
+        Ok(Self { stop, routes })
     }
 
-    /// Requests that were begun are answered; bodies that are still coming are not waited for.
-    async fn stop(self) {
-        self.stop.drain.cancel();
-        self.stop.abort.cancel();
-        for server in self.servers {
-            if let Err(error) = server.await {
-                warn!(%error, "the server that answers while the service starts has failed");
-            }
+    /// Requests that wait are answered by these routes, and their connections closed; new ones go to the servers.
+    fn hand_over(self, routers: &Routers) {
+        let routers = std::iter::once(&routers.public).chain(&routers.admin);
+        for (sender, router) in self.routes.iter().zip(routers) {
+            sender.send_replace(Some(router.clone()));
         }
+        self.stop.drain.cancel();
     }
 }
 
@@ -403,7 +404,7 @@ impl Service {
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
         });
-        starting.stop().await;
+        starting.hand_over(&routers);
         let spawn_server = |listener, router, stop: &Stop| {
             let (limits, metrics, stop) = (limits.clone(), Arc::clone(&metrics), stop.clone());
             let workers = Arc::clone(&workers);

@@ -179,6 +179,8 @@ impl Backend {
     /// Gives up the lease and, unless something is not `sealed`, says goodbye.
     pub async fn stop(self, sealed: bool) {
         self.stop_lease.cancel();
+        // One that has not taken part yet would wait for that.
+        self.take_part.cancel();
         if self.coordinator.outlives_process()
             && let Err(error) = self.lease.await
         {

@@ -27,7 +27,7 @@ impl SecretArg {
     }
 
     /// Whether it is in a file, where it may be changed.
-    pub fn is_a_file(&self) -> bool {
+    pub fn is_file(&self) -> bool {
         self.0.starts_with(FILE)
     }
 

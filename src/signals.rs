@@ -2,7 +2,7 @@
 //!
 //! SIGTERM is what service managers send, SIGINT is Ctrl-C, and SIGHUP is what a terminal sends when it is closed.
 //! All three ask the service to stop in order. (It reads no configuration again on SIGHUP; secrets in files are read
-//! again when they are refused.)
+//! again when they are refused.) A process that was started to ignore SIGHUP, as by `nohup`, goes on ignoring it.
 //!
 //! A tool such as GNU `timeout`, a shell or a supervisor may signal both a process and its group, so that one wish
 //! comes twice. What comes within [`SAME_WISH`] of the first is that same wish; what comes later means: at once.
@@ -18,7 +18,12 @@ use tokio_util::sync::CancellationToken;
 pub const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// The signals that ask a service to stop.
-pub struct Signals([Signal; 3]);
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// None if the process was started to ignore it.
+    hang_up: Option<Signal>,
+}
 
 impl Signals {
     /// From here on they do not end the process.
@@ -27,9 +32,12 @@ impl Signals {
     ///
     /// When the system does not let us.
     pub fn new() -> io::Result<Self> {
-        let [terminate, interrupt, hang_up] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        Ok(Self([terminate?, interrupt?, hang_up?]))
+        let hang_up = (!ignores_hang_up()).then(|| signal(SignalKind::hangup())).transpose()?;
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up,
+        })
     }
 
     /// Cancels `stop` at the first signal, and returns at one that comes later than [`SAME_WISH`] after it.
@@ -46,11 +54,26 @@ impl Signals {
     }
 
     async fn next(&mut self) {
-        let [terminate, interrupt, hang_up] = &mut self.0;
+        let Self { terminate, interrupt, hang_up } = self;
+        let hung_up = async {
+            match hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            _ = hang_up.recv() => {}
+            _ = hung_up => {}
         }
     }
+}
+
+/// Whether SIGHUP was ignored when the process was started. Linux says so in a file; elsewhere only unsafe code could ask.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    let bit = SignalKind::hangup().as_raw_value() - 1;
+    ignored & (1 << bit) != 0
 }

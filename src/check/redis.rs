@@ -3,13 +3,16 @@
 use std::io::{self, Write};
 use std::time::SystemTime;
 
+use ::redis::Pipeline;
+
 use super::rights::{self, Rights};
 use crate::app::Config;
 use crate::backend::{Coordination, process_name};
 use crate::findings::{Findings, Verdict};
 use crate::metrics::Metrics;
+use crate::redis::keys::Keys;
 use crate::redis::server::{OLDEST, ServerFacts};
-use crate::redis::{Address, Redis};
+use crate::redis::{Address, Call, Redis};
 use crate::window::ClockOffset;
 
 /// Connects as an instance does and looks around.
@@ -25,7 +28,41 @@ pub(super) async fn look(
     findings.add(Verdict::Ok, "reachable", format_args!("Redis at {address}"))?;
     look_at_server(&redis, findings).await?;
     look_at_rights(config, address, &redis, findings).await?;
+    look_at_keys(config, &redis, findings).await?;
     look_at_others(config, &redis, findings).await
+}
+
+/// Keys of the namespace that hold something else: an instance puts them aside.
+async fn look_at_keys(config: &Config, redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let keys = Keys::new(&config.args.backend.redis.namespace);
+    let expected = [
+        (keys.lease(), "string"),
+        (keys.token(), "string"),
+        (keys.instances(), "hash"),
+        (keys.counts(), "hash"),
+        (keys.published(), "hash"),
+        (keys.config(), "hash"),
+    ];
+    let mut ask = Pipeline::new();
+    for (key, _) in &expected {
+        ask.cmd("TYPE").arg(key);
+    }
+    let found: Vec<String> =
+        match redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await {
+            Ok(found) => found,
+            // Who may not ask has been told so.
+            Err(_) => return Ok(()),
+        };
+    for ((key, expected), found) in expected.iter().zip(found) {
+        if found != "none" && found != *expected {
+            let text = format_args!(
+                "{key} is a {found}, not a {expected}: somebody else writes there; an instance that finds it puts it \
+                 aside"
+            );
+            findings.add(Verdict::Warn, "keys", text)?;
+        }
+    }
+    Ok(())
 }
 
 async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {

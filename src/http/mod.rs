@@ -32,6 +32,8 @@ pub use self::error::Failure;
 use self::error::{NO_STORE, TEXT};
 use self::in_flight::InFlight;
 pub use self::token::{AccessArgs, ApiToken};
+use tower::ServiceExt;
+
 use crate::args;
 use crate::callback::Callbacks;
 use crate::coordinator::ClosedWindows;
@@ -268,12 +270,22 @@ pub fn routers(api: Api) -> Routers {
     }
 }
 
-/// What is answered while the service starts: that it lives, that it is not ready, and that no id is taken yet.
-pub fn starting() -> Router {
-    Router::new()
-        .route(ops::LIVEZ, get(ops::livez))
-        .route("/readyz", get(ops::not_ready))
-        .fallback(async || Failure::StoreUnavailable)
+/// How long a request waits for a service that starts, before it is told that no id is taken yet.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is answered while the service starts: that it lives and is not ready. All else waits a while for the routes, which
+/// come soon where Redis is there.
+pub fn starting(routes: watch::Receiver<Option<Router>>) -> Router {
+    let wait = async move |request: Request| -> Response {
+        let mut routes = routes.clone();
+        let ready = tokio::time::timeout(START_PATIENCE, routes.wait_for(Option::is_some)).await;
+        let router = ready.ok().and_then(Result::ok).and_then(|router| router.clone());
+        match router {
+            Some(router) => router.oneshot(request).await.into_response(),
+            None => Failure::StoreUnavailable.into_response(),
+        }
+    };
+    Router::new().route(ops::LIVEZ, get(ops::livez)).route("/readyz", get(ops::not_ready)).fallback(wait)
 }
 
 /// The API, and a handle for the results of each route.

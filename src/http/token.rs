@@ -1,16 +1,25 @@
 //! Who may use the API: those with the token, if there is one.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use clap::Args;
+use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
+use tracing::{info, warn};
 
 use crate::secret::SecretArg;
 
 /// In bytes. Shorter ones can be guessed.
 const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;
+
+/// How messages name the flag.
+const FLAG: &str = "--api-token <TOKEN>";
+/// However many requests bear a wrong one.
+const READ_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// Who may use the API.
 #[derive(Debug, Clone, Args)]
@@ -36,18 +45,35 @@ impl AccessArgs {
     ///
     /// A line for the user, without the token.
     pub fn token(&self) -> Result<Option<ApiToken>, String> {
-        self.api_token.as_ref().map(|token| token.parse("--api-token <TOKEN>", ApiToken::parse)).transpose()
+        let Some(arg) = &self.api_token else { return Ok(None) };
+        let token = arg.parse(FLAG, ApiToken::parse)?;
+        Ok(Some(ApiToken::new(token, Some(arg.clone()).filter(SecretArg::is_file))))
     }
 }
 
 /// What requests have to bear. It is never shown.
+///
+/// One that is in a file is read again when a request bears another one, so that it can be changed without a restart.
 #[derive(Clone)]
-pub struct ApiToken(Box<str>);
+pub struct ApiToken(Arc<Mutex<Known>>);
+
+struct Known {
+    token: Arc<str>,
+    /// The file, if it is in one.
+    file: Option<SecretArg>,
+    read_at: Instant,
+    /// Why the file was of no use when it was last read.
+    trouble: Option<String>,
+}
 
 impl ApiToken {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn new(token: Arc<str>, file: Option<SecretArg>) -> Self {
+        Self(Arc::new(Mutex::new(Known { token, file, read_at: Instant::now(), trouble: None })))
+    }
+
+    fn parse(text: &str) -> Result<Arc<str>, String> {
         if LENGTHS.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Ok(Self(text.into()));
+            return Ok(text.into());
         }
         let (shortest, longest) = LENGTHS.into_inner();
         Err(format!(
@@ -65,7 +91,42 @@ impl ApiToken {
         let value = value.as_bytes();
         let Some(space) = value.iter().position(|byte| *byte == b' ') else { return false };
         let (scheme, token) = value.split_at(space);
-        scheme.eq_ignore_ascii_case(b"bearer") && token.trim_ascii_start().ct_eq(self.0.as_bytes()).into()
+        scheme.eq_ignore_ascii_case(b"bearer") && self.is(token.trim_ascii_start())
+    }
+
+    fn is(&self, token: &[u8]) -> bool {
+        let known = Arc::clone(&self.0.lock().token);
+        if token.ct_eq(known.as_bytes()).into() {
+            return true;
+        }
+        let mut known = self.0.lock();
+        known.read_again();
+        token.ct_eq(known.token.as_bytes()).into()
+    }
+}
+
+impl Known {
+    /// What is no token changes nothing.
+    fn read_again(&mut self) {
+        let Some(file) = self.file.as_ref().filter(|_| self.read_at.elapsed() >= READ_AT_MOST_EVERY) else {
+            return;
+        };
+        self.read_at = Instant::now();
+        match file.parse(FLAG, ApiToken::parse) {
+            Ok(token) => {
+                self.trouble = None;
+                if token != self.token {
+                    info!("the token of --api-token was read again from its file and has changed");
+                    self.token = token;
+                }
+            }
+            Err(error) => {
+                if self.trouble.as_ref() != Some(&error) {
+                    warn!(%error, "the file of --api-token is of no use: the token stays as it was");
+                }
+                self.trouble = Some(error);
+            }
+        }
     }
 }
 
@@ -86,7 +147,7 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
         }
-        ApiToken("0123456789abcdef".into()).is_borne_by(&headers)
+        ApiToken::new("0123456789abcdef".into(), None).is_borne_by(&headers)
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl RedisArgs {
     pub fn address(&self) -> Result<Option<Address>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };
         let address = Address::parse(&url.read(FLAG)?)?;
-        Ok(Some(Address { file: Some(url.clone()).filter(SecretArg::is_a_file), ..address }))
+        Ok(Some(Address { file: Some(url.clone()).filter(SecretArg::is_file), ..address }))
     }
 
     /// Connects, and waits until Redis answers.

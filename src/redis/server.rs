@@ -52,7 +52,8 @@ impl ServerFacts {
             name: name.unwrap_or_else(|| "redis".to_owned()),
             version: version.unwrap_or_else(|| redis_version.clone()),
             redis_version,
-            kind: value(server, "redis_mode"),
+            // Valkey 9 has another name for it.
+            kind: value(server, "redis_mode") + &value(server, "server_mode"),
             eviction_policy: value(memory, "maxmemory_policy"),
         }
     }

@@ -233,3 +233,18 @@ fn clocks() {
         assert_eq!(checked.complaints(), [line]);
     }
 }
+
+/// Something else where what instances share belongs: it is named.
+#[test]
+fn keys_of_another_type_are_named() {
+    let redis = Redis::start();
+    let keys = Keys::new("headcount");
+    for key in [keys.lease(), keys.config()] {
+        ::redis::cmd("SADD").arg(&key).arg("x").exec(&mut redis.connect()).unwrap();
+    }
+    let output = output_of(headcount().args(["check", "--redis-url", &redis.url()]));
+    let found = String::from_utf8(output.stdout).unwrap();
+    for (key, expected) in [(keys.lease(), "string"), (keys.config(), "hash")] {
+        assert!(found.contains(&format!("warn keys: {key} is a set, not a {expected}")), "{found}");
+    }
+}

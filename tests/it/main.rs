@@ -47,6 +47,7 @@ mod namespaces;
 mod openapi;
 mod outages;
 mod publishing;
+mod redis_refusals;
 mod redis_writes;
 mod router_properties;
 mod secrets;

@@ -145,3 +145,15 @@ async fn a_first_report_that_is_late_is_tried_again() {
     process.signal("TERM");
     assert_eq!(process.wait_for(Duration::from_secs(20)).code(), Some(0));
 }
+
+/// What is started with `nohup` survives its terminal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_under_nohup_goes_on() {
+    let mut command = Command::new("nohup");
+    command.arg(headcount().get_program()).args(["--listen", "127.0.0.1:0", "--window", "24h"]);
+    let mut server = Server::run(command).await;
+    server.process.signal("HUP");
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    server.process.signal("TERM");
+    assert_eq!(server.ended().await.code(), Some(0));
+}

@@ -89,6 +89,20 @@ fn parse_topic(text: &str) -> Result<String, String> {
     Err("expected up to 249 letters, digits, dots, hyphens and underscores".to_owned())
 }
 
+/// A host, and a port or none. librdkafka would leave out what it does not understand, with a line in its own log.
+fn is_broker(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match in_brackets {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')),
+    };
+    !host.is_empty() && is_host && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
 impl KafkaArgs {
     /// None when nothing is to be published to Kafka.
     ///
@@ -97,10 +111,12 @@ impl KafkaArgs {
     /// A line for the user, without the value of an option.
     pub fn settings(&self, namespace: &str) -> Result<Option<KafkaSettings>, String> {
         let Some(brokers) = &self.kafka_brokers else { return self.without_brokers() };
-        if brokers.split(',').any(|broker| broker.trim().is_empty()) {
+        if !brokers.split(',').all(|broker| is_broker(broker.trim())) {
+            // Not repeated where it may have a password in it.
+            let value = if brokers.contains(['@', '/']) { String::new() } else { format!(" '{brokers}'") };
             return Err(format!(
-                "invalid value '{brokers}' for '--kafka-brokers <HOST:PORT,…>': expected addresses of brokers, such \
-                 as kafka1:9092,kafka2:9092"
+                "invalid value{value} for '--kafka-brokers <HOST:PORT,…>': expected addresses of brokers and nothing \
+                 else, such as kafka1:9092,kafka2:9092"
             ));
         }
         let mut config = ClientConfig::new();

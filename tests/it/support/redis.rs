@@ -74,6 +74,20 @@ impl Redis {
         Self::launch(flavour, free_port(), args, None)
     }
 
+    /// A Sentinel, which watches nothing; it writes its state to `config`.
+    pub fn start_sentinel(config: &Path) -> Self {
+        let port = free_port();
+        std::fs::write(config, format!("port {port}\nbind 127.0.0.1\n")).expect("a configuration");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let program = Flavour::Debian.program().expect("Debian's");
+        let args = vec![config.display().to_string(), "--sentinel".to_owned()];
+        let process = spawn(&program, &args, dir.path());
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut redis = Self { address, tls: false, program, args, process, dir };
+        redis.wait_until_it_answers();
+        redis
+    }
+
     /// Debian's, which speaks nothing but TLS on its port. [`Redis::ca_file`] vouches for it.
     pub fn start_tls() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
