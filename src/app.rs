@@ -13,7 +13,6 @@
 //! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 4 to 6: a client
 //! that never finishes its request is cut off, so that the counts of all others come out.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,11 +21,12 @@ use std::time::Duration;
 use axum::Router;
 use clap::Args;
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::args;
 use crate::backend::{Backend, BackendArgs, BackendEnded};
@@ -35,7 +35,7 @@ use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
 use crate::coordinator::{ClosedWindows, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, ApiToken, HttpArgs, Phase, Routers};
+use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
 use crate::id_key::IdKey;
 use crate::listeners::Listeners;
 use crate::log_progress::LogProgress;
@@ -46,12 +46,10 @@ use crate::sealer::Sealer;
 use crate::sink::Origin;
 use crate::sink::log::UnwritableLogDir;
 use crate::sinks::{SinkArgs, Sinks};
-use crate::window::{Clock, SystemClock};
+use crate::starting::{Starting, introduce_until};
+use crate::window::{Clock, SystemClock, WindowLength};
 use crate::workers::Workers;
 
-/// The first wait after a first report that was not taken; it doubles up to the other.
-const FIRST_REPORT_AGAIN: Duration = Duration::from_millis(100);
-const FIRST_REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
 const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 /// What is kept back of the shutdown time-out for giving up the lease and saying goodbye.
@@ -238,59 +236,6 @@ pub async fn run(
     }
 }
 
-/// The first report, until it is taken or there is no more time. An instance that has been refused for good is not
-/// heard again.
-async fn introduce_until<F>(deadline: Instant, introduce: impl Fn() -> F) -> Result<Sealer, ReportError>
-where
-    F: Future<Output = Result<Sealer, ReportError>>,
-{
-    let mut wait = FIRST_REPORT_AGAIN;
-    loop {
-        match introduce().await {
-            Err(ReportError::Unavailable(error)) if Instant::now() + wait < deadline => {
-                debug!(%error, "the first report was not taken, trying again");
-                tokio::time::sleep(wait).await;
-                wait = (2 * wait).min(FIRST_REPORT_AGAIN_MAX);
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// What answers until the service is ready: on the same sockets, so that nobody who connects meanwhile is lost.
-struct Starting {
-    stop: Stop,
-    /// The routes of each listener, once there are some.
-    routes: Vec<watch::Sender<Option<Router>>>,
-}
-
-impl Starting {
-    fn serve(listeners: &Listeners, limits: &HttpArgs, workers: &Arc<Workers>) -> Result<Self, RunError> {
-        let stop = Stop::default();
-        let mut routes = Vec::new();
-        for listener in listeners.duplicates()? {
-            let (limits, workers, stop) = (limits.clone(), Arc::clone(workers), stop.clone());
-            // Metrics of their own: the service has not begun.
-            let metrics = Arc::new(Metrics::new());
-            let (sender, router) = watch::channel(None);
-            routes.push(sender);
-            tokio::spawn(async move {
-                server::serve(listener, http::starting(router), &limits, metrics, workers, stop).await;
-            });
-        }
-        Ok(Self { stop, routes })
-    }
-
-    /// Requests that wait are answered by these routes, and their connections closed; new ones go to the servers.
-    fn hand_over(self, routers: &Routers) {
-        let routers = std::iter::once(&routers.public).chain(&routers.admin);
-        for (sender, router) in self.routes.iter().zip(routers) {
-            sender.send_replace(Some(router.clone()));
-        }
-        self.stop.drain.cancel();
-    }
-}
-
 /// The running parts.
 struct Service {
     backend: Backend,
@@ -326,19 +271,12 @@ impl Service {
         let workers = Arc::new(limits.workers().map_err(RunError::NoWorkers)?);
         let addresses = listeners.addresses()?;
         // Whoever asks meanwhile is told, instead of waiting.
-        let starting = Starting::serve(&listeners, &limits, &workers)?;
+        let starting = Starting::serve(&listeners, &limits, &workers).map_err(RunError::NoAddress)?;
         let patience = Instant::now() + backend.redis.redis_wait;
-        let backend = match &config.redis {
-            Some(address) => {
-                let id_key = config.id_key.as_ref();
-                let connected =
-                    Backend::in_redis(&backend, address, &counting, id_key, retention, &workers, &metrics);
-                tokio::select! {
-                    connected = connected => connected?,
-                    () = shutdown.cancelled() => return Ok(None),
-                }
-            }
-            None => Backend::in_memory(&counting, stop_http.drain.clone()),
+        let connecting = connect(&config, &workers, &metrics, stop_http.drain.clone());
+        let backend = tokio::select! {
+            connected = connecting => connected?,
+            () = shutdown.cancelled() => return Ok(None),
         };
         let closed = ClosedWindows::new(Arc::clone(&metrics));
         let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
@@ -346,21 +284,8 @@ impl Service {
 
         let origin = config.origin(backend.process.clone());
         let sinks = config.sinks.open(&origin, backend.redis.as_ref(), retention, log, &metrics)?;
-        let introduce = || {
-            Sealer::introduce(
-                Arc::clone(&clock),
-                Arc::clone(&backend.counter),
-                Arc::clone(&backend.coordinator),
-                counting.window,
-                Arc::clone(&metrics),
-                closed.clone(),
-            )
-        };
-        let introduced = tokio::select! {
-            introduced = introduce_until(patience, introduce) => Some(introduced?),
-            () = shutdown.cancelled() => None,
-        };
-        let Some(sealer) = introduced else {
+        let introduce = || introduce(&clock, &backend, counting.window, &metrics, &closed);
+        let Some(sealer) = introduce_until(patience, introduce, shutdown).await? else {
             // Its first report may have been taken: others need not wait for it.
             let _ = tokio::time::timeout(GOODBYE, backend.stop(true)).await;
             return Ok(None);
@@ -405,19 +330,15 @@ impl Service {
             metrics: Arc::clone(&metrics),
         });
         starting.hand_over(&routers);
-        let spawn_server = |listener, router, stop: &Stop| {
-            let (limits, metrics, stop) = (limits.clone(), Arc::clone(&metrics), stop.clone());
-            let workers = Arc::clone(&workers);
-            tokio::spawn(
-                async move { server::serve(listener, router, &limits, metrics, workers, stop).await },
-            )
+        let serve = |listener, router, stop: &Stop| {
+            spawn_server(listener, router, &limits, Arc::clone(&metrics), Arc::clone(&workers), stop.clone())
         };
         let service = Self {
             sealer: tokio::spawn(sealer.run(stop_sealer.clone())),
             publisher: tokio::spawn(publisher.run(sinks, stop_publisher.clone())),
-            http: spawn_server(listeners.public, routers.public, &stop_http),
+            http: serve(listeners.public, routers.public, &stop_http),
             admin: match listeners.admin.zip(routers.admin) {
-                Some((listener, router)) => spawn_server(listener, router, &stop_admin),
+                Some((listener, router)) => serve(listener, router, &stop_admin),
                 None => tokio::spawn(std::future::pending()),
             },
             callbacks: tokio::spawn(
@@ -504,6 +425,48 @@ impl Service {
         info!("stopped");
         Ok(())
     }
+}
+
+fn introduce(
+    clock: &Arc<dyn Clock>,
+    backend: &Backend,
+    window: WindowLength,
+    metrics: &Arc<Metrics>,
+    closed: &ClosedWindows,
+) -> impl Future<Output = Result<Sealer, ReportError>> + use<> {
+    Sealer::introduce(
+        Arc::clone(clock),
+        Arc::clone(&backend.counter),
+        Arc::clone(&backend.coordinator),
+        window,
+        Arc::clone(metrics),
+        closed.clone(),
+    )
+}
+
+fn spawn_server(
+    listener: TcpListener,
+    router: Router,
+    limits: &HttpArgs,
+    metrics: Arc<Metrics>,
+    workers: Arc<Workers>,
+    stop: Stop,
+) -> JoinHandle<()> {
+    let limits = limits.clone();
+    tokio::spawn(async move { server::serve(listener, router, &limits, metrics, workers, stop).await })
+}
+
+/// What remembers the ids, once it answers.
+async fn connect(
+    config: &Config,
+    workers: &Arc<Workers>,
+    metrics: &Metrics,
+    draining: CancellationToken,
+) -> Result<Backend, CannotConnect> {
+    let ServeArgs { counting, backend, .. } = &config.args;
+    let Some(address) = &config.redis else { return Ok(Backend::in_memory(counting, draining)) };
+    let id_key = config.id_key.as_ref();
+    Backend::in_redis(backend, address, counting, id_key, config.retention, workers, metrics).await
 }
 
 fn returned(part: &'static str, ended: Result<(), JoinError>) -> RunError {

@@ -7,7 +7,7 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`signals`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
+//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`signals`], [`starting`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
 //! | 3 | [`http`], [`sealer`], [`publisher`] |
 //! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
 //! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
@@ -49,6 +49,7 @@ pub mod signals;
 pub mod sink;
 pub mod sinks;
 pub mod sketch;
+pub mod starting;
 pub mod striped;
 pub mod tls;
 pub mod unavailable;

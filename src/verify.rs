@@ -150,13 +150,13 @@ async fn compare(
         Ok(_) => findings.add(Verdict::Ok, "published", "the topic has all that Redis says is published")?,
     }
     let ours = entries.iter().filter(|entry| entry.complete && entry.seconds == u64::from(length.seconds()));
-    let (mut compared, mut differ, mut lost) = (0, Vec::new(), Vec::new());
+    let (mut compared, mut differ, mut fewer) = (0, Vec::new(), Vec::new());
     for entry in ours {
         let window = length.starting_at(entry.start);
         match compare_one(config, &redis, &keys, entry).await {
             Ok(Compared::Gone) => {}
             Ok(Compared::Same) => compared += 1,
-            Ok(Compared::Lost) => lost.push(entry.start),
+            Ok(Compared::Lost) => fewer.push(entry.start),
             Ok(Compared::Differs(there)) => {
                 compared += 1;
                 let published = entry.unique_request_count;
@@ -165,9 +165,9 @@ async fn compare(
             Err(error) => return findings.add(Verdict::Fail, "counts", error),
         }
     }
-    if !lost.is_empty() {
+    if !fewer.is_empty() {
         let what = "lost by Redis since they were counted, so not compared";
-        say(config, findings, Verdict::Warn, what, &lost)?;
+        say(config, findings, Verdict::Warn, what, &fewer)?;
     }
     if differ.is_empty() {
         let text = format_args!("{compared} complete windows are still in Redis, with the same counts");

@@ -279,9 +279,9 @@ pub fn starting(routes: watch::Receiver<Option<Router>>) -> Router {
     let wait = async move |request: Request| -> Response {
         let mut routes = routes.clone();
         let ready = tokio::time::timeout(START_PATIENCE, routes.wait_for(Option::is_some)).await;
-        let router = ready.ok().and_then(Result::ok).and_then(|router| router.clone());
-        match router {
-            Some(router) => router.oneshot(request).await.into_response(),
+        let found = ready.ok().and_then(Result::ok).and_then(|found| found.clone());
+        match found {
+            Some(found) => found.oneshot(request).await.into_response(),
             None => Failure::StoreUnavailable.into_response(),
         }
     };

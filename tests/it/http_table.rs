@@ -432,7 +432,7 @@ async fn requests_that_can_be_understood_in_two_ways() {
         ("a user", &["me@a.example"]),
         ("white space", &["a example"]),
     ] {
-        let hosts: String = hosts.iter().map(|host| format!("host: {host}\r\n")).collect();
+        let hosts = hosts.iter().map(|host| format!("host: {host}\r\n")).collect::<Vec<_>>().concat();
         let request = format!("GET {target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
         assert_failed(&once(server.address, request.as_bytes()).await, 400, "invalid_host", what);
     }
