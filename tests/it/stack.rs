@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::support::disk::SmallDisk;
 use crate::support::fleet::Fleet;
 use crate::support::http::Connection;
 use crate::support::load::Load;
@@ -235,8 +236,43 @@ fn load_balancer(instances: &[SocketAddr]) -> Nginx {
         let servers = instances.iter().map(|to| server.replace("headcount:8080 resolve", &to.to_string()));
         let text = replaced(&text, server, &servers.collect::<Vec<_>>().join("\n"));
         let text = replaced(&text, "listen 8080 ", &format!("listen {address} "));
+        let text = replaced(&text, "error_log stderr", &format!("error_log {}/errors", dir.display()));
         replaced(&text, "/tmp/", &format!("{}/", dir.display()))
     })
+}
+
+/// A disk for bodies on which next to nothing has room, and an instance that is gone: clients hear what the service itself would
+/// say, and no id gets into a log.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_load_balancer_cannot_take_is_refused_as_by_the_service() {
+    let mut server = Server::start(&["--window", "24h"]).await;
+    let nginx = load_balancer(&[server.address]);
+    let disk = SmallDisk::mount(&nginx.dir().join("body"));
+    let large = lines(10_u64.pow(17)..10_u64.pow(17) + 100_000);
+    let refused = async |body: &str| {
+        let mut connection = Connection::open(nginx.address).await.unwrap();
+        let answer = connection.post("text/plain", body.as_bytes()).await.unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (503, "failed"));
+        assert_eq!(answer.header("failure-reason"), Some("overloaded"));
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    };
+    for _ in 0..3 {
+        refused(&large).await;
+    }
+    let mut connection = Connection::open(nginx.address).await.unwrap();
+    let answer = connection.post("text/plain", b"1\n2\n").await.unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (200, "ok"), "what is small needs no disk");
+    // What the instance says itself stays as it is.
+    let answer = connection.post("text/plain", b"x").await.unwrap();
+    assert_eq!((answer.status, answer.header("failure-reason")), (400, Some("invalid_id")));
+    assert_eq!(server.stop().await.code(), Some(0));
+    refused("100000000000000007\n").await;
+    let mut connection = Connection::open(nginx.address).await.unwrap();
+    let answer = connection.get("/api/verve/accept?id=100000000000000007").await.unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (503, "failed"));
+    let logged = std::fs::read_to_string(nginx.dir().join("errors")).unwrap_or_default() + &nginx.errors();
+    assert!(!logged.contains("10000000000000"), "{logged}");
+    drop(disk);
 }
 
 /// Two instances that count together, behind a load balancer.

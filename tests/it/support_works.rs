@@ -263,3 +263,16 @@ async fn the_proxy_has_every_fault() {
     proxy.lead_to(elsewhere);
     passes(&mut connect().await).await.unwrap();
 }
+
+/// A test that needs a day without an end does not begin two minutes before midnight.
+#[test]
+fn long_windows_do_not_end_in_a_test() {
+    let (day, hour, minute) = (86_400, 3_600, 60);
+    let wait = |window, at| {
+        let at = std::time::UNIX_EPOCH + Duration::from_secs(at);
+        crate::support::until_there_is_room(Duration::from_secs(window), at).as_secs()
+    };
+    assert_eq!((wait(day, 10 * day), wait(day, 10 * day + day / 2)), (0, 0));
+    assert_eq!((wait(day, 11 * day - 121), wait(day, 11 * day - 100), wait(day, 11 * day - 1)), (0, 100, 1));
+    assert_eq!((wait(hour, 5 * hour - 30), wait(minute, 5 * hour - 1)), (30, 0));
+}

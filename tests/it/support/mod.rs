@@ -23,7 +23,7 @@ use std::fmt::Write;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a test waits for what should happen: much longer than it takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +40,20 @@ pub fn lines(ids: Range<u64>) -> String {
 /// True for the long sizes of the tests.
 pub fn soak() -> bool {
     std::env::var_os("HEADCOUNT_SOAK").is_some_and(|value| value == "1")
+}
+
+/// How much of a long window has to be left when a test begins to use it: more than any of them takes.
+const ROOM_IN_WINDOW: Duration = Duration::from_secs(120);
+
+/// How long to wait so that a window of this length, an hour or longer, does not end in the middle of a test. Such windows stand
+/// for one that does not end at all; near midnight they would.
+pub fn until_there_is_room(window: Duration, now: SystemTime) -> Duration {
+    if window < Duration::from_secs(3600) {
+        return Duration::ZERO;
+    }
+    let into = now.duration_since(UNIX_EPOCH).expect("after 1970").as_millis() % window.as_millis();
+    let left = window - Duration::from_millis(into as u64);
+    if left < ROOM_IN_WINDOW { left + Duration::from_millis(100) } else { Duration::ZERO }
 }
 
 /// Waits until `condition` gives something, for at most [`PATIENCE`].

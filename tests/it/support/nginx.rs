@@ -64,6 +64,11 @@ impl Nginx {
         });
     }
 
+    /// Where it has its files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// What it complained about.
     pub fn errors(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()

@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::http::{self, Answer};
 use super::process::{Process, headcount, headcount_with_clock};
-use super::{wait_for, wait_until};
+use super::{until_there_is_room, wait_for, wait_until};
 
 /// Stops, by its own pid, when it goes out of scope.
 pub struct Server {
@@ -60,6 +60,11 @@ impl Server {
 
     /// Starts a command that has all but the log format.
     pub async fn run(mut command: Command) -> Self {
+        let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let window = args.iter().position(|arg| arg == "--window").and_then(|at| args.get(at + 1));
+        if let Some(window) = window.and_then(|window| humantime::parse_duration(window).ok()) {
+            tokio::time::sleep(until_there_is_room(window, SystemTime::now())).await;
+        }
         let mut child =
             command.args(["--log-format", "json"]).stdout(Stdio::piped()).spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::<Value>::new()));
