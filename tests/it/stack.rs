@@ -236,8 +236,8 @@ fn load_balancer(instances: &[SocketAddr]) -> Nginx {
         let servers = instances.iter().map(|to| server.replace("headcount:8080 resolve", &to.to_string()));
         let text = replaced(&text, server, &servers.collect::<Vec<_>>().join("\n"));
         let text = replaced(&text, "listen 8080 ", &format!("listen {address} "));
-        let text = replaced(&text, "error_log stderr", &format!("error_log {}/errors", dir.display()));
-        replaced(&text, "/tmp/", &format!("{}/", dir.display()))
+        let text = replaced(&text, "/tmp/", &format!("{}/", dir.display()));
+        replaced(&text, "error_log stderr", &format!("error_log {}/errors", dir.display()))
     })
 }
 
