@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headcount::redis::keys::Keys;
@@ -92,7 +93,7 @@ async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_is_succeeded() {
-    let redis: &Redis = Box::leak(Box::new(Redis::start()));
+    let redis = Arc::new(Redis::start());
     let kills = if soak() { 25 } else { 5 };
     let mut fleets = JoinSet::new();
     for (namespace, moment) in [
@@ -101,7 +102,8 @@ async fn a_killed_leader_is_succeeded() {
         ("stored-1", Moment::CountStored),
         ("stored-2", Moment::CountStored),
     ] {
-        fleets.spawn(kill_leaders(redis, namespace, kills, moment));
+        let redis = Arc::clone(&redis);
+        fleets.spawn(async move { kill_leaders(&redis, namespace, kills, moment).await });
     }
     let took = fleets.join_all().await.concat();
     let longest = took.iter().max().expect("some");
