@@ -80,8 +80,11 @@ pub async fn serve(
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // In this order: another server may be listening on the same socket by now, and a connection that is taken
+            // here would be closed.
+            biased;
             () = server.stop.drain.cancelled() => break,
+            accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,

@@ -275,7 +275,7 @@ async fn a_connection_without_requests_is_closed() {
     // Neither a head that is coming, nor a body, is idleness.
     let mut busy = Connection::open(server.address).await.unwrap();
     let request =
-        b"POST /api/verve/accept HTTP/1.1\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\n1\n2\n";
+        b"POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\n1\n2\n";
     for piece in request.chunks(9) {
         busy.send(piece).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;

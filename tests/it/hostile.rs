@@ -190,12 +190,12 @@ async fn answers_that_nobody_reads() {
     let siege = Siege::begin(&["--write-timeout", "1s"]).await;
     let mut clients = JoinSet::new();
     let requests: [&[u8]; 5] = [
-        b"GET /api/verve/accept?id=1 HTTP/1.1\r\n\r\n",
-        b"GET /metrics HTTP/1.1\r\n\r\n",
+        b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n",
         // The answer is there before the body is read.
-        b"GET /api/verve/accept?id=1 HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello",
-        b"POST /api/verve/accept HTTP/1.1\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n1\n",
-        b"POST /api/verve/accept HTTP/1.1\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n2\r\n1\n\r\n0\r\n\r\n",
+        b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello",
+        b"POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n1\n",
+        b"POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n2\r\n1\n\r\n0\r\n\r\n",
     ];
     for request in requests.iter().flat_map(|request| [request; EACH]) {
         let (address, requests) = (siege.server.address, request.repeat(100));
@@ -243,7 +243,7 @@ async fn answers_that_are_left_in_the_kernel() {
         socket.set_recv_buffer_size(4096).unwrap();
         let mut stream = socket.connect(siege.server.address).await.unwrap();
         // Little is sent, and much is answered.
-        stream.write_all(&b"GET /metrics HTTP/1.1\r\n\r\n".repeat(3)).await.unwrap();
+        stream.write_all(&b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3)).await.unwrap();
         clients.push(stream);
     }
     let port = siege.server.address.port();
@@ -268,7 +268,7 @@ async fn bodies_in_small_pieces() {
         clients.spawn(async move {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
-            let head = "POST /api/verve/accept HTTP/1.1\r\ncontent-type: text/plain\r\n";
+            let head = "POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n";
             if client % 2 == 0 {
                 let head = format!("{head}transfer-encoding: chunked\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
@@ -317,7 +317,7 @@ async fn bodies_without_an_end() {
         for (length, piece) in endless.clone() {
             let address = siege.server.address;
             clients.spawn(async move {
-                let head = format!("{target} HTTP/1.1\r\ncontent-type: text/plain\r\n{length}\r\n\r\n");
+                let head = format!("{target} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n{length}\r\n\r\n");
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 let received = timeout(PATIENCE, talk(&mut stream, head.as_bytes(), &piece)).await;
                 (target, statuses(&received.expect("the server lets go")))

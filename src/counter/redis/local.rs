@@ -81,6 +81,8 @@ pub(super) struct LocalWindow {
     accepted: StripedSum,
     /// Exact ids of which Redis has said that they were new.
     new: StripedSum,
+    /// Something else was in the place of its ids, which are gone.
+    is_damaged: AtomicBool,
     /// Ids that were accepted without Redis.
     apart: AtomicU64,
     /// Additions that have entered and not been answered.
@@ -369,6 +371,7 @@ impl LocalWindow {
             },
             accepted: StripedSum::default(),
             new: StripedSum::default(),
+            is_damaged: AtomicBool::new(false),
             apart: AtomicU64::new(0),
             under_way: TaskTracker::new(),
             handing_over: AsyncMutex::new(()),
@@ -387,9 +390,15 @@ impl LocalWindow {
         self.new.add(ids);
     }
 
+    /// Notes that something else was in the place of exact ids.
+    pub(super) fn note_damage(&self) {
+        self.is_damaged.store(true, Ordering::Relaxed);
+    }
+
     /// What came so far.
     pub(super) fn intake(&self) -> Intake {
-        Intake { accepted: self.accepted.get(), new: self.new.get(), ..Intake::default() }
+        let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
+        Intake { accepted: self.accepted.get(), new: self.new.get(), lost, parts: 0 }
     }
 
     /// Waits until all additions are answered, after the last has entered.
