@@ -317,7 +317,8 @@ async fn bodies_without_an_end() {
         for (length, piece) in endless.clone() {
             let address = siege.server.address;
             clients.spawn(async move {
-                let head = format!("{target} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n{length}\r\n\r\n");
+                let head =
+                    format!("{target} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n{length}\r\n\r\n");
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 let received = timeout(PATIENCE, talk(&mut stream, head.as_bytes(), &piece)).await;
                 (target, statuses(&received.expect("the server lets go")))

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use headcount::redis::keys::Keys;
+
 use crate::support::fleet::{
     Fleet, assert_complete, assert_no_gap, assert_same_bytes, next_window, seconds, sketch_in,
 };
@@ -257,4 +259,46 @@ async fn a_stop_while_redis_is_away_is_no_clean_one() {
         .query(&mut redis.connect())
         .unwrap();
     assert_eq!(unique, 1);
+}
+
+/// An instance takes ids, seals them and says goodbye; then Redis loses everything, in the same window. Nobody can add these ids
+/// again, and the others know it: the window is incomplete.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_left_before_a_loss_is_missed() {
+    const WINDOW: u64 = 10;
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let args = ["--window", "10s", "--redis-url", &url, "--namespace", "left"];
+    let mut fleet = Fleet::start_with(3, &args).await;
+    let start = (seconds(SystemTime::now()) / WINDOW + 1) * WINDOW;
+    tokio::time::sleep(at(start, 50).duration_since(SystemTime::now()).unwrap_or_default()).await;
+    for (server, ids) in [(2, 0..100), (0, 100..150)] {
+        for id in ids {
+            assert_eq!(fleet.servers[server].get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+        }
+    }
+    assert_eq!(fleet.servers[2].stop().await.code(), Some(0));
+    let left = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+    // The others have reported since, and so been told who left.
+    let reports = Keys::new("left").instances();
+    wait_for("the others to report", || {
+        let reports: BTreeMap<String, String> =
+            redis::cmd("HGETALL").arg(&reports).query(&mut redis.connect()).unwrap();
+        let at = |report: &String| report.rsplit(' ').next().unwrap().parse::<u128>().unwrap();
+        let since = reports.iter().filter(|(name, report)| !name.starts_with('~') && left < at(report));
+        (since.count() == 2).then_some(())
+    })
+    .await;
+    redis.restart();
+    assert!(SystemTime::now() < at(start, 9_000), "too slow: all of it has to be in one window");
+    let closed = wait_for("the window to be closed", || {
+        fleet.published().get(&start).map(|closed| closed[0].1.clone())
+    })
+    .await;
+    assert!(closed.unique < 100 && !closed.complete, "{closed:?}");
+    let later = start + 2 * WINDOW;
+    let published = wait_for("a later window", || {
+        Some(fleet.published()).filter(|published| published.contains_key(&later))
+    });
+    assert!(published.await[&later][0].1.complete, "later windows are complete again");
 }
