@@ -18,7 +18,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use clap::Args;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -35,7 +34,7 @@ use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
 use crate::coordinator::{ClosedWindows, ReportError};
 use crate::counter::CountingArgs;
 use crate::http::server::{self, Stop};
-use crate::http::{self, Api, ApiToken, HttpArgs, Phase};
+use crate::http::{self, Api, ApiToken, HttpArgs, LateRouter, Phase};
 use crate::id_key::IdKey;
 use crate::listeners::Listeners;
 use crate::log_progress::LogProgress;
@@ -46,7 +45,7 @@ use crate::sealer::Sealer;
 use crate::sink::Origin;
 use crate::sink::log::UnwritableLogDir;
 use crate::sinks::{SinkArgs, Sinks};
-use crate::starting::{Starting, introduce_until};
+use crate::starting::introduce_until;
 use crate::window::{Clock, SystemClock, WindowLength};
 use crate::workers::Workers;
 
@@ -270,8 +269,17 @@ impl Service {
         let (stop_http, stop_admin, stop_callbacks) = (Stop::default(), Stop::default(), Stop::default());
         let workers = Arc::new(limits.workers().map_err(RunError::NoWorkers)?);
         let addresses = listeners.addresses()?;
-        // Whoever asks meanwhile is told, instead of waiting.
-        let starting = Starting::serve(&listeners, &limits, &workers).map_err(RunError::NoAddress)?;
+        // Whoever asks meanwhile is told.
+        let (public, operations) = (LateRouter::starting(), LateRouter::starting());
+        let serve = |listener, router: &LateRouter, stop: &Stop| {
+            let (metrics, workers) = (Arc::clone(&metrics), Arc::clone(&workers));
+            spawn_server(listener, router.clone(), &limits, metrics, workers, stop.clone())
+        };
+        let http = serve(listeners.public, &public, &stop_http);
+        let admin = match listeners.admin {
+            Some(listener) => serve(listener, &operations, &stop_admin),
+            None => tokio::spawn(std::future::pending()),
+        };
         let patience = Instant::now() + backend.redis.redis_wait;
         let connecting = connect(&config, &workers, &metrics, stop_http.drain.clone());
         let backend = tokio::select! {
@@ -329,18 +337,13 @@ impl Service {
             limits: limits.clone(),
             metrics: Arc::clone(&metrics),
         });
-        starting.hand_over(&routers);
-        let serve = |listener, router, stop: &Stop| {
-            spawn_server(listener, router, &limits, Arc::clone(&metrics), Arc::clone(&workers), stop.clone())
-        };
+        public.arrive(routers.public);
+        routers.admin.into_iter().for_each(|routes| operations.arrive(routes));
         let service = Self {
             sealer: tokio::spawn(sealer.run(stop_sealer.clone())),
             publisher: tokio::spawn(publisher.run(sinks, stop_publisher.clone())),
-            http: serve(listeners.public, routers.public, &stop_http),
-            admin: match listeners.admin.zip(routers.admin) {
-                Some((listener, router)) => serve(listener, router, &stop_admin),
-                None => tokio::spawn(std::future::pending()),
-            },
+            http,
+            admin,
             callbacks: tokio::spawn(
                 callback_tasks.run(stop_callbacks.drain.clone(), stop_callbacks.abort.clone()),
             ),
@@ -446,7 +449,7 @@ fn introduce(
 
 fn spawn_server(
     listener: TcpListener,
-    router: Router,
+    router: LateRouter,
     limits: &HttpArgs,
     metrics: Arc<Metrics>,
     workers: Arc<Workers>,

@@ -48,18 +48,6 @@ impl Listeners {
         Ok(Self { public: bind(listen, "--listen")?, admin: admin? })
     }
 
-    /// The same sockets once more: what one accepts, the other does not.
-    ///
-    /// # Errors
-    ///
-    /// When the system has no descriptors left.
-    pub fn duplicates(&self) -> io::Result<Vec<TcpListener>> {
-        let duplicate = |listener: &TcpListener| {
-            TcpListener::from_std(socket2::SockRef::from(listener).try_clone()?.into())
-        };
-        iter::once(&self.public).chain(&self.admin).map(duplicate).collect()
-    }
-
     /// Where they are bound.
     ///
     /// # Errors

@@ -1,25 +1,14 @@
-//! The time between binding the sockets and being ready: Redis may be away, or slow.
-//!
-//! Whoever asks meanwhile is answered, an instance that is not taken at first tries again, and a wish to stop is heard.
+//! The first report: Redis may be slow, and the service may be told to stop before it is ready.
 
 use std::future::Future;
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::coordinator::ReportError;
-use crate::http::server::{self, Stop};
-use crate::http::{self, HttpArgs, Routers};
-use crate::listeners::Listeners;
-use crate::metrics::Metrics;
 use crate::sealer::Sealer;
-use crate::workers::Workers;
 
 /// The first wait after a first report that was not taken; it doubles up to the other.
 const FIRST_REPORT_AGAIN: Duration = Duration::from_millis(100);
@@ -59,44 +48,5 @@ where
             }
             outcome => return outcome,
         }
-    }
-}
-
-/// What answers until the service is ready: on the same sockets, so that nobody who connects meanwhile is lost.
-pub struct Starting {
-    stop: Stop,
-    /// The routes of each listener, once there are some.
-    routes: Vec<watch::Sender<Option<Router>>>,
-}
-
-impl Starting {
-    /// From now on, on sockets that are duplicates of these.
-    ///
-    /// # Errors
-    ///
-    /// When the system has no descriptors left.
-    pub fn serve(listeners: &Listeners, limits: &HttpArgs, workers: &Arc<Workers>) -> io::Result<Self> {
-        let stop = Stop::default();
-        let mut routes = Vec::new();
-        for listener in listeners.duplicates()? {
-            let (limits, workers, stop) = (limits.clone(), Arc::clone(workers), stop.clone());
-            // Metrics of their own: the service has not begun.
-            let metrics = Arc::new(Metrics::new());
-            let (sender, later) = watch::channel(None);
-            routes.push(sender);
-            tokio::spawn(async move {
-                server::serve(listener, http::starting(later), &limits, metrics, workers, stop).await;
-            });
-        }
-        Ok(Self { stop, routes })
-    }
-
-    /// Requests that wait are answered by these routes, and their connections closed; new ones go to the servers.
-    pub fn hand_over(self, routers: &Routers) {
-        let routers = std::iter::once(&routers.public).chain(&routers.admin);
-        for (sender, router) in self.routes.iter().zip(routers) {
-            sender.send_replace(Some(router.clone()));
-        }
-        self.stop.drain.cancel();
     }
 }

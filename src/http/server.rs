@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::Version;
@@ -28,7 +27,7 @@ use tracing::{debug, warn};
 use super::addresses::{Addresses, Place};
 use super::ops::LIVEZ;
 use super::timeouts::{Late, Timeouts, Watch, WatchedStream};
-use super::{Failure, HttpArgs};
+use super::{Failure, HttpArgs, LateRouter};
 use crate::metrics::Metrics;
 use crate::workers::Workers;
 
@@ -54,7 +53,7 @@ pub struct Stop {
 /// Serves connections on `workers` until `stop.drain`, and returns when all are closed.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    router: impl Into<LateRouter>,
     limits: &HttpArgs,
     metrics: Arc<Metrics>,
     workers: Arc<Workers>,
@@ -62,7 +61,7 @@ pub async fn serve(
 ) {
     let timed_out = Late::ALL.map(|late| metrics.connections_timed_out(late.reason()));
     let server = Server {
-        router,
+        router: router.into(),
         http: http(limits),
         timeouts: Timeouts::new(limits),
         timed_out: Arc::new(timed_out),
@@ -80,8 +79,7 @@ pub async fn serve(
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
-            // In this order: another server may be listening on the same socket by now, and a connection that is taken
-            // here would be closed.
+            // In this order: a connection that is taken now would be closed.
             biased;
             () = server.stop.drain.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -153,7 +151,7 @@ impl Drop for Admission {
 }
 
 struct Server {
-    router: Router,
+    router: LateRouter,
     http: http1::Builder,
     timeouts: Timeouts,
     /// In the order of [`Late::ALL`].
@@ -193,7 +191,7 @@ impl Server {
                     watch.answered();
                     return Ok(Failure::InvalidHost.into_response());
                 }
-                let answer = router.oneshot(request.map(Body::new)).await;
+                let answer = router.now().oneshot(request.map(Body::new)).await;
                 watch.answered();
                 answer
             }
@@ -243,7 +241,7 @@ impl Server {
             let router = router.clone();
             async move {
                 match request.uri().path() {
-                    LIVEZ => router.oneshot(request.map(Body::new)).await,
+                    LIVEZ => router.now().oneshot(request.map(Body::new)).await,
                     _ => Ok(Failure::Overloaded.into_response()),
                 }
             }

@@ -257,13 +257,12 @@ impl Handover {
             commands.cmd("PEXPIRE").arg(&target.key).arg(target.keep_for).ignore();
             of_shards.push(vec![target.key.clone()]);
         }
-        let added: Vec<u64> = match self.unless_damaged(Call::Seal, &commands).await? {
-            Some(added) => added,
-            None => {
-                // What Redis had of them is gone, and what it calls new from now on may be some of it.
-                local.note_damage();
-                self.mending(&of_shards, Call::Seal, &commands).await?
-            }
+        let added: Vec<u64> = if let Some(added) = self.unless_damaged(Call::Seal, &commands).await? {
+            added
+        } else {
+            // What Redis had of them is gone, and what it calls new from now on may be some of it.
+            local.note_damage();
+            self.mending(&of_shards, Call::Seal, &commands).await?
         };
         let new = added.iter().sum();
         local.note_new(new);

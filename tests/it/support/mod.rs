@@ -52,7 +52,7 @@ pub fn until_there_is_room(window: Duration, now: SystemTime) -> Duration {
         return Duration::ZERO;
     }
     let into = now.duration_since(UNIX_EPOCH).expect("after 1970").as_millis() % window.as_millis();
-    let left = window - Duration::from_millis(into as u64);
+    let left = window.saturating_sub(Duration::from_millis(into as u64));
     if left < ROOM_IN_WINDOW { left + Duration::from_millis(100) } else { Duration::ZERO }
 }
 
