@@ -109,7 +109,9 @@ async fn an_address_that_has_enough_is_told_so() {
 async fn requests_that_are_too_many_are_told_so() {
     let redis = Redis::start();
     let network = Proxy::start(redis.address()).await;
-    let args = ["--redis-url", &network.url(), "--redis-timeout", "1min", "--max-in-flight", "2"];
+    // One thread, whose connection to Redis is there before the network hangs: making one takes a second at most.
+    let args =
+        ["--redis-url", &network.url(), "--redis-timeout", "1min", "--max-in-flight", "2", "--threads", "1"];
     let server = Server::start(&[&args[..], &["--window", "24h"]].concat()).await;
     assert_eq!(server.get("/api/verve/accept?id=0").await.body, "ok");
     network.set(Fault::Stall);
