@@ -64,6 +64,14 @@ impl StreamSink {
             ))
         });
         let (newest, remembered) = asked.await.map_err(SinkError::unavailable)?;
+        if newest.first().is_some_and(|entry| self.window(entry).is_some())
+            && remembered == newest.first().map(|e| e.0.clone())
+        {
+            return Ok(SinkError::unavailable(format!(
+                "the stream {} has a later count already: another instance published it, or the clock was set back",
+                self.key
+            )));
+        }
         let newest = newest.first().map_or("0-1", |(id, _)| id);
         let Some(remembered) = remembered.filter(|remembered| remembered != newest) else {
             return Ok(SinkError::unavailable(format!(
@@ -82,8 +90,9 @@ impl StreamSink {
                 self.key
             ),
             Err(error) => format!(
-                "the stream {key} takes nothing before {remembered}, an entry that somebody added and deleted: set it \
-                 back with XSETID {key} {newest} ({error})",
+                "the stream {key} takes nothing before {remembered}, an entry that somebody added and deleted, and \
+                 cannot be set back to {newest} ({error}): give it another name, RENAME {key} {key}.old, and it begins \
+                 anew",
                 key = self.key
             ),
         }))
@@ -118,8 +127,10 @@ impl CountSink for StreamSink {
         let Some(last) = entries.first() else { return Ok(None) };
         let foreign = || {
             SinkError::Fatal(format!(
-                "the stream {} has an entry {} that is no count of this namespace",
-                self.key, last.0
+                "the stream {key} has an entry {id} that is no count of this namespace: XDEL {key} {id}, or give \
+                 another key with --redis-stream",
+                key = self.key,
+                id = last.0
             ))
         };
         self.window(last).map(Some).ok_or_else(foreign)
