@@ -140,7 +140,7 @@ pub trait UniqueCounter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`CountError::Evicted`] when the window is forgotten or past retention.
+    /// [`CountError::Evicted`] when the window is forgotten.
     async fn count(&self, window: Window) -> Result<Tally, CountError>;
 
     /// The same of a window that every process has sealed, and final: what of it is shared is put right first, as far
@@ -261,7 +261,7 @@ pub enum AddError {
 /// There is no count.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CountError {
-    /// The window is forgotten, or past retention.
+    /// The window is forgotten.
     #[error("window {0} is not kept any more")]
     Evicted(Window),
     /// Nobody could be asked.

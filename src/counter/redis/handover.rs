@@ -293,11 +293,7 @@ impl Handover {
         commands: &Pipeline,
     ) -> Result<T, Unavailable> {
         let key = self.config.keys.accepted(window);
-        if let Some(done) = self.unless_damaged(call, commands).await? {
-            return Ok(done);
-        }
-        damage::put_aside(&self.redis, call, Holds::Hash, std::slice::from_ref(&key)).await?;
-        self.redis.run(call, async |connection| commands.query_async(connection).await).await
+        self.mend(Holds::Hash, &[vec![key]], call, commands).await
     }
 
     /// Does something with keys of a window, by shard; it must be safe to do it twice. If something else is in the
@@ -308,14 +304,25 @@ impl Handover {
         call: Call,
         commands: &Pipeline,
     ) -> Result<T, Unavailable> {
-        if let Some(done) = self.unless_damaged(call, commands).await? {
-            return Ok(done);
-        }
         let holds = match self.config.mode {
             Mode::Hll => Holds::Sketch,
             Mode::Exact => Holds::Set,
         };
-        for keys in of_shards {
+        self.mend(holds, of_shards, call, commands).await
+    }
+
+    /// The same with keys of any type, those of a slot together.
+    async fn mend<T: FromRedisValue>(
+        &self,
+        holds: Holds,
+        of_slots: &[Vec<String>],
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<T, Unavailable> {
+        if let Some(done) = self.unless_damaged(call, commands).await? {
+            return Ok(done);
+        }
+        for keys in of_slots {
             damage::put_aside(&self.redis, call, holds, keys).await?;
         }
         self.redis.run(call, async |connection| commands.query_async(connection).await).await
