@@ -43,7 +43,7 @@ use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
 use crate::redis::{Address, CannotConnect};
 use crate::sealer::Sealer;
 use crate::sink::Origin;
-use crate::sink::log::UnwritableLogDir;
+use crate::sink::file::UnwritableLogDir;
 use crate::sinks::{SinkArgs, Sinks};
 use crate::starting::introduce_until;
 use crate::window::{Clock, SystemClock, WindowLength};

@@ -8,8 +8,9 @@ use clap::Args;
 use crate::log_progress::LogProgress;
 use crate::metrics::Metrics;
 use crate::redis::Redis;
+use crate::sink::file::{FileSink, FileSinkArgs, UnwritableLogDir};
 use crate::sink::kafka::{KafkaArgs, KafkaSettings, KafkaSink};
-use crate::sink::log::{FileSink, LogSink, LogSinkArgs, UnwritableLogDir};
+use crate::sink::log::LogSink;
 use crate::sink::stream::{StreamArgs, StreamSink};
 use crate::sink::{CountSink, Origin};
 
@@ -17,7 +18,7 @@ use crate::sink::{CountSink, Origin};
 #[derive(Debug, Clone, Args)]
 pub struct SinkArgs {
     #[command(flatten)]
-    log: LogSinkArgs,
+    file: FileSinkArgs,
     #[command(flatten)]
     kafka: KafkaArgs,
     #[command(flatten)]
@@ -27,7 +28,8 @@ pub struct SinkArgs {
 /// Where counts go, with arguments that agree with each other.
 #[derive(Debug, Clone)]
 pub struct Sinks {
-    log_dir: Option<PathBuf>,
+    /// The directory of files, if they go there.
+    pub log_dir: Option<PathBuf>,
     /// How Kafka is reached, if they go there.
     pub kafka: Option<KafkaSettings>,
     /// A stream's key, if they go there.
@@ -45,7 +47,7 @@ impl SinkArgs {
         if stream.is_some() && !with_redis {
             return Err("'--redis-stream <KEY>' says nothing without '--redis-url'".to_owned());
         }
-        Ok(Sinks { log_dir: self.log.log_dir.clone(), kafka: self.kafka.settings(namespace)?, stream })
+        Ok(Sinks { log_dir: self.file.log_dir.clone(), kafka: self.kafka.settings(namespace)?, stream })
     }
 }
 

@@ -8,9 +8,11 @@ mod redis;
 mod rights;
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use crate::app::Config;
 use crate::findings::{Findings, Verdict};
+use crate::sink::file::FileSink;
 
 /// Writes what it finds to `out`; true if nothing failed.
 ///
@@ -24,8 +26,22 @@ pub async fn run(config: &Config, out: impl Write) -> io::Result<bool> {
     } else {
         findings.add(Verdict::Ok, "counter", "alone, in memory; --redis-url shares it with others")?;
     }
+    if let Some(dir) = &config.sinks.log_dir {
+        look_at_log_dir(dir, &mut findings)?;
+    }
     if let Some(settings) = &config.sinks.kafka {
         kafka::look(config, settings, &mut findings).await?;
     }
     Ok(!findings.failed())
+}
+
+fn look_at_log_dir(dir: &Path, findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let dir_shown = dir.display();
+    match FileSink::preflight(dir) {
+        Ok(true) => findings.add(Verdict::Ok, "files", format_args!("{dir_shown} can be written to")),
+        Ok(false) => {
+            findings.add(Verdict::Ok, "files", format_args!("{dir_shown} does not exist, it will be made"))
+        }
+        Err(error) => findings.add(Verdict::Fail, "files", error),
+    }
 }

@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::redis::keys::Keys;
 use crate::redis::server::{OLDEST, ServerFacts};
 use crate::redis::{Address, Call, Redis};
+use crate::sink::stream::{StreamPreflight, StreamSink};
 use crate::window::ClockOffset;
 
 /// Connects as an instance does and looks around.
@@ -29,7 +30,28 @@ pub(super) async fn look(
     look_at_server(&redis, findings).await?;
     look_at_rights(config, address, &redis, findings).await?;
     look_at_keys(config, &redis, findings).await?;
-    look_at_others(config, &redis, findings).await
+    look_at_others(config, &redis, findings).await?;
+    look_at_stream(config, &redis, findings).await
+}
+
+/// The stream that counts go to, if they do.
+async fn look_at_stream(
+    config: &Config,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let Some(key) = &config.sinks.stream else { return Ok(()) };
+    let sink = StreamSink::new(redis, key.clone(), config.origin(process_name()), config.retention);
+    match sink.preflight().await {
+        Err(error) => findings.add(Verdict::Fail, "stream", error),
+        Ok(StreamPreflight { holds_up: Some(reason), .. }) => findings.add(Verdict::Warn, "stream", reason),
+        Ok(StreamPreflight { last: None, .. }) => {
+            findings.add(Verdict::Ok, "stream", format_args!("{key} has no window yet"))
+        }
+        Ok(StreamPreflight { last: Some(last), .. }) => {
+            findings.add(Verdict::Ok, "stream", format_args!("{key} goes on after {last}"))
+        }
+    }
 }
 
 /// Keys of the namespace that hold something else: an instance puts them aside.
@@ -97,7 +119,8 @@ async fn look_at_rights(
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let user = address.user();
-    match rights::of(redis, &config.args.backend.redis.namespace, config.args.counting.mode).await {
+    let (namespace, mode) = (&config.args.backend.redis.namespace, config.args.counting.mode);
+    match rights::of(redis, namespace, mode, config.sinks.stream.as_deref()).await {
         Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
             Verdict::Ok,
             "rights",

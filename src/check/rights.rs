@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Cmd, Pipeline, RedisResult, Script, Value};
+use ::redis::{Cmd, Pipeline, RedisResult, Script, ServerError, Value};
 
 use crate::mode::Mode;
 use crate::redis::keys::Keys;
@@ -34,7 +34,12 @@ type Try = (&'static str, Cmd);
 /// # Errors
 ///
 /// [`Unavailable`] when there is no answer in time.
-pub(super) async fn of(redis: &Redis, namespace: &str, mode: Mode) -> Result<Rights, Unavailable> {
+pub(super) async fn of(
+    redis: &Redis,
+    namespace: &str,
+    mode: Mode,
+    stream: Option<&str>,
+) -> Result<Rights, Unavailable> {
     let name = format!("{:016x}", RandomState::new().hash_one(namespace));
     let keys = Keys::new(namespace);
     let (ids, shared) = (keys.trial_of_shard(&name), keys.trial(&name));
@@ -47,6 +52,9 @@ pub(super) async fn of(redis: &Redis, namespace: &str, mode: Mode) -> Result<Rig
         rights.try_all(redis, writing(mode, &ids, &shared)).await?;
     } else {
         rights.reason += "; without DEL, commands that make keys are not tried";
+    }
+    if let Some(stream) = stream {
+        rights.try_all(redis, on_stream(stream)).await?;
     }
     Ok(rights)
 }
@@ -127,6 +135,26 @@ fn writing(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     tries
 }
 
+/// What the sink uses that is a stream, on its own key. The ids are none, so nothing is added; who may not use a
+/// command hears that first.
+fn on_stream(key: &str) -> Vec<Try> {
+    const NO_ID: &str = "none";
+    let mut about = ::redis::cmd("XINFO");
+    about.arg("STREAM").arg(key);
+    vec![
+        command("XADD", key, &[NO_ID, "field", "value"]),
+        command("XREVRANGE", key, &[NO_ID, NO_ID]),
+        ("XINFO STREAM", about),
+        command("XSETID", key, &[NO_ID]),
+    ]
+}
+
+/// Whether a command on a stream was let through, and then refused because of what it was given.
+fn was_let_through(error: &ServerError) -> bool {
+    let details = error.details().unwrap_or_default();
+    error.code() == "WRONGTYPE" || ["Invalid stream ID", "no such key"].iter().any(|it| details.contains(it))
+}
+
 impl Rights {
     async fn try_all(&mut self, redis: &Redis, tries: Vec<Try>) -> Result<(), Unavailable> {
         let mut commands = Pipeline::with_capacity(tries.len());
@@ -146,6 +174,9 @@ impl Rights {
     fn note(&mut self, name: &'static str, reply: &Value) {
         self.tried.insert(name);
         let Value::ServerError(error) = reply else { return };
+        if was_let_through(error) {
+            return;
+        }
         if self.refused.is_empty() {
             self.reason = format!("{} {}", error.code(), error.details().unwrap_or_default());
         }

@@ -1,5 +1,6 @@
 //! Sinks: where the counts of closed windows go.
 
+pub mod file;
 pub mod kafka;
 pub mod log;
 pub mod stream;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use headcount::redis::keys::Keys;
 
+use crate::support::disk::SmallDisk;
 use crate::support::fleet::Fleet;
 use crate::support::free_port;
 use crate::support::process::{headcount, headcount_with_clock, output_of};
@@ -246,5 +247,103 @@ fn keys_of_another_type_are_named() {
     let found = String::from_utf8(output.stdout).unwrap();
     for (key, expected) in [(keys.lease(), "string"), (keys.config(), "hash")] {
         assert!(found.contains(&format!("warn keys: {key} is a set, not a {expected}")), "{found}");
+    }
+}
+
+/// The directory of `--log-dir` is tried with a byte, and not made.
+#[test]
+fn the_directory_of_files_is_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let files = |path: &str| {
+        let checked = run(headcount(), &["--log-dir", path]);
+        (checked.code, checked.about("files").to_owned())
+    };
+    let path = at("a/b");
+    assert_eq!(files(&path), (0, format!("ok   files: {path} does not exist, it will be made")));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+
+    let path = at("there");
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(files(&path), (0, format!("ok   files: {path} can be written to")));
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "nothing is left");
+
+    std::fs::write(at("file"), "").unwrap();
+    for in_the_way in [at("file"), at("file/under")] {
+        let (code, line) = files(&in_the_way);
+        assert_eq!(code, 1);
+        assert!(
+            line.starts_with(&format!("FAIL files: cannot write to '{in_the_way}', choose another")),
+            "{line}"
+        );
+        assert!(line.contains("Not a directory"), "{line}");
+    }
+
+    let full = at("full");
+    std::fs::create_dir(&full).unwrap();
+    let disk = SmallDisk::mount(full.as_ref());
+    assert_eq!(files(&full).0, 0);
+    disk.fill();
+    let (code, line) = files(&full);
+    assert!(code == 1 && line.contains("No space left on device"), "{line}");
+    disk.free();
+    assert_eq!(files(&full).0, 0);
+}
+
+/// The stream of `--redis-stream` is looked at as the sink would, and stays as it is.
+#[test]
+fn the_stream_is_tried() {
+    const LATER: &str = "99999999999000-0";
+    for flavour in Flavour::at_hand() {
+        let redis = Redis::start_with(flavour, &[]);
+        let mut connection = redis.connect();
+        let mut redis_cli = |words: &[&str]| -> ::redis::Value {
+            ::redis::cmd(words[0]).arg(&words[1..]).query(&mut connection).unwrap()
+        };
+        let stream = |url: &str| {
+            let checked = check(url, &["--redis-stream", "counts"]);
+            (checked.code, checked.about("stream").to_owned(), checked)
+        };
+        let url = redis.url();
+        let (code, line, _) = stream(&url);
+        assert_eq!((code, &*line), (0, "ok   stream: counts has no window yet"), "{flavour:?}");
+        assert_eq!(keys(&redis), BTreeSet::new(), "{flavour:?}");
+
+        redis_cli(&["SET", "counts", "taken"]);
+        let (code, line, _) = stream(&url);
+        assert!(
+            code == 1 && line.starts_with("FAIL stream: counts: ") && line.contains("WRONGTYPE"),
+            "{line}"
+        );
+        redis_cli(&["DEL", "counts"]);
+
+        redis_cli(&["XADD", "counts", LATER, "f", "v"]);
+        let (code, line, _) = stream(&url);
+        let remedy = format!("XDEL counts {LATER}");
+        assert!(code == 1 && line.starts_with("FAIL stream: ") && line.contains(&remedy), "{line}");
+        redis_cli(&["XDEL", "counts", LATER]);
+        let (code, line, _) = stream(&url);
+        assert!(
+            code == 0 && line.starts_with("warn stream: ") && line.contains(LATER),
+            "{flavour:?}: {line}"
+        );
+        redis_cli(&["DEL", "counts"]);
+
+        let of_ours = ["timestamp", "2023-11-14T22:13:00Z", "unique_request_count", "7"];
+        let whose = ["namespace", "headcount", "window_seconds", "60"];
+        redis_cli(&[&["XADD", "counts", "1699999980000-0"], &of_ours[..], &whose].concat());
+        let (code, line, _) = stream(&url);
+        assert_eq!((code, &*line), (0, "ok   stream: counts goes on after 2023-11-14T22:13:00Z"));
+        assert_eq!(redis_cli(&["XLEN", "counts"]), ::redis::Value::Int(1));
+
+        let rights = RIGHTS.split_whitespace();
+        let grant = ["ACL", "SETUSER", "half", "on", "nopass", "~counts"];
+        redis_cli(&grant.into_iter().chain(rights).collect::<Vec<_>>());
+        let as_half = url.replace("redis://", "redis://half:none@");
+        let refused = "cannot use XADD, XREVRANGE, XINFO STREAM, XSETID";
+        let (code, _, checked) = stream(&as_half);
+        assert!(code == 1 && checked.about("rights").contains(refused), "{:?}", checked.lines);
+        redis_cli(&["ACL", "SETUSER", "half", "+xadd", "+xrevrange", "+xinfo", "+xsetid"]);
+        assert_eq!(stream(&as_half).0, 0, "{flavour:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! The publisher against clocks that are set and sinks that fail, and the file sink.
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +18,9 @@ use headcount::sealer::Sealer;
 use headcount::shard::Shards;
 use headcount::sink::CountSink;
 use headcount::sink::Origin;
-use headcount::sink::log::FileSink;
+use headcount::sink::file::FileSink;
 use headcount::window::{Clock, WindowCount, WindowLength};
+use rustix::fs::OFlags;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -383,6 +386,34 @@ async fn files_heal() {
     let midnight = window_length().window_at(ManualClock::at(1_700_006_400.0).now());
     sink.publish(&count(midnight), &Grant::for_ever()).await.unwrap();
     assert!(logs.join("headcount.2023-11-15.jsonl").exists());
+}
+
+/// A file that takes nothing, as on a server that is away: the sink says which, and the line comes once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_hangs_is_named_and_gets_each_line_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sink = FileSink::open(dir.path(), origin()).unwrap();
+    let window = window_length().window_at(ManualClock::at(START).now());
+    let count = |window| WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true };
+    let file = dir.path().join("headcount.2023-11-14.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let flags = OFlags::RDWR | OFlags::NONBLOCK;
+    let mut pipe = File::from(rustix::fs::open(&file, flags, rustix::fs::Mode::empty()).unwrap());
+    while pipe.write(&[b' '; 4096]).is_ok() {}
+
+    for _ in 0..2 {
+        let refused = sink.publish(&count(window), &Grant::for_ever()).await.unwrap_err().to_string();
+        assert_eq!(refused, format!("cannot write to {}: no answer within 5 s", file.display()));
+    }
+    let mut text = String::new();
+    let mut read = || _ = pipe.read_to_string(&mut text);
+    read();
+    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(window.next()), &Grant::for_ever()).await.unwrap();
+    read();
+    let of_windows: Vec<_> = text.trim().lines().map(|line| line[..35].to_owned()).collect();
+    let line = |time: &str| format!(r#"{{"timestamp":"2023-11-14T22:13:{time}Z""#);
+    assert_eq!(of_windows, [line("20"), line("30")]);
 }
 
 /// A disk that is full takes no half lines, and gets every line when there is room again.

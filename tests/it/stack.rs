@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -270,6 +271,50 @@ async fn what_the_load_balancer_cannot_take_is_refused_as_by_the_service() {
     let mut connection = Connection::open(nginx.address).await.unwrap();
     let answer = connection.get("/api/verve/accept?id=100000000000000007").await.unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (503, "failed"));
+    let logged = std::fs::read_to_string(nginx.dir().join("errors")).unwrap_or_default() + &nginx.errors();
+    assert!(!logged.contains("10000000000000"), "{logged}");
+    drop(disk);
+}
+
+/// More bodies of 8 MB at once than the 256 MB of docker-compose.yml have room for: each client hears `ok`, or what the service itself
+/// would say, and what was answered `ok` is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_bodies_at_once_are_taken_or_refused_as_by_the_service() {
+    const LIMIT: usize = 8_388_608;
+    const CLIENTS: usize = 40;
+    let server = Server::start(&["--window", "24h"]).await;
+    let nginx = load_balancer(&[server.address]);
+    let disk = SmallDisk::mount_of("256m", &nginx.dir().join("body"));
+    let ids: Arc<str> = lines(10_u64.pow(17)..10_u64.pow(17) + LIMIT as u64 / 19).into();
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        let (address, ids) = (nginx.address, Arc::clone(&ids));
+        clients.spawn(async move {
+            let mut connection = Connection::open(address).await.unwrap();
+            connection.post("text/plain", ids.as_bytes()).await.unwrap()
+        });
+    }
+    let (mut taken, mut refused) = (0, 0);
+    for answer in clients.join_all().await {
+        if answer.status == 200 {
+            taken += 1;
+            continue;
+        }
+        refused += 1;
+        assert_eq!((answer.status, answer.body.as_str()), (503, "failed"));
+        assert_eq!(answer.header("failure-reason"), Some("overloaded"));
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    println!("{taken} taken, {refused} refused");
+    assert!(refused > 0, "{taken} taken");
+    let mut connection = Connection::open(nginx.address).await.unwrap();
+    assert_eq!(
+        connection.post("text/plain", ids.as_bytes()).await.unwrap().body,
+        "ok",
+        "there is room again"
+    );
+    taken += 1;
+    assert_eq!(server.metric("headcount_accepted_ids_total").await, (taken * (LIMIT / 19)) as f64);
     let logged = std::fs::read_to_string(nginx.dir().join("errors")).unwrap_or_default() + &nginx.errors();
     assert!(!logged.contains("10000000000000"), "{logged}");
     drop(disk);

@@ -4,12 +4,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A file system of 64 KiB in memory, mounted for a test; needs root.
+/// A small file system in memory, mounted for a test; needs root.
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
+    /// Of 64 KiB.
     pub fn mount(at: &Path) -> Self {
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(at).status();
+        Self::mount_of("64k", at)
+    }
+
+    pub fn mount_of(size: &str, at: &Path) -> Self {
+        let option = format!("size={size}");
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &option, "tmpfs"]).arg(at).status();
         assert!(status.expect("mount starts").success(), "a small disk can be mounted: are you root?");
         Self(at.to_owned())
     }
