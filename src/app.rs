@@ -42,6 +42,7 @@ use crate::metrics::Metrics;
 use crate::publisher::{Publisher, PublisherArgs, SinkEnded};
 use crate::redis::{Address, CannotConnect};
 use crate::sealer::Sealer;
+use crate::secret::Secret;
 use crate::sink::Origin;
 use crate::sink::file::UnwritableLogDir;
 use crate::sinks::{SinkArgs, Sinks};
@@ -145,7 +146,7 @@ pub struct Config {
     /// Where counts go.
     pub sinks: Sinks,
     /// What callbacks are signed with.
-    pub signing_key: Option<SigningKey>,
+    pub signing_key: Option<Secret<SigningKey>>,
 }
 
 impl Config {

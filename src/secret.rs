@@ -5,6 +5,9 @@ use std::fmt::{self, Display};
 use std::fs;
 use std::io;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
 
 /// What stands before the path of a file that has the secret.
 pub const FILE: &str = "file:";
@@ -42,6 +45,69 @@ impl SecretArg {
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<T, String> {
         parse(&self.read(flag)?).map_err(|error| format!("invalid value for '{flag}': {error}"))
+    }
+}
+
+/// A secret in use. One that is in a file can be read again, so that it can be changed without a restart.
+#[derive(Clone)]
+pub struct Secret<T> {
+    value: T,
+    flag: &'static str,
+    parse: fn(&str) -> Result<T, String>,
+    /// The file, if it is in one.
+    file: Option<SecretArg>,
+    read_at: Instant,
+    /// Why the file was of no use when it was last read.
+    trouble: Option<String>,
+}
+
+impl<T: PartialEq> Secret<T> {
+    /// Reads what `flag` was given, which is how messages name it, such as `--api-token <TOKEN>`.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the secret if what `parse` says is without it.
+    pub fn new(
+        arg: &SecretArg,
+        flag: &'static str,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<Self, String> {
+        let value = arg.parse(flag, parse)?;
+        let file = Some(arg.clone()).filter(SecretArg::is_file);
+        Ok(Self { value, flag, parse, file, read_at: Instant::now(), trouble: None })
+    }
+
+    /// As it was read last.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// Reads it again, if it is in a file and was not read for so long. What is no such secret changes nothing.
+    pub fn read_again_after(&mut self, age: Duration) {
+        let Some(file) = self.file.as_ref().filter(|_| self.read_at.elapsed() >= age) else { return };
+        self.read_at = Instant::now();
+        let flag = self.flag;
+        match file.parse(flag, self.parse) {
+            Ok(value) => {
+                self.trouble = None;
+                if value != self.value {
+                    info!("the secret of '{flag}' was read again from its file and has changed");
+                    self.value = value;
+                }
+            }
+            Err(error) => {
+                if self.trouble.as_ref() != Some(&error) {
+                    warn!(%error, "the file of '{flag}' is of no use: the secret stays as it was");
+                }
+                self.trouble = Some(error);
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
     }
 }
 

@@ -49,7 +49,7 @@ use crate::args;
 use crate::coordinator::ClosedWindows;
 use crate::counter::UniqueCounter;
 use crate::metrics::Metrics;
-use crate::secret::SecretArg;
+use crate::secret::{Secret, SecretArg};
 use crate::window::{Clock, Window};
 
 /// Connections that may be open for callbacks, beyond those under way.
@@ -110,9 +110,9 @@ impl CallbackArgs {
     /// # Errors
     ///
     /// A line for the user, without the secret.
-    pub fn signing_key(&self) -> Result<Option<SigningKey>, String> {
+    pub fn signing_key(&self) -> Result<Option<Secret<SigningKey>>, String> {
         let secret = self.callback_secret.as_ref();
-        secret.map(|secret| secret.parse("--callback-secret <SECRET>", SigningKey::parse)).transpose()
+        secret.map(|arg| Secret::new(arg, "--callback-secret <SECRET>", SigningKey::parse)).transpose()
     }
 }
 
@@ -129,7 +129,7 @@ pub struct Callbacks {
 /// What callbacks have to do with.
 pub struct Surroundings {
     /// Signs them; they are not signed without.
-    pub signing_key: Option<SigningKey>,
+    pub signing_key: Option<Secret<SigningKey>>,
     /// The addresses that this service listens on.
     pub own: Vec<SocketAddr>,
     /// Has the numbers.

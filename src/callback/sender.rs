@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, StatusCode};
@@ -20,6 +21,7 @@ use super::guard::{Endpoint, Forbidden, Guard, Resolver};
 use super::hosts::{KEPT_A_HOST, KEPT_FOR};
 use super::outcome::{Outcome, Outcomes};
 use super::signature::SigningKey;
+use crate::secret::Secret;
 use crate::tls;
 use crate::window::Clock;
 
@@ -27,6 +29,8 @@ use crate::window::Clock;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a callback may take in all.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a changed key may stay unseen.
+const KEY_READ_EVERY: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("headcount/", env!("CARGO_PKG_VERSION"));
 
 /// There is no client.
@@ -39,7 +43,7 @@ pub(super) struct Sender {
     client: Client,
     /// For URLs with a port of ours.
     own_ports: BTreeMap<u16, Client>,
-    key: Option<SigningKey>,
+    key: Option<Mutex<Secret<SigningKey>>>,
     clock: Arc<dyn Clock>,
     outcomes: Outcomes,
     /// Of this process: message ids begin with it.
@@ -50,7 +54,7 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new(
         guard: &Arc<Guard>,
-        key: Option<SigningKey>,
+        key: Option<Secret<SigningKey>>,
         clock: Arc<dyn Clock>,
         outcomes: Outcomes,
     ) -> Result<Self, NoClient> {
@@ -66,6 +70,7 @@ impl Sender {
         }
         let process = RandomState::new().hash_one(process::id());
         let messages = AtomicU64::new(0);
+        let key = key.map(Mutex::new);
         Ok(Self { client: build(resolver)?, own_ports, key, clock, outcomes, process, messages })
     }
 
@@ -109,7 +114,9 @@ impl Sender {
             .header("webhook-id", &id)
             .header("webhook-timestamp", timestamp);
         if let Some(key) = &self.key {
-            request = request.header("webhook-signature", key.sign(&id, timestamp, &body));
+            let mut key = key.lock();
+            key.read_again_after(KEY_READ_EVERY);
+            request = request.header("webhook-signature", key.value().sign(&id, timestamp, &body));
         }
         if !keep_alive {
             request = request.header(CONNECTION, "close");

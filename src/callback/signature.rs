@@ -14,7 +14,17 @@ const PREFIX: &str = "whsec_";
 
 /// The secret that is shared with receivers.
 #[derive(Clone)]
-pub struct SigningKey(hmac::Key);
+pub struct SigningKey {
+    key: hmac::Key,
+    /// What it is made of.
+    bytes: Vec<u8>,
+}
+
+impl PartialEq for SigningKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
 
 impl SigningKey {
     /// Reads `whsec_` and the key in Base64; the prefix may be left out.
@@ -25,7 +35,7 @@ impl SigningKey {
     pub fn parse(text: &str) -> Result<Self, String> {
         let key = STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)).ok();
         key.filter(|key| KEY_LEN.contains(&key.len()))
-            .map(|key| Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
+            .map(|bytes| Self { key: hmac::Key::new(hmac::HMAC_SHA256, &bytes), bytes })
             .ok_or_else(|| {
                 format!(
                     "expected {PREFIX} and {} to {} bytes in Base64, as `echo {PREFIX}$(openssl rand -base64 32)` makes",
@@ -37,7 +47,7 @@ impl SigningKey {
 
     /// The header `webhook-signature` of a message that is sent `timestamp` seconds after 1970.
     pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
-        let mut context = hmac::Context::with_key(&self.0);
+        let mut context = hmac::Context::with_key(&self.key);
         context.update(format!("{id}.{timestamp}.").as_bytes());
         context.update(body);
         format!("v1,{}", STANDARD.encode(context.sign()))

@@ -2,16 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use clap::Args;
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
-use tracing::{info, warn};
 
-use crate::secret::SecretArg;
+use crate::secret::{Secret, SecretArg};
 
 /// In bytes. Shorter ones can be guessed.
 const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;
@@ -45,9 +44,7 @@ impl AccessArgs {
     ///
     /// A line for the user, without the token.
     pub fn token(&self) -> Result<Option<ApiToken>, String> {
-        let Some(arg) = &self.api_token else { return Ok(None) };
-        let token = arg.parse(FLAG, ApiToken::parse)?;
-        Ok(Some(ApiToken::new(token, Some(arg.clone()).filter(SecretArg::is_file))))
+        self.api_token.as_ref().map(ApiToken::new).transpose()
     }
 }
 
@@ -55,20 +52,11 @@ impl AccessArgs {
 ///
 /// One that is in a file is read again when a request bears another one, so that it can be changed without a restart.
 #[derive(Clone)]
-pub struct ApiToken(Arc<Mutex<Known>>);
-
-struct Known {
-    token: Arc<str>,
-    /// The file, if it is in one.
-    file: Option<SecretArg>,
-    read_at: Instant,
-    /// Why the file was of no use when it was last read.
-    trouble: Option<String>,
-}
+pub struct ApiToken(Arc<Mutex<Secret<Arc<str>>>>);
 
 impl ApiToken {
-    fn new(token: Arc<str>, file: Option<SecretArg>) -> Self {
-        Self(Arc::new(Mutex::new(Known { token, file, read_at: Instant::now(), trouble: None })))
+    fn new(arg: &SecretArg) -> Result<Self, String> {
+        Ok(Self(Arc::new(Mutex::new(Secret::new(arg, FLAG, Self::parse)?))))
     }
 
     fn parse(text: &str) -> Result<Arc<str>, String> {
@@ -95,38 +83,13 @@ impl ApiToken {
     }
 
     fn is(&self, token: &[u8]) -> bool {
-        let known = Arc::clone(&self.0.lock().token);
+        let known = Arc::clone(self.0.lock().value());
         if token.ct_eq(known.as_bytes()).into() {
             return true;
         }
         let mut known = self.0.lock();
-        known.read_again();
-        token.ct_eq(known.token.as_bytes()).into()
-    }
-}
-
-impl Known {
-    /// What is no token changes nothing.
-    fn read_again(&mut self) {
-        let Some(file) = self.file.as_ref().filter(|_| self.read_at.elapsed() >= READ_AT_MOST_EVERY) else {
-            return;
-        };
-        self.read_at = Instant::now();
-        match file.parse(FLAG, ApiToken::parse) {
-            Ok(token) => {
-                self.trouble = None;
-                if token != self.token {
-                    info!("the token of --api-token was read again from its file and has changed");
-                    self.token = token;
-                }
-            }
-            Err(error) => {
-                if self.trouble.as_ref() != Some(&error) {
-                    warn!(%error, "the file of --api-token is of no use: the token stays as it was");
-                }
-                self.trouble = Some(error);
-            }
-        }
+        known.read_again_after(READ_AT_MOST_EVERY);
+        token.ct_eq(known.value().as_bytes()).into()
     }
 }
 
@@ -147,7 +110,7 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
         }
-        ApiToken::new("0123456789abcdef".into(), None).is_borne_by(&headers)
+        ApiToken::new(&"0123456789abcdef".parse().unwrap()).unwrap().is_borne_by(&headers)
     }
 
     #[test]

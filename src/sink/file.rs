@@ -87,17 +87,13 @@ impl FileSink {
 
     /// Waits for a line, but not for long: a file may be on a server that is away.
     async fn wait_for(&mut self, mut writing: Writing) -> Result<(), SinkError> {
-        match tokio::time::timeout(TIMEOUT, &mut writing.task).await {
-            Ok(done) => {
-                let done = done.map_err(SinkError::unavailable)?;
-                done.map_err(|error| cannot_write(&writing.path, &error.to_string()))
-            }
-            Err(_) => {
-                let error = cannot_write(&writing.path, &format!("no answer within {} s", TIMEOUT.as_secs()));
-                self.late = Some(writing);
-                Err(error)
-            }
-        }
+        let Ok(done) = tokio::time::timeout(TIMEOUT, &mut writing.task).await else {
+            let error = cannot_write(&writing.path, &format!("no answer within {} s", TIMEOUT.as_secs()));
+            self.late = Some(writing);
+            return Err(error);
+        };
+        let done = done.map_err(SinkError::unavailable)?;
+        done.map_err(|error| cannot_write(&writing.path, &error.to_string()))
     }
 }
 

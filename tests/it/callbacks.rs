@@ -178,14 +178,49 @@ async fn signatures_are_those_of_standard_webhooks() {
         command.args(["--listen", "127.0.0.1:0"]).args(LOOPBACK).env("HEADCOUNT_CALLBACK_SECRET", given);
         let server = Server::run(command).await;
         accept(&server, 1, &receiver).await;
-        let Received { headers, body, .. } = receiver.wait_received(1).await.remove(0);
-        let headers: HeaderMap = headers
-            .iter()
-            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
-            .collect();
-        Webhook::new(secret).unwrap().verify(body.as_bytes(), &headers).expect("the signature holds");
-        assert!(Webhook::new(secret).unwrap().verify(body.replace('1', "2").as_bytes(), &headers).is_err());
+        let mut received = receiver.wait_received(1).await.remove(0);
+        assert!(is_signed_with(secret, &received), "the signature holds");
+        received.body = received.body.replace('1', "2");
+        assert!(!is_signed_with(secret, &received));
     }
+}
+
+fn is_signed_with(secret: &str, Received { headers, body, .. }: &Received) -> bool {
+    let header =
+        |(name, value): (&String, &String)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+    let headers: HeaderMap = headers.iter().map(header).collect();
+    Webhook::new(secret).unwrap().verify(body.as_bytes(), &headers).is_ok()
+}
+
+/// Without a restart. What is no key changes nothing.
+#[tokio::test]
+async fn a_changed_secret_is_read_again() {
+    let [first, second] =
+        ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"];
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), first).unwrap();
+    let receiver = Receiver::start(Answering::Status(200)).await;
+    let secret = format!("file:{}", file.path().display());
+    let server = Server::start(&[&LOOPBACK[..], &["--callback-secret", &secret]].concat()).await;
+    let mut sent = 0;
+    let mut next = async || {
+        accept(&server, sent, &receiver).await;
+        sent += 1;
+        receiver.wait_received(sent as usize).await.pop().unwrap()
+    };
+    assert!(is_signed_with(first, &next().await));
+    std::fs::write(file.path(), "whsec_short").unwrap();
+    while !format!("{:?}", server.log()).contains("the secret stays as it was") {
+        assert!(is_signed_with(first, &next().await));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    std::fs::write(file.path(), second).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !is_signed_with(second, &next().await) {
+        assert!(Instant::now() < deadline, "the new key is not taken");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!format!("{:?}", server.log()).contains(&second[6..]));
 }
 
 #[tokio::test]

@@ -445,3 +445,25 @@ fn no_wrong_count_is_called_complete() {
     println!("{complete} of {runs} runs ended complete");
     assert!(complete * 10 > runs, "{complete} of {runs}: a test that calls nothing complete shows nothing");
 }
+
+/// What a sink lacks is taken from the ids that Redis still has. Where only the hash of accepted ids is left, nothing is
+/// known: it would be a count of no ids, of many accepted ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_of_which_only_the_accepted_ids_are_left_is_not_known() {
+    let redis = Redis::start();
+    for (number, mode) in MODES.into_iter().enumerate() {
+        let mut run = Run::new(&redis, number as u64, mode);
+        let (ids, accepted) = (run.ids_key(), run.keys().accepted(Run::window()));
+        run.happens(Event::Accept(0, 0, 3)).await;
+        for instance in 0..2 {
+            run.seal(instance).await;
+        }
+        let recall = async |run: &Run| run.living[0].1.recall(Run::window()).await.unwrap();
+        let known = recall(&run).await.expect("it is known");
+        assert_eq!((known.unique_ids, known.accepted_ids), (3, 3), "{mode:?}");
+        ::redis::cmd("DEL").arg(ids).exec(&mut run.server).unwrap();
+        let fields: u64 = ::redis::cmd("HLEN").arg(accepted).query(&mut run.server).unwrap();
+        assert!(fields > 0, "{mode:?}: what was accepted is there");
+        assert_eq!(recall(&run).await.map(|tally| tally.unique_ids), None, "{mode:?}");
+    }
+}

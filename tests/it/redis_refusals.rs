@@ -123,7 +123,7 @@ async fn an_api_token_that_was_changed_is_read_again() {
     fs::write(file.path(), "short").unwrap();
     wait_until("the file to be looked at", async || {
         ask("third-0123456789abcdef").await;
-        format!("{:?}", server.log()).contains("the token stays as it was")
+        format!("{:?}", server.log()).contains("the secret stays as it was")
     })
     .await;
     fs::write(file.path(), "second-0123456789abcdef\n").unwrap();
