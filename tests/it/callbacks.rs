@@ -178,10 +178,10 @@ async fn signatures_are_those_of_standard_webhooks() {
         command.args(["--listen", "127.0.0.1:0"]).args(LOOPBACK).env("HEADCOUNT_CALLBACK_SECRET", given);
         let server = Server::run(command).await;
         accept(&server, 1, &receiver).await;
-        let mut received = receiver.wait_received(1).await.remove(0);
-        assert!(is_signed_with(secret, &received), "the signature holds");
-        received.body = received.body.replace('1', "2");
-        assert!(!is_signed_with(secret, &received));
+        let mut post = receiver.wait_received(1).await.remove(0);
+        assert!(is_signed_with(secret, &post), "the signature holds");
+        post.body = post.body.replace('1', "2");
+        assert!(!is_signed_with(secret, &post));
     }
 }
 

@@ -99,7 +99,7 @@ fn the_readme_shows_it() {
     let readme = include_str!("../../README.md");
     let pictures: Vec<_> = readme
         .split(['(', ')', '"'])
-        .filter(|word| word.starts_with("docs/") && word.ends_with(".png"))
+        .filter(|word| word.starts_with("docs/live-page"))
         .map(|picture| {
             std::fs::read(in_repository(picture)).unwrap_or_else(|error| panic!("{picture}: {error}"))
         })
