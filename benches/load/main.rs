@@ -18,6 +18,7 @@
 mod arrivals;
 mod bulk;
 mod client;
+mod compare;
 mod footprint;
 mod growth;
 mod lines;
@@ -49,6 +50,14 @@ struct Args {
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 
+    /// For `compare`: the binary of the other build
+    #[arg(long)]
+    base: Option<PathBuf>,
+
+    /// For `compare`: rows whose names have this in them
+    #[arg(long, default_value = "")]
+    only: String,
+
     /// Where the figures go
     #[arg(long, default_value = "target/load.json")]
     json: PathBuf,
@@ -72,6 +81,9 @@ enum Part {
     Footprint,
     /// The lines of a file
     Lines,
+    /// Another build beside this one
+    #[value(hide = true)]
+    Compare,
 }
 
 /// How often, and how long.
@@ -82,7 +94,7 @@ struct Effort {
 }
 
 impl Part {
-    fn measure(self, effort: Effort) -> Result<Value, String> {
+    fn measure(self, effort: Effort, args: &Args) -> Result<Value, String> {
         match self {
             Self::Requests => requests::measure(effort),
             Self::Bulk => bulk::measure(effort),
@@ -90,6 +102,9 @@ impl Part {
             Self::Growth => growth::measure(effort),
             Self::Footprint => footprint::measure(),
             Self::Lines => lines::measure(),
+            Self::Compare => {
+                compare::measure(effort, args.base.as_deref().ok_or("--base is missing")?, &args.only)
+            }
         }
     }
 }
@@ -97,10 +112,11 @@ impl Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let effort = Effort { rounds: args.rounds, duration: Duration::from_secs(args.seconds) };
-    let parts = if args.parts.is_empty() { Part::value_variants().to_vec() } else { args.parts };
+    let all = Part::value_variants().iter().copied().filter(|part| *part != Part::Compare).collect();
+    let parts = if args.parts.is_empty() { all } else { args.parts.clone() };
     let mut figures = Map::new();
     for part in parts {
-        match part.measure(effort) {
+        match part.measure(effort, &args) {
             Ok(value) => figures.insert(format!("{part:?}").to_lowercase(), value),
             Err(error) => {
                 eprintln!("{part:?} is thrown away: {error}");

@@ -100,6 +100,18 @@ impl Kind {
         }
     }
 
+    /// Starts another build of the service, with more arguments.
+    pub fn start_of(self, binary: &Path, args: &[&str], bulk: bool) -> Subject {
+        let Self::Service(counter) = self else { panic!("{} has no other build", self.name()) };
+        let request = if bulk { Request::many() } else { Request::one() };
+        Service::start_with(counter, 1, || {
+            let mut command = Command::new(binary);
+            command.args(args);
+            command
+        })
+        .subject(request)
+    }
+
     /// Starts it, with nothing counted yet.
     pub fn start(self, bulk: bool) -> Subject {
         let request = if bulk { Request::many() } else { Request::one() };
@@ -146,15 +158,15 @@ impl Subject {
         own.chain(self.redis.as_ref().map(|redis| redis.process.0.id())).map(cpu_of).sum()
     }
 
-    /// Sees that what was counted is what was sent: `requests`, and up to `more` that were under way.
-    pub fn check_count(&self, requests: u64, more: u64) -> Result<(), String> {
+    /// Sees that what was counted is what was sent: `requests`, and up to `more` that were under way, after the ids that
+    /// had been accepted `before`.
+    pub fn check_count(&self, requests: u64, more: u64, before: u64) -> Result<(), String> {
         let unique = match self.counted {
             Counted::Nothing => return Ok(()),
             Counted::Service | Counted::Part => {
                 let ids = requests * self.request.bulk.max(1);
-                // With the first one, sent by hand.
-                let most = (requests + more) * self.request.bulk.max(1) + 1;
-                let accepted = service::accepted(self.address);
+                let most = (requests + more) * self.request.bulk.max(1);
+                let accepted = service::accepted(self.address) - before;
                 if !(ids..=most).contains(&accepted) {
                     return Err(format!("{accepted} ids were accepted, not {ids} to {most}"));
                 }
@@ -182,6 +194,15 @@ impl Subject {
         Ok(())
     }
 
+    /// How many ids it has accepted, and how many of them changed what it remembers.
+    pub fn accepted_and_changed(&self) -> [u64; 2] {
+        if !matches!(self.counted, Counted::Service | Counted::Part) {
+            return [0; 2];
+        }
+        ["headcount_accepted_ids_total", "headcount_changed_ids_total"]
+            .map(|name| service::total(self.address, name))
+    }
+
     /// The resident memory of its processes, without Redis.
     pub fn resident(&self) -> u64 {
         self.processes.iter().map(Process::resident).sum()
@@ -201,9 +222,14 @@ mod service {
     use std::net::{SocketAddr, TcpStream};
 
     pub fn accepted(address: SocketAddr) -> u64 {
+        total(address, "headcount_accepted_ids_total")
+    }
+
+    pub fn total(address: SocketAddr, name: &str) -> u64 {
         let metrics = get(address, "/metrics");
-        let line = metrics.lines().find(|line| line.starts_with("headcount_accepted_ids_total "));
-        line.and_then(|line| line.rsplit_once(' ')).map_or(0, |(_, ids)| ids.parse().expect("a number"))
+        let values = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+        let mut values = values.filter(|(series, _)| *series == name);
+        values.next().map_or(0, |(_, ids)| ids.parse().expect("a number"))
     }
 
     pub fn unique(address: SocketAddr) -> f64 {
@@ -248,11 +274,19 @@ pub struct Service {
 impl Service {
     /// In a window that does not end meanwhile.
     pub fn start(counter: Counter, processes: usize) -> Self {
+        Self::start_with(counter, processes, || {
+            let mut command = headcount();
+            command.args(["--window", "24h"]);
+            command
+        })
+    }
+
+    fn start_with(counter: Counter, processes: usize, program: impl Fn() -> Command) -> Self {
         let redis = counter.redis.then(Redis::start);
         let url = redis.as_ref().map(Redis::url);
         let start = |_| {
-            let mut command = headcount();
-            command.args(["--window", "24h", "--log-level", "warn"]).args(counter.args);
+            let mut command = program();
+            command.args(["--log-level", "warn"]).args(counter.args);
             if let Some(url) = &url {
                 command.args(["--redis-url", url]);
             }

@@ -36,6 +36,8 @@ pub struct Sample {
     pub requests_per_second: f64,
     pub p50_micros: f64,
     pub p99_micros: f64,
+    /// Of the accepted ids, those that changed what the service remembers, and so were sent to Redis in any case.
+    pub share_changed: f64,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +60,7 @@ struct Report {
 /// What was wrong: then the figures mean nothing.
 pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     let length = length_of_answer(subject)?;
+    let [accepted, changed] = subject.accepted_and_changed();
     let cpu_before = subject.cpu();
     let report = wrk(subject, load)?;
     let cpu = subject.cpu().saturating_sub(cpu_before);
@@ -70,14 +73,20 @@ pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     if requests == 0 || !(least..=most).contains(&bytes) {
         return Err(format!("{requests} answers have {bytes} bytes, not {length} each"));
     }
-    subject.check_count(requests, load.connections)?;
+    subject.check_count(requests, load.connections, accepted)?;
+    let share_changed = share(subject.accepted_and_changed(), [accepted, changed]);
     Ok(Sample {
+        share_changed,
         requests,
         cpu_micros: cpu.as_secs_f64() * 1e6 / requests as f64,
         requests_per_second: requests as f64 / (report.micros as f64 / 1e6),
         p50_micros: report.p50,
         p99_micros: report.p99,
     })
+}
+
+fn share([accepted, changed]: [u64; 2], before: [u64; 2]) -> f64 {
+    (changed - before[1]) as f64 / (accepted - before[0]).max(1) as f64
 }
 
 fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {

@@ -1,0 +1,120 @@
+//! Two builds of the service in turn; see `benches/compare`, which makes the other one and reads what is printed.
+//!
+//! Each round measures every row with both builds, one right after the other, and begins with the other one each time:
+//! machines drift, and a ratio is of what was measured side by side.
+//!
+//! `--redis-writes changed` sends an id only if the sketch of its window does not cover it yet, so that a figure means
+//! something only for a known part of a window. Services of these rows run all the time, in windows of a minute: one
+//! passes as a warm-up; then each is measured from the same moment on, with a sketch that is empty.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::Effort;
+use crate::subjects::{Kind, Subject};
+use crate::wrk::{self, Load, Sample};
+
+const OF_A_DAY: [&str; 2] = ["--window", "24h"];
+const OF_A_MINUTE: [&str; 2] = ["--window", "60s"];
+const MINUTE: Duration = Duration::from_secs(60);
+/// So long after its beginning every instance has seen it.
+const INTO_A_WINDOW: Duration = Duration::from_secs(1);
+/// The ids of the warm-up: others than those of any round.
+const WARM_UP: u64 = 10_000;
+/// At most, of those of a minute.
+const SECONDS: u64 = 5;
+
+struct Row {
+    name: &'static str,
+    kind: Kind,
+    connections: u64,
+    bulk: bool,
+}
+
+const ROWS: [Row; 11] = [
+    Row { name: "memory, 64 connections", kind: Kind::MEMORY, connections: 64, bulk: false },
+    Row { name: "memory, 1 connection", kind: Kind::MEMORY, connections: 1, bulk: false },
+    Row { name: "Redis all, 64 connections", kind: Kind::HLL, connections: 64, bulk: false },
+    Row { name: "Redis all, 1 connection", kind: Kind::HLL, connections: 1, bulk: false },
+    Row { name: "Redis changed, 64 connections", kind: Kind::CHANGED, connections: 64, bulk: false },
+    Row { name: "Redis changed, 1 connection", kind: Kind::CHANGED, connections: 1, bulk: false },
+    Row { name: "Redis exact, 64 connections", kind: Kind::EXACT, connections: 64, bulk: false },
+    Row { name: "Redis exact, 1 connection", kind: Kind::EXACT, connections: 1, bulk: false },
+    Row { name: "memory, 1 000 ids a request", kind: Kind::MEMORY, connections: 64, bulk: true },
+    Row { name: "Redis all, 1 000 ids a request", kind: Kind::HLL, connections: 64, bulk: true },
+    Row { name: "Redis exact, 1 000 ids a request", kind: Kind::EXACT, connections: 64, bulk: true },
+];
+
+/// The two builds.
+const SIDES: [&str; 2] = ["base", "here"];
+
+/// Measures rows whose names have `only` in them.
+pub fn measure(effort: Effort, base: &Path, only: &str) -> Result<Value, String> {
+    let binaries = [base, Path::new(env!("CARGO_BIN_EXE_headcount"))];
+    let rows: Vec<_> = ROWS.iter().filter(|row| row.name.contains(only)).collect();
+    let of_a_minute = |row: &&&Row| row.kind == Kind::CHANGED;
+    let lasting: Vec<_> = rows
+        .iter()
+        .filter(of_a_minute)
+        .map(|row| (*row, binaries.map(|binary| row.kind.start_of(binary, &OF_A_MINUTE, row.bulk))))
+        .collect();
+    if !lasting.is_empty() {
+        warm_up(&lasting)?;
+    }
+    let mut samples = BTreeMap::<_, [Vec<Sample>; 2]>::new();
+    for round in 0..effort.rounds {
+        let first = usize::from(round % 2 == 1);
+        let sides = [first, 1 - first];
+        if !lasting.is_empty() {
+            wait_for_a_minute();
+        }
+        for (row, subjects) in &lasting {
+            for side in sides {
+                let duration = effort.duration.min(Duration::from_secs(SECONDS));
+                let sample = row.measure(&subjects[side], duration, round)?;
+                samples.entry(row.name).or_default()[side].push(sample);
+            }
+        }
+        for row in rows.iter().filter(|row| !of_a_minute(row)) {
+            for side in sides {
+                let subject = row.kind.start_of(binaries[side], &OF_A_DAY, row.bulk);
+                let sample = row.measure(&subject, effort.duration, round)?;
+                samples.entry(row.name).or_default()[side].push(sample);
+            }
+        }
+        eprintln!("round {} of {}", round + 1, effort.rounds);
+    }
+    let rows = samples.iter().map(|(name, samples)| {
+        let sides = SIDES.iter().zip(samples).map(|(side, samples)| ((*side).to_owned(), json!(samples)));
+        json!({ "row": name, "samples": sides.collect::<serde_json::Map<_, _>>() })
+    });
+    Ok(rows.collect())
+}
+
+impl Row {
+    fn measure(&self, subject: &Subject, duration: Duration, seed: u64) -> Result<Sample, String> {
+        let load = Load { connections: self.connections, ..Load::new(duration, seed) };
+        wrk::measure(subject, load).map_err(|error| format!("{}: {error}", self.name))
+    }
+}
+
+/// A window in which all of them count.
+fn warm_up(lasting: &[(&Row, [Subject; 2])]) -> Result<(), String> {
+    wait_for_a_minute();
+    for (row, subjects) in lasting {
+        for subject in subjects {
+            row.measure(subject, Duration::from_secs(SECONDS), WARM_UP)?;
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_a_minute() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let into = Duration::from_nanos((now.as_nanos() % MINUTE.as_nanos()) as u64);
+    thread::sleep(MINUTE.saturating_sub(into) + INTO_A_WINDOW);
+}
