@@ -10,8 +10,12 @@ use std::time::Duration;
 
 use ::metrics::Counter;
 
-use super::DURATION_BUCKETS;
 use crate::striped::{Striped, StripedSum};
+
+/// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
+/// instances, so that they add up.
+pub(super) const DURATION_BUCKETS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// A counter. Clones are the same one.
 #[derive(Clone)]

@@ -12,12 +12,8 @@ use ::metrics::{Counter, Gauge, Histogram, Label};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use parking_lot::Mutex;
 
+use self::hot::DURATION_BUCKETS;
 pub use self::hot::{HotCounter, HotDurations};
-
-/// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
-/// instances, so that they add up.
-const DURATION_BUCKETS: [f64; 15] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// Upper bounds of the buckets of batch sizes: powers of two, up to the largest batch.
 const SIZE_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::Publisher;
+use super::dependencies::Publisher;
 use crate::counter::UniqueCounter;
 use crate::grant::Grant;
 use crate::metrics::Metrics;

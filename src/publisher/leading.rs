@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::Publisher;
 use super::delivery::{Backlog, Queue};
+use super::dependencies::Publisher;
 use crate::completeness::Evidence;
 use crate::coordinator::{CloseError, Standing};
 use crate::counter::{CountError, Tally};

@@ -10,12 +10,12 @@
 //! and counted in `headcount_published_windows_total`. Empty windows are closed like all others, as 0.
 
 mod delivery;
+mod dependencies;
 mod leading;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -23,54 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::delivery::{Backlog, Delivery, Queue};
+pub use self::dependencies::{Publisher, PublisherArgs};
 use self::leading::Leading;
-use crate::args;
-use crate::coordinator::{ClosedWindows, Coordinator};
-use crate::counter::UniqueCounter;
 use crate::grant::Grant;
-use crate::metrics::Metrics;
 use crate::sink::CountSink;
-use crate::window::{Clock, Window, WindowLength};
 
 /// How long sinks that are behind are waited for at the stop when the next leader can go on instead.
 const LAST_DELIVERIES: Duration = Duration::from_secs(2);
-
-/// How windows are closed.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Publishing")]
-pub struct PublisherArgs {
-    /// How long after its end a window waits for an instance that lives and has not finished it, and gets no
-    /// further with it; then it is published without, as incomplete
-    #[arg(
-        long, env = "HEADCOUNT_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s",
-        value_parser = args::positive_duration
-    )]
-    pub close_timeout: Duration,
-}
-
-/// What a publisher works with.
-pub struct Publisher {
-    /// Says when a window has ended.
-    pub clock: Arc<dyn Clock>,
-    /// Counts it.
-    pub counter: Arc<dyn UniqueCounter>,
-    /// Knows who has sealed it, and keeps the count.
-    pub coordinator: Arc<dyn Coordinator>,
-    /// The lease, while this instance has it.
-    pub grant: watch::Receiver<Option<Grant>>,
-    /// How far this instance has sealed.
-    pub watermark: watch::Receiver<Window>,
-    /// The length of windows.
-    pub window: WindowLength,
-    /// How long after its end a window may still be published.
-    pub retention: Duration,
-    /// How long after its end a window waits for an instance that lives and does not seal it.
-    pub close_timeout: Duration,
-    /// Told about every window.
-    pub metrics: Arc<Metrics>,
-    /// Shows the closed windows.
-    pub closed: ClosedWindows,
-}
 
 /// A sink panicked.
 #[derive(Debug, Error)]

@@ -9,7 +9,9 @@ use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::{Address, is_fatal, server};
+use super::address::Address;
+use super::errors::is_fatal;
+use super::info::run_id;
 
 /// How long a connection may take to be there, authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -100,7 +102,7 @@ pub(super) async fn run_of(connection: &mut MultiplexedConnection) -> RedisResul
     let mut info = ::redis::cmd("INFO");
     info.arg("server");
     match info.query_async::<String>(connection).await {
-        Ok(info) => Ok(server::run_id(&info)),
+        Ok(info) => Ok(run_id(&info)),
         Err(error) if is_fatal(&error) => Err(error),
         Err(_) => Ok(None),
     }

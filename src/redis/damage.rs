@@ -7,8 +7,9 @@
 use ::redis::RedisError;
 use tracing::error;
 
+use super::client::{Call, Redis};
 use super::keys::Keys;
-use super::{Call, Redis, scripts};
+use super::scripts;
 use crate::unavailable::Unavailable;
 
 /// What a key of ours is to hold.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{Call, Redis};
+use super::client::{Call, Redis};
+use super::info::value;
 use crate::unavailable::Unavailable;
 
 /// The oldest version that this works with.
@@ -83,15 +84,6 @@ impl ServerFacts {
     pub fn evicts(&self) -> bool {
         !matches!(&*self.eviction_policy, "noeviction" | "")
     }
-}
-
-/// The name that a server gives itself anew at every start, out of its `INFO server`.
-pub(super) fn run_id(info: &str) -> Option<String> {
-    value(info, "run_id").map(str::to_owned)
-}
-
-fn value<'a>(info: &'a str, field: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::trim)
 }
 
 impl fmt::Display for ServerFacts {

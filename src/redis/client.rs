@@ -1,0 +1,299 @@
+//! The client: a connection that comes back.
+//!
+//! Every wait has a deadline: a second for a connection, `--redis-timeout` for an answer. A
+//! connection on which something was not answered in time is given up, because nobody knows what state it is
+//! in, and a new one may lead to another server: each is asked which run of a server it is. Whoever
+//! had something from the old one can ask for the number of the [generation](Redis::generation).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::metrics::{Counter, Histogram};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{RedisError, RedisResult};
+use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::address::{Address, CannotConnect};
+use super::connection::{Connection, Destination};
+use super::errors::{is_fatal, is_refused_password, unavailable};
+use crate::metrics::Metrics;
+use crate::unavailable::Unavailable;
+
+/// After a connection that could not be made, how long nobody else need try.
+const NO_NEW_TRY: Duration = Duration::from_millis(50);
+/// Between two tries at the start.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// What Redis is asked for: a label in the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Whether it is there, and what it is.
+    Ask,
+    /// To add ids.
+    Write,
+    /// To merge sketches and note accepted ids.
+    Seal,
+    /// To count a window.
+    Count,
+    /// To take a report, or a goodbye.
+    Report,
+    /// To say where a leader goes on, store a count, or mark it as published.
+    Close,
+    /// To give, prolong or free the lease.
+    Lease,
+    /// To add to the stream of counts.
+    Publish,
+}
+
+impl Call {
+    const ALL: [Self; 8] = [
+        Self::Ask,
+        Self::Write,
+        Self::Seal,
+        Self::Count,
+        Self::Report,
+        Self::Close,
+        Self::Lease,
+        Self::Publish,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ask => "ask",
+            Self::Write => "write",
+            Self::Seal => "seal",
+            Self::Count => "count",
+            Self::Report => "report",
+            Self::Close => "close",
+            Self::Lease => "lease",
+            Self::Publish => "publish",
+        }
+    }
+}
+
+/// A connection that is made when it is needed and given up when it fails. Cheap to clone; clones share it.
+pub struct Redis<C = MultiplexedConnection>(Arc<Shared<C>>);
+
+impl<C> Clone for Redis<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Shared<C> {
+    to: Arc<Destination>,
+    link: Mutex<Link<C>>,
+    /// Held by whoever makes a connection.
+    connecting: AsyncMutex<()>,
+    /// Of each call: its duration, and those without a good answer.
+    handles: Arc<[(Histogram, Counter)]>,
+    /// For all connections to this Redis.
+    server: Arc<Mutex<ServerRun>>,
+}
+
+struct Link<C> {
+    connection: Option<C>,
+    /// The run of the server that it leads to, if that said so.
+    run: Option<String>,
+    /// Counts the connections.
+    number: u64,
+    /// When it could not be made, and why.
+    failed: Option<(Instant, Unavailable)>,
+}
+
+/// Which run of which server the last connection led to.
+#[derive(Default)]
+struct ServerRun {
+    id: Option<String>,
+    generation: u64,
+}
+
+impl Redis {
+    /// Does not connect yet.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotConnect::Address`] when there can be no connection to such an address.
+    pub fn new(address: &Address, timeout: Duration, metrics: &Metrics) -> Result<Self, CannotConnect> {
+        let to = Destination::new(address.clone(), timeout);
+        let to = to.map_err(|error| CannotConnect::Address(unavailable(&error)))?;
+        let handles = Call::ALL
+            .map(|call| (metrics.redis_command_duration(call.as_str()), metrics.redis_errors(call.as_str())));
+        Ok(Self::with(Arc::new(to), Arc::new(handles), Arc::default()))
+    }
+
+    /// Waits until Redis answers, for as long as `patience`.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotConnect::Refused`] with the last reason.
+    pub async fn wait_for(&self, address: &Address, patience: Duration) -> Result<(), CannotConnect> {
+        let deadline = Instant::now() + patience;
+        let ping = ::redis::cmd("PING");
+        loop {
+            let answer = self.run(Call::Ask, async |connection| ping.exec_async(connection).await).await;
+            let Err(cause) = answer else { return Ok(()) };
+            if Instant::now() + TRY_AGAIN_AFTER > deadline {
+                return Err(CannotConnect::Refused { address: address.to_string(), cause });
+            }
+            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+        }
+    }
+}
+
+impl<C: Connection> Redis<C> {
+    /// The same Redis over another connection, perhaps of another kind.
+    pub fn another<D: Connection>(&self) -> Redis<D> {
+        let Shared { to, handles, server, .. } = &*self.0;
+        Redis::with(Arc::clone(to), Arc::clone(handles), Arc::clone(server))
+    }
+
+    fn with(
+        to: Arc<Destination>,
+        handles: Arc<[(Histogram, Counter)]>,
+        server: Arc<Mutex<ServerRun>>,
+    ) -> Self {
+        let link = Mutex::new(Link { connection: None, run: None, number: 0, failed: None });
+        Self(Arc::new(Shared { to, link, connecting: AsyncMutex::default(), handles, server }))
+    }
+
+    /// Rises when a connection leads to another run of a server than the one before: what was written there
+    /// may not be here.
+    pub fn generation(&self) -> u64 {
+        self.0.server.lock().generation
+    }
+
+    /// Does something on the connection.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when there is no connection, no answer in time, or an error for an answer.
+    pub async fn run<T>(
+        &self,
+        call: Call,
+        work: impl AsyncFnOnce(&mut C) -> RedisResult<T>,
+    ) -> Result<T, Unavailable> {
+        let (duration, errors) = &self.0.handles[call as usize];
+        let (mut connection, number) = self.connection().await.inspect_err(|_| errors.increment(1))?;
+        let started = Instant::now();
+        match work(&mut connection).await {
+            Ok(value) => {
+                duration.record(started.elapsed());
+                Ok(value)
+            }
+            Err(error) => {
+                errors.increment(1);
+                if is_fatal(&error) {
+                    self.0.give_up(number);
+                }
+                Err(unavailable(&error))
+            }
+        }
+    }
+
+    /// Makes a new connection when one is needed again.
+    pub fn reconnect(&self) {
+        self.0.link.lock().connection = None;
+    }
+
+    async fn connection(&self) -> Result<(C, u64), Unavailable> {
+        if let Some(connection) = self.0.current() {
+            return Ok(connection);
+        }
+        // In a task of its own: a caller who has no time left to wait leaves the connection to the next.
+        let shared = Arc::clone(&self.0);
+        tokio::spawn(async move { shared.connect().await }).await.map_err(Unavailable::because)?
+    }
+}
+
+impl<C: Connection> Shared<C> {
+    /// The connection, unless it is of no use: nobody knows what state it is in, or another one has been led to another
+    /// run of the server since.
+    fn current(&self) -> Option<(C, u64)> {
+        let link = self.link.lock();
+        let connection = link.connection.as_ref().filter(|connection| connection.is_usable())?;
+        let server = self.server.lock();
+        let is_behind = link.run.is_some() && server.id.is_some() && link.run != server.id;
+        (!is_behind).then(|| (connection.clone(), link.number))
+    }
+
+    async fn connect(&self) -> Result<(C, u64), Unavailable> {
+        let _connecting = self.connecting.lock().await;
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        // Whoever waited while somebody else tried need not try again at once.
+        if let Some((at, error)) = &self.link.lock().failed
+            && at.elapsed() < NO_NEW_TRY
+        {
+            return Err(error.clone());
+        }
+        let mut made = C::open(&self.to).await;
+        if made.as_ref().is_err_and(is_refused_password) && self.to.has_another_password() {
+            info!("Redis refused the password: the one that is in the file of --redis-url now is used");
+            made = C::open(&self.to).await;
+        }
+        let greeting = match &made {
+            Err(error) if error.is_connection_dropped() => self.to.greeting().await,
+            _ => None,
+        };
+        let mut link = self.link.lock();
+        match made {
+            Ok((connection, run)) => {
+                link.run.clone_from(&run);
+                self.server.lock().is_now(run, link.number == 0);
+                link.number += 1;
+                link.failed = None;
+                Ok((link.connection.insert(connection).clone(), link.number))
+            }
+            Err(error) => {
+                let error = match greeting {
+                    Some(said) => Unavailable::because(format_args!("Redis: {said}")),
+                    None => self.cannot_connect(&error),
+                };
+                link.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Without the password: a server that does not know the command that has it repeats what the command was
+    /// given, or as much of that as fits.
+    fn cannot_connect(&self, error: &RedisError) -> Unavailable {
+        let client = self.to.client();
+        let password = client.get_connection_info().redis_settings().password();
+        let repeats = |password| {
+            error.detail().is_some_and(|said| said.contains(password) || said.contains("args beginning with"))
+        };
+        if password.is_some_and(repeats) {
+            let category = error.category();
+            return Unavailable::because(format_args!(
+                "Redis: {category}, in words that may have the password in them"
+            ));
+        }
+        unavailable(error)
+    }
+
+    /// Unless a new one has been made already.
+    fn give_up(&self, number: u64) {
+        let mut link = self.link.lock();
+        if link.number == number {
+            link.connection = None;
+        }
+    }
+}
+
+impl ServerRun {
+    /// A connection leads to this run. One that does not say which it is, is another one at every reconnection.
+    fn is_now(&mut self, id: Option<String>, is_first: bool) {
+        let is_another = match (&self.id, &id) {
+            (Some(known), Some(id)) => known != id,
+            _ => !is_first,
+        };
+        self.generation += u64::from(is_another);
+        self.id = id;
+    }
+}
