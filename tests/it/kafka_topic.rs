@@ -297,6 +297,31 @@ async fn a_topic_that_lacks_replicas_in_sync_is_named() {
     assert!(server.stop().await.success());
 }
 
+/// Brokers are away, and then there with a topic that takes nothing: the second reason is said too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_nothing_is_named_after_an_outage() {
+    let (port, namespace) = (free_port(), namespace("outage"));
+    let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
+    let mut kafka = Kafka::start_on(port);
+    let small = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "20");
+    for made in admin(&brokers).create_topics([&small], &AdminOptions::new()).await.unwrap() {
+        made.unwrap();
+    }
+    kafka.kill();
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    let failing = |event: &serde_json::Value| event["fields"]["message"] == "a sink fails, trying again";
+    wait_for("it to be noticed", || server.log().iter().any(failing).then_some(())).await;
+    kafka.restart();
+    let expected = format!("{topic} has max.message.bytes=20");
+    wait_warned(&server, &expected).await;
+    let larger = AlterConfig::new(ResourceSpecifier::Topic(&topic));
+    admin(&brokers).alter_configs([&larger], &AdminOptions::new()).await.unwrap();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    assert!(server.stop().await.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_comes_to_refuse_old_windows_is_named() {
     assert_named_and_got_over("old", "message.timestamp.before.max.ms", "1").await;
