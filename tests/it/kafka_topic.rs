@@ -332,6 +332,28 @@ async fn a_topic_whose_records_become_too_small_is_named() {
     assert_named_and_got_over("shrinks", "max.message.bytes", "20").await;
 }
 
+/// A broker comes back with nothing of what it had: the topic is made again, and what was not published follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_comes_back_empty_gets_its_topic_again() {
+    let (port, namespace) = (free_port(), namespace("empty"));
+    let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
+    let mut kafka = Kafka::start_on(port);
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    kafka.kill();
+    let failing = |event: &serde_json::Value| event["fields"]["message"] == "a sink fails, trying again";
+    wait_for("it to be noticed", || server.log().iter().any(failing).then_some(())).await;
+    let last = server.metric("headcount_last_published_window_timestamp_seconds").await as u64;
+    kafka.restart_empty();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    assert_eq!(records[0].start(), last + 1, "nothing is left out");
+    let made = |event: &&serde_json::Value| event["fields"]["message"] == "made a topic in Kafka";
+    assert_eq!(server.log().iter().filter(made).count(), 2);
+    assert!(server.stop().await.success());
+}
+
 /// Brokers that could never take a record are found out before the first start, without a topic.
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_that_can_take_nothing_fail_the_check() {

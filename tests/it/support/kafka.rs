@@ -86,6 +86,12 @@ impl Kafka {
         self.wait_until_up();
     }
 
+    /// Without any data: as another cluster, where the one before was.
+    pub fn restart_empty(&mut self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).expect("its data");
+        self.restart();
+    }
+
     fn wait_until_up(&mut self) {
         let log = log(self.dir.path());
         wait_blocking("Kafka to start", || {
