@@ -1,6 +1,6 @@
 //! Delivery: one sink, its queue, and the retries in between.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,10 +188,11 @@ impl Delivery {
     }
 
     /// Tries until the sink has the count or the count is past retention; false when it is for another
-    /// leader to publish. One line when a sink starts to fail, one when it is back: what lies between is
-    /// in the metrics.
+    /// leader to publish. One line when a sink starts to fail, one for each other reason, one when it is back:
+    /// what lies between is in the metrics.
     async fn deliver(&mut self, count: &WindowCount, grant: &Grant) -> bool {
         let mut failures = 0_u32;
+        let mut reasons = BTreeSet::new();
         let mut wait = RETRY_AFTER;
         loop {
             if !grant.is_valid() {
@@ -219,8 +220,11 @@ impl Delivery {
                     );
                 }
                 SinkError::Unavailable(error) => {
+                    let is_new = reasons.insert(without_numbers(&error.to_string()));
                     if failures == 1 {
                         warn!(sink, window = %count.window, %error, "a sink fails, trying again");
+                    } else if is_new {
+                        warn!(sink, window = %count.window, %error, "a sink fails for another reason, trying again");
                     }
                 }
                 error => {
@@ -321,6 +325,11 @@ impl Delivery {
     fn is_past_retention(&self, count: &WindowCount) -> bool {
         count.window.end() + self.retention < self.clock.now()
     }
+}
+
+/// Times, ports and how often differ from one error to the next of the same kind.
+fn without_numbers(text: &str) -> String {
+    text.chars().filter(|character| !character.is_ascii_digit()).collect()
 }
 
 fn is_long_ago(at: Instant) -> bool {

@@ -203,6 +203,157 @@ async fn a_topic_that_takes_no_records_of_ours_is_named() {
     assert!(server.stop().await.success());
 }
 
+fn warns_of(event: &serde_json::Value, what: &str) -> bool {
+    event["level"] == "WARN" && event["fields"]["error"].as_str().unwrap_or_default().contains(what)
+}
+
+/// Until the log has a warning with this in its error.
+async fn wait_warned(server: &Server, what: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !server.log().iter().any(|event| warns_of(event, what)) {
+        let warnings: Vec<_> = server.log().into_iter().filter(|event| event["level"] != "INFO").collect();
+        assert!(Instant::now() < deadline, "no warning of {what}: {warnings:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Somebody sets a topic so that it takes no record, while the service publishes to it. The log says what and what to
+/// do, so does the check, and the windows come when it is set right.
+async fn assert_named_and_got_over(name: &str, setting: &str, wrong: &str) {
+    let (brokers, namespace) = (shared(), namespace(name));
+    let topic = format!("{namespace}.unique-counts");
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    let set_wrong = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set(setting, wrong);
+    admin(&brokers).alter_configs([&set_wrong], &AdminOptions::new()).await.unwrap();
+
+    let expected = format!("{topic} has {setting}={wrong}");
+    wait_warned(&server, &expected).await;
+    assert!(server.log().iter().any(|event| warns_of(event, "set it to")), "what to do is said too");
+    let checked = output_of(headcount().arg("check").args(args));
+    let found = String::from_utf8(checked.stdout).unwrap();
+    let failed = found.lines().find(|line| line.starts_with("FAIL writing"));
+    assert!(failed.is_some_and(|line| line.contains(&expected)), "{found}");
+    assert_eq!(checked.status.code(), Some(1));
+
+    // Without settings of its own it has the brokers'.
+    let set_right = AlterConfig::new(ResourceSpecifier::Topic(&topic));
+    admin(&brokers).alter_configs([&set_right], &AdminOptions::new()).await.unwrap();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    assert!(server.stop().await.success());
+}
+
+/// Kafka 3.7 and later ask for no more replicas than there are: such a topic is used as any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_asks_for_more_replicas_than_it_has_is_used() {
+    let (brokers, namespace) = (shared(), namespace("replicas"));
+    let topic = format!("{namespace}.unique-counts");
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    let more = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("min.insync.replicas", "2");
+    admin(&brokers).alter_configs([&more], &AdminOptions::new()).await.unwrap();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now()) + 2).await;
+    assert_each_once(&records, 1);
+    let checked = output_of(headcount().arg("check").args(args));
+    let found = String::from_utf8(checked.stdout).unwrap();
+    assert!(
+        found.lines().any(|line| line.starts_with("ok") && line.contains("takes transactions")),
+        "{found}"
+    );
+    assert!(server.stop().await.success());
+    assert!(!server.log().iter().any(|event| event["level"] == "WARN" || event["level"] == "ERROR"));
+}
+
+/// One of two replicas is away, and the topic asks for both: the log says so, and windows come when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_lacks_replicas_in_sync_is_named() {
+    let (port, namespace) = (free_port(), namespace("in-sync"));
+    let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let first = Kafka::start_on(port);
+    // It has the brokers make what transactions need: while there is one, that is where it is.
+    output_of(headcount().arg("check").args(args));
+    let mut second = first.join(free_port());
+    let both =
+        NewTopic::new(&topic, 1, TopicReplication::Variable(&[&[1, 2]])).set("min.insync.replicas", "2");
+    for made in admin(&brokers).create_topics([&both], &AdminOptions::new()).await.unwrap() {
+        made.unwrap();
+    }
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    second.kill();
+    let expected = format!("{topic} has min.insync.replicas=2, and only 1 of its 2 replicas in sync");
+    wait_warned(&server, &expected).await;
+    let checked = output_of(headcount().arg("check").args(args));
+    let found = String::from_utf8(checked.stdout).unwrap();
+    let failed = found.lines().find(|line| line.starts_with("FAIL writing"));
+    assert!(failed.is_some_and(|line| line.contains(&expected)), "{found}");
+    second.restart();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    assert!(server.stop().await.success());
+}
+
+/// Brokers are away, and then there with a topic that takes nothing: the second reason is said too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_nothing_is_named_after_an_outage() {
+    let (port, namespace) = (free_port(), namespace("outage"));
+    let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
+    let mut kafka = Kafka::start_on(port);
+    let small = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "20");
+    for made in admin(&brokers).create_topics([&small], &AdminOptions::new()).await.unwrap() {
+        made.unwrap();
+    }
+    kafka.kill();
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    let failing = |event: &serde_json::Value| event["fields"]["message"] == "a sink fails, trying again";
+    wait_for("it to be noticed", || server.log().iter().any(failing).then_some(())).await;
+    kafka.restart();
+    let expected = format!("{topic} has max.message.bytes=20");
+    wait_warned(&server, &expected).await;
+    let larger = AlterConfig::new(ResourceSpecifier::Topic(&topic));
+    admin(&brokers).alter_configs([&larger], &AdminOptions::new()).await.unwrap();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    assert!(server.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_comes_to_refuse_old_windows_is_named() {
+    assert_named_and_got_over("old", "message.timestamp.before.max.ms", "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_records_become_too_small_is_named() {
+    assert_named_and_got_over("shrinks", "max.message.bytes", "20").await;
+}
+
+/// A broker comes back with nothing of what it had: the topic is made again, and what was not published follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_comes_back_empty_gets_its_topic_again() {
+    let (port, namespace) = (free_port(), namespace("empty"));
+    let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
+    let mut kafka = Kafka::start_on(port);
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut server = Server::start(&args).await;
+    wait_recorded(&brokers, &topic, 0).await;
+    kafka.kill();
+    let failing = |event: &serde_json::Value| event["fields"]["message"] == "a sink fails, trying again";
+    wait_for("it to be noticed", || server.log().iter().any(failing).then_some(())).await;
+    let last = server.metric("headcount_last_published_window_timestamp_seconds").await as u64;
+    kafka.restart_empty();
+    let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
+    assert_each_once(&records, 1);
+    assert_eq!(records[0].start(), last + 1, "nothing is left out");
+    let made = |event: &&serde_json::Value| event["fields"]["message"] == "made a topic in Kafka";
+    assert_eq!(server.log().iter().filter(made).count(), 2);
+    assert!(server.stop().await.success());
+}
+
 /// Brokers that could never take a record are found out before the first start, without a topic.
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_that_can_take_nothing_fail_the_check() {

@@ -20,9 +20,10 @@ mod client;
 pub mod ledger;
 mod preflight;
 mod settings;
+mod topic;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -34,6 +35,7 @@ use tracing::info;
 use self::client::Watcher;
 pub use self::preflight::{Preflight, preflight};
 pub use self::settings::{KafkaArgs, KafkaSettings};
+use self::topic::millis;
 use super::{CountSink, Origin, SinkError};
 use crate::grant::Grant;
 use crate::metrics::Metrics;
@@ -125,23 +127,18 @@ impl CountSink for KafkaSink {
             let record =
                 UniqueCount { timestamp: count.window, unique_request_count: count.unique_request_count };
             let value = serde_json::to_vec(&record).map_err(SinkError::unavailable)?;
+            let time = count.window.end().min(SystemTime::now());
             let record = FutureRecord::to(&settings.topic)
                 .partition(PARTITION)
                 .key(&origin.namespace)
                 .payload(&value)
-                .timestamp(millis(count.window.end().min(SystemTime::now())))
+                .timestamp(millis(time))
                 .headers(headers(&origin, &count, token));
             producer.begin_transaction().map_err(failure)?;
             // What becomes of the record is what becomes of the transaction, which waits for it.
             let sent = producer.send_result(record).map_err(|(error, _)| error);
             let done = sent.and_then(|_delivered| producer.commit_transaction(TIMEOUT));
-            done.map_err(|error| match failure(error) {
-                SinkError::Unavailable(error) => SinkError::unavailable(format!(
-                    "the topic {} did not take a record: {error}",
-                    settings.topic
-                )),
-                error => error,
-            })
+            done.map_err(|error| settings.explain(producer.client(), time, failure(error)))
         })
         .await
     }
@@ -169,10 +166,6 @@ fn headers(origin: &Origin, count: &WindowCount, token: u64) -> OwnedHeaders {
     values.iter().fold(OwnedHeaders::new_with_capacity(values.len()), |headers, (key, value)| {
         headers.insert(Header { key, value: Some(value) })
     })
-}
-
-fn millis(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
 /// What is left to say of most errors is that trying again may help.

@@ -1,9 +1,11 @@
 //! A look at Kafka before the start, as the sink would use it, that disturbs nobody.
 
+use std::time::SystemTime;
+
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tokio::runtime::Handle;
 
-use super::{KafkaSettings, Origin, PARTITION, SinkError, TIMEOUT, Watcher, failure, ledger};
+use super::{KafkaSettings, Origin, PARTITION, SinkError, TIMEOUT, Watcher, failure, ledger, millis};
 use crate::metrics::Metrics;
 use crate::window::Window;
 
@@ -38,10 +40,12 @@ pub fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight,
         let writable = writable.map_err(|error| watcher.explain(error));
         return Ok(Preflight { partitions, last: Ok(None), writable });
     }
-    let writable = match try_to_write(settings, origin, &producer) {
+    // That of a window that is published late.
+    let time = origin.window.window_at(SystemTime::now()).previous().start();
+    let writable = match try_to_write(settings, origin, &producer, time) {
         // By another check: that may write too.
         Ok(()) | Err(SinkError::Fenced) => settings.see_that_it_takes_records(),
-        Err(error) => Err(watcher.explain(error)),
+        Err(error) => Err(watcher.explain(settings.explain(producer.client(), time, error))),
     };
     let last = ledger::last(settings, origin).map_err(|error| watcher.explain(error));
     Ok(Preflight { partitions, last, writable })
@@ -51,13 +55,15 @@ fn try_to_write(
     settings: &KafkaSettings,
     origin: &Origin,
     producer: &FutureProducer<Watcher>,
+    time: SystemTime,
 ) -> Result<(), SinkError> {
     producer.init_transactions(TIMEOUT).map_err(failure)?;
     producer.begin_transaction().map_err(failure)?;
     let record = FutureRecord::to(&settings.topic)
         .partition(PARTITION)
         .key(&origin.namespace)
-        .payload("headcount check");
+        .payload("headcount check")
+        .timestamp(millis(time));
     let sent = producer.send_result(record).map_err(|(error, _)| failure(error));
     let flushed = producer.flush(TIMEOUT).map_err(failure);
     producer.abort_transaction(TIMEOUT).map_err(failure)?;

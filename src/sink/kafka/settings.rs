@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{Client, ClientContext, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -16,9 +16,6 @@ use crate::secret;
 
 /// How often librdkafka says how it is.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);
-
-/// How long brokers may take to describe a topic; it is not worth more.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Options that would break the promise, or that have a flag of their own.
 const OURS: [&str; 14] = [
@@ -179,9 +176,6 @@ fn read_option(option: &str) -> Result<(&str, String), String> {
     Ok((key, value))
 }
 
-/// What a record takes at most with its headers, in bytes, as long as names are.
-const LARGEST_BATCH: u64 = 1024;
-
 impl KafkaSettings {
     /// Lets librdkafka say what it thinks of the options, each and together.
     fn try_out(&self) -> Result<(), String> {
@@ -266,35 +260,7 @@ impl KafkaSettings {
         Ok(())
     }
 
-    /// Looks for settings under which our records are refused, or do not stay. Where it cannot be asked, because
-    /// the user may not or the brokers do not know how, the topic is believed.
-    ///
-    /// All records have the same key: compaction would leave the last one.
-    pub(super) fn see_that_it_takes_records(&self) -> Result<(), SinkError> {
-        let topic = ResourceSpecifier::Topic(&self.topic);
-        let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
-        let described = Handle::current().block_on(self.admin()?.describe_configs([&topic], &options));
-        let entries: Vec<_> =
-            described.iter().flatten().flatten().flat_map(|resource| &resource.entries).collect();
-        let setting = |name: &str| entries.iter().find(|entry| entry.name == name)?.value.as_deref();
-        if let Some(policy) = setting("cleanup.policy").filter(|policy| policy.contains("compact")) {
-            return Err(SinkError::Fatal(format!(
-                "the topic {} has cleanup.policy={policy}, which would delete all windows but the last: set it to \
-                 delete",
-                self.topic
-            )));
-        }
-        let largest = setting("max.message.bytes").and_then(|bytes| bytes.parse::<u64>().ok());
-        if let Some(largest) = largest.filter(|largest| *largest < LARGEST_BATCH) {
-            return Err(SinkError::unavailable(format!(
-                "the topic {} has max.message.bytes={largest}, too few for a record: set it to {LARGEST_BATCH} or more",
-                self.topic
-            )));
-        }
-        Ok(())
-    }
-
-    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
+    pub(super) fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
         self.config.create().map_err(failure)
     }
 }

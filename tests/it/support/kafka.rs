@@ -55,6 +55,26 @@ impl Kafka {
         kafka
     }
 
+    /// Another broker, which is no controller, in the cluster of this one.
+    pub fn join(&self, port: u16) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("data")).expect("a directory");
+        let first = std::fs::read_to_string(properties(self.dir.path())).expect("what the first is");
+        let cluster = first.lines().find(|line| line.starts_with("cluster.id=")).expect("the cluster");
+        // What formats a directory would make up a cluster of its own.
+        let second = format!("version=1\n{cluster}\nnode.id=2\n");
+        std::fs::write(properties(dir.path()), second).expect("what the second is");
+        let settings = vec![
+            "node.id=2".to_owned(),
+            "process.roles=broker".to_owned(),
+            format!("controller.quorum.voters=1@127.0.0.2:{}", self.port ^ 1),
+            format!("listeners=CLIENTS://127.0.0.1:{port},BROKER://127.0.0.3:{}", port ^ 2),
+        ];
+        let mut kafka = Self { port, process: spawn(dir.path(), port, &settings), settings, dir };
+        kafka.wait_until_up();
+        kafka
+    }
+
     pub fn kill(&mut self) {
         self.process.signal("KILL");
         self.process.wait();
@@ -66,6 +86,12 @@ impl Kafka {
         self.wait_until_up();
     }
 
+    /// Without any data: as another cluster, where the one before was.
+    pub fn restart_empty(&mut self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).expect("its data");
+        self.restart();
+    }
+
     fn wait_until_up(&mut self) {
         let log = log(self.dir.path());
         wait_blocking("Kafka to start", || {
@@ -75,6 +101,10 @@ impl Kafka {
             said.contains("Kafka Server started")
         });
     }
+}
+
+fn properties(dir: &Path) -> PathBuf {
+    dir.join("data/meta.properties")
 }
 
 fn log(dir: &Path) -> PathBuf {
