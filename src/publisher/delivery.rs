@@ -220,7 +220,8 @@ impl Delivery {
                     );
                 }
                 SinkError::Unavailable(error) => {
-                    let is_new = reasons.insert(without_numbers(&error.to_string()));
+                    let is_new =
+                        reasons.len() < MOST_REASONS && reasons.insert(without_numbers(&error.to_string()));
                     if failures == 1 {
                         warn!(sink, window = %count.window, %error, "a sink fails, trying again");
                     } else if is_new {
@@ -326,6 +327,9 @@ impl Delivery {
         count.window.end() + self.retention < self.clock.now()
     }
 }
+
+/// Reasons that are told apart while a sink does not take a count.
+const MOST_REASONS: usize = 16;
 
 /// Times, ports and how often differ from one error to the next of the same kind.
 fn without_numbers(text: &str) -> String {

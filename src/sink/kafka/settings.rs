@@ -9,7 +9,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::BaseProducer;
 use tokio::runtime::Handle;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{SinkError, TIMEOUT, failure};
 use crate::secret;
@@ -75,6 +75,8 @@ pub struct KafkaSettings {
     /// The topic.
     pub topic: String,
     config: ClientConfig,
+    /// Options whose values are in files, as `file:PATH`.
+    files: Vec<(String, String)>,
 }
 
 fn parse_topic(text: &str) -> Result<String, String> {
@@ -127,12 +129,18 @@ impl KafkaArgs {
             .set("allow.auto.create.topics", "false")
             .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())
             .set("reconnect.backoff.max.ms", "1000");
+        let mut files = Vec::new();
         for option in &self.kafka_option {
-            let (key, value) = read_option(option)?;
+            let (key, given) = read_option(option)?;
+            let value = secret::resolve(given)
+                .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
             config.set(key, value);
+            if given.starts_with(secret::FILE) {
+                files.push((key.to_owned(), given.to_owned()));
+            }
         }
         let topic = self.kafka_topic.clone().unwrap_or_else(|| format!("{namespace}.unique-counts"));
-        let settings = KafkaSettings { topic, config };
+        let settings = KafkaSettings { topic, config, files };
         settings.try_out()?;
         Ok(Some(settings))
     }
@@ -147,10 +155,12 @@ impl KafkaArgs {
     }
 }
 
+fn refused(key: &str, why: &str) -> String {
+    format!("invalid option '{key}' for '--kafka-option <KEY=VALUE>': {why}")
+}
+
 /// Key and value of an option that the user may set.
-fn read_option(option: &str) -> Result<(&str, String), String> {
-    let refused =
-        |key: &str, why: &str| format!("invalid option '{key}' for '--kafka-option <KEY=VALUE>': {why}");
+fn read_option(option: &str) -> Result<(&str, &str), String> {
     let (key, value) = option
         .split_once('=')
         .map(|(key, value)| (key.trim(), value.trim()))
@@ -171,8 +181,6 @@ fn read_option(option: &str) -> Result<(&str, String), String> {
             "this build has no TLS for Kafka: build it with --features kafka-tls, or use the Docker image",
         ));
     }
-    let value = secret::resolve(value)
-        .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
     Ok((key, value))
 }
 
@@ -194,23 +202,36 @@ impl KafkaSettings {
         }
     }
 
+    /// With the values that are in files now: a password may have been changed. A file that cannot be read leaves the
+    /// value that it had at the start.
+    fn config(&self) -> ClientConfig {
+        let mut config = self.config.clone();
+        for (key, given) in &self.files {
+            match secret::resolve(given) {
+                Ok(value) => _ = config.set(key, value),
+                Err((path, error)) => warn!(key, path, %error, "an option of Kafka stays as it was"),
+            }
+        }
+        config
+    }
+
     /// For the one who publishes to the topic: there is one at a time.
     pub(super) fn producer(&self) -> ClientConfig {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         config.set("transactional.id", format!("headcount.{}", self.topic));
         config
     }
 
     /// For one who only tries to.
     pub(super) fn trial_producer(&self) -> ClientConfig {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         config.set("transactional.id", format!("headcount-check.{}", self.topic));
         config
     }
 
     /// For reading committed records, or to see all there is.
     pub(super) fn consumer(&self, isolation: &str) -> ClientConfig {
-        let mut config = self.config.clone();
+        let mut config = self.config();
         config
             // Nothing is ever committed for it.
             .set("group.id", "headcount.ledger")
@@ -261,10 +282,36 @@ impl KafkaSettings {
     }
 
     pub(super) fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
-        self.config.create().map_err(failure)
+        self.config().create().map_err(failure)
     }
 }
 
 fn admin_options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Every client that is made has what is in the file by then, or what was there last.
+    #[test]
+    fn values_in_files_are_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "first\n").unwrap();
+        let args = KafkaArgs {
+            kafka_brokers: Some("127.0.0.1:9092".to_owned()),
+            kafka_topic: None,
+            kafka_option: vec![format!("sasl.password=file:{}", file.path().display())],
+        };
+        let settings = args.settings("test").unwrap().unwrap();
+        let password = || settings.producer().get("sasl.password").map(str::to_owned);
+        assert_eq!(password().as_deref(), Some("first"));
+        fs::write(file.path(), "second\n").unwrap();
+        assert_eq!(password().as_deref(), Some("second"));
+        fs::remove_file(file.path()).unwrap();
+        assert_eq!(password().as_deref(), Some("first"), "as it was at the start");
+    }
 }
