@@ -4,6 +4,7 @@
 //! set: time-outs, a cap on connections that answers instead of hanging, and a drain with an end.
 //! HTTP/2 is left to the load balancer.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use axum::http::Version;
 use axum::http::header::HOST;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::server::conn::http1::{self, Parts};
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +27,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::addresses::{Addresses, Place};
+use super::bulk;
 use super::ops::LIVEZ;
 use super::timeouts::{Late, Timeouts, Watch, WatchedStream};
 use super::{Failure, HttpArgs, LateRouter};
@@ -40,6 +43,9 @@ const LONGEST_HEAD: usize = 32 * 1024;
 const REFUSALS: usize = 64;
 /// How long a connection beyond a cap may take to hear that.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What hyper takes for no HTTP.
+const NO_HTTP: &[u8] = b"?";
 
 /// When a server stops.
 #[derive(Clone, Default)]
@@ -137,6 +143,34 @@ fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
 }
 
+/// Sees off a client whose connection hyper is done with: says what hyper has left unsaid, and reads for a while what may
+/// still be coming. Else the kernel would reset the connection, and who sends all before reading would not see the answer.
+async fn see_off<S>(
+    http: &http1::Builder,
+    watch: &Watch,
+    served: &Result<(), hyper::Error>,
+    parts: Parts<TokioIo<WatchedStream>, S>,
+) where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    if !watch.body_is_left() && !served.as_ref().is_err_and(hyper::Error::is_parse) {
+        return;
+    }
+    let (most, time) = bulk::LINGER;
+    let _ = tokio::time::timeout(time, async {
+        let mut stream = parts.io.into_inner();
+        if served.as_ref().is_err_and(hyper::Error::is_parse_version_h2) {
+            // hyper says nothing to the preface of HTTP/2 (RFC 9113, 3.4). To what is no HTTP at all it says 400.
+            let other = TokioIo::new(tokio::io::join(NO_HTTP, stream));
+            let mut connection = http.serve_connection(other, parts.service);
+            let _ = (&mut connection).await;
+            (_, stream) = connection.into_parts().io.into_inner().into_inner();
+        }
+        let _ = tokio::io::copy(&mut stream.take(most as u64), &mut tokio::io::sink()).await;
+    })
+    .await;
+}
+
 /// What a connection has of the caps, and gives back at its end, whichever that is.
 struct Admission {
     _permit: OwnedSemaphorePermit,
@@ -185,13 +219,13 @@ impl Server {
             if !host_is_sound {
                 bad_host.increment(1);
             }
-            watch.called();
+            let request = request.map(|body| watch.called(body));
             async move {
                 if !host_is_sound {
                     watch.answered();
                     return Ok(Failure::InvalidHost.into_response());
                 }
-                let answer = router.now().oneshot(request.map(Body::new)).await;
+                let answer = router.now().oneshot(request).await;
                 watch.answered();
                 answer
             }
@@ -205,19 +239,27 @@ impl Server {
             let _seat = seat;
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             let stream = WatchedStream::new(stream, Arc::clone(&watch));
-            let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+            let mut connection = http.serve_connection(TokioIo::new(stream), service);
             let served = tokio::select! {
                 // In this order: a request that has arrived is served before the drain is looked at.
                 biased;
-                served = watch.over(connection.as_mut()) => served,
+                served = watch.over(&mut connection) => served,
                 () = drain.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                     tokio::select! {
-                        served = watch.over(connection) => served,
+                        served = watch.over(&mut connection) => served,
                         () = abort.cancelled() => Ok(Ok(())),
                     }
                 }
             };
+            if let Ok(served) = &served {
+                // In a box: else every connection would carry the room that this takes.
+                let see_off = Box::pin(see_off(&http, &watch, served, connection.into_parts()));
+                tokio::select! {
+                    () = see_off => {}
+                    () = abort.cancelled() => {}
+                }
+            }
             drop(admission);
             match served {
                 Ok(Ok(())) => {}
@@ -236,19 +278,28 @@ impl Server {
     fn spawn_refusal(&self, stream: TcpStream, refusals: &Arc<Semaphore>) {
         self.refused.increment(1);
         let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };
-        let router = self.router.clone();
+        let watch = Watch::new(self.timeouts);
+        let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
         let service = service_fn(move |request: Request<Incoming>| {
             let router = router.clone();
+            let request = request.map(|body| of_service.called(body));
             async move {
                 match request.uri().path() {
-                    LIVEZ => router.now().oneshot(request.map(Body::new)).await,
+                    LIVEZ => router.now().oneshot(request).await,
                     _ => Ok(Failure::Overloaded.into_response()),
                 }
             }
         });
-        let connection = self.http.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+        let mut http = self.http.clone();
+        http.keep_alive(false);
         self.connections.spawn(async move {
-            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, connection).await;
+            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
+                let stream = WatchedStream::new(stream, Arc::clone(&watch));
+                let mut connection = http.serve_connection(TokioIo::new(stream), service);
+                let served = (&mut connection).await;
+                see_off(&http, &watch, &served, connection.into_parts()).await;
+            })
+            .await;
             drop(permit);
         });
     }
