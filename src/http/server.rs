@@ -5,19 +5,21 @@
 //! HTTP/2 is left to the load balancer.
 
 use std::convert::Infallible;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::Version;
-use axum::http::header::HOST;
+use axum::http::header::{HOST, TRANSFER_ENCODING};
+use axum::http::{HeaderMap, Version};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::TokioIo;
+use memchr::memchr;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -44,6 +46,9 @@ const REFUSALS: usize = 64;
 /// How long a connection beyond a cap may take to hear that.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Why requests are refused that no route is asked about.
+const REFUSED_HEADS: [Failure; 3] =
+    [Failure::InvalidHost, Failure::UnsupportedTransferEncoding, Failure::InvalidBody];
 /// What hyper takes for no HTTP.
 const NO_HTTP: &[u8] = b"?";
 
@@ -72,7 +77,9 @@ pub async fn serve(
         timeouts: Timeouts::new(limits),
         timed_out: Arc::new(timed_out),
         refused: metrics.requests("other", Failure::Overloaded.reason()),
-        bad_host: metrics.requests("other", Failure::InvalidHost.reason()),
+        refused_heads: Arc::new(
+            REFUSED_HEADS.map(|failure| (failure, metrics.requests("other", failure.reason()))),
+        ),
         metrics,
         workers,
         stop,
@@ -127,20 +134,82 @@ fn http(limits: &HttpArgs) -> http1::Builder {
     http
 }
 
+/// What no route is asked about, because it can be taken for another request than it is.
+///
+/// # Errors
+///
+/// One of [`REFUSED_HEADS`].
+fn check_head<B>(request: &Request<B>) -> Result<(), Failure> {
+    if host_is_sound(request) { check_transfer(request.headers()) } else { Err(Failure::InvalidHost) }
+}
+
 /// Whether a request says once for which host it is, as HTTP/1.1 demands (RFC 9112, 3.2). Proxies and servers that
 /// understand a second one, or none, otherwise than each other can be played off against each other.
 fn host_is_sound<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => request.version() < Version::HTTP_11,
-        (Some(host), None) => host.as_bytes().iter().all(|byte| is_of_host(*byte)),
+        (Some(host), None) => is_host(host.as_bytes()),
         (Some(_), Some(_)) => false,
     }
 }
 
-/// Whether it may stand in a host and port (RFC 3986, 3.2.2).
-fn is_of_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+/// Whether it is a name or an address, and a port perhaps (RFC 9112, 3.2; RFC 3986, 3.2.2 and 3.2.3). The name may be
+/// empty, and so may the port.
+fn is_host(value: &[u8]) -> bool {
+    let (is_sound, port) = if let Some(value) = value.strip_prefix(b"[") {
+        let Some(end) = memchr(b']', value) else { return false };
+        (is_ip_literal(&value[..end]), &value[end + 1..])
+    } else {
+        let end = memchr(b':', value).unwrap_or(value.len());
+        (is_name(&value[..end]), &value[end..])
+    };
+    is_sound && matches!(port, [] | [b':', ..]) && port.iter().skip(1).all(u8::is_ascii_digit)
+}
+
+fn is_name(mut rest: &[u8]) -> bool {
+    loop {
+        rest = match rest {
+            [] => return true,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [byte, rest @ ..] if is_of_name(*byte) => rest,
+            _ => return false,
+        }
+    }
+}
+
+/// What may stand in brackets: an IPv6 address, or one of a version to come.
+fn is_ip_literal(literal: &[u8]) -> bool {
+    let Some(future) = literal.strip_prefix(b"v").or_else(|| literal.strip_prefix(b"V")) else {
+        return str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok());
+    };
+    let Some(dot) = memchr(b'.', future) else { return false };
+    let (version, address) = (&future[..dot], &future[dot + 1..]);
+    let is_of_address = |byte: &u8| *byte == b':' || is_of_name(*byte);
+    !version.is_empty()
+        && version.iter().all(u8::is_ascii_hexdigit)
+        && !address.is_empty()
+        && address.iter().all(is_of_address)
+}
+
+/// Whether it may stand in a name as it is.
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
+/// Sees that nothing was done to the body on its way but to cut it into chunks, once (RFC 9112, 6.1 and 7). hyper only
+/// sees that this was done last.
+fn check_transfer(headers: &HeaderMap) -> Result<(), Failure> {
+    let lines = headers.get_all(TRANSFER_ENCODING).iter();
+    let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let mut times = 0;
+    for coding in codings.map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty()) {
+        if !coding.eq_ignore_ascii_case(b"chunked") {
+            return Err(Failure::UnsupportedTransferEncoding);
+        }
+        times += 1;
+    }
+    if times > 1 { Err(Failure::InvalidBody) } else { Ok(()) }
 }
 
 /// Sees off a client whose connection hyper is done with: says what hyper has left unsaid, and reads for a while what may
@@ -191,7 +260,7 @@ struct Server {
     /// In the order of [`Late::ALL`].
     timed_out: Arc<[Counter; 3]>,
     refused: Counter,
-    bad_host: Counter,
+    refused_heads: Arc<[(Failure, Counter); REFUSED_HEADS.len()]>,
     metrics: Arc<Metrics>,
     workers: Arc<Workers>,
     stop: Stop,
@@ -212,20 +281,22 @@ impl Server {
         // Answers are small: waiting for more to send with them only makes them late.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(self.timeouts);
-        let (router, of_service, bad_host) = (self.router.clone(), Arc::clone(&watch), self.bad_host.clone());
+        let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
+        let refused = Arc::clone(&self.refused_heads);
         let service = service_fn(move |request: Request<Incoming>| {
             let (router, watch) = (router.clone(), Arc::clone(&of_service));
-            let host_is_sound = host_is_sound(&request);
-            if !host_is_sound {
-                bad_host.increment(1);
+            let checked = check_head(&request);
+            if let Err(refusal) = checked
+                && let Some((_, counter)) = refused.iter().find(|(failure, _)| *failure == refusal)
+            {
+                counter.increment(1);
             }
             let request = request.map(|body| watch.called(body));
             async move {
-                if !host_is_sound {
-                    watch.answered();
-                    return Ok(Failure::InvalidHost.into_response());
-                }
-                let answer = router.now().oneshot(request).await;
+                let answer = match checked {
+                    Ok(()) => router.now().oneshot(request).await,
+                    Err(failure) => Ok(failure.into_response()),
+                };
                 watch.answered();
                 answer
             }

@@ -257,7 +257,7 @@ async fn bodies_that_nobody_reads_keep_no_answer_back() {
     let token = "authorization: Bearer 0123456789abcdef";
     let (with_token, in_chunks) = (format!("{token}\r\n{sized}"), format!("{token}\r\n{unsized_}"));
     let asks = format!("{with_token}\r\nexpect: 100-continue").replace("plain", "html");
-    let long = format!("x: {}", "x".repeat(200_000));
+    let (gzip, long) = (in_chunks.replace("chunked", "gzip, chunked"), format!("x: {}", "x".repeat(200_000)));
     let bad_length = format!("{host}\r\ncontent-length: +1");
     let preface = "PRI * HTTP/2.0\r\n\r\nSM";
     let mut unheard = Vec::new();
@@ -274,6 +274,7 @@ async fn bodies_that_nobody_reads_keep_no_answer_back() {
         ("too long as it says", &server, ACCEPT, &with_token, &body, 413),
         ("too long in chunks", &server, ACCEPT, &in_chunks, &chunk, 413),
         ("sent before it is asked for", &server, ACCEPT, &asks, &body, 415),
+        ("another coding", &server, ACCEPT, &gzip, &chunk, 501),
         ("no chunk", &server, ACCEPT, &in_chunks, &[b"x", &*body].concat(), 400),
         ("no length", &server, ACCEPT, &bad_length, &body, 400),
         ("another version", &server, "POST / HTTP/3.0", &sized, &body, 400),
