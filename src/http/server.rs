@@ -5,6 +5,8 @@
 //! HTTP/2 is left to the load balancer.
 
 use std::convert::Infallible;
+use std::error::Error as _;
+use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -240,6 +242,12 @@ async fn see_off<S>(
     .await;
 }
 
+/// Whether the kernel was first to see that the client takes nothing. It has the time-out for writing too.
+fn took_nothing(error: &hyper::Error) -> bool {
+    let error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
 /// What a connection has of the caps, and gives back at its end, whichever that is.
 struct Admission {
     _permit: OwnedSemaphorePermit,
@@ -332,14 +340,14 @@ impl Server {
                 }
             }
             drop(admission);
-            match served {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a connection ended early"),
-                Err(late) => {
-                    debug!(reason = late.reason(), "a connection timed out");
-                    timed_out[late as usize].increment(1);
-                }
-            }
+            let late = match served {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) if took_nothing(&error) => Late::Write,
+                Ok(Err(error)) => return debug!(%error, "a connection ended early"),
+                Err(late) => late,
+            };
+            debug!(reason = late.reason(), "a connection timed out");
+            timed_out[late as usize].increment(1);
         };
         self.workers.spawn_connection(|seat| self.connections.track_future(serve(seat)));
     }
