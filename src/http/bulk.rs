@@ -22,7 +22,7 @@ const CHECKED_IN_PLACE: usize = 64 * 1024;
 const LARGEST_BODIES: usize = 32;
 /// How much of a body that is refused is read after all, and for how long. A client that is still
 /// sending would not see the answer if the connection were closed at once.
-const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
+pub(super) const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
 
 /// Bounds the bytes of all bulk bodies that are handled at a time.
 pub(super) struct Budget(Arc<Semaphore>);

@@ -38,7 +38,7 @@ pub enum Failure {
     InvalidEndpoint,
     /// The endpoint is where callbacks must not go.
     ForbiddenEndpoint,
-    /// A bulk body that could not be read, or that is no JSON array.
+    /// A bulk body that could not be read, or that is no JSON array; any body that is in chunks twice.
     InvalidBody,
     /// A bulk body over the limit.
     BodyTooLarge,
@@ -46,6 +46,8 @@ pub enum Failure {
     UnsupportedMediaType,
     /// The header `host` is missing, is there twice, or is none.
     InvalidHost,
+    /// A `transfer-encoding` of something else than `chunked`.
+    UnsupportedTransferEncoding,
     /// There is a token, and the request does not bear it.
     Unauthorized,
     /// The route does not know this method.
@@ -61,7 +63,7 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
@@ -71,6 +73,7 @@ impl Failure {
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::InvalidHost,
+        Self::UnsupportedTransferEncoding,
         Self::Unauthorized,
         Self::MethodNotAllowed { allow: "" },
         Self::Overloaded,
@@ -93,6 +96,9 @@ impl Failure {
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::InvalidHost => (StatusCode::BAD_REQUEST, "invalid_host"),
+            Self::UnsupportedTransferEncoding => {
+                (StatusCode::NOT_IMPLEMENTED, "unsupported_transfer_encoding")
+            }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),

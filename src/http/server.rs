@@ -4,19 +4,25 @@
 //! set: time-outs, a cap on connections that answers instead of hanging, and a drain with an end.
 //! HTTP/2 is left to the load balancer.
 
+use std::convert::Infallible;
+use std::error::Error as _;
+use std::io;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::Version;
-use axum::http::header::HOST;
+use axum::http::header::{HOST, TRANSFER_ENCODING};
+use axum::http::{HeaderMap, Version};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::server::conn::http1::{self, Parts};
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::TokioIo;
+use memchr::memchr;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +31,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::addresses::{Addresses, Place};
+use super::bulk;
 use super::ops::LIVEZ;
 use super::timeouts::{Late, Timeouts, Watch, WatchedStream};
 use super::{Failure, HttpArgs, LateRouter};
@@ -40,6 +47,12 @@ const LONGEST_HEAD: usize = 32 * 1024;
 const REFUSALS: usize = 64;
 /// How long a connection beyond a cap may take to hear that.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why requests are refused that no route is asked about.
+const REFUSED_HEADS: [Failure; 3] =
+    [Failure::InvalidHost, Failure::UnsupportedTransferEncoding, Failure::InvalidBody];
+/// What hyper takes for no HTTP.
+const NO_HTTP: &[u8] = b"?";
 
 /// When a server stops.
 #[derive(Clone, Default)]
@@ -66,7 +79,9 @@ pub async fn serve(
         timeouts: Timeouts::new(limits),
         timed_out: Arc::new(timed_out),
         refused: metrics.requests("other", Failure::Overloaded.reason()),
-        bad_host: metrics.requests("other", Failure::InvalidHost.reason()),
+        refused_heads: Arc::new(
+            REFUSED_HEADS.map(|failure| (failure, metrics.requests("other", failure.reason()))),
+        ),
         metrics,
         workers,
         stop,
@@ -121,20 +136,116 @@ fn http(limits: &HttpArgs) -> http1::Builder {
     http
 }
 
+/// What no route is asked about, because it can be taken for another request than it is.
+///
+/// # Errors
+///
+/// One of [`REFUSED_HEADS`].
+fn check_head<B>(request: &Request<B>) -> Result<(), Failure> {
+    if host_is_sound(request) { check_transfer(request.headers()) } else { Err(Failure::InvalidHost) }
+}
+
 /// Whether a request says once for which host it is, as HTTP/1.1 demands (RFC 9112, 3.2). Proxies and servers that
 /// understand a second one, or none, otherwise than each other can be played off against each other.
 fn host_is_sound<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => request.version() < Version::HTTP_11,
-        (Some(host), None) => host.as_bytes().iter().all(|byte| is_of_host(*byte)),
+        (Some(host), None) => is_host(host.as_bytes()),
         (Some(_), Some(_)) => false,
     }
 }
 
-/// Whether it may stand in a host and port (RFC 3986, 3.2.2).
-fn is_of_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+/// Whether it is a name or an address, and a port perhaps (RFC 9112, 3.2; RFC 3986, 3.2.2 and 3.2.3). The name may be
+/// empty, and so may the port.
+fn is_host(value: &[u8]) -> bool {
+    let (is_sound, port) = if let Some(value) = value.strip_prefix(b"[") {
+        let Some(end) = memchr(b']', value) else { return false };
+        (is_ip_literal(&value[..end]), &value[end + 1..])
+    } else {
+        let end = memchr(b':', value).unwrap_or(value.len());
+        (is_name(&value[..end]), &value[end..])
+    };
+    is_sound && matches!(port, [] | [b':', ..]) && port.iter().skip(1).all(u8::is_ascii_digit)
+}
+
+fn is_name(mut rest: &[u8]) -> bool {
+    loop {
+        rest = match rest {
+            [] => return true,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [byte, rest @ ..] if is_of_name(*byte) => rest,
+            _ => return false,
+        }
+    }
+}
+
+/// What may stand in brackets: an IPv6 address, or one of a version to come.
+fn is_ip_literal(literal: &[u8]) -> bool {
+    let Some(future) = literal.strip_prefix(b"v").or_else(|| literal.strip_prefix(b"V")) else {
+        return str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok());
+    };
+    let Some(dot) = memchr(b'.', future) else { return false };
+    let (version, address) = (&future[..dot], &future[dot + 1..]);
+    let is_of_address = |byte: &u8| *byte == b':' || is_of_name(*byte);
+    !version.is_empty()
+        && version.iter().all(u8::is_ascii_hexdigit)
+        && !address.is_empty()
+        && address.iter().all(is_of_address)
+}
+
+/// Whether it may stand in a name as it is.
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+}
+
+/// Sees that nothing was done to the body on its way but to cut it into chunks, once (RFC 9112, 6.1 and 7). hyper only
+/// sees that this was done last.
+fn check_transfer(headers: &HeaderMap) -> Result<(), Failure> {
+    let lines = headers.get_all(TRANSFER_ENCODING).iter();
+    let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let mut times = 0;
+    for coding in codings.map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty()) {
+        if !coding.eq_ignore_ascii_case(b"chunked") {
+            return Err(Failure::UnsupportedTransferEncoding);
+        }
+        times += 1;
+    }
+    if times > 1 { Err(Failure::InvalidBody) } else { Ok(()) }
+}
+
+/// Sees off a client whose connection hyper is done with: says what hyper has left unsaid, and reads for a while what may
+/// still be coming. Else the kernel would reset the connection, and who sends all before reading would not see the answer.
+async fn see_off<S>(
+    http: &http1::Builder,
+    watch: &Watch,
+    served: &Result<(), hyper::Error>,
+    parts: Parts<TokioIo<WatchedStream>, S>,
+) where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    if !watch.body_is_left() && !served.as_ref().is_err_and(hyper::Error::is_parse) {
+        return;
+    }
+    let (most, time) = bulk::LINGER;
+    let _ = tokio::time::timeout(time, async {
+        let mut stream = parts.io.into_inner();
+        if served.as_ref().is_err_and(hyper::Error::is_parse_version_h2) {
+            // hyper says nothing to the preface of HTTP/2 (RFC 9113, 3.4). To what is no HTTP at all it says 400.
+            let other = TokioIo::new(tokio::io::join(NO_HTTP, stream));
+            let mut connection = http.serve_connection(other, parts.service);
+            let _ = (&mut connection).await;
+            (_, stream) = connection.into_parts().io.into_inner().into_inner();
+        }
+        let _ = tokio::io::copy(&mut stream.take(most as u64), &mut tokio::io::sink()).await;
+    })
+    .await;
+}
+
+/// Whether the kernel was first to see that the client takes nothing. It has the time-out for writing too.
+fn took_nothing(error: &hyper::Error) -> bool {
+    let error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// What a connection has of the caps, and gives back at its end, whichever that is.
@@ -157,7 +268,7 @@ struct Server {
     /// In the order of [`Late::ALL`].
     timed_out: Arc<[Counter; 3]>,
     refused: Counter,
-    bad_host: Counter,
+    refused_heads: Arc<[(Failure, Counter); REFUSED_HEADS.len()]>,
     metrics: Arc<Metrics>,
     workers: Arc<Workers>,
     stop: Stop,
@@ -178,20 +289,22 @@ impl Server {
         // Answers are small: waiting for more to send with them only makes them late.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(self.timeouts);
-        let (router, of_service, bad_host) = (self.router.clone(), Arc::clone(&watch), self.bad_host.clone());
+        let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
+        let refused = Arc::clone(&self.refused_heads);
         let service = service_fn(move |request: Request<Incoming>| {
             let (router, watch) = (router.clone(), Arc::clone(&of_service));
-            let host_is_sound = host_is_sound(&request);
-            if !host_is_sound {
-                bad_host.increment(1);
+            let checked = check_head(&request);
+            if let Err(refusal) = checked
+                && let Some((_, counter)) = refused.iter().find(|(failure, _)| *failure == refusal)
+            {
+                counter.increment(1);
             }
-            watch.called();
+            let request = request.map(|body| watch.called(body));
             async move {
-                if !host_is_sound {
-                    watch.answered();
-                    return Ok(Failure::InvalidHost.into_response());
-                }
-                let answer = router.now().oneshot(request.map(Body::new)).await;
+                let answer = match checked {
+                    Ok(()) => router.now().oneshot(request).await,
+                    Err(failure) => Ok(failure.into_response()),
+                };
                 watch.answered();
                 answer
             }
@@ -205,28 +318,36 @@ impl Server {
             let _seat = seat;
             let Ok(stream) = TcpStream::from_std(stream) else { return };
             let stream = WatchedStream::new(stream, Arc::clone(&watch));
-            let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+            let mut connection = http.serve_connection(TokioIo::new(stream), service);
             let served = tokio::select! {
                 // In this order: a request that has arrived is served before the drain is looked at.
                 biased;
-                served = watch.over(connection.as_mut()) => served,
+                served = watch.over(&mut connection) => served,
                 () = drain.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                     tokio::select! {
-                        served = watch.over(connection) => served,
+                        served = watch.over(&mut connection) => served,
                         () = abort.cancelled() => Ok(Ok(())),
                     }
                 }
             };
-            drop(admission);
-            match served {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!(%error, "a connection ended early"),
-                Err(late) => {
-                    debug!(reason = late.reason(), "a connection timed out");
-                    timed_out[late as usize].increment(1);
+            if let Ok(served) = &served {
+                // In a box: else every connection would carry the room that this takes.
+                let see_off = Box::pin(see_off(&http, &watch, served, connection.into_parts()));
+                tokio::select! {
+                    () = see_off => {}
+                    () = abort.cancelled() => {}
                 }
             }
+            drop(admission);
+            let late = match served {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) if took_nothing(&error) => Late::Write,
+                Ok(Err(error)) => return debug!(%error, "a connection ended early"),
+                Err(late) => late,
+            };
+            debug!(reason = late.reason(), "a connection timed out");
+            timed_out[late as usize].increment(1);
         };
         self.workers.spawn_connection(|seat| self.connections.track_future(serve(seat)));
     }
@@ -236,19 +357,28 @@ impl Server {
     fn spawn_refusal(&self, stream: TcpStream, refusals: &Arc<Semaphore>) {
         self.refused.increment(1);
         let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };
-        let router = self.router.clone();
+        let watch = Watch::new(self.timeouts);
+        let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
         let service = service_fn(move |request: Request<Incoming>| {
             let router = router.clone();
+            let request = request.map(|body| of_service.called(body));
             async move {
                 match request.uri().path() {
-                    LIVEZ => router.now().oneshot(request.map(Body::new)).await,
+                    LIVEZ => router.now().oneshot(request).await,
                     _ => Ok(Failure::Overloaded.into_response()),
                 }
             }
         });
-        let connection = self.http.clone().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+        let mut http = self.http.clone();
+        http.keep_alive(false);
         self.connections.spawn(async move {
-            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, connection).await;
+            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
+                let stream = WatchedStream::new(stream, Arc::clone(&watch));
+                let mut connection = http.serve_connection(TokioIo::new(stream), service);
+                let served = (&mut connection).await;
+                see_off(&http, &watch, &served, connection.into_parts()).await;
+            })
+            .await;
             drop(permit);
         });
     }

@@ -34,10 +34,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
+use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
@@ -106,6 +108,8 @@ pub(super) struct Watch {
     since: AtomicU64,
     /// Since when the client takes nothing of what there is for it, or [`NEVER`].
     stuck: AtomicU64,
+    /// The last request has a body whose end nobody has seen.
+    body_is_left: AtomicBool,
 }
 
 impl Watch {
@@ -117,12 +121,20 @@ impl Watch {
             stage: AtomicU8::new(Stage::Idle as u8),
             since: AtomicU64::new(0),
             stuck: AtomicU64::new(NEVER),
+            body_is_left: AtomicBool::new(false),
         })
     }
 
-    /// A request has come, and is being served.
-    pub(super) fn called(&self) {
+    /// A request has come, and is being served. Returns its body, which is watched too.
+    pub(super) fn called(self: &Arc<Self>, body: Incoming) -> Body {
         self.enter(Stage::Serving);
+        let has_body = !body.is_end_stream();
+        self.body_is_left.store(has_body, Ordering::Relaxed);
+        if has_body {
+            Body::new(WatchedBody { body, watch: Arc::clone(self), is_broken: false })
+        } else {
+            Body::empty()
+        }
     }
 
     /// Its answer is made, all of it.
@@ -130,12 +142,17 @@ impl Watch {
         self.enter(Stage::Answering);
     }
 
+    /// Whether the client may still be sending the body of the last request.
+    pub(super) fn body_is_left(&self) -> bool {
+        self.body_is_left.load(Ordering::Relaxed)
+    }
+
     /// Drives the connection, to its end or to the moment when the client is late.
-    pub(super) async fn over<C: Future>(&self, mut connection: Pin<&mut C>) -> Result<C::Output, Late> {
+    pub(super) async fn over<C: Future + Unpin>(&self, connection: &mut C) -> Result<C::Output, Late> {
         let mut alarm = pin!(sleep_until(self.opened));
         let mut set_for = None;
         poll_fn(|context| {
-            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+            if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(context) {
                 return Poll::Ready(Ok(ended));
             }
             while let Some((deadline, late)) = self.deadline() {
@@ -214,31 +231,50 @@ impl Watch {
     }
 }
 
+/// The body of a request, which tells the connection's watch when it is at its end.
+struct WatchedBody {
+    body: Incoming,
+    watch: Arc<Watch>,
+    /// What comes after this is no body.
+    is_broken: bool,
+}
+
+impl HttpBody for WatchedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match frame {
+            Some(Ok(_)) => {}
+            Some(Err(_)) => self.is_broken = true,
+            None => self.watch.body_is_left.store(self.is_broken, Ordering::Relaxed),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A connection's stream, which tells its watch what comes and goes.
 #[derive(Debug)]
 pub(super) struct WatchedStream {
     stream: TcpStream,
     watch: Arc<Watch>,
-    /// Nothing has come yet.
-    is_new: bool,
 }
-
-/// How a client begins that takes for granted that we speak HTTP/2 (RFC 9113, 3.4).
-const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// Where the version is in it.
-const VERSION: usize = b"PRI * HTTP/".len();
 
 impl WatchedStream {
     pub(super) fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
-        Self { stream, watch, is_new: true }
-    }
-
-    /// hyper closes a connection that begins with the preface of HTTP/2 without a word. With a version that it has never heard
-    /// of, it answers 400, as it does to all that is no HTTP/1.
-    fn look_at_first(&mut self, received: &mut [u8]) {
-        if std::mem::take(&mut self.is_new) && received.starts_with(HTTP_2_PREFACE) {
-            received[VERSION] = b'9';
-        }
+        Self { stream, watch }
     }
 }
 
@@ -261,7 +297,6 @@ impl AsyncRead for WatchedStream {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
             self.watch.received();
-            self.look_at_first(&mut buffer.filled_mut()[before..]);
         }
         read
     }

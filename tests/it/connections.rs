@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::support::http::{Answer, Connection, NoAnswer, once};
+use crate::support::http::{Answer, Connection, once};
 use crate::support::process::run;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis;
@@ -239,6 +239,73 @@ async fn refused_bodies_are_read_to_their_end() {
     }
 }
 
+/// So does one whose request is refused before anybody looks at the body, or cannot be read at all.
+#[tokio::test]
+async fn bodies_that_nobody_reads_keep_no_answer_back() {
+    const ACCEPT: &str = "POST /api/verve/accept HTTP/1.1";
+    let server = Server::start(&["--api-token", "0123456789abcdef"]).await;
+    let full = Server::start(&["--max-connections", "1"]).await;
+    let mut only = Connection::open(full.address).await.unwrap();
+    assert_eq!(only.get("/livez").await.unwrap().body, "alive");
+    // More than the kernel keeps for both sides.
+    let body = vec![b'1'; 20_000_000];
+    let chunk = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+    let length = format!("content-length: {}", body.len());
+    let chunked = "transfer-encoding: chunked".to_owned();
+    let host = "host: test\r\ncontent-type: text/plain";
+    let (sized, unsized_) = (format!("{host}\r\n{length}"), format!("{host}\r\n{chunked}"));
+    let token = "authorization: Bearer 0123456789abcdef";
+    let (with_token, in_chunks) = (format!("{token}\r\n{sized}"), format!("{token}\r\n{unsized_}"));
+    let asks = format!("{with_token}\r\nexpect: 100-continue").replace("plain", "html");
+    let (gzip, long) = (in_chunks.replace("chunked", "gzip, chunked"), format!("x: {}", "x".repeat(200_000)));
+    let bad_length = format!("{host}\r\ncontent-length: +1");
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM";
+    let mut unheard = Vec::new();
+    for (what, server, line, headers, body, status) in [
+        ("no host", &server, ACCEPT, &length, &body, 400),
+        ("no such path", &server, "POST /nowhere HTTP/1.1", &with_token, &body, 404),
+        ("no such path, in chunks", &server, "POST /nowhere HTTP/1.1", &in_chunks, &chunk, 404),
+        ("PUT", &server, "PUT /api/verve/accept HTTP/1.1", &with_token, &body, 405),
+        ("POST to what is read", &server, "POST /api/verve/unique HTTP/1.1", &with_token, &body, 405),
+        ("POST to an operation", &server, "POST /livez HTTP/1.1", &with_token, &body, 405),
+        ("POST without the token", &server, ACCEPT, &sized, &body, 401),
+        ("GET without the token", &server, "GET /api/verve/unique HTTP/1.1", &sized, &body, 401),
+        ("GET", &server, "GET /api/verve/unique HTTP/1.1", &with_token, &body, 200),
+        ("too long as it says", &server, ACCEPT, &with_token, &body, 413),
+        ("too long in chunks", &server, ACCEPT, &in_chunks, &chunk, 413),
+        ("sent before it is asked for", &server, ACCEPT, &asks, &body, 415),
+        ("another coding", &server, ACCEPT, &gzip, &chunk, 501),
+        ("no chunk", &server, ACCEPT, &in_chunks, &[b"x", &*body].concat(), 400),
+        ("no length", &server, ACCEPT, &bad_length, &body, 400),
+        ("another version", &server, "POST / HTTP/3.0", &sized, &body, 400),
+        ("too long a head", &server, ACCEPT, &long, &body, 431),
+        ("HTTP/2", &server, preface, &String::new(), &body, 400),
+        ("a full server", &full, ACCEPT, &sized, &body, 503),
+        ("another version on a full server", &full, "POST / HTTP/3.0", &sized, &body, 400),
+        ("HTTP/2 on a full server", &full, preface, &String::new(), &body, 400),
+    ] {
+        let mut connection = Connection::open(server.address).await.unwrap();
+        let sent = connection.send(&[format!("{line}\r\n{headers}\r\n\r\n").as_bytes(), body].concat()).await;
+        let answer = connection.answer(false).await.map(|answer| answer.status);
+        if sent.is_err() || answer != Ok(status) {
+            unheard.push((what, sent, answer));
+        }
+    }
+    assert!(unheard.is_empty(), "{unheard:#?}");
+}
+
+/// A body that nobody reads and that does not come is not waited for.
+#[tokio::test]
+async fn a_client_that_does_not_close_is_let_go() {
+    let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
+    let mut client = Connection::open(server.address).await.unwrap();
+    let head = b"PUT /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n";
+    assert_eq!(client.request(head).await.unwrap().status, 405);
+    assert!(client.is_closed_within(SOON).await, "the answer was the last");
+    // The one that asks is on the listener for operations.
+    server.wait_for_metric("headcount_connections", 1.0).await;
+}
+
 #[tokio::test]
 async fn a_head_that_does_not_end_is_cut_off() {
     let server = Server::start(&["--header-read-timeout", "300ms"]).await;
@@ -322,20 +389,88 @@ async fn clients_that_go_away_leave_nothing_behind() {
     assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
 }
 
-/// Says what it is when it is asked in another tongue, and closes.
+/// Who speaks another tongue hears that it is none of ours, and then nothing more.
 #[tokio::test]
 async fn what_is_no_http_is_refused() {
     let server = Server::start(&[]).await;
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"*1\r\n$4\r\nPING\r\n",
+        b"GET /livez HTTP/3.0\r\nhost: test\r\n\r\n",
+        b"GET /livez HTTP/2.0\r\nhost: test\r\n\r\n",
+        b"G@T /livez HTTP/1.1\r\nhost: test\r\n\r\n",
+        b"GET /livez\r\n\r\n",
+        HTTP_2,
     ] {
         let mut connection = Connection::open(server.address).await.unwrap();
-        match connection.request(garbage).await {
-            Ok(answer) => assert_eq!(answer.status, 400),
-            Err(error) => assert_eq!(error, NoAnswer::Closed),
-        }
+        let answer = connection.request(garbage).await;
+        assert_refused_as_no_http(&answer.unwrap(), &String::from_utf8_lossy(garbage));
+        assert!(connection.is_closed_within(SOON).await);
     }
     assert_eq!(server.get("/livez").await.status, 200);
+}
+
+/// How a client begins that takes for granted that the server speaks HTTP/2 (RFC 9113, 3.4), with its first frame.
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[track_caller]
+fn assert_refused_as_no_http(answer: &Answer, what: &str) {
+    assert_eq!((answer.status, &*answer.body), (400, ""), "{what}");
+    assert_eq!(answer.header("connection"), Some("close"), "{what}");
+    assert!(answer.header("date").is_some(), "{what}");
+}
+
+/// HTTP/2 is refused wherever it begins, and however its first bytes come.
+#[tokio::test]
+async fn http_2_is_refused_in_words() {
+    let server = Server::start(&["--max-connections", "40"]).await;
+    let mut clients = Vec::new();
+    for cut in 1..HTTP_2.len() {
+        let mut client = Connection::open(server.address).await.unwrap();
+        client.send(&HTTP_2[..cut]).await.unwrap();
+        clients.push((cut, client));
+    }
+    // Each first piece is read alone.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for (cut, mut client) in clients {
+        let answer = client.request(&HTTP_2[cut..]).await;
+        let what = format!("cut after {cut}");
+        assert_refused_as_no_http(&answer.unwrap_or_else(|error| panic!("{what}: {error:?}")), &what);
+        assert!(client.is_closed_within(SOON).await, "{what}");
+    }
+
+    let request = b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n";
+    for (what, before, answers) in [
+        ("after a blank line", &b"\r\n"[..], 0),
+        ("after two", b"\r\n\r\n", 0),
+        ("pipelined", request, 1),
+        ("after many", &request.repeat(50), 50),
+    ] {
+        let mut client = Connection::open(server.address).await.unwrap();
+        client.send(&[before, HTTP_2].concat()).await.unwrap();
+        for _ in 0..answers {
+            assert_eq!(client.answer(false).await.unwrap().body, "alive", "{what}");
+        }
+        assert_refused_as_no_http(&client.answer(false).await.expect(what), what);
+        assert!(client.is_closed_within(SOON).await, "{what}");
+    }
+    let mut client = Connection::open(server.address).await.unwrap();
+    assert_eq!(client.get("/livez").await.unwrap().body, "alive");
+    assert_refused_as_no_http(&client.request(HTTP_2).await.expect("a second request"), "a second request");
+}
+
+/// A server that is full says something to those who speak HTTP/2 too.
+#[tokio::test]
+async fn http_2_is_refused_in_words_by_a_full_server() {
+    let server = Server::start(&["--max-connections", "1"]).await;
+    let mut only = Connection::open(server.address).await.unwrap();
+    assert_eq!(only.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
+    for cut in [0, 1, 16, 20] {
+        let mut client = Connection::open(server.address).await.unwrap();
+        client.send(&HTTP_2[..cut]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let what = format!("cut after {cut}");
+        assert_refused_as_no_http(&client.request(&HTTP_2[cut..]).await.expect(&what), &what);
+        assert!(client.is_closed_within(SOON).await, "{what}");
+    }
 }

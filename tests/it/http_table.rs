@@ -431,6 +431,21 @@ async fn requests_that_can_be_understood_in_two_ways() {
         ("a path", &["a.example/x"]),
         ("a user", &["me@a.example"]),
         ("white space", &["a example"]),
+        ("two ports", &["a:b:c"]),
+        ("a port that is no number", &["a:http"]),
+        ("a port with a sign", &["a:+80"]),
+        ("a bracket that is not closed", &["[::1"]),
+        ("a bracket that is not opened", &["a]b"]),
+        ("an IPv6 address without brackets", &["::1"]),
+        ("no address in brackets", &["[zz]"]),
+        ("an IPv4 address in brackets", &["[127.0.0.1]"]),
+        ("nothing in brackets", &["[]"]),
+        ("a zone", &["[fe80::1%25eth0]"]),
+        ("more after the brackets", &["[::1]a"]),
+        ("an address of the future without a version", &["[v.a]"]),
+        ("an address of the future without an address", &["[v1.]"]),
+        ("half an escape", &["a%4"]),
+        ("an escape that is none", &["a%zz"]),
     ] {
         let hosts = hosts.iter().map(|host| format!("host: {host}\r\n")).collect::<Vec<_>>().concat();
         let request = format!("GET {target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
@@ -454,13 +469,67 @@ async fn requests_that_can_be_understood_in_two_ways() {
     // What is said once, and HTTP/1.0, which need not say it.
     for request in [
         format!("GET {target} HTTP/1.0\r\n\r\n"),
-        format!("GET {target} HTTP/1.1\r\nhost: [::1]:80\r\n\r\n"),
-        format!("GET {target} HTTP/1.1\r\nhost:\r\n\r\n"),
         format!("GET http://a.example{target} HTTP/1.1\r\nhost: b.example\r\n\r\n"),
     ] {
         assert_eq!(once(server.address, request.as_bytes()).await.body, "ok", "{request}");
     }
+    for host in [
+        "",
+        "localhost",
+        "127.0.0.1:80",
+        "[::1]",
+        "[::1]:80",
+        "[::ffff:127.0.0.1]:",
+        "[v1f.a:b]:80",
+        "a.b:",
+        "A-_~!$&'()*+,;=%4a%FF:8080",
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        assert_eq!(once(server.address, request.as_bytes()).await.body, "ok", "{host}");
+    }
     assert_eq!(current(server.address).await, 1);
+}
+
+/// RFC 9112, 6.1 and 7: of the codings for the way the service undoes `chunked`, which may be there once.
+#[tokio::test]
+async fn codings_for_the_way() {
+    let server = exact_server().await;
+    for (lines, refusal) in [
+        (&["chunked"][..], None),
+        (&["Chunked"], None),
+        (&[", chunked"], None),
+        (&["", "chunked"], None),
+        (&["gzip, chunked"], Some((501, "unsupported_transfer_encoding"))),
+        (&["gzip", "chunked"], Some((501, "unsupported_transfer_encoding"))),
+        (&["identity, chunked"], Some((501, "unsupported_transfer_encoding"))),
+        (&["chunked, gzip, chunked"], Some((501, "unsupported_transfer_encoding"))),
+        (&["gzip;q=\"a,chunked\"", "chunked"], Some((501, "unsupported_transfer_encoding"))),
+        (&["chunked, chunked"], Some((400, "invalid_body"))),
+        (&["chunked", "chunked"], Some((400, "invalid_body"))),
+    ] {
+        let codings =
+            lines.iter().map(|line| format!("transfer-encoding: {line}\r\n")).collect::<Vec<_>>().concat();
+        for (line, body) in [
+            (format!("POST {ACCEPT}"), "1\r\n5\r\n0\r\n\r\n"),
+            (format!("GET {ACCEPT}?id=5"), "0\r\n\r\n"),
+            ("GET /livez".to_owned(), "0\r\n\r\n"),
+            ("PUT /nowhere".to_owned(), "0\r\n\r\n"),
+        ] {
+            let what = format!("{line} {lines:?}");
+            let request =
+                format!("{line} HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\n{codings}\r\n{body}");
+            let answer = once(server.address, request.as_bytes()).await;
+            match refusal {
+                Some((status, reason)) => assert_failed(&answer, status, reason, &what),
+                None => assert_eq!(answer.status, if line.starts_with("PUT") { 404 } else { 200 }, "{what}"),
+            }
+        }
+    }
+    assert_eq!(current(server.address).await, 1);
+    for (reason, refused) in [("unsupported_transfer_encoding", 20.0), ("invalid_body", 8.0)] {
+        let series = format!(r#"headcount_requests_total{{route="other",result="{reason}"}}"#);
+        assert_eq!(server.metric(&series).await, refused, "{reason}");
+    }
 }
 
 /// A coding that changes nothing is none.

@@ -250,6 +250,7 @@ fn every_failure_is_listed_once() {
             | Failure::BodyTooLarge
             | Failure::UnsupportedMediaType
             | Failure::InvalidHost
+            | Failure::UnsupportedTransferEncoding
             | Failure::Unauthorized
             | Failure::MethodNotAllowed { .. }
             | Failure::Overloaded
