@@ -12,7 +12,7 @@ use crate::support::server::Server;
 use crate::support::soak;
 use crate::support::tools::{in_repository, python_tool, run};
 
-const TEXT: &str = include_str!("../../src/http/openapi.json");
+const TEXT: &str = include_str!("../../src/http/routes/openapi.json");
 /// Nothing rolls over, and no window is closed late on a busy machine.
 const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 /// For schemathesis: only what depends on how the service was started.

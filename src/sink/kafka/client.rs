@@ -11,8 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use tracing::{debug, error};
 
-use super::SinkError;
 use crate::metrics::Metrics;
+use crate::sink::SinkError;
 
 /// Listens to a client.
 #[derive(Clone)]

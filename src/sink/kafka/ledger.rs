@@ -16,7 +16,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::warn;
 
-use super::{KafkaSettings, Origin, PARTITION, SinkError, TIMEOUT, failure};
+use super::common::{PARTITION, TIMEOUT, failure};
+use super::settings::KafkaSettings;
+use crate::sink::{Origin, SinkError};
 use crate::window::Window;
 
 /// The header that says how long the record's window is.

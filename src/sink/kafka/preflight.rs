@@ -5,8 +5,13 @@ use std::time::SystemTime;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tokio::runtime::Handle;
 
-use super::{KafkaSettings, Origin, PARTITION, SinkError, TIMEOUT, Watcher, failure, ledger, millis};
+use super::client::Watcher;
+use super::common::{PARTITION, TIMEOUT, failure};
+use super::ledger;
+use super::settings::KafkaSettings;
+use super::topic::millis;
 use crate::metrics::Metrics;
+use crate::sink::{Origin, SinkError};
 use crate::window::Window;
 
 /// What there is.

@@ -11,8 +11,9 @@ use rdkafka::producer::BaseProducer;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use super::{SinkError, TIMEOUT, failure};
+use super::common::{TIMEOUT, failure};
 use crate::secret;
+use crate::sink::SinkError;
 
 /// How often librdkafka says how it is.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);

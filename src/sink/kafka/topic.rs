@@ -8,7 +8,9 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Handle;
 
-use super::{KafkaSettings, PARTITION, SinkError};
+use super::common::PARTITION;
+use super::settings::KafkaSettings;
+use crate::sink::SinkError;
 
 /// How long brokers may take to describe a topic; it is not worth more.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -15,7 +15,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::digest::{SHA256, digest};
 
-use super::error::NO_STORE;
+use crate::http::error::NO_STORE;
 
 const PAGE: &str = include_str!("ui.html");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");

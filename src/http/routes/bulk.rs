@@ -11,8 +11,8 @@ use http_body_util::{BodyExt, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::error;
 
-use super::HttpArgs;
-use super::error::Failure;
+use crate::http::args::HttpArgs;
+use crate::http::error::Failure;
 use crate::id_list::{IdList, ListFormat};
 
 /// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
@@ -22,7 +22,7 @@ const CHECKED_IN_PLACE: usize = 64 * 1024;
 const LARGEST_BODIES: usize = 32;
 /// How much of a body that is refused is read after all, and for how long. A client that is still
 /// sending would not see the answer if the connection were closed at once.
-pub(super) const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
+pub(in crate::http) const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
 
 /// Bounds the bytes of all bulk bodies that are handled at a time.
 pub(super) struct Budget(Arc<Semaphore>);

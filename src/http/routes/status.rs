@@ -9,8 +9,9 @@ use axum::response::{IntoResponse, Response};
 use quanta::Instant;
 use serde::Serialize;
 
-use super::error::NO_STORE;
-use super::{Routes, unique};
+use super::state::Routes;
+use super::unique;
+use crate::http::error::NO_STORE;
 use crate::window::{UniqueCount, WindowCount};
 
 #[derive(Serialize)]

@@ -7,8 +7,9 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::error::{NO_STORE, TEXT};
-use super::{Phase, Routes};
+use super::state::Routes;
+use crate::http::api::Phase;
+use crate::http::error::{NO_STORE, TEXT};
 
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -17,15 +18,15 @@ const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.
 const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// Where orchestrators ask whether to restart the process.
-pub(super) const LIVEZ: &str = "/livez";
+pub(in crate::http) const LIVEZ: &str = "/livez";
 
 /// The process answers. It ends by itself when one of its parts does.
-pub(super) async fn livez() -> Response {
+pub(in crate::http) async fn livez() -> Response {
     plain(StatusCode::OK, "alive")
 }
 
 /// No load balancer should send requests here yet.
-pub(super) async fn not_ready() -> Response {
+pub(in crate::http) async fn not_ready() -> Response {
     starting()
 }
 

@@ -10,11 +10,12 @@ use axum::response::{IntoResponse, Response};
 use quanta::Instant;
 use url::form_urlencoded;
 
-use super::error::{Failure, NO_STORE, TEXT};
+use super::bulk;
 use super::in_flight::Place;
-use super::{Routes, bulk};
+use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::counter::AddError;
+use crate::http::error::{Failure, NO_STORE, TEXT};
 use crate::id::Id;
 use crate::id_list::IdList;
 use crate::window::Window;

@@ -10,8 +10,8 @@ use quanta::Instant;
 use serde::Serialize;
 use tracing::warn;
 
-use super::Routes;
-use super::error::{Failure, NO_STORE};
+use super::state::Routes;
+use crate::http::error::{Failure, NO_STORE};
 use crate::window::{UniqueCount, WindowCount};
 
 #[derive(Serialize)]

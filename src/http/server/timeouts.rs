@@ -44,7 +44,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::HttpArgs;
+use crate::http::args::HttpArgs;
 
 /// Stands for "not now" where there is a moment otherwise.
 const NEVER: u64 = u64::MAX;

@@ -4,6 +4,10 @@
 //! set: time-outs, a cap on connections that answers instead of hanging, and a drain with an end.
 //! HTTP/2 is left to the load balancer.
 
+mod addresses;
+pub(super) mod late;
+mod timeouts;
+
 use std::convert::Infallible;
 use std::error::Error as _;
 use std::io;
@@ -30,11 +34,13 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::addresses::{Addresses, Place};
-use super::bulk;
-use super::ops::LIVEZ;
-use super::timeouts::{Late, Timeouts, Watch, WatchedStream};
-use super::{Failure, HttpArgs, LateRouter};
+use self::addresses::{Addresses, Place};
+use self::late::LateRouter;
+use self::timeouts::{Late, Timeouts, Watch, WatchedStream};
+use super::args::HttpArgs;
+use super::error::Failure;
+use super::routes::bulk;
+use super::routes::ops::LIVEZ;
 use crate::metrics::Metrics;
 use crate::workers::Workers;
 

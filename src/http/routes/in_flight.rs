@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::HttpArgs;
-use super::error::Failure;
+use crate::http::args::HttpArgs;
+use crate::http::error::Failure;
 
 /// Bounds the requests that wait for the counter.
 ///

@@ -1,0 +1,69 @@
+//! The routes, a file each.
+
+mod accept;
+pub(super) mod bulk;
+mod in_flight;
+pub(super) mod ops;
+mod state;
+mod status;
+mod ui;
+mod unique;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+
+use self::state::Routes;
+use super::api::{Api, ONLY_READ};
+use super::error::{Failure, NO_STORE, TEXT};
+
+/// The API and the routes for operations, each for a listener; all in one when there is no listener
+/// for operations.
+pub struct Routers {
+    /// For `--listen`.
+    pub public: Router,
+    /// For `--admin-listen`.
+    pub admin: Option<Router>,
+}
+
+/// Routes for `--listen` and, if it is given, `--admin-listen`.
+pub fn routers(api: Api) -> Routers {
+    let separate = api.limits.addresses.admin_listen.is_some();
+    let ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));
+    let ui = Some(ui).filter(|_| !api.limits.no_ui).unwrap_or_default();
+    let routes = Arc::new(Routes::new(api));
+    let public = Router::new()
+        .route("/api/verve/accept", any(accept::accept))
+        .route("/api/verve/unique", any(unique::unique));
+    let operations = Router::new()
+        .route(ops::LIVEZ, get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics))
+        .route("/openapi.json", get(ops::openapi))
+        .merge(ui);
+    let finish = |router: Router<Arc<Routes>>| {
+        router
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .with_state(Arc::clone(&routes))
+    };
+    if separate {
+        Routers { public: finish(public), admin: Some(finish(operations)) }
+    } else {
+        Routers { public: finish(public.merge(operations)), admin: None }
+    }
+}
+
+async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
+    routes.not_found.increment(1);
+    let headers = [(axum::http::header::CONTENT_TYPE, TEXT), (axum::http::header::CACHE_CONTROL, NO_STORE)];
+    (StatusCode::NOT_FOUND, headers, "not found").into_response()
+}
+
+async fn method_not_allowed() -> Failure {
+    ONLY_READ
+}

@@ -1,0 +1,72 @@
+//! The API, with what each route needs beside it.
+
+use ::metrics::Counter;
+use axum::response::{IntoResponse, Response};
+use quanta::Instant;
+
+use super::bulk::Budget;
+use super::in_flight::InFlight;
+use crate::http::api::Api;
+use crate::http::error::Failure;
+use crate::metrics::{Metrics, RouteMetrics};
+
+/// The API, and a handle for the results of each route.
+pub(super) struct Routes {
+    pub(super) api: Api,
+    pub(super) bulk_budget: Budget,
+    pub(super) in_flight: InFlight,
+    pub(super) accept: RouteHandles,
+    pub(super) bulk: RouteHandles,
+    pub(super) unique: RouteHandles,
+    pub(super) status: RouteHandles,
+    pub(super) not_found: Counter,
+}
+
+impl Routes {
+    pub(super) fn new(api: Api) -> Self {
+        let route = |name| RouteHandles::new(&api.metrics, name);
+        Self {
+            accept: route("accept"),
+            bulk: route("bulk"),
+            unique: route("unique"),
+            status: route("status"),
+            not_found: api.metrics.requests("other", "not_found"),
+            bulk_budget: Budget::new(&api.limits),
+            in_flight: InFlight::new(&api.limits),
+            api,
+        }
+    }
+}
+
+/// The handles of one route, made once.
+pub(super) struct RouteHandles {
+    pub(super) all: RouteMetrics,
+    failed: Vec<(&'static str, Counter)>,
+}
+
+impl RouteHandles {
+    fn new(metrics: &Metrics, route: &'static str) -> Self {
+        let failed =
+            Failure::ALL.map(|failure| (failure.reason(), metrics.requests(route, failure.reason())));
+        Self { all: metrics.route(route), failed: failed.into() }
+    }
+
+    /// Records a request and makes its answer.
+    pub(super) fn answer<T: IntoResponse>(&self, started: Instant, result: Result<T, Failure>) -> Response {
+        self.all.duration.record(started.elapsed());
+        match result {
+            Ok(answer) => {
+                self.all.ok.increment(1);
+                answer.into_response()
+            }
+            Err(failure) => {
+                let failed = self.failed.iter().find(|(reason, _)| *reason == failure.reason());
+                debug_assert!(failed.is_some(), "{failure:?} is not in Failure::ALL");
+                if let Some((_, counter)) = failed {
+                    counter.increment(1);
+                }
+                failure.into_response()
+            }
+        }
+    }
+}

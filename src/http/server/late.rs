@@ -1,0 +1,68 @@
+//! Routes that come later than the connections.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+use crate::http::error::Failure;
+use crate::http::routes::ops;
+
+/// How long a request waits for a service that starts, before it is told that no id is taken yet.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Routes that come later than the connections: while the service starts, it answers that it lives and is not ready. All
+/// else waits a while for the routes, which come soon where Redis is there. Clones are the same.
+#[derive(Clone)]
+pub struct LateRouter {
+    before: Router,
+    after: Arc<OnceLock<Router>>,
+    arrival: watch::Sender<()>,
+}
+
+impl LateRouter {
+    /// No routes yet.
+    pub fn starting() -> Self {
+        let after = Arc::<OnceLock<Router>>::default();
+        let arrival = watch::channel(()).0;
+        let (late, wait_for) = (Arc::clone(&after), arrival.clone());
+        let wait = async move |request: Request| -> Response {
+            let mut arrived = wait_for.subscribe();
+            if late.get().is_none() {
+                let _ = tokio::time::timeout(START_PATIENCE, arrived.changed()).await;
+            }
+            match late.get() {
+                Some(routes) => routes.clone().oneshot(request).await.into_response(),
+                None => Failure::StoreUnavailable.into_response(),
+            }
+        };
+        let before = Router::new()
+            .route(ops::LIVEZ, get(ops::livez))
+            .route("/readyz", get(ops::not_ready))
+            .fallback(wait);
+        Self { before, after, arrival }
+    }
+
+    /// From now on these are the routes, on connections that are there already too.
+    pub fn arrive(&self, routes: Router) {
+        let _ = self.after.set(routes);
+        self.arrival.send_replace(());
+    }
+
+    /// Those of the moment.
+    pub(super) fn now(&self) -> Router {
+        self.after.get().unwrap_or(&self.before).clone()
+    }
+}
+
+/// Routes that are there from the start.
+impl From<Router> for LateRouter {
+    fn from(routes: Router) -> Self {
+        Self { before: routes, after: Arc::default(), arrival: watch::channel(()).0 }
+    }
+}
