@@ -12,14 +12,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
-use headcount::counter::UniqueCounter;
-use headcount::counter::memory::MemoryCounter;
-use headcount::id::Id;
-use headcount::id_list::{IdList, ListFormat};
-use headcount::mode::Mode;
-use headcount::shard::Shards;
-use headcount::sketch::Sketch;
-use headcount::window::{Window, WindowLength};
+use headcount::hll::Sketch;
+use headcount::model::id::Id;
+use headcount::model::id_list::{IdList, ListFormat};
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::{Window, WindowLength};
+use headcount::store::UniqueCounter;
+use headcount::store::memory::MemoryCounter;
 
 /// Ids at random below a million, as benches/load sends them.
 ///

@@ -1,59 +1,32 @@
 //! headcount counts how many different integer ids arrive each minute.
 //!
-//! The data runs one way: `http` takes ids and hands them to a `counter`, and endpoints to the `callback`s; the
-//! `sealer` seals windows and tells the `coordinator`; the `publisher` of the instance that leads closes windows
-//! that all have sealed, asks the counter for their counts and hands those to the `sink`s. `app` puts the parts
-//! together. A module imports only from floors below its own:
+//! The data runs one way, down this list. A room imports only from rooms below it, and a file only from files that do not
+//! import it in turn; `tests/rooms.rs` holds that.
 //!
-//! | floor | modules |
+//! | room | holds |
 //! | --- | --- |
-//! | 4 | [`cli`], [`exposed`], [`app`], [`backend`], [`listeners`], [`logging`], [`signals`], [`starting`], [`lines`], [`healthcheck`], [`check`], [`verify`], [`sinks`] |
-//! | 3 | [`http`], [`sealer`], [`publisher`] |
-//! | 2 | [`counter::memory`], [`counter::redis`], [`coordinator::alone`], [`coordinator::redis`], [`lease`], [`callback`], [`sink::log`], [`sink::kafka`], [`sink::stream`] |
-//! | 1 | [`counter`], [`coordinator`], [`redis`], [`sink`] |
-//! | 0 | [`completeness`], [`id`], [`id_key`], [`id_list`], [`shard`], [`sketch`], [`mode`], [`window`], [`grant`], [`findings`], [`log_progress`], [`metrics`], [`args`], [`secret`], [`tls`], [`unavailable`], [`striped`], [`read_mostly`], [`workers`], `words` |
+//! | [`cli`] | a file for each command; `serve` puts the parts together, and starts and stops them in order |
+//! | [`http`] | the server, and a file for each route |
+//! | [`callback`] | what is sent to the endpoints that requests name |
+//! | [`publish`] | the leader's loop, and the sinks: log, files, Kafka, a stream |
+//! | [`coordination`] | who is there, who leads, when a window is final, and when its count is complete |
+//! | [`store`] | what remembers ids: in memory, or in Redis with the others |
+//! | [`redis`] | the client, and the names of the keys |
+//! | [`model`] | ids, windows, shards |
+//! | [`hll`] | the sketch |
+//! | [`telemetry`] | metrics, and the log |
+//! | [`platform`] | threads, secrets, the values of flags: what knows nothing of counting |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 
-pub mod app;
-pub mod args;
-pub mod backend;
 pub mod callback;
-pub mod check;
 pub mod cli;
-pub mod completeness;
-pub mod coordinator;
-pub mod counter;
-pub mod exposed;
-pub mod findings;
-pub mod grant;
-pub mod healthcheck;
+pub mod coordination;
+pub mod hll;
 pub mod http;
-pub mod id;
-pub mod id_key;
-pub mod id_list;
-pub mod lease;
-pub mod lines;
-pub mod listeners;
-pub mod log_progress;
-pub mod logging;
-pub mod metrics;
-pub mod mode;
-pub mod publisher;
-pub mod read_mostly;
+pub mod model;
+pub mod platform;
+pub mod publish;
 pub mod redis;
-pub mod sealer;
-pub mod secret;
-pub mod shard;
-pub mod signals;
-pub mod sink;
-pub mod sinks;
-pub mod sketch;
-pub mod starting;
-pub mod striped;
-pub mod tls;
-pub mod unavailable;
-pub mod verify;
-pub mod window;
-mod words;
-pub mod workers;
+pub mod store;
+pub mod telemetry;

@@ -24,11 +24,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use clap::Parser;
-use headcount::app::{self, ServeArgs};
+use headcount::cli::listeners::Listeners;
+use headcount::cli::serve::{self, ServeArgs};
 use headcount::http::server::{self, Stop};
-use headcount::listeners::Listeners;
-use headcount::logging::{self, LoggingArgs};
-use headcount::metrics::Metrics;
+use headcount::telemetry::logging::{self, LoggingArgs};
+use headcount::telemetry::metrics::Metrics;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio_util::sync::CancellationToken;
 
@@ -117,7 +117,7 @@ fn counting_hardly_allocates() {
         let config = parse(args).serve.validate().expect("good arguments");
         let listeners = Listeners::bind(config.http()).expect("listeners");
         let address = listeners.public.local_addr().expect("an address");
-        let service = app::run(config, listeners, log.clone(), CancellationToken::new());
+        let service = serve::run(config, listeners, log.clone(), CancellationToken::new());
         runtime.spawn(async { service.await.expect("a running service") });
         address
     };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use clap::Parser;
 use headcount::http::HttpArgs;
 use headcount::http::server::{self, Stop};
-use headcount::metrics::Metrics;
+use headcount::telemetry::metrics::Metrics;
 use tokio::net::TcpListener;
 
 /// An HTTP server that takes ids and counts nothing

@@ -7,7 +7,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use axum::routing::any;
-use headcount::id::Id;
+use headcount::model::id::Id;
 use url::form_urlencoded;
 
 /// Made once; that of the service is the same to the letter.

@@ -13,9 +13,9 @@ use tracing::warn;
 use super::guard::Endpoint;
 use super::outcome::{Outcome, Outcomes};
 use super::sending::Letter;
-use crate::coordinator::ClosedWindows;
-use crate::counter::{CountError, UniqueCounter};
-use crate::window::{UniqueCount, Window};
+use crate::coordination::ClosedWindows;
+use crate::model::window::{UniqueCount, Window};
+use crate::store::{CountError, UniqueCounter};
 
 /// Between two counts.
 const COUNT_EVERY: Duration = Duration::from_millis(10);

@@ -45,12 +45,12 @@ pub use self::sender::NoClient;
 use self::sender::Sender;
 use self::sending::Sending;
 use self::signature::SigningKey;
-use crate::args;
-use crate::coordinator::ClosedWindows;
-use crate::counter::UniqueCounter;
-use crate::metrics::Metrics;
-use crate::secret::{Secret, SecretArg};
-use crate::window::{Clock, Window};
+use crate::coordination::ClosedWindows;
+use crate::model::window::{Clock, Window};
+use crate::platform::args;
+use crate::platform::secret::{Secret, SecretArg};
+use crate::store::UniqueCounter;
+use crate::telemetry::metrics::Metrics;
 
 /// Connections that may be open for callbacks, beyond those under way.
 pub const MOST_IDLE_CONNECTIONS: usize = hosts::MOST_IDLE_CONNECTIONS;

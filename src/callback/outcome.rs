@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::metrics::{Counter, Histogram};
 
-use crate::metrics::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// What became of a callback: a label in the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,9 +21,9 @@ use super::guard::{Endpoint, Forbidden, Guard, Resolver};
 use super::hosts::{KEPT_A_HOST, KEPT_FOR};
 use super::outcome::{Outcome, Outcomes};
 use super::signature::SigningKey;
-use crate::secret::Secret;
-use crate::tls;
-use crate::window::Clock;
+use crate::model::window::Clock;
+use crate::platform::secret::Secret;
+use crate::platform::tls;
 
 /// How long a connection may take: DNS, TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

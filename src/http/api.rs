@@ -10,12 +10,12 @@ use super::args::HttpArgs;
 use super::error::Failure;
 use super::token::ApiToken;
 use crate::callback::Callbacks;
-use crate::coordinator::ClosedWindows;
-use crate::counter::{CountingArgs, UniqueCounter};
-use crate::id::Id;
-use crate::id_key::IdKey;
-use crate::metrics::Metrics;
-use crate::window::{Clock, Window};
+use crate::coordination::ClosedWindows;
+use crate::model::id::Id;
+use crate::model::id_key::IdKey;
+use crate::model::window::{Clock, Window};
+use crate::store::{CountingArgs, UniqueCounter};
+use crate::telemetry::metrics::Metrics;
 
 /// What the routes work with.
 pub struct Api {
@@ -90,7 +90,7 @@ impl Api {
     }
 }
 
-/// Of routes that only read; those that are made with [`get`] answer HEAD too.
+/// Of routes that only read; those that are made with `get` answer HEAD too.
 pub(super) const ONLY_READ: Failure = Failure::MethodNotAllowed { allow: "GET, HEAD" };
 
 /// Whether the service should be sent requests.

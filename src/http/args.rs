@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::token::AccessArgs;
-use crate::args;
-use crate::workers::{self, Workers};
+use crate::platform::args;
+use crate::platform::workers::{self, Workers};
 
 /// Where the service listens.
 #[derive(Debug, Clone, Args)]

@@ -9,7 +9,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::callback::guard::Refused;
-use crate::id_list::InvalidIdList;
+use crate::model::id_list::InvalidIdList;
 
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_LINE: HeaderName = HeaderName::from_static("failure-line");

@@ -10,7 +10,7 @@ use clap::Args;
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 
-use crate::secret::{Secret, SecretArg};
+use crate::platform::secret::{Secret, SecretArg};
 
 /// In bytes. Shorter ones can be guessed.
 const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;

@@ -7,8 +7,8 @@ use thiserror::Error;
 use tracing::warn;
 use url::Url;
 
-use crate::secret::SecretArg;
-use crate::unavailable::Unavailable;
+use crate::platform::secret::SecretArg;
+use crate::platform::unavailable::Unavailable;
 
 /// For messages.
 pub(super) const FLAG: &str = "--redis-url <URL>";

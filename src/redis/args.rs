@@ -7,9 +7,9 @@ use clap::Args;
 use super::address::{Address, CannotConnect, FLAG};
 use super::client::Redis;
 use super::server::ServerFacts;
-use crate::args;
-use crate::metrics::Metrics;
-use crate::secret::SecretArg;
+use crate::platform::args;
+use crate::platform::secret::SecretArg;
+use crate::telemetry::metrics::Metrics;
 
 /// Where Redis is, and how long it may take.
 #[derive(Debug, Clone, Args)]

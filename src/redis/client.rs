@@ -19,8 +19,8 @@ use tracing::info;
 use super::address::{Address, CannotConnect};
 use super::connection::{Connection, Destination};
 use super::errors::{is_fatal, is_refused_password, unavailable};
-use crate::metrics::Metrics;
-use crate::unavailable::Unavailable;
+use crate::platform::unavailable::Unavailable;
+use crate::telemetry::metrics::Metrics;
 
 /// After a connection that could not be made, how long nobody else need try.
 const NO_NEW_TRY: Duration = Duration::from_millis(50);

@@ -10,7 +10,7 @@ use tracing::error;
 use super::client::{Call, Redis};
 use super::keys::Keys;
 use super::scripts;
-use crate::unavailable::Unavailable;
+use crate::platform::unavailable::Unavailable;
 
 /// What a key of ours is to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::unavailable::Unavailable;
+use crate::platform::unavailable::Unavailable;
 
 /// Whether it is the password, or that there is none.
 pub(super) fn is_refused_password(error: &RedisError) -> bool {

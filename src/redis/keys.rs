@@ -19,9 +19,9 @@
 //! A window is written as the seconds of its start. What is in braces decides the slot in a Redis Cluster: a
 //! shard's keys lie together, and so does all that the scripts touch.
 
-use crate::mode::Mode;
-use crate::shard::Shards;
-use crate::window::Window;
+use crate::model::mode::Mode;
+use crate::model::shard::Shards;
+use crate::model::window::Window;
 
 /// The keys of one namespace.
 #[derive(Debug, Clone)]

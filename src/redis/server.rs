@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::client::{Call, Redis};
 use super::info::value;
-use crate::unavailable::Unavailable;
+use crate::platform::unavailable::Unavailable;
 
 /// The oldest version that this works with.
 pub const OLDEST: (u32, u32) = (6, 2);

@@ -30,8 +30,8 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Destination, run_of};
-use crate::tls;
-use crate::words::{read_decimal, write_decimal};
+use crate::platform::tls;
+use crate::platform::words::{read_decimal, write_decimal};
 
 /// In bytes: two thousand replies.
 const READ_AT_A_TIME: usize = 8 * 1024;

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
-use headcount::counter::UniqueCounter;
-use headcount::counter::memory::MemoryCounter;
-use headcount::id::Id;
-use headcount::mode::Mode;
-use headcount::shard::Shards;
-use headcount::window::WindowLength;
+use headcount::model::id::Id;
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::WindowLength;
+use headcount::store::UniqueCounter;
+use headcount::store::memory::MemoryCounter;
 
 use crate::support::{SplitMix, soak};
 

@@ -1,7 +1,7 @@
 //! The sketch against a real redis-server.
 
-use headcount::id::Id;
-use headcount::sketch::Sketch;
+use headcount::hll::Sketch;
+use headcount::model::id::Id;
 use redis::{Commands, Connection};
 
 use crate::support::SplitMix;

@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use headcount::id::Id;
-use headcount::sketch::Observation;
+use headcount::hll::Observation;
+use headcount::model::id::Id;
 
 use crate::support::fleet::sketch_of;
 use crate::support::http::Connection;

@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
-use headcount::completeness::{Attendance, Evidence};
-use headcount::counter::UniqueCounter;
-use headcount::counter::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::id::Id;
-use headcount::metrics::Metrics;
-use headcount::mode::Mode;
+use headcount::coordination::completeness::{Attendance, Evidence};
+use headcount::model::id::Id;
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::{Window, WindowLength};
+use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis as RedisClient};
-use headcount::shard::Shards;
-use headcount::window::{Window, WindowLength};
-use headcount::workers::Workers;
+use headcount::store::UniqueCounter;
+use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

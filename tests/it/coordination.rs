@@ -2,14 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use headcount::coordinator::redis::{RedisCoordinator, RedisCoordinatorConfig};
-use headcount::coordinator::{CloseError, Coordinator, REMEMBERED, Report, Standing};
-use headcount::grant::Grant;
-use headcount::lease::Lease;
-use headcount::metrics::Metrics;
+use headcount::coordination::grant::Grant;
+use headcount::coordination::lease::Lease;
+use headcount::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use headcount::coordination::{CloseError, Coordinator, REMEMBERED, Report, Standing};
+use headcount::model::window::{Window, WindowCount, WindowLength};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
-use headcount::window::{Window, WindowCount, WindowLength};
+use headcount::telemetry::metrics::Metrics;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

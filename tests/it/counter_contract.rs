@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use headcount::counter::memory::MemoryCounter;
-use headcount::counter::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::counter::{AddError, CountError, Tally, UniqueCounter};
-use headcount::id::Id;
-use headcount::metrics::Metrics;
-use headcount::mode::Mode;
+use headcount::model::id::Id;
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::{Window, WindowLength};
+use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
-use headcount::shard::Shards;
-use headcount::window::{Window, WindowLength};
-use headcount::workers::Workers;
+use headcount::store::memory::MemoryCounter;
+use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::store::{AddError, CountError, Tally, UniqueCounter};
+use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
 use crate::support::redis::{Flavour, Redis as RedisServer};

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use headcount::id::Id;
-use headcount::id_key::IdKey;
-use headcount::sketch::Sketch;
+use headcount::hll::Sketch;
+use headcount::model::id::Id;
+use headcount::model::id_key::IdKey;
 
 use crate::support::http::Connection;
 use crate::support::process::{headcount, output_of};

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
+use headcount::coordination::scripts;
 use headcount::redis::keys::Keys;
-use headcount::redis::scripts;
 
 use crate::support::fleet::{Fleet, seconds};
 use crate::support::kafka::{

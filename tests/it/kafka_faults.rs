@@ -4,12 +4,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
-use headcount::grant::Grant;
-use headcount::metrics::Metrics;
-use headcount::mode::Mode;
-use headcount::sink::kafka::{KafkaArgs, KafkaSink};
-use headcount::sink::{CountSink, Origin, SinkError};
-use headcount::window::{Window, WindowCount, WindowLength};
+use headcount::coordination::grant::Grant;
+use headcount::model::mode::Mode;
+use headcount::model::window::{Window, WindowCount, WindowLength};
+use headcount::publish::sinks::kafka::{KafkaArgs, KafkaSink};
+use headcount::publish::sinks::{CountSink, Origin, SinkError};
+use headcount::telemetry::metrics::Metrics;
 use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};

@@ -4,16 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use headcount::counter::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::counter::{AddError, UniqueCounter};
-use headcount::id::Id;
-use headcount::metrics::Metrics;
-use headcount::mode::Mode;
+use headcount::model::id::Id;
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::{Window, WindowLength};
+use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
-use headcount::shard::Shards;
-use headcount::window::{Window, WindowLength};
-use headcount::workers::Workers;
+use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::store::{AddError, UniqueCounter};
+use headcount::telemetry::metrics::Metrics;
 
 use crate::support::fleet::assert_same_bytes;
 use crate::support::proxy::{Fault, Proxy};

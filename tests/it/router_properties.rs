@@ -7,12 +7,12 @@ use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
 use headcount::callback::{CallbackArgs, Callbacks, Surroundings};
-use headcount::coordinator::ClosedWindows;
-use headcount::counter::memory::MemoryCounter;
-use headcount::counter::{CountingArgs, UniqueCounter};
+use headcount::coordination::ClosedWindows;
 use headcount::http::{Api, Failure, HttpArgs, Phase, routers};
-use headcount::metrics::Metrics;
-use headcount::window::{Clock, Window};
+use headcount::model::window::{Clock, Window};
+use headcount::store::memory::MemoryCounter;
+use headcount::store::{CountingArgs, UniqueCounter};
+use headcount::telemetry::metrics::Metrics;
 use http_body_util::BodyExt;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -265,7 +265,8 @@ fn every_failure_is_listed_once() {
 async fn late_ids_are_stamped_anew() {
     let clock = ManualClock::at(1_700_000_000.0);
     let service = service(&clock, &["--mode", "exact", "--window", "10s"]);
-    let window: Window = "10s".parse::<headcount::window::WindowLength>().unwrap().window_at(clock.now());
+    let window: Window =
+        "10s".parse::<headcount::model::window::WindowLength>().unwrap().window_at(clock.now());
     let count = async |window| service.counter.count(window).await.unwrap().unique_ids;
 
     let ok = (StatusCode::OK, None, "ok".to_owned());
@@ -298,7 +299,7 @@ async fn late_ids_are_stamped_anew() {
 async fn a_count_that_cannot_be_had_is_503() {
     let clock = ManualClock::at(1_700_000_000.0);
     let service = service(&clock, &["--window", "10s"]);
-    let sealed = "10s".parse::<headcount::window::WindowLength>().unwrap().window_at(clock.now());
+    let sealed = "10s".parse::<headcount::model::window::WindowLength>().unwrap().window_at(clock.now());
     service.counter.seal(sealed).await.unwrap();
     service.counter.forget(sealed).await;
     clock.set(1_600_000_000.0);

@@ -1,6 +1,6 @@
 //! What holds for every sketch, and for every string that claims to be one.
 
-use headcount::sketch::{InvalidSketch, Sketch};
+use headcount::hll::{InvalidSketch, Sketch};
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use headcount::mode::Mode;
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::{Window, WindowLength};
 use headcount::redis::keys::Keys;
-use headcount::shard::Shards;
-use headcount::window::{Window, WindowLength};
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};

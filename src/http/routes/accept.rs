@@ -14,11 +14,11 @@ use super::bulk;
 use super::in_flight::Place;
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
-use crate::counter::AddError;
 use crate::http::error::{Failure, NO_STORE, TEXT};
-use crate::id::Id;
-use crate::id_list::IdList;
-use crate::window::Window;
+use crate::model::id::Id;
+use crate::model::id_list::IdList;
+use crate::model::window::Window;
+use crate::store::AddError;
 
 /// The answer to a request whose ids are counted.
 struct Counted;

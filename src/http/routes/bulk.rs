@@ -13,7 +13,7 @@ use tracing::error;
 
 use crate::http::args::HttpArgs;
 use crate::http::error::Failure;
-use crate::id_list::{IdList, ListFormat};
+use crate::model::id_list::{IdList, ListFormat};
 
 /// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
 /// that takes longer than other requests should wait.

@@ -8,7 +8,7 @@ use super::bulk::Budget;
 use super::in_flight::InFlight;
 use crate::http::api::Api;
 use crate::http::error::Failure;
-use crate::metrics::{Metrics, RouteMetrics};
+use crate::telemetry::metrics::{Metrics, RouteMetrics};
 
 /// The API, and a handle for the results of each route.
 pub(super) struct Routes {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::state::Routes;
 use super::unique;
 use crate::http::error::NO_STORE;
-use crate::window::{UniqueCount, WindowCount};
+use crate::model::window::{UniqueCount, WindowCount};
 
 #[derive(Serialize)]
 struct Status {

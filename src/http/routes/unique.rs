@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::state::Routes;
 use crate::http::error::{Failure, NO_STORE};
-use crate::window::{UniqueCount, WindowCount};
+use crate::model::window::{UniqueCount, WindowCount};
 
 #[derive(Serialize)]
 struct Unique {

@@ -41,8 +41,8 @@ use super::args::HttpArgs;
 use super::error::Failure;
 use super::routes::bulk;
 use super::routes::ops::LIVEZ;
-use crate::metrics::Metrics;
-use crate::workers::Workers;
+use crate::platform::workers::Workers;
+use crate::telemetry::metrics::Metrics;
 
 /// Wait after an accept that failed for want of descriptors or memory: some may come back.
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);

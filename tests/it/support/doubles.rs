@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use headcount::grant::Grant;
-use headcount::sink::{CountSink, SinkError};
-use headcount::window::{Clock, WindowCount};
+use headcount::coordination::grant::Grant;
+use headcount::model::window::{Clock, WindowCount};
+use headcount::publish::sinks::{CountSink, SinkError};
 
 /// Shows the time it was set to.
 #[derive(Clone)]

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use headcount::mode::Mode;
+use headcount::hll::Sketch;
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
+use headcount::model::window::{Window, WindowLength};
 use headcount::redis::keys::Keys;
-use headcount::shard::Shards;
-use headcount::sketch::Sketch;
-use headcount::window::{Window, WindowLength};
 
 use super::redis::Redis;
 use super::server::{Closed, Server};

@@ -1,0 +1,271 @@
+//! The backend: what remembers the ids and what coordinates the instances, in memory or in Redis.
+
+use std::hash::{BuildHasher, RandomState};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::coordination::grant::Grant;
+use crate::coordination::lease::{Lease, LeaseArgs};
+use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
+use crate::coordination::standalone::Alone;
+use crate::coordination::{Coordinator, ID_KEY, NO_ID_KEY};
+use crate::model::id_key::IdKey;
+use crate::model::mode::Mode;
+use crate::platform::workers::Workers;
+use crate::redis::keys::Keys;
+use crate::redis::server::ServerFacts;
+use crate::redis::{Address, CannotConnect, Redis, RedisArgs};
+use crate::store::memory::MemoryCounter;
+use crate::store::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
+use crate::store::{CountingArgs, UniqueCounter};
+use crate::telemetry::metrics::Metrics;
+
+/// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
+const BYTES_AN_EXACT_ID: f64 = 54.0;
+/// The same of a keyed id, which has 19 or 20.
+const BYTES_A_KEYED_ID: f64 = 70.0;
+/// The rate that the forecast of memory is made for, in different ids a second.
+const FORECAST_RATE: f64 = 10_000.0;
+
+/// The choice of a backend, and its settings.
+#[derive(Debug, Clone, Args)]
+pub struct BackendArgs {
+    /// Redis itself.
+    #[command(flatten)]
+    pub redis: RedisArgs,
+    #[command(flatten)]
+    counter: RedisCounterArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+}
+
+/// A counter, a coordinator, and the tasks behind them.
+pub struct Backend {
+    /// For the label `counter` in logs and metrics.
+    pub name: &'static str,
+    /// This process, unlike any other.
+    pub process: String,
+    /// Redis, if that is where they are.
+    pub redis: Option<Redis>,
+    /// Remembers the ids.
+    pub counter: Arc<dyn UniqueCounter>,
+    /// Coordinates the instances.
+    pub coordinator: Arc<dyn Coordinator>,
+    /// The lease, while this instance has it.
+    pub grant: watch::Receiver<Option<Grant>>,
+    /// Which process leads, as far as is known here.
+    pub leader: watch::Receiver<Option<String>>,
+    counting: JoinHandle<Result<(), JoinError>>,
+    lease: JoinHandle<()>,
+    take_part: CancellationToken,
+    stop_lease: CancellationToken,
+}
+
+/// A task of the backend ended.
+#[derive(Debug, Error)]
+pub enum BackendEnded {
+    /// It panicked.
+    #[error("{0} ended: {1}")]
+    Panicked(&'static str, JoinError),
+    /// It returned.
+    #[error("{0} ended though nobody stopped it")]
+    Returned(&'static str),
+}
+
+impl Backend {
+    /// In this process's memory, alone.
+    pub fn in_memory(counting: &CountingArgs, draining: CancellationToken) -> Self {
+        let process = process_name();
+        Self {
+            name: "memory",
+            leader: watch::channel(Some(process.clone())).1,
+            process,
+            redis: None,
+            counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
+            coordinator: Arc::new(Alone::new(draining)),
+            grant: watch::channel(Some(Grant::for_ever())).1,
+            counting: tokio::spawn(std::future::pending()),
+            lease: tokio::spawn(std::future::pending()),
+            take_part: CancellationToken::new(),
+            stop_lease: CancellationToken::new(),
+        }
+    }
+
+    /// In Redis, together with all instances of the namespace. Waits until Redis answers.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotConnect`] when it does not in time.
+    pub async fn in_redis(
+        args: &BackendArgs,
+        address: &Address,
+        counting: &CountingArgs,
+        id_key: Option<&IdKey>,
+        retention: Duration,
+        workers: &Arc<Workers>,
+        metrics: &Metrics,
+    ) -> Result<Self, CannotConnect> {
+        let RedisArgs { redis_timeout: timeout, namespace, .. } = &args.redis;
+        let redis = args.redis.connect(address, metrics).await?;
+        look_at_server(&redis).await;
+        if counting.mode == Mode::Exact {
+            forecast_memory(counting, id_key, retention);
+        }
+        let keys = Keys::new(namespace);
+        let process = process_name();
+        let coordination = Coordination::new(args, &redis, &process, counting, id_key, retention);
+        let (counter, counting_tasks) = RedisCounter::new(
+            RedisCounterConfig {
+                mode: counting.mode,
+                shards: counting.shards,
+                retention,
+                writes: args.counter.redis_writes,
+                on_redis_down: args.counter.on_redis_down,
+                unacknowledged_max: args.counter.unacknowledged_max,
+                timeout: *timeout,
+                keys,
+                process: process.clone(),
+            },
+            &redis,
+            workers.count(),
+            metrics,
+        );
+        let Coordination { coordinator, lease } = coordination;
+        let (take_part, stop_lease) = (CancellationToken::new(), CancellationToken::new());
+        let (may_lead, stop) = (take_part.clone(), stop_lease.clone());
+        Ok(Self {
+            name: "redis",
+            process,
+            redis: Some(redis),
+            counter: Arc::new(counter),
+            coordinator: Arc::new(coordinator),
+            grant: lease.grant(),
+            leader: lease.leader(),
+            counting: tokio::spawn(counting_tasks.run(Arc::clone(workers))),
+            lease: tokio::spawn(async move {
+                may_lead.cancelled().await;
+                lease.run(stop).await;
+            }),
+            take_part,
+            stop_lease,
+        })
+    }
+
+    /// From here on this instance may lead: the others have taken its first report.
+    pub fn take_part(&self) {
+        self.take_part.cancel();
+    }
+
+    /// Waits for a task to end that should not.
+    pub async fn ended(&mut self) -> BackendEnded {
+        let (part, ended) = tokio::select! {
+            ended = &mut self.counting => ("counting in Redis", ended.and_then(std::convert::identity)),
+            ended = &mut self.lease => ("the lease", ended),
+        };
+        match ended {
+            Ok(()) => BackendEnded::Returned(part),
+            Err(error) => BackendEnded::Panicked(part, error),
+        }
+    }
+
+    /// Gives up the lease and, unless something is not `sealed`, says goodbye.
+    pub async fn stop(self, sealed: bool) {
+        self.stop_lease.cancel();
+        // One that has not taken part yet would wait for that.
+        self.take_part.cancel();
+        if self.coordinator.outlives_process()
+            && let Err(error) = self.lease.await
+        {
+            warn!(%error, "the lease was not given up");
+        }
+        if sealed && let Err(error) = self.coordinator.leave().await {
+            warn!(%error, "cannot say goodbye; the others notice by themselves");
+        }
+    }
+}
+
+/// How an instance takes part in a namespace.
+pub struct Coordination {
+    /// Reports and closes.
+    pub coordinator: RedisCoordinator,
+    /// Competes for the lease.
+    pub lease: Lease,
+}
+
+impl Coordination {
+    /// Does nothing yet.
+    pub fn new(
+        args: &BackendArgs,
+        redis: &Redis,
+        process: &str,
+        counting: &CountingArgs,
+        id_key: Option<&IdKey>,
+        retention: Duration,
+    ) -> Self {
+        let keys = Keys::new(&args.redis.namespace);
+        let config = RedisCoordinatorConfig {
+            keys: keys.clone(),
+            process: process.to_owned(),
+            window: counting.window,
+            retention,
+            settings: settings(counting, id_key),
+        };
+        Self {
+            coordinator: RedisCoordinator::new(config, redis),
+            lease: Lease::new(redis, keys, process.to_owned(), args.lease.lease_ttl),
+        }
+    }
+}
+
+/// What all instances of a namespace have to agree on.
+fn settings(counting: &CountingArgs, id_key: Option<&IdKey>) -> Vec<(&'static str, String)> {
+    vec![
+        ("mode", counting.mode.as_str().to_owned()),
+        ("window", window_setting(counting.window)),
+        ("shards", counting.shards.count().to_string()),
+        (ID_KEY, id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
+    ]
+}
+
+/// The machine's name, and a number that no other process has.
+pub fn process_name() -> String {
+    let random = RandomState::new().hash_one(process::id());
+    format!("{}/{random:016x}", gethostname::gethostname().to_string_lossy())
+}
+
+async fn look_at_server(redis: &Redis) {
+    match ServerFacts::of(redis).await {
+        Ok(server) => {
+            info!(%server, "connected to Redis");
+            if !server.is_new_enough() {
+                warn!(%server, "this version of Redis is too old: use Redis 6.2 or later, or Valkey");
+            }
+            if server.evicts() {
+                warn!(
+                    maxmemory_policy = server.eviction_policy,
+                    "Redis may drop keys that are still needed: set its maxmemory-policy to noeviction"
+                );
+            }
+        }
+        Err(error) => warn!(%error, "connected to Redis, which does not say what it is"),
+    }
+}
+
+/// All ids of the retention, if their windows could not be published.
+fn forecast_memory(counting: &CountingArgs, id_key: Option<&IdKey>, retention: Duration) {
+    let seconds = (retention + counting.window.duration()).as_secs_f64();
+    let bytes = if id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };
+    let megabytes = FORECAST_RATE * seconds * bytes / 1e6;
+    info!(
+        "exact counting: at {FORECAST_RATE} different ids a second Redis holds up to {megabytes:.0} MB, if no \
+         window can be published within --retention"
+    );
+}

@@ -1,0 +1,47 @@
+//! `headcount check`: looks at everything that serving with the same flags would need, and changes nothing.
+//!
+//! Every finding is a line that begins with `ok`, `warn` or `FAIL`. Instances that are running are not
+//! disturbed: nothing is reported, no lease is asked for, and what is tried is tried on keys of its own.
+
+mod kafka;
+mod redis;
+mod rights;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::cli::findings::{Findings, Verdict};
+use crate::cli::serve::Config;
+use crate::publish::sinks::file::FileSink;
+
+/// Writes what it finds to `out`; true if nothing failed.
+///
+/// # Errors
+///
+/// [`io::Error`] when `out` takes no more.
+pub async fn run(config: &Config, out: impl Write) -> io::Result<bool> {
+    let mut findings = Findings::new(out);
+    if let Some(address) = &config.redis {
+        redis::look(config, address, &mut findings).await?;
+    } else {
+        findings.add(Verdict::Ok, "counter", "alone, in memory; --redis-url shares it with others")?;
+    }
+    if let Some(dir) = &config.sinks.log_dir {
+        look_at_log_dir(dir, &mut findings)?;
+    }
+    if let Some(settings) = &config.sinks.kafka {
+        kafka::look(config, settings, &mut findings).await?;
+    }
+    Ok(!findings.failed())
+}
+
+fn look_at_log_dir(dir: &Path, findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let dir_shown = dir.display();
+    match FileSink::preflight(dir) {
+        Ok(true) => findings.add(Verdict::Ok, "files", format_args!("{dir_shown} can be written to")),
+        Ok(false) => {
+            findings.add(Verdict::Ok, "files", format_args!("{dir_shown} does not exist, it will be made"))
+        }
+        Err(error) => findings.add(Verdict::Fail, "files", error),
+    }
+}

@@ -1,0 +1,179 @@
+//! What there is to find out about Redis.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use ::redis::Pipeline;
+
+use super::rights::{self, Rights};
+use crate::cli::backend::{Coordination, process_name};
+use crate::cli::findings::{Findings, Verdict};
+use crate::cli::serve::Config;
+use crate::model::window::ClockOffset;
+use crate::publish::sinks::stream::{StreamPreflight, StreamSink};
+use crate::redis::keys::Keys;
+use crate::redis::server::{OLDEST, ServerFacts};
+use crate::redis::{Address, Call, Redis};
+use crate::telemetry::metrics::Metrics;
+
+/// Connects as an instance does and looks around.
+pub(super) async fn look(
+    config: &Config,
+    address: &Address,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let redis = match config.args.backend.redis.connect(address, &Metrics::new()).await {
+        Ok(redis) => redis,
+        Err(error) => return findings.add(Verdict::Fail, "reachable", error),
+    };
+    findings.add(Verdict::Ok, "reachable", format_args!("Redis at {address}"))?;
+    look_at_server(&redis, findings).await?;
+    look_at_rights(config, address, &redis, findings).await?;
+    look_at_keys(config, &redis, findings).await?;
+    look_at_others(config, &redis, findings).await?;
+    look_at_stream(config, &redis, findings).await
+}
+
+/// The stream that counts go to, if they do.
+async fn look_at_stream(
+    config: &Config,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let Some(key) = &config.sinks.stream else { return Ok(()) };
+    let sink = StreamSink::new(redis, key.clone(), config.origin(process_name()), config.retention);
+    match sink.preflight().await {
+        Err(error) => findings.add(Verdict::Fail, "stream", error),
+        Ok(StreamPreflight { holds_up: Some(reason), .. }) => findings.add(Verdict::Warn, "stream", reason),
+        Ok(StreamPreflight { last: None, .. }) => {
+            findings.add(Verdict::Ok, "stream", format_args!("{key} has no window yet"))
+        }
+        Ok(StreamPreflight { last: Some(last), .. }) => {
+            findings.add(Verdict::Ok, "stream", format_args!("{key} goes on after {last}"))
+        }
+    }
+}
+
+/// Keys of the namespace that hold something else: an instance puts them aside.
+async fn look_at_keys(config: &Config, redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let keys = Keys::new(&config.args.backend.redis.namespace);
+    let expected = [
+        (keys.lease(), "string"),
+        (keys.token(), "string"),
+        (keys.instances(), "hash"),
+        (keys.counts(), "hash"),
+        (keys.published(), "hash"),
+        (keys.config(), "hash"),
+    ];
+    let mut ask = Pipeline::new();
+    for (key, _) in &expected {
+        ask.cmd("TYPE").arg(key);
+    }
+    let found: Vec<String> =
+        match redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await {
+            Ok(found) => found,
+            // Who may not ask has been told so.
+            Err(_) => return Ok(()),
+        };
+    for ((key, expected), found) in expected.iter().zip(found) {
+        if found != "none" && found != *expected {
+            let text = format_args!(
+                "{key} is a {found}, not a {expected}: somebody else writes there; an instance that finds it puts it \
+                 aside"
+            );
+            findings.add(Verdict::Warn, "keys", text)?;
+        }
+    }
+    Ok(())
+}
+
+async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let server = match ServerFacts::of(redis).await {
+        Ok(server) => server,
+        Err(error) => return findings.add(Verdict::Warn, "version", format_args!("not to be had: {error}")),
+    };
+    if server.is_new_enough() {
+        findings.add(Verdict::Ok, "version", &server)?;
+    } else {
+        let (major, minor) = OLDEST;
+        findings.add(
+            Verdict::Fail,
+            "version",
+            format_args!("{server} is too old, use Redis {major}.{minor} or later, or Valkey"),
+        )?;
+    }
+    let policy = &server.eviction_policy;
+    if server.evicts() {
+        let text =
+            format_args!("{policy} may drop keys that are still needed: set maxmemory-policy to noeviction");
+        findings.add(Verdict::Warn, "eviction", text)
+    } else {
+        findings.add(Verdict::Ok, "eviction", if policy.is_empty() { "not said" } else { policy })
+    }
+}
+
+async fn look_at_rights(
+    config: &Config,
+    address: &Address,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let user = address.user();
+    let (namespace, mode) = (&config.args.backend.redis.namespace, config.args.counting.mode);
+    match rights::of(redis, namespace, mode, config.sinks.stream.as_deref()).await {
+        Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
+            Verdict::Ok,
+            "rights",
+            format_args!("user {user} may use all {} commands", tried.len()),
+        ),
+        Ok(Rights { refused, reason, .. }) => findings.add(
+            Verdict::Fail,
+            "rights",
+            format_args!("user {user} cannot use {}: {reason}", refused.join(", ")),
+        ),
+        Err(error) => findings.add(Verdict::Fail, "rights", error),
+    }
+}
+
+async fn look_at_others(
+    config: &Config,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let args = &config.args;
+    let id_key = config.id_key.as_ref();
+    let Coordination { coordinator, lease } =
+        Coordination::new(&args.backend, redis, &process_name(), &args.counting, id_key, config.retention);
+    let asked = SystemTime::now();
+    let survey = match coordinator.survey().await {
+        Ok(survey) => survey,
+        Err(error) => return findings.add(Verdict::Fail, "settings", error),
+    };
+    let offset = ClockOffset::new(survey.time, asked, SystemTime::now());
+    let (verdict, remark) = if offset.exceeds(args.publisher.close_timeout) {
+        (Verdict::Fail, ", more than --close-timeout: windows would be published without this instance")
+    } else if offset.is_worth_a_warning() {
+        (Verdict::Warn, ": ids may be counted in a neighbouring window")
+    } else {
+        (Verdict::Ok, "")
+    };
+    findings.add(verdict, "clock", format_args!("{offset} that of Redis{remark}"))?;
+
+    let namespace = &args.backend.redis.namespace;
+    for disagreement in &survey.disagreements {
+        findings.add(Verdict::Fail, "settings", disagreement)?;
+    }
+    if survey.disagreements.is_empty() {
+        let text = match survey.instances {
+            0 => format!("nobody uses --namespace {namespace}"),
+            1 => format!("as those of the instance of --namespace {namespace}"),
+            instances => format!("as those of the {instances} instances of --namespace {namespace}"),
+        };
+        findings.add(Verdict::Ok, "settings", text)?;
+    }
+    match lease.holder().await {
+        Ok(Some(holder)) => findings.add(Verdict::Ok, "lease", format_args!("{holder} leads")),
+        Ok(None) => findings.add(Verdict::Ok, "lease", "nobody leads"),
+        Err(error) => findings.add(Verdict::Fail, "lease", error),
+    }
+}

@@ -1,0 +1,187 @@
+//! Whether a user may use every command that an instance uses, on keys with its names.
+//!
+//! There is no asking: `ACL DRYRUN` is itself a right, came with Redis 7, and knows nothing of a full memory
+//! or a replica. So each command is used, on keys that nobody else has. Most do nothing where there is no
+//! key; those that make one are followed by a `DEL` in the same pipeline, and left out if that is refused.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, Pipeline, RedisResult, Script, ServerError, Value};
+
+use crate::model::mode::Mode;
+use crate::platform::unavailable::Unavailable;
+use crate::redis::keys::Keys;
+use crate::redis::{Call, Redis};
+
+/// What a user may do.
+#[derive(Default)]
+pub(super) struct Rights {
+    /// The commands that were tried.
+    pub(super) tried: BTreeSet<&'static str>,
+    /// Those that were refused.
+    pub(super) refused: Vec<&'static str>,
+    /// What the server said to the first of them.
+    pub(super) reason: String,
+}
+
+/// A command, as it is called where rights are granted.
+type Try = (&'static str, Cmd);
+
+/// Tries all that an instance would use.
+///
+/// # Errors
+///
+/// [`Unavailable`] when there is no answer in time.
+pub(super) async fn of(
+    redis: &Redis,
+    namespace: &str,
+    mode: Mode,
+    stream: Option<&str>,
+) -> Result<Rights, Unavailable> {
+    let name = format!("{:016x}", RandomState::new().hash_one(namespace));
+    let keys = Keys::new(namespace);
+    let (ids, shared) = (keys.trial_of_shard(&name), keys.trial(&name));
+    let mut rights = Rights::default();
+    let delete = vec![delete(&ids), delete(&shared)];
+    rights.try_all(redis, delete).await?;
+    let may_delete = rights.refused.is_empty();
+    rights.try_all(redis, harmless(mode, &ids, &shared)).await?;
+    if may_delete {
+        rights.try_all(redis, writing(mode, &ids, &shared)).await?;
+    } else {
+        rights.reason += "; without DEL, commands that make keys are not tried";
+    }
+    if let Some(stream) = stream {
+        rights.try_all(redis, on_stream(stream)).await?;
+    }
+    Ok(rights)
+}
+
+fn command(name: &'static str, key: &str, args: &[&str]) -> Try {
+    let mut command = ::redis::cmd(name);
+    command.arg(key).arg(args);
+    (name, command)
+}
+
+fn delete(key: &str) -> Try {
+    command("DEL", key, &[])
+}
+
+/// What does nothing to keys that are not there.
+fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
+    const NOTHING: &str = "return 1";
+    let mut load = ::redis::cmd("SCRIPT");
+    load.arg("LOAD").arg(NOTHING);
+    let mut run = ::redis::cmd("EVALSHA");
+    run.arg(Script::new(NOTHING).get_hash()).arg(1).arg(shared);
+    let mut tries = vec![
+        ("SCRIPT LOAD", load),
+        ("EVALSHA", run),
+        ("TIME", ::redis::cmd("TIME")),
+        command("PEXPIRE", ids, &["1"]),
+        command("PEXPIRE", shared, &["1"]),
+        command("PTTL", shared, &[]),
+        command("EXISTS", ids, &[]),
+        command("EXISTS", shared, &[]),
+        command("TYPE", ids, &[]),
+        command("TYPE", shared, &[]),
+        command("GET", shared, &[]),
+        command("HGET", shared, &["field"]),
+        command("HMGET", shared, &["field"]),
+        command("HGETALL", shared, &[]),
+        command("HEXISTS", shared, &["field"]),
+        command("HKEYS", shared, &[]),
+        command("HDEL", shared, &["field"]),
+    ];
+    tries.extend(match mode {
+        Mode::Hll => vec![
+            command("PFCOUNT", ids, &[]),
+            ("MULTI", ::redis::cmd("MULTI")),
+            ("EXEC", ::redis::cmd("EXEC")),
+        ],
+        Mode::Exact => vec![command("SCARD", ids, &[]), command("EXPIRE", ids, &["1"])],
+    });
+    tries
+}
+
+/// What makes a key, which is then deleted.
+fn writing(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
+    let mut tries = vec![
+        command("SET", shared, &["1", "PX", "1000"]),
+        delete(shared),
+        command("HSET", shared, &["field", "1"]),
+        command("HSETNX", shared, &["field", "1"]),
+        delete(shared),
+    ];
+    tries.extend(match mode {
+        Mode::Hll => vec![
+            command("SET", ids, &["1", "PX", "1000"]),
+            command("RENAME", ids, &[ids]),
+            delete(ids),
+            command("PFADD", ids, &["1"]),
+            command("PFMERGE", ids, &[ids]),
+            delete(ids),
+        ],
+        Mode::Exact => vec![
+            command("SET", ids, &["1", "PX", "1000"]),
+            command("RENAME", ids, &[ids]),
+            delete(ids),
+            command("SADD", ids, &["1"]),
+            delete(ids),
+        ],
+    });
+    tries
+}
+
+/// What the sink uses that is a stream, on its own key. The ids are none, so nothing is added; who may not use a
+/// command hears that first.
+fn on_stream(key: &str) -> Vec<Try> {
+    const NO_ID: &str = "none";
+    let mut about = ::redis::cmd("XINFO");
+    about.arg("STREAM").arg(key);
+    vec![
+        command("XADD", key, &[NO_ID, "field", "value"]),
+        command("XREVRANGE", key, &[NO_ID, NO_ID]),
+        ("XINFO STREAM", about),
+        command("XSETID", key, &[NO_ID]),
+    ]
+}
+
+/// Whether a command on a stream was let through, and then refused because of what it was given.
+fn was_let_through(error: &ServerError) -> bool {
+    let details = error.details().unwrap_or_default();
+    error.code() == "WRONGTYPE" || ["Invalid stream ID", "no such key"].iter().any(|it| details.contains(it))
+}
+
+impl Rights {
+    async fn try_all(&mut self, redis: &Redis, tries: Vec<Try>) -> Result<(), Unavailable> {
+        let mut commands = Pipeline::with_capacity(tries.len());
+        for (_, command) in &tries {
+            commands.add_command(command.clone());
+        }
+        let send = async |connection: &mut MultiplexedConnection| -> RedisResult<Vec<Value>> {
+            connection.send_packed_commands(&commands, 0, tries.len()).await
+        };
+        let replies = redis.run(Call::Ask, send).await?;
+        for ((name, _), reply) in tries.iter().zip(replies) {
+            self.note(name, &reply);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, name: &'static str, reply: &Value) {
+        self.tried.insert(name);
+        let Value::ServerError(error) = reply else { return };
+        if was_let_through(error) {
+            return;
+        }
+        if self.refused.is_empty() {
+            self.reason = format!("{} {}", error.code(), error.details().unwrap_or_default());
+        }
+        if !self.refused.contains(&name) {
+            self.refused.push(name);
+        }
+    }
+}

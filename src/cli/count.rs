@@ -1,0 +1,215 @@
+//! `headcount count`: how many different lines a text has.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use thiserror::Error;
+
+use crate::hll::Sketch;
+use crate::model::mode::Mode;
+use crate::model::shard::Shards;
+use crate::platform::words::position;
+
+const BUFFER: usize = 256 * 1024;
+/// A count that is quicker than this shows no progress.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to count.
+#[derive(Debug, Clone, Args)]
+pub struct CountArgs {
+    /// The text, any bytes; standard input without it, or with -. A line is held in memory whole
+    file: Option<PathBuf>,
+
+    /// How to count
+    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
+    mode: Mode,
+}
+
+/// The text could not be read.
+#[derive(Debug, Error)]
+#[error("cannot read '{name}': {cause}")]
+pub struct Unreadable {
+    name: String,
+    cause: io::Error,
+}
+
+/// Counts the different lines, as `sort -u | wc -l` does: a line ends in LF, the last one need not,
+/// and whatever else is in it counts. The result is a line for standard output.
+///
+/// # Errors
+///
+/// [`Unreadable`] when the file cannot be opened or read.
+pub fn run(args: &CountArgs) -> Result<String, Unreadable> {
+    let name = args.file.as_ref().filter(|file| file.as_os_str() != "-");
+    let unreadable = |cause| Unreadable {
+        name: name.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string()),
+        cause,
+    };
+    let (text, size): (Box<dyn Read>, _) = match name {
+        Some(file) => {
+            let file = File::open(file).map_err(unreadable)?;
+            let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
+            (Box::new(file), size)
+        }
+        None => (Box::new(io::stdin().lock()), None),
+    };
+    let lines = BufReader::with_capacity(BUFFER, text);
+    let mut seen = Seen::new(args.mode);
+    count(lines, &mut seen, Progress::new(size)).map_err(unreadable)?;
+    Ok(seen.to_string())
+}
+
+fn count(mut text: impl BufRead, seen: &mut Seen, mut progress: Progress) -> io::Result<()> {
+    // A line whose end is in another piece of the text than its beginning.
+    let mut begun = Vec::new();
+    loop {
+        let piece = match text.fill_buf() {
+            Ok([]) => break,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            piece => piece?,
+        };
+        let mut rest = piece;
+        while let Some(end) = position(b'\n', rest) {
+            if begun.is_empty() {
+                seen.add(&rest[..end]);
+            } else {
+                begun.extend_from_slice(&rest[..end]);
+                seen.add(&begun);
+                begun.clear();
+            }
+            rest = &rest[end + 1..];
+        }
+        begun.extend_from_slice(rest);
+        let read = piece.len();
+        text.consume(read);
+        progress.advance(read as u64);
+    }
+    if !begun.is_empty() {
+        seen.add(&begun);
+    }
+    Ok(())
+}
+
+/// The lines so far.
+enum Seen {
+    Hll(Sketch),
+    Exact(HashSet<Box<[u8]>>),
+}
+
+impl Seen {
+    fn new(mode: Mode) -> Self {
+        match mode {
+            Mode::Hll => Self::Hll(Sketch::new()),
+            Mode::Exact => Self::Exact(HashSet::new()),
+        }
+    }
+
+    fn add(&mut self, line: &[u8]) {
+        match self {
+            Self::Hll(sketch) => {
+                sketch.add(line);
+            }
+            // Looked up before it is copied: most lines of a long text are repeats.
+            Self::Exact(lines) => {
+                if !lines.contains(line) {
+                    lines.insert(line.into());
+                }
+            }
+        }
+    }
+}
+
+/// The count first, so that a script can cut it off; then how sure it is.
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Hll(sketch) => {
+                let error = 100.0 * Mode::Hll.standard_error(Shards::ONE);
+                write!(f, "{} (standard error {error:.2} %)", sketch.estimate())
+            }
+            Self::Exact(lines) => write!(f, "{} (exact)", lines.len()),
+        }
+    }
+}
+
+/// A bar on standard error when that is a terminal and the count takes its time.
+struct Progress {
+    started: Instant,
+    size: Option<u64>,
+    read: u64,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    fn new(size: Option<u64>) -> Self {
+        Self { started: Instant::now(), size, read: 0, bar: None }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.read += bytes;
+        if self.bar.is_none() && self.started.elapsed() > PATIENCE && io::stderr().is_terminal() {
+            self.bar = Some(bar(self.size).with_elapsed(self.started.elapsed()));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.read);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar(size: Option<u64>) -> ProgressBar {
+    match size {
+        Some(size) => ProgressBar::new(size)
+            .with_style(style("{wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")),
+        None => ProgressBar::new_spinner().with_style(style("{spinner} {bytes}, {bytes_per_sec}")),
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader that is interrupted before each time it reads.
+    struct Interrupted<'a>(&'a [u8], bool);
+
+    impl Read for Interrupted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 { Err(ErrorKind::Interrupted.into()) } else { self.0.read(buffer) }
+        }
+    }
+
+    #[test]
+    fn lines_end_wherever_pieces_end() {
+        let longer = "nineteen characters\n".repeat(3);
+        let texts = ["", "\n", "\n\n", "a", "a\nb", "a\nb\n\na\n", "ab\nabc\n\nabcd\nab", longer.as_str()];
+        for text in texts {
+            let ends = text.strip_suffix('\n').unwrap_or(text);
+            let lines: HashSet<Box<[u8]>> = ends.split('\n').map(|line| line.as_bytes().into()).collect();
+            let lines = if text.is_empty() { HashSet::new() } else { lines };
+            for capacity in 1..=9 {
+                let reader = BufReader::with_capacity(capacity, Interrupted(text.as_bytes(), false));
+                let mut seen = Seen::new(Mode::Exact);
+                count(reader, &mut seen, Progress::new(None)).unwrap();
+                let Seen::Exact(seen) = seen else { unreachable!() };
+                assert_eq!(seen, lines, "{text:?} in pieces of {capacity}");
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Secrets that stand on the command line itself: everybody who can list the processes of the machine reads
+//! them there.
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+use crate::platform::secret::FILE;
+use crate::redis::Address;
+
+/// Tells the secrets among a flag's values, if they are written out.
+type IsSecret = fn(&str) -> bool;
+
+/// Every flag that may have a secret, as `clap` knows it. What hides its environment variable's value in the
+/// help has to be here.
+const SECRETS: [(&str, IsSecret); 5] = [
+    ("api_token", is_literal),
+    ("callback_secret", is_literal),
+    ("id_key", is_literal),
+    ("kafka_option", is_secret_option),
+    ("redis_url", has_password),
+];
+
+/// A line for the log that names the flags whose values show a secret; none if none does.
+///
+/// `matches` are those of a command that serves.
+pub fn warning(matches: &ArgMatches) -> Option<String> {
+    let exposed = SECRETS.iter().filter(|(flag, is_secret)| {
+        let values =
+            matches.get_raw(flag).filter(|_| matches.value_source(flag) == Some(ValueSource::CommandLine));
+        values.into_iter().flatten().any(|value| value.to_str().is_some_and(is_secret))
+    });
+    let (flags, variables): (Vec<_>, Vec<_>) = exposed
+        .map(|(flag, _)| {
+            (format!("--{}", flag.replace('_', "-")), format!("HEADCOUNT_{}", flag.to_uppercase()))
+        })
+        .unzip();
+    (!flags.is_empty()).then(|| {
+        format!(
+            "a secret on the command line can be read by everybody who lists the processes: give {} by the \
+             environment ({}), or write file:PATH in place of the secret",
+            flags.join(", "),
+            variables.join(", "),
+        )
+    })
+}
+
+/// True of the flags that are looked at.
+#[cfg(test)]
+pub fn knows(flag: &str) -> bool {
+    SECRETS.iter().any(|(known, _)| *known == flag)
+}
+
+fn is_literal(value: &str) -> bool {
+    !value.starts_with(FILE)
+}
+
+fn has_password(url: &str) -> bool {
+    is_literal(url) && Address::parse(url).is_ok_and(|address| address.has_password())
+}
+
+/// Of librdkafka's options those whose name says so, and a private key.
+fn is_secret_option(option: &str) -> bool {
+    let Some((key, value)) = option.split_once('=') else { return false };
+    let key = key.to_ascii_lowercase();
+    let is_secret = ["password", "passphrase", "secret", "key.pem", "oauthbearer.config"]
+        .iter()
+        .any(|word| key.contains(word));
+    is_secret && is_literal(value.trim_start())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_a_secret_if_it_has_a_password() {
+        for url in ["redis://:p@host", "rediss://user:p@host:1/2", "unix:///tmp/redis.sock?pass=p"] {
+            assert!(has_password(url), "{url}");
+        }
+        for url in ["redis://host", "redis://user@host", "unix:///tmp/redis.sock", "file:/run/url", "no url"]
+        {
+            assert!(!has_password(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_option_is_a_secret_if_it_says_so() {
+        for option in [
+            "sasl.password=p",
+            "ssl.key.password= p",
+            "sasl.oauthbearer.client.secret=p",
+            "ssl.key.pem=p",
+            "sasl.oauthbearer.config=p",
+        ] {
+            assert!(is_secret_option(option), "{option}");
+        }
+        for option in
+            ["sasl.password=file:/run/p", "sasl.password", "linger.ms=0", "ssl.key.location=/run/key"]
+        {
+            assert!(!is_secret_option(option), "{option}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! `headcount verify`: reads the topic as a consumer does, and says whether every window is in it once.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use ::redis::Pipeline;
+use serde::Deserialize;
+
+use crate::cli::backend::process_name;
+use crate::cli::findings::{Findings, Verdict};
+use crate::cli::serve::Config;
+use crate::model::mode::Mode;
+use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
+use crate::publish::sinks::SinkError;
+use crate::publish::sinks::kafka::KafkaSettings;
+use crate::publish::sinks::kafka::ledger::{self, Entry};
+use crate::redis::keys::Keys;
+use crate::redis::{Address, Call, Redis};
+use crate::telemetry::metrics::Metrics;
+
+/// Windows that a line names at most; it says how many there are.
+const NAMED: usize = 5;
+
+/// Writes what it finds to `out`; true if nothing is wrong.
+///
+/// # Errors
+///
+/// [`io::Error`] when `out` takes no more.
+pub async fn run(config: &Config, settings: &KafkaSettings, out: impl Write) -> io::Result<bool> {
+    let mut findings = Findings::new(out);
+    let entries = match read(config, settings).await {
+        Ok(entries) => entries,
+        Err(error) => {
+            findings.add(
+                Verdict::Fail,
+                "topic",
+                format_args!("{} cannot be read: {error}", settings.topic),
+            )?;
+            return Ok(false);
+        }
+    };
+    let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+        findings.add(Verdict::Warn, "topic", format_args!("{} has no windows", settings.topic))?;
+        return Ok(true);
+    };
+    let window = |start| config.args.counting.window.starting_at(start);
+    let span = format_args!(
+        "{} has {} windows, from {} to {}",
+        settings.topic,
+        entries.len(),
+        window(first.start),
+        window(last.start)
+    );
+    findings.add(Verdict::Ok, "topic", span)?;
+    look_at_order(config, &entries, &mut findings)?;
+    if let Some(address) = &config.redis {
+        compare(config, address, &entries, &mut findings).await?;
+    }
+    Ok(!findings.failed())
+}
+
+async fn read(config: &Config, settings: &KafkaSettings) -> Result<Vec<Entry>, SinkError> {
+    let (origin, settings) = (config.origin(process_name()), settings.clone());
+    let read = move || {
+        let mut entries = Vec::new();
+        ledger::read(&settings, &origin, |entry| entries.push(entry)).map(|()| entries)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(SinkError::unavailable(error)))
+}
+
+/// Gaps, repeats, windows out of order, incomplete ones.
+fn look_at_order(config: &Config, entries: &[Entry], findings: &mut Findings<impl Write>) -> io::Result<()> {
+    let (mut gaps, mut repeats, mut backwards) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
+    for entry in entries {
+        if seen.contains_key(&entry.start) {
+            repeats.push(entry.start);
+        } else if seen.last_key_value().is_some_and(|(newest, _)| entry.start < *newest) {
+            backwards.push(entry.start);
+        }
+        seen.insert(entry.start, entry.seconds);
+    }
+    let (mut expected, mut missing) = (None, 0);
+    for (start, seconds) in seen {
+        // A window of another length may begin a little later than the last one of the old length ends.
+        if let Some(expected) = expected.filter(|expected| start >= expected + seconds) {
+            missing += (start - expected) / seconds.max(1);
+            gaps.push(expected);
+        }
+        expected = Some(start + seconds);
+    }
+    let incomplete: Vec<_> =
+        entries.iter().filter(|entry| !entry.complete).map(|entry| entry.start).collect();
+    say(config, findings, Verdict::Fail, "gaps", &gaps)?;
+    if missing > 0 {
+        findings.add(Verdict::Fail, "missing", format_args!("{missing} windows"))?;
+    }
+    say(config, findings, Verdict::Fail, "repeats", &repeats)?;
+    say(config, findings, Verdict::Fail, "out of order", &backwards)?;
+    say(config, findings, Verdict::Warn, "incomplete", &incomplete)
+}
+
+fn say(
+    config: &Config,
+    findings: &mut Findings<impl Write>,
+    verdict: Verdict,
+    what: &str,
+    starts: &[u64],
+) -> io::Result<()> {
+    if starts.is_empty() {
+        return findings.add(Verdict::Ok, what, "none");
+    }
+    let named =
+        starts.iter().take(NAMED).map(|start| config.args.counting.window.starting_at(*start).to_string());
+    let more = if starts.len() > NAMED { ", …" } else { "" };
+    let named = named.collect::<Vec<_>>().join(", ");
+    findings.add(verdict, what, format_args!("{}: {named}{more}", starts.len()))
+}
+
+/// Counts of complete windows of which Redis still has the ids. What came to an incomplete one after it was closed is in
+/// Redis too.
+async fn compare(
+    config: &Config,
+    address: &Address,
+    entries: &[Entry],
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let args = &config.args.backend.redis;
+    let redis = match args.connect(address, &Metrics::new()).await {
+        Ok(redis) => redis,
+        Err(error) => return findings.add(Verdict::Fail, "counts", error),
+    };
+    let keys = Keys::new(&args.namespace);
+    let length = config.args.counting.window;
+    let mut ask = ::redis::cmd("HGET");
+    ask.arg(keys.published()).arg("last");
+    let published: Result<Option<u64>, Unavailable> =
+        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await;
+    let last = entries.last().map(|last| last.start);
+    match published {
+        Err(error) => return findings.add(Verdict::Fail, "published", error),
+        Ok(Some(published)) if last < Some(published) => {
+            let text = format_args!(
+                "{} and before, says Redis, but the topic ends earlier",
+                length.starting_at(published)
+            );
+            findings.add(Verdict::Fail, "published", text)?;
+        }
+        Ok(_) => findings.add(Verdict::Ok, "published", "the topic has all that Redis says is published")?,
+    }
+    let ours = entries.iter().filter(|entry| entry.complete && entry.seconds == u64::from(length.seconds()));
+    let (mut compared, mut differ, mut fewer) = (0, Vec::new(), Vec::new());
+    for entry in ours {
+        let window = length.starting_at(entry.start);
+        match compare_one(config, &redis, &keys, entry).await {
+            Ok(Compared::Gone) => {}
+            Ok(Compared::Same) => compared += 1,
+            Ok(Compared::Lost) => fewer.push(entry.start),
+            Ok(Compared::Differs(there)) => {
+                compared += 1;
+                let published = entry.unique_request_count;
+                differ.push(format!("{window} is {published} in Kafka and {there} in Redis"));
+            }
+            Err(error) => return findings.add(Verdict::Fail, "counts", error),
+        }
+    }
+    if !fewer.is_empty() {
+        let what = "lost by Redis since they were counted, so not compared";
+        say(config, findings, Verdict::Warn, what, &fewer)?;
+    }
+    if differ.is_empty() {
+        let text = format_args!("{compared} complete windows are still in Redis, with the same counts");
+        return findings.add(Verdict::Ok, "counts", text);
+    }
+    let named = differ.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    findings.add(Verdict::Fail, "counts", format_args!("{} of {compared} differ: {named}", differ.len()))
+}
+
+/// What Redis says of a published count.
+enum Compared {
+    /// It does not have the window any more.
+    Gone,
+    Same,
+    /// It has fewer ids than when it counted them: they expired, were evicted or deleted, or it came back with an older
+    /// state. Its count says nothing about the record.
+    Lost,
+    /// It has them all, and counts otherwise.
+    Differs(u64),
+}
+
+async fn compare_one(
+    config: &Config,
+    redis: &Redis,
+    keys: &Keys,
+    entry: &Entry,
+) -> Result<Compared, Unavailable> {
+    let window = config.args.counting.window.starting_at(entry.start);
+    let Some(there) = count(config, redis, keys, window).await? else { return Ok(Compared::Gone) };
+    if there == entry.unique_request_count {
+        return Ok(Compared::Same);
+    }
+    let mut ask = Pipeline::new();
+    ask.cmd("HGET").arg(keys.counts()).arg(window.unix_seconds());
+    ask.cmd("HGETALL").arg(keys.accepted(window));
+    let (stored, accepted): (Option<String>, BTreeMap<String, String>) =
+        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+    // The count as it was stored, once and for all, before it was published.
+    let stored = stored.and_then(|count| serde_json::from_str::<StoredCount>(&count).ok());
+    let is_as_stored = stored.is_some_and(|stored| stored.unique_request_count == entry.unique_request_count);
+    // What instances said that they accepted, beside what the record says. An older state has less of it.
+    let first_number = |said: &String| said.split(' ').next()?.parse::<u64>().ok();
+    let accepted: u64 = accepted.values().filter_map(first_number).sum();
+    let has_lost_some = entry.accepted_ids.is_some_and(|published| accepted < published);
+    let lost = there < entry.unique_request_count && (is_as_stored || has_lost_some);
+    Ok(if lost { Compared::Lost } else { Compared::Differs(there) })
+}
+
+#[derive(Deserialize)]
+struct StoredCount {
+    unique_request_count: u64,
+}
+
+/// None when Redis does not have the window any more.
+async fn count(
+    config: &Config,
+    redis: &Redis,
+    keys: &Keys,
+    window: Window,
+) -> Result<Option<u64>, Unavailable> {
+    let (mode, shards) = (config.args.counting.mode, config.args.counting.shards);
+    let command = match mode {
+        Mode::Hll => "PFCOUNT",
+        Mode::Exact => "SCARD",
+    };
+    let mut ask = Pipeline::new();
+    for shard in 0..usize::from(shards.count()) {
+        let key = keys.ids(mode, shard, shards, window);
+        ask.cmd("EXISTS").arg(&key);
+        ask.cmd(command).arg(&key);
+    }
+    let answers: Vec<u64> =
+        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+    let (there, counts): (Vec<_>, Vec<_>) = answers.chunks(2).map(|answer| (answer[0], answer[1])).unzip();
+    Ok(there.contains(&1).then(|| counts.iter().sum()))
+}

@@ -1,0 +1,234 @@
+//! The lease: which instance leads.
+//!
+//! A key with a time to live holds the name of the leader. Whoever finds it free takes it and gets a fencing
+//! token that is higher than all before; whoever has it prolongs it at a third of its time. The grant that the
+//! publisher sees ends, by the monotonic clock, a whole time to live after the moment *before* the call that
+//! took or prolonged it: so it ends here before it ends in Redis, however long the answer took. When Redis
+//! cannot be asked, the grant simply runs out.
+
+use std::time::Duration;
+
+use clap::Args;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::coordination::grant::Grant;
+use crate::coordination::scripts;
+use crate::platform::args;
+use crate::platform::unavailable::Unavailable;
+use crate::redis::damage;
+use crate::redis::keys::Keys;
+use crate::redis::{Call, Redis};
+
+/// How long the lease is granted for.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Publishing")]
+pub struct LeaseArgs {
+    /// How long an instance leads without renewing its lease: when it dies, another one takes over after
+    /// that time
+    #[arg(
+        long, env = "HEADCOUNT_LEASE_TTL", value_name = "DURATION", default_value = "5s",
+        value_parser = parse_ttl
+    )]
+    pub lease_ttl: Duration,
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    match args::duration(text) {
+        Ok(ttl) if ttl >= Duration::from_secs(1) => Ok(ttl),
+        _ => Err("expected a duration from 1s to 24h, such as 5s".to_owned()),
+    }
+}
+
+/// How often it is looked whether the lease is free: one that was given up is soon taken.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// How long an instance that has given up its lease leaves it to the others.
+const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
+
+/// Competes for the lease.
+pub struct Lease {
+    redis: Redis,
+    keys: Keys,
+    holder: String,
+    ttl: Duration,
+    grant: watch::Sender<Option<Grant>>,
+    leader: watch::Sender<Option<String>>,
+}
+
+/// What became of a try to take the lease.
+enum Taken {
+    Granted(Grant),
+    /// Somebody else has it.
+    Held {
+        by: String,
+        /// For so long at most.
+        remaining: Duration,
+    },
+}
+
+impl Lease {
+    /// Of `holder`, which is unlike any other.
+    pub fn new(redis: &Redis, keys: Keys, holder: String, ttl: Duration) -> Self {
+        Self {
+            redis: redis.another(),
+            keys,
+            holder,
+            ttl,
+            grant: watch::channel(None).0,
+            leader: watch::channel(None).0,
+        }
+    }
+
+    /// The grant, while there is one.
+    pub fn grant(&self) -> watch::Receiver<Option<Grant>> {
+        self.grant.subscribe()
+    }
+
+    /// Who has it, as far as is known here.
+    pub fn leader(&self) -> watch::Receiver<Option<String>> {
+        self.leader.subscribe()
+    }
+
+    /// Who has it now, if anybody.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub async fn holder(&self) -> Result<Option<String>, Unavailable> {
+        let mut get = ::redis::cmd("GET");
+        get.arg(self.keys.lease());
+        self.redis.run(Call::Ask, async |connection| get.query_async(connection).await).await
+    }
+
+    /// Takes, renews and takes anew until `stop`; then gives the lease up.
+    pub async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let pause = self.round().await;
+            let held = self.grant.borrow().clone();
+            let given_up = async {
+                match held {
+                    Some(grant) => grant.given_up().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = given_up => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.know_leader(None);
+        let grant = self.grant.send_replace(None);
+        if let Some(grant) = grant {
+            grant.revoke();
+            if let Err(error) = self.release().await {
+                warn!(%error, "cannot give up the lease; it runs out by itself");
+            }
+        }
+    }
+
+    /// One step, and how long to wait until the next.
+    async fn round(&self) -> Duration {
+        let a_third = self.ttl / 3;
+        let held = self.grant.borrow().clone();
+        if let Some(grant) = &held
+            && grant.is_given_up()
+        {
+            self.grant.send_replace(None);
+            self.know_leader(None);
+            if let Err(error) = self.release().await {
+                debug!(%error, "cannot give up the lease; it runs out by itself");
+            }
+            return self.ttl.min(TIME_FOR_OTHERS);
+        }
+        let step = match held {
+            Some(grant) => self.renew(&grant).await.map(|renewed| {
+                if !renewed && !grant.is_given_up() {
+                    warn!(fencing_token = grant.token(), "the lease is lost");
+                    self.lose(&grant);
+                }
+                if renewed { a_third } else { Duration::ZERO }
+            }),
+            None => self.take().await.map(|taken| match taken {
+                Taken::Granted(grant) => {
+                    self.know_leader(Some(self.holder.clone()));
+                    self.grant.send_replace(Some(grant));
+                    a_third
+                }
+                Taken::Held { by, remaining } => {
+                    self.know_leader(Some(by));
+                    remaining.min(ASK_AGAIN_AFTER)
+                }
+            }),
+        };
+        step.unwrap_or_else(|error| {
+            debug!(%error, "cannot ask for the lease");
+            let held = self.grant.borrow().clone();
+            match held {
+                Some(grant) if grant.is_valid() => {}
+                Some(grant) => self.lose(&grant),
+                None => self.know_leader(None),
+            }
+            a_third / 2
+        })
+    }
+
+    fn lose(&self, grant: &Grant) {
+        grant.revoke();
+        self.grant.send_replace(None);
+        self.know_leader(None);
+    }
+
+    fn know_leader(&self, leader: Option<String>) {
+        self.leader.send_if_modified(|known| {
+            let modified = *known != leader;
+            *known = leader;
+            modified
+        });
+    }
+
+    async fn take(&self) -> Result<Taken, Unavailable> {
+        let mut call = scripts::TAKE_LEASE.prepare_invoke();
+        let (lease, token) = (self.keys.lease(), self.keys.token());
+        call.key(&lease).key(&token).key(Keys::damaged(&lease)).key(Keys::damaged(&token));
+        call.arg(&self.holder).arg(self.ttl.as_millis() as u64).arg(damage::KEPT);
+        let asked = Instant::now();
+        let (outcome, number, by, aside): (String, i64, String, String) =
+            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        if let Some((key, found)) = aside.rsplit_once(' ') {
+            damage::say(key, found);
+        }
+        let number = number.unsigned_abs();
+        Ok(match &*outcome {
+            "granted" => Taken::Granted(Grant::until(number, asked + self.ttl)),
+            // A moment more, so that it is over then.
+            _ => Taken::Held { by, remaining: Duration::from_millis(number.saturating_add(1)) },
+        })
+    }
+
+    /// False when it is not ours any more.
+    async fn renew(&self, grant: &Grant) -> Result<bool, Unavailable> {
+        let mut call = scripts::RENEW_LEASE.prepare_invoke();
+        call.key(self.keys.lease()).key(self.keys.token());
+        call.arg(&self.holder).arg(grant.token()).arg(self.ttl.as_millis() as u64);
+        let asked = Instant::now();
+        let renewed: bool =
+            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        // A publisher that was told so by Redis has revoked it: that stands.
+        if renewed && grant.is_valid() {
+            grant.extend(asked + self.ttl);
+        }
+        Ok(renewed && grant.is_valid())
+    }
+
+    async fn release(&self) -> Result<(), Unavailable> {
+        let mut call = scripts::RELEASE_LEASE.prepare_invoke();
+        call.key(self.keys.lease()).arg(&self.holder);
+        let _: bool =
+            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        Ok(())
+    }
+}

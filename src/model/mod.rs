@@ -1,0 +1,8 @@
+//! What the service speaks of: ids, windows, shards, and how ids are counted.
+
+pub mod id;
+pub mod id_key;
+pub mod id_list;
+pub mod mode;
+pub mod shard;
+pub mod window;

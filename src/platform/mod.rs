@@ -1,0 +1,10 @@
+//! What knows nothing of counting: threads, locks, bytes, secrets, the values of flags.
+
+pub mod args;
+pub mod read_mostly;
+pub mod secret;
+pub mod striped;
+pub mod tls;
+pub mod unavailable;
+pub(crate) mod words;
+pub mod workers;

@@ -1,0 +1,166 @@
+//! The file sink: a JSON line in a file for every closed window.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use clap::Args;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::task::JoinHandle;
+
+use super::{CountSink, Origin, SinkError};
+use crate::coordination::grant::Grant;
+use crate::model::window::WindowCount;
+
+/// Where files are.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Publishing")]
+pub struct FileSinkArgs {
+    /// Also write every closed window to a file in this directory, one JSON object a line, a new
+    /// file every day (UTC)
+    #[arg(long, env = "HEADCOUNT_LOG_DIR", value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+}
+
+/// How long a line may take to be written.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC).
+///
+/// The file is opened anew for every line: that is once a window, and it heals whatever happened to
+/// the file or its directory in between.
+pub struct FileSink {
+    dir: PathBuf,
+    origin: Origin,
+    /// A line that took too long. It may still be written, so nothing else is until that is known.
+    late: Option<Writing>,
+}
+
+/// A line that is on its way to a file.
+struct Writing {
+    count: WindowCount,
+    path: PathBuf,
+    task: JoinHandle<io::Result<()>>,
+}
+
+/// The directory cannot be written to.
+#[derive(Debug, Error)]
+#[error("cannot write to '{dir}', choose another directory with --log-dir: {cause}")]
+pub struct UnwritableLogDir {
+    dir: String,
+    cause: io::Error,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    count: &'a WindowCount,
+    mode: &'static str,
+    standard_error: f64,
+}
+
+impl FileSink {
+    /// Sees whether files can be written in `dir`, which is made if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`UnwritableLogDir`] when they cannot.
+    pub fn open(dir: &Path, origin: Origin) -> Result<Self, UnwritableLogDir> {
+        fs::create_dir_all(dir).and_then(|()| try_to_write(dir)).map_err(unwritable(dir))?;
+        Ok(Self { dir: dir.to_owned(), origin, late: None })
+    }
+
+    /// Sees whether [`FileSink::open`] would succeed, without making `dir`. Returns whether it exists.
+    ///
+    /// # Errors
+    ///
+    /// [`UnwritableLogDir`] when it would not.
+    pub fn preflight(dir: &Path) -> Result<bool, UnwritableLogDir> {
+        let is_there = |path: &&Path| path.symlink_metadata().is_ok();
+        let there = dir.ancestors().filter(|path| !path.as_os_str().is_empty()).find(is_there);
+        try_to_write(there.unwrap_or(Path::new("."))).map_err(unwritable(dir))?;
+        Ok(there == Some(dir))
+    }
+
+    /// Waits for a line, but not for long: a file may be on a server that is away.
+    async fn wait_for(&mut self, mut writing: Writing) -> Result<(), SinkError> {
+        let Ok(done) = tokio::time::timeout(TIMEOUT, &mut writing.task).await else {
+            let error = cannot_write(&writing.path, &format!("no answer within {} s", TIMEOUT.as_secs()));
+            self.late = Some(writing);
+            return Err(error);
+        };
+        let done = done.map_err(SinkError::unavailable)?;
+        done.map_err(|error| cannot_write(&writing.path, &error.to_string()))
+    }
+}
+
+#[async_trait]
+impl CountSink for FileSink {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
+        if let Some(late) = self.late.take() {
+            let same = late.count == *count;
+            let written = self.wait_for(late).await;
+            if same || self.late.is_some() {
+                return written;
+            }
+        }
+        let Origin { mode, standard_error, .. } = self.origin;
+        let line = Line { count, mode: mode.as_str(), standard_error };
+        let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
+        let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
+        let to = path.clone();
+        let task = tokio::task::spawn_blocking(move || append(&to, line));
+        self.wait_for(Writing { count: *count, path, task }).await
+    }
+}
+
+fn cannot_write(path: &Path, cause: &str) -> SinkError {
+    SinkError::unavailable(format!("cannot write to {}: {cause}", path.display()))
+}
+
+fn unwritable(dir: &Path) -> impl FnOnce(io::Error) -> UnwritableLogDir {
+    let dir = dir.display().to_string();
+    |cause| UnwritableLogDir { dir, cause }
+}
+
+/// Writes a file and deletes it. A byte in it needs room, which a name alone does not.
+fn try_to_write(dir: &Path) -> io::Result<()> {
+    let probe = dir.join(".headcount-probe");
+    let written = fs::write(&probe, b"\n");
+    // Made, perhaps, though it could not be written.
+    let removed = fs::remove_file(&probe);
+    written.and(removed)
+}
+
+/// Appends a whole line, or nothing.
+fn append(path: &Path, mut line: Vec<u8>) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    let length = file.metadata()?.len();
+    line.push(b'\n');
+    // Half a line that a crash has left behind is ended first.
+    if !ends_in_newline(&mut file, length)? {
+        line.insert(0, b'\n');
+    }
+    file.write_all(&line).inspect_err(|_| {
+        // What a full disk took of it. Should this fail too, the next line begins on a new one.
+        let _ = file.set_len(length);
+    })
+}
+
+fn ends_in_newline(file: &mut File, length: u64) -> io::Result<bool> {
+    let Some(last) = length.checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(last))?;
+    file.read_exact(&mut byte)?;
+    Ok(byte == *b"\n")
+}

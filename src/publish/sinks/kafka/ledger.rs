@@ -1,0 +1,185 @@
+//! The ledger: what a topic says has been published.
+//!
+//! Offsets count more than records: a commit and an abort take one too, and aborted records stay where they are.
+//! So the last committed record is looked for from some offsets before the end, and further back if there is
+//! none. Another producer's open transaction holds committed readers back; it is waited for.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::warn;
+
+use super::common::{PARTITION, TIMEOUT, failure};
+use super::settings::KafkaSettings;
+use crate::model::window::Window;
+use crate::publish::sinks::{Origin, SinkError};
+
+/// The header that says how long the record's window is.
+pub(super) const WINDOW_SECONDS: &str = "window_seconds";
+/// The header that says how many ids were accepted.
+pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
+/// The header that says whether the count is whole.
+pub(super) const COMPLETE: &str = "complete";
+/// How far before the end the last record is looked for at first.
+const FIRST_LOOK: i64 = 64;
+/// How long another producer's open transaction is waited for at a time.
+const PATIENCE: Duration = Duration::from_secs(60);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// A published window, as its record has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Its start, in seconds since 1970.
+    pub start: u64,
+    /// Its length.
+    pub seconds: u64,
+    /// How many different ids.
+    pub unique_request_count: u64,
+    /// How many ids were accepted, repeats among them, if it says so.
+    pub accepted_ids: Option<u64>,
+    /// Whether the count is whole.
+    pub complete: bool,
+}
+
+#[derive(Deserialize)]
+struct Value {
+    timestamp: String,
+    unique_request_count: u64,
+}
+
+/// Reads all committed records, oldest first, as they are now.
+///
+/// # Errors
+///
+/// [`SinkError`]; fatal for a record that is not of this namespace.
+pub fn read(settings: &KafkaSettings, origin: &Origin, mut each: impl FnMut(Entry)) -> Result<(), SinkError> {
+    let committed: BaseConsumer = settings.consumer("read_committed").create().map_err(failure)?;
+    let (low, _) = committed.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
+    read_since(settings, origin, &committed, low, &mut each)
+}
+
+/// The last committed window. The caller has fenced all before him; if somebody fences him meanwhile and adds one, he
+/// can publish nothing himself.
+pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<Window>, SinkError> {
+    let all: BaseConsumer = settings.consumer("read_uncommitted").create().map_err(failure)?;
+    let (low, end) = all.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
+    let committed: BaseConsumer = settings.consumer("read_committed").create().map_err(failure)?;
+    wait_for_transactions(settings, &committed, end)?;
+    let mut look = FIRST_LOOK;
+    loop {
+        let from = (end - look).max(low);
+        let mut last = None;
+        read_since(settings, origin, &committed, from, &mut |entry| last = Some(entry))?;
+        if let Some(Entry { start, seconds, .. }) = last {
+            // If windows had another length then, the one of ours in which it ends.
+            return Ok(Some(origin.window.starting_at(start + seconds.max(1) - 1)));
+        }
+        if from == low {
+            return Ok(None);
+        }
+        look *= 8;
+    }
+}
+
+/// Until committed readers can read to `end`.
+fn wait_for_transactions(
+    settings: &KafkaSettings,
+    committed: &BaseConsumer,
+    end: i64,
+) -> Result<(), SinkError> {
+    let started = Instant::now();
+    let mut warned = false;
+    loop {
+        let (_, stable) = committed.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
+        if stable >= end {
+            return Ok(());
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(SinkError::unavailable("another producer's open transaction holds the topic up"));
+        }
+        if !warned && started.elapsed() > Duration::from_secs(1) {
+            warn!(
+                topic = settings.topic,
+                "another producer's open transaction holds the topic up, waiting for it"
+            );
+            warned = true;
+        }
+        thread::sleep(ASK_AGAIN_AFTER);
+    }
+}
+
+/// Those from an offset on.
+fn read_since(
+    settings: &KafkaSettings,
+    origin: &Origin,
+    committed: &BaseConsumer,
+    from: i64,
+    each: &mut dyn FnMut(Entry),
+) -> Result<(), SinkError> {
+    let mut partitions = TopicPartitionList::new();
+    partitions.add_partition_offset(&settings.topic, PARTITION, Offset::Offset(from)).map_err(failure)?;
+    committed.assign(&partitions).map_err(failure)?;
+    loop {
+        match committed.poll(TIMEOUT) {
+            None => return Err(SinkError::unavailable("Kafka does not answer in time")),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
+            Some(Err(error)) if is_passing(&error) => {}
+            Some(Err(error)) => return Err(failure(error)),
+            Some(Ok(record)) => each(entry(settings, origin, &record)?),
+        }
+    }
+}
+
+/// Errors of single brokers that librdkafka deals with itself.
+fn is_passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown)
+    )
+}
+
+fn entry(
+    settings: &KafkaSettings,
+    origin: &Origin,
+    record: &BorrowedMessage<'_>,
+) -> Result<Entry, SinkError> {
+    let foreign = |what: String| {
+        SinkError::Fatal(format!(
+            "the topic {} has {what} at offset {}: it needs a topic of its own, with --kafka-topic or another \
+             --namespace",
+            settings.topic,
+            record.offset()
+        ))
+    };
+    let key = String::from_utf8_lossy(record.key().unwrap_or_default());
+    if key != origin.namespace {
+        return Err(foreign(format!("a record with the key '{key}'")));
+    }
+    let value: Option<Value> = record.payload().and_then(|value| serde_json::from_slice(value).ok());
+    let parsed = value.and_then(|value| {
+        let start = OffsetDateTime::parse(&value.timestamp, &Rfc3339).ok()?;
+        Some((u64::try_from(start.unix_timestamp()).ok()?, value.unique_request_count))
+    });
+    let Some((start, unique_request_count)) = parsed else {
+        return Err(foreign("a record that is no count".to_owned()));
+    };
+    let header = |key: &str| {
+        let header = record.headers()?.iter().find(|header| header.key == key)?;
+        std::str::from_utf8(header.value?).ok()
+    };
+    let seconds = header(WINDOW_SECONDS).and_then(|seconds| seconds.parse().ok());
+    Ok(Entry {
+        start,
+        seconds: seconds.unwrap_or_else(|| u64::from(origin.window.seconds())),
+        unique_request_count,
+        accepted_ids: header(ACCEPTED_IDS).and_then(|ids| ids.parse().ok()),
+        complete: header(COMPLETE) == Some("true"),
+    })
+}

@@ -1,0 +1,83 @@
+//! A look at Kafka before the start, as the sink would use it, that disturbs nobody.
+
+use std::time::SystemTime;
+
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use tokio::runtime::Handle;
+
+use super::client::Watcher;
+use super::common::{PARTITION, TIMEOUT, failure};
+use super::ledger;
+use super::settings::KafkaSettings;
+use super::topic::millis;
+use crate::model::window::Window;
+use crate::publish::sinks::{Origin, SinkError};
+use crate::telemetry::metrics::Metrics;
+
+/// What there is.
+#[derive(Debug)]
+pub struct Preflight {
+    /// Partitions of the topic; none if it does not exist.
+    pub partitions: usize,
+    /// The last published window.
+    pub last: Result<Option<Window>, SinkError>,
+    /// Whether the topic can be written to.
+    pub writable: Result<(), SinkError>,
+}
+
+/// Looks. The transaction that is tried is another one than the sink's, and aborted: readers do not see it.
+///
+/// # Errors
+///
+/// [`SinkError`] when the brokers cannot be reached.
+pub fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
+    let watcher = Watcher::new(&Metrics::new());
+    let config = settings.trial_producer();
+    let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
+    let partitions = settings.partitions(producer.client()).map_err(|error| watcher.explain(error))?;
+    if partitions == 0 {
+        // The brokers' transactions, and the name that they give for themselves, are found out without a topic.
+        let can_begin = producer.init_transactions(TIMEOUT).map_err(failure);
+        let writable = match can_begin {
+            Ok(()) | Err(SinkError::Fenced) => settings.try_to_make_topic(),
+            Err(error) => Err(error),
+        };
+        let writable = writable.map_err(|error| watcher.explain(error));
+        return Ok(Preflight { partitions, last: Ok(None), writable });
+    }
+    // That of a window that is published late.
+    let time = origin.window.window_at(SystemTime::now()).previous().start();
+    let writable = match try_to_write(settings, origin, &producer, time) {
+        // By another check: that may write too.
+        Ok(()) | Err(SinkError::Fenced) => settings.see_that_it_takes_records(),
+        Err(error) => Err(watcher.explain(settings.explain(producer.client(), time, error))),
+    };
+    let last = ledger::last(settings, origin).map_err(|error| watcher.explain(error));
+    Ok(Preflight { partitions, last, writable })
+}
+
+fn try_to_write(
+    settings: &KafkaSettings,
+    origin: &Origin,
+    producer: &FutureProducer<Watcher>,
+    time: SystemTime,
+) -> Result<(), SinkError> {
+    producer.init_transactions(TIMEOUT).map_err(failure)?;
+    producer.begin_transaction().map_err(failure)?;
+    let record = FutureRecord::to(&settings.topic)
+        .partition(PARTITION)
+        .key(&origin.namespace)
+        .payload("headcount check")
+        .timestamp(millis(time));
+    let sent = producer.send_result(record).map_err(|(error, _)| failure(error));
+    let flushed = producer.flush(TIMEOUT).map_err(failure);
+    producer.abort_transaction(TIMEOUT).map_err(failure)?;
+    let delivered = sent?;
+    flushed?;
+    // It is there, once all has been flushed.
+    match Handle::current().block_on(delivered) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err((error, _))) => Err(failure(error)),
+        Err(error) => Err(SinkError::unavailable(error)),
+    }
+}

@@ -1,0 +1,318 @@
+//! How Kafka is reached: flags, what librdkafka makes of them, and the topic.
+
+use std::time::Duration;
+
+use clap::Args;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{Client, ClientContext, DefaultClientContext};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::BaseProducer;
+use tokio::runtime::Handle;
+use tracing::{info, warn};
+
+use super::common::{TIMEOUT, failure};
+use crate::platform::secret;
+use crate::publish::sinks::SinkError;
+
+/// How often librdkafka says how it is.
+const STATISTICS_EVERY: Duration = Duration::from_secs(5);
+
+/// Options that would break the promise, or that have a flag of their own.
+const OURS: [&str; 14] = [
+    "acks",
+    "allow.auto.create.topics",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    // It would have the ledger read from a replica that may lag behind.
+    "client.rack",
+    "enable.auto.commit",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "isolation.level",
+    "metadata.broker.list",
+    "request.required.acks",
+    "test.mock.num.brokers",
+    "transactional.id",
+];
+
+/// Where counts are published in Kafka.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Kafka")]
+#[allow(clippy::struct_field_names, reason = "fields are named after their flags")]
+pub struct KafkaArgs {
+    /// Publish to Kafka too, every window exactly once: addresses of brokers, as in kafka1:9092,kafka2:9092
+    #[arg(long, env = "HEADCOUNT_KAFKA_BROKERS", value_name = "HOST:PORT,…")]
+    kafka_brokers: Option<String>,
+
+    // Not a doc comment: help has no Markdown.
+    #[arg(
+        long,
+        env = "HEADCOUNT_KAFKA_TOPIC",
+        value_name = "NAME",
+        value_parser = parse_topic,
+        help = "The topic, which has nothing else in it; it is made if it does not exist [default: \
+                <namespace>.unique-counts]"
+    )]
+    kafka_topic: Option<String>,
+
+    // Not a doc comment: help has no Markdown.
+    #[arg(
+        long,
+        env = "HEADCOUNT_KAFKA_OPTION",
+        value_name = "KEY=VALUE",
+        value_delimiter = ';',
+        hide_env_values = true,
+        help = "Options of librdkafka, also several with semicolons in between; file:PATH is the value that \
+                a file has"
+    )]
+    kafka_option: Vec<String>,
+}
+
+/// Settings that librdkafka takes.
+#[derive(Debug, Clone)]
+pub struct KafkaSettings {
+    /// The topic.
+    pub topic: String,
+    config: ClientConfig,
+    /// Options whose values are in files, as `file:PATH`.
+    files: Vec<(String, String)>,
+}
+
+fn parse_topic(text: &str) -> Result<String, String> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let is_name = !text.is_empty() && text.len() <= 249 && text.chars().all(valid);
+    if is_name && text != "." && text != ".." {
+        return Ok(text.to_owned());
+    }
+    Err("expected up to 249 letters, digits, dots, hyphens and underscores".to_owned())
+}
+
+/// A host, and a port or none. librdkafka would leave out what it does not understand, with a line in its own log.
+fn is_broker(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match in_brackets {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')),
+    };
+    !host.is_empty() && is_host && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+impl KafkaArgs {
+    /// None when nothing is to be published to Kafka.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the value of an option.
+    pub fn settings(&self, namespace: &str) -> Result<Option<KafkaSettings>, String> {
+        let Some(brokers) = &self.kafka_brokers else { return self.without_brokers() };
+        if !brokers.split(',').all(|broker| is_broker(broker.trim())) {
+            // Not repeated where it may have a password in it.
+            let value = if brokers.contains(['@', '/']) { String::new() } else { format!(" '{brokers}'") };
+            return Err(format!(
+                "invalid value{value} for '--kafka-brokers <HOST:PORT,…>': expected addresses of brokers and nothing \
+                 else, such as kafka1:9092,kafka2:9092"
+            ));
+        }
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", brokers)
+            .set("client.id", "headcount")
+            .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
+            // Longer than all that is done in one. A leader that died holds up the readers for so long, should
+            // there be no next one.
+            .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
+            .set("allow.auto.create.topics", "false")
+            .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())
+            .set("reconnect.backoff.max.ms", "1000");
+        let mut files = Vec::new();
+        for option in &self.kafka_option {
+            let (key, given) = read_option(option)?;
+            let value = secret::resolve(given)
+                .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
+            config.set(key, value);
+            if given.starts_with(secret::FILE) {
+                files.push((key.to_owned(), given.to_owned()));
+            }
+        }
+        let topic = self.kafka_topic.clone().unwrap_or_else(|| format!("{namespace}.unique-counts"));
+        let settings = KafkaSettings { topic, config, files };
+        settings.try_out()?;
+        Ok(Some(settings))
+    }
+
+    fn without_brokers(&self) -> Result<Option<KafkaSettings>, String> {
+        if self.kafka_topic.is_some() || !self.kafka_option.is_empty() {
+            return Err(
+                "'--kafka-topic' and '--kafka-option' say nothing without '--kafka-brokers'".to_owned()
+            );
+        }
+        Ok(None)
+    }
+}
+
+fn refused(key: &str, why: &str) -> String {
+    format!("invalid option '{key}' for '--kafka-option <KEY=VALUE>': {why}")
+}
+
+/// Key and value of an option that the user may set.
+fn read_option(option: &str) -> Result<(&str, &str), String> {
+    let (key, value) = option
+        .split_once('=')
+        .map(|(key, value)| (key.trim(), value.trim()))
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or(
+            "invalid value for '--kafka-option <KEY=VALUE>': expected an option of librdkafka, such as \
+                security.protocol=sasl_ssl",
+        )?;
+    // librdkafka takes options of topics with this before them too.
+    if OURS.contains(&key.strip_prefix("topic.").unwrap_or(key)) {
+        return Err(refused(key, "every window exactly once needs it as it is"));
+    }
+    let is_tls =
+        key.starts_with("ssl.") || key == "security.protocol" && value.to_lowercase().contains("ssl");
+    if is_tls && !cfg!(feature = "kafka-tls") {
+        return Err(refused(
+            key,
+            "this build has no TLS for Kafka: build it with --features kafka-tls, or use the Docker image",
+        ));
+    }
+    Ok((key, value))
+}
+
+impl KafkaSettings {
+    /// Lets librdkafka say what it thinks of the options, each and together.
+    fn try_out(&self) -> Result<(), String> {
+        let mut config = self.producer();
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        match config.create::<BaseProducer>() {
+            Err(KafkaError::ClientConfig(_, reason, key, _)) => {
+                // It may quote the value.
+                let reason = reason.split(['"', ':']).next().unwrap_or_default().trim().to_owned();
+                Err(format!(
+                    "invalid option '{key}' for '--kafka-option <KEY=VALUE>': librdkafka says: {reason}"
+                ))
+            }
+            Err(error) => Err(format!("'--kafka-option <KEY=VALUE>' cannot be used: {error}")),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// With the values that are in files now: a password may have been changed. A file that cannot be read leaves the
+    /// value that it had at the start.
+    fn config(&self) -> ClientConfig {
+        let mut config = self.config.clone();
+        for (key, given) in &self.files {
+            match secret::resolve(given) {
+                Ok(value) => _ = config.set(key, value),
+                Err((path, error)) => warn!(key, path, %error, "an option of Kafka stays as it was"),
+            }
+        }
+        config
+    }
+
+    /// For the one who publishes to the topic: there is one at a time.
+    pub(super) fn producer(&self) -> ClientConfig {
+        let mut config = self.config();
+        config.set("transactional.id", format!("headcount.{}", self.topic));
+        config
+    }
+
+    /// For one who only tries to.
+    pub(super) fn trial_producer(&self) -> ClientConfig {
+        let mut config = self.config();
+        config.set("transactional.id", format!("headcount-check.{}", self.topic));
+        config
+    }
+
+    /// For reading committed records, or to see all there is.
+    pub(super) fn consumer(&self, isolation: &str) -> ClientConfig {
+        let mut config = self.config();
+        config
+            // Nothing is ever committed for it.
+            .set("group.id", "headcount.ledger")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "error")
+            .set("statistics.interval.ms", "0")
+            .set("isolation.level", isolation);
+        config
+    }
+
+    /// How many partitions it has; none if it does not exist.
+    pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
+        let metadata = client.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(failure)?;
+        let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
+        Ok(there.map(|topic| topic.partitions().len()).sum())
+    }
+
+    /// Makes the topic with one partition if there is none, else sees that it can be a record.
+    pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
+        if self.partitions(client)? > 0 {
+            return self.see_that_it_takes_records();
+        }
+        self.make_topic(&admin_options())?;
+        info!(topic = self.topic, "made a topic in Kafka");
+        Ok(())
+    }
+
+    /// Whether the topic could be made.
+    pub(super) fn try_to_make_topic(&self) -> Result<(), SinkError> {
+        self.make_topic(&admin_options().validate_only(true))
+    }
+
+    fn make_topic(&self, options: &AdminOptions) -> Result<(), SinkError> {
+        // As many replicas as the brokers' default says.
+        let topic =
+            NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
+        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], options));
+        for made in made.map_err(failure)? {
+            match made {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, error)) => {
+                    return Err(SinkError::unavailable(format!("cannot make the topic {topic}: {error}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
+        self.config().create().map_err(failure)
+    }
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Every client that is made has what is in the file by then, or what was there last.
+    #[test]
+    fn values_in_files_are_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "first\n").unwrap();
+        let args = KafkaArgs {
+            kafka_brokers: Some("127.0.0.1:9092".to_owned()),
+            kafka_topic: None,
+            kafka_option: vec![format!("sasl.password=file:{}", file.path().display())],
+        };
+        let settings = args.settings("test").unwrap().unwrap();
+        let password = || settings.producer().get("sasl.password").map(str::to_owned);
+        assert_eq!(password().as_deref(), Some("first"));
+        fs::write(file.path(), "second\n").unwrap();
+        assert_eq!(password().as_deref(), Some("second"));
+        fs::remove_file(file.path()).unwrap();
+        assert_eq!(password().as_deref(), Some("first"), "as it was at the start");
+    }
+}

@@ -1,0 +1,143 @@
+//! The sink.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use tokio::runtime::Handle;
+use tracing::info;
+
+use super::client::Watcher;
+use super::common::{PARTITION, TIMEOUT, failure};
+use super::ledger;
+use super::settings::KafkaSettings;
+use super::topic::millis;
+use crate::coordination::grant::Grant;
+use crate::model::window::{UniqueCount, Window, WindowCount};
+use crate::publish::sinks::{CountSink, Origin, SinkError};
+use crate::telemetry::metrics::Metrics;
+
+/// How often the settings of the topic are looked at while all goes well.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Publishes to a topic.
+pub struct KafkaSink {
+    settings: Arc<KafkaSettings>,
+    origin: Arc<Origin>,
+    watcher: Watcher,
+    producer: Option<Arc<FutureProducer<Watcher>>>,
+    /// When the topic's settings were looked at last: somebody may change them.
+    looked: Instant,
+}
+
+impl KafkaSink {
+    /// Does not connect yet.
+    pub fn new(settings: KafkaSettings, origin: Origin, metrics: &Metrics) -> Self {
+        let (settings, origin) = (Arc::new(settings), Arc::new(origin));
+        Self { settings, origin, watcher: Watcher::new(metrics), producer: None, looked: Instant::now() }
+    }
+
+    /// The calls of librdkafka block: they run on a thread of their own.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        self.watcher.begin();
+        let done = tokio::task::spawn_blocking(work).await.map_err(SinkError::unavailable)?;
+        done.map_err(|error| self.watcher.explain(error))
+    }
+}
+
+#[async_trait]
+impl CountSink for KafkaSink {
+    fn name(&self) -> &'static str {
+        "kafka"
+    }
+
+    async fn resume(&mut self, grant: &Grant) -> Result<Option<Window>, SinkError> {
+        let old = self.producer.take();
+        let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
+        let (watcher, grant) = (self.watcher.clone(), grant.clone());
+        let (producer, last) = self
+            .blocking(move || {
+                drop(old);
+                let producer: FutureProducer<Watcher> =
+                    settings.producer().create_with_context(watcher).map_err(failure)?;
+                // Each time: it may have been deleted, or the brokers may have come back empty.
+                settings.prepare_topic(producer.client())?;
+                if !grant.is_valid() {
+                    return Err(SinkError::unavailable("the lease has ended"));
+                }
+                producer.init_transactions(TIMEOUT).map_err(failure)?;
+                let last = ledger::last(&settings, &origin)?;
+                Ok((producer, last))
+            })
+            .await
+            .inspect_err(|_| self.watcher.is_gone())?;
+        self.looked = Instant::now();
+        self.producer = Some(Arc::new(producer));
+        let after = last.map(tracing::field::display);
+        info!(topic = self.settings.topic, after, "publishing to Kafka");
+        Ok(last)
+    }
+
+    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+        let Some(producer) = self.producer.clone() else {
+            return Err(SinkError::unavailable("no connection to Kafka"));
+        };
+        let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
+        let (count, token) = (*count, grant.token());
+        let look = self.looked.elapsed() > LOOK_EVERY;
+        if look {
+            self.looked = Instant::now();
+        }
+        self.blocking(move || {
+            if look {
+                settings.see_that_it_takes_records()?;
+            }
+            // Nothing but this; the rest is in the headers.
+            let record =
+                UniqueCount { timestamp: count.window, unique_request_count: count.unique_request_count };
+            let value = serde_json::to_vec(&record).map_err(SinkError::unavailable)?;
+            let time = count.window.end().min(SystemTime::now());
+            let record = FutureRecord::to(&settings.topic)
+                .partition(PARTITION)
+                .key(&origin.namespace)
+                .payload(&value)
+                .timestamp(millis(time))
+                .headers(headers(&origin, &count, token));
+            producer.begin_transaction().map_err(failure)?;
+            // What becomes of the record is what becomes of the transaction, which waits for it.
+            let sent = producer.send_result(record).map_err(|(error, _)| error);
+            let done = sent.and_then(|_delivered| producer.commit_transaction(TIMEOUT));
+            done.map_err(|error| settings.explain(producer.client(), time, failure(error)))
+        })
+        .await
+    }
+}
+
+/// Closing a client may take a while.
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        if let (Some(producer), Ok(runtime)) = (self.producer.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(producer));
+        }
+    }
+}
+
+fn headers(origin: &Origin, count: &WindowCount, token: u64) -> OwnedHeaders {
+    let values = [
+        ("mode", origin.mode.as_str().to_owned()),
+        ("standard_error", origin.standard_error.to_string()),
+        (ledger::WINDOW_SECONDS, origin.window.seconds().to_string()),
+        (ledger::ACCEPTED_IDS, count.accepted_ids.to_string()),
+        (ledger::COMPLETE, count.complete.to_string()),
+        ("instance", origin.instance.clone()),
+        ("fencing_token", token.to_string()),
+    ];
+    values.iter().fold(OwnedHeaders::new_with_capacity(values.len()), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    })
+}

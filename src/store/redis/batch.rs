@@ -1,0 +1,301 @@
+//! A batch: the writes that go to Redis together, and who waits for their replies.
+//!
+//! A write is nothing but bytes at the end of those before it, and a place among the replies. So what a request costs here
+//! is a copy of some sixty bytes and a waker: no command, no channel and no task of its own.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::hll::{Observation, Sketch};
+use crate::model::id::Id;
+use crate::platform::unavailable::Unavailable;
+use crate::redis::wire;
+
+/// Writes of a batch, at most.
+const WRITES: usize = 1024;
+/// Ids of a batch, at most, unless one write has more.
+const IDS: usize = 16 * 1024;
+/// In bytes.
+const LARGEST_BUFFER_KEPT: usize = 256 * 1024;
+
+/// A small batch needs no room elsewhere.
+type Few<T> = SmallVec<[T; 8]>;
+/// To each write, in their order.
+pub(super) type Replies = Few<Result<u64, Unavailable>>;
+
+/// Where ids go: the key of a shard of a window, and what is known about it.
+pub(super) struct Target {
+    /// `PFADD` or `SADD`.
+    pub(super) command: &'static str,
+    pub(super) key: String,
+    /// How long the server keeps the key after it was last told, in milliseconds. Its own clock says when that is over:
+    /// ours may be wrong.
+    pub(super) keep_for: u64,
+    /// How every write begins, behind the number of its words.
+    prefix: Vec<u8>,
+    /// The epoch in which the server was told how long to keep the key; 0 is none.
+    expires_since: AtomicU64,
+    /// The registers that the server has, where writes that cannot change any are left out.
+    acknowledged: Option<Acknowledged>,
+}
+
+struct Acknowledged {
+    epoch: AtomicU64,
+    registers: Sketch,
+    /// Held while registers are added: none of an old epoch may come in behind a new one.
+    adding: Mutex<()>,
+}
+
+impl Target {
+    pub(super) fn new(
+        command: &'static str,
+        key: String,
+        keep_for: u64,
+        remember_acknowledged: bool,
+    ) -> Self {
+        let mut prefix = Vec::new();
+        wire::word(&mut prefix, command.as_bytes());
+        wire::word(&mut prefix, key.as_bytes());
+        let acknowledged = remember_acknowledged.then(|| Acknowledged {
+            epoch: AtomicU64::new(0),
+            registers: Sketch::new(),
+            adding: Mutex::default(),
+        });
+        Self { command, key, keep_for, prefix, expires_since: AtomicU64::new(0), acknowledged }
+    }
+
+    /// True when the server is known to have, in this epoch, what this would change.
+    pub(super) fn has(&self, observation: Observation, epoch: u64) -> bool {
+        self.acknowledged.as_ref().is_some_and(|acknowledged| {
+            acknowledged.epoch.load(Ordering::Acquire) == epoch && acknowledged.registers.covers(observation)
+        })
+    }
+}
+
+impl Acknowledged {
+    /// Notes that the server has these.
+    fn add(&self, observed: impl Iterator<Item = Observation>, epoch: u64) {
+        let _adding = self.adding.lock();
+        let known = self.epoch.load(Ordering::Relaxed);
+        if known > epoch {
+            return;
+        }
+        if known < epoch {
+            self.registers.clear();
+            // Whoever sees the new epoch sees no register of the old one.
+            self.epoch.store(epoch, Ordering::Release);
+        }
+        for observation in observed {
+            self.registers.raise(observation);
+        }
+    }
+}
+
+/// What a batch was made of.
+#[derive(Default)]
+pub(super) struct Remains {
+    buffer: Vec<u8>,
+    answers: Arc<Answers>,
+}
+
+/// Writes that go together.
+pub(super) struct Batch {
+    /// Of the first write, and so of all.
+    pub(super) deadline: Instant,
+    commands: Vec<u8>,
+    /// How much of the commands are writes: what follows is sent with them.
+    writes_end: usize,
+    writes: usize,
+    ids: usize,
+    touched: SmallVec<[Touched; 1]>,
+    answers: Arc<Answers>,
+}
+
+/// A target that has writes in the batch.
+struct Touched {
+    target: Arc<Target>,
+    /// Its window cannot be sealed while there is one.
+    _under_way: TaskTrackerToken,
+    /// What the server will have, by the write that tells it; where that is remembered.
+    observed: Vec<(usize, Observation)>,
+}
+
+impl Batch {
+    /// An empty one, of what is left of another.
+    pub(super) fn new(deadline: Instant, remains: Option<Remains>) -> Self {
+        let Remains { buffer, mut answers } = remains.unwrap_or_default();
+        if let Some(answers) = Arc::get_mut(&mut answers) {
+            *answers = Answers::default();
+        } else {
+            // Somebody has not looked at his reply yet.
+            answers = Arc::default();
+        }
+        Self {
+            deadline,
+            commands: buffer,
+            writes_end: 0,
+            writes: 0,
+            ids: 0,
+            touched: SmallVec::new(),
+            answers,
+        }
+    }
+
+    /// How many writes it has.
+    pub(super) fn writes(&self) -> usize {
+        self.writes
+    }
+
+    pub(super) fn has_room_for(&self, ids: usize) -> bool {
+        self.writes < WRITES && (self.writes == 0 || self.ids + ids <= IDS)
+    }
+
+    /// Adds a write.
+    pub(super) fn add<'a>(
+        &mut self,
+        target: &Arc<Target>,
+        ids: impl ExactSizeIterator<Item = &'a Id>,
+        under_way: &TaskTrackerToken,
+    ) -> Receipt {
+        let touched = self.touch(target, under_way);
+        self.ids += ids.len();
+        wire::begin(&mut self.commands, 2 + ids.len());
+        self.commands.extend_from_slice(&target.prefix);
+        for id in ids {
+            wire::word(&mut self.commands, id.as_bytes());
+            if target.acknowledged.is_some() {
+                self.touched[touched].observed.push((self.writes, Observation::of(id.as_bytes())));
+            }
+        }
+        self.writes_end = self.commands.len();
+        let place = self.writes;
+        self.writes += 1;
+        self.answers.expect_one();
+        Receipt { answers: Arc::clone(&self.answers), place }
+    }
+
+    /// The place of a target among those that are touched. There are few: shards of the running window.
+    fn touch(&mut self, target: &Arc<Target>, under_way: &TaskTrackerToken) -> usize {
+        let place = self.touched.iter().rposition(|touched| Arc::ptr_eq(&touched.target, target));
+        place.unwrap_or_else(|| {
+            let target = Arc::clone(target);
+            self.touched.push(Touched { target, _under_way: under_way.clone(), observed: Vec::new() });
+            self.touched.len() - 1
+        })
+    }
+
+    /// The writes in their order, then how long to keep the keys that are new in this epoch; and how many commands that is.
+    pub(super) fn commands(&mut self, epoch: u64) -> (&[u8], usize) {
+        self.commands.truncate(self.writes_end);
+        let mut count = self.writes;
+        for Touched { target, .. } in &self.touched {
+            // If this batch fails, so does the epoch.
+            if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
+                wire::begin(&mut self.commands, 3);
+                wire::word(&mut self.commands, b"PEXPIRE");
+                wire::word(&mut self.commands, target.key.as_bytes());
+                wire::word(&mut self.commands, target.keep_for.to_string().as_bytes());
+                count += 1;
+            }
+        }
+        (&self.commands, count)
+    }
+
+    /// Gives everybody his reply, which came in this epoch; there are as many as writes. What is left is good for another
+    /// batch.
+    pub(super) fn answer(mut self, replies: Replies, epoch: u64) -> Remains {
+        for Touched { target, observed, .. } in &self.touched {
+            if let Some(acknowledged) = &target.acknowledged {
+                let done = observed.iter().filter(|(write, _)| replies[*write].is_ok());
+                acknowledged.add(done.map(|(_, observation)| *observation), epoch);
+            }
+        }
+        self.answers.give(|| Ok(replies));
+        let mut buffer = std::mem::take(&mut self.commands);
+        buffer.clear();
+        if buffer.capacity() > LARGEST_BUFFER_KEPT {
+            buffer = Vec::new();
+        }
+        Remains { buffer, answers: Arc::clone(&self.answers) }
+    }
+
+    /// Tells everybody that it failed.
+    pub(super) fn fail(self, error: &Unavailable) {
+        self.answers.give(|| Err(error.clone()));
+    }
+}
+
+/// Nobody waits for what will not come.
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.answers.give(|| Err(Unavailable::because("the pipeline to Redis has ended")));
+    }
+}
+
+/// The replies to a batch, once they are there, and who waits for them.
+#[derive(Default)]
+struct Answers(Mutex<State>);
+
+enum State {
+    /// A waker a write, from when somebody has waited for its reply.
+    Awaited(Few<Option<Waker>>),
+    Given(Result<Replies, Unavailable>),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Awaited(Few::new())
+    }
+}
+
+impl Answers {
+    fn expect_one(&self) {
+        if let State::Awaited(wakers) = &mut *self.0.lock() {
+            wakers.push(None);
+        }
+    }
+
+    /// Unless they have been given.
+    fn give(&self, replies: impl FnOnce() -> Result<Replies, Unavailable>) {
+        let mut state = self.0.lock();
+        let State::Awaited(wakers) = &mut *state else { return };
+        let wakers = std::mem::take(wakers);
+        *state = State::Given(replies());
+        drop(state);
+        for waker in wakers.into_iter().flatten() {
+            waker.wake();
+        }
+    }
+}
+
+/// Becomes the reply to a write: how many ids were new, or that the sketch changed.
+pub(super) struct Receipt {
+    answers: Arc<Answers>,
+    place: usize,
+}
+
+impl Future for Receipt {
+    type Output = Result<u64, Unavailable>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self.answers.0.lock() {
+            State::Given(Ok(replies)) => Poll::Ready(replies[self.place].clone()),
+            State::Given(Err(error)) => Poll::Ready(Err(error.clone())),
+            State::Awaited(wakers) => {
+                match &mut wakers[self.place] {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    none => *none = Some(context.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
+    }
+}

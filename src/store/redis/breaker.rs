@@ -1,0 +1,93 @@
+//! The breaker: whether requests may wait for Redis.
+//!
+//! It is closed while all is well. The first write that fails or is late opens it; from then on no request
+//! waits, until a [recovery](super::recovery) has closed it again. (Nygard, *Release It!*, 2007.)
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::config::OnRedisDown;
+use crate::platform::unavailable::Unavailable;
+
+/// Whether requests may wait for Redis.
+pub(super) struct Breaker {
+    /// `Relaxed`: whoever sees it a moment late waits for Redis, or keeps an id here, that need not have.
+    open: AtomicBool,
+    opened_at: Mutex<Instant>,
+    has_opened: Notify,
+    /// Ids that were kept here since it opened.
+    kept: AtomicU64,
+    on_redis_down: OnRedisDown,
+}
+
+impl Breaker {
+    /// Closed.
+    pub(super) fn new(on_redis_down: OnRedisDown) -> Self {
+        Self {
+            open: AtomicBool::new(false),
+            opened_at: Mutex::new(Instant::now()),
+            has_opened: Notify::new(),
+            kept: AtomicU64::new(0),
+            on_redis_down,
+        }
+    }
+
+    /// True when nobody is to wait for Redis.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Opens it, because of `cause`.
+    pub(super) fn open(&self, cause: &Unavailable) {
+        let mut opened_at = self.opened_at.lock();
+        if self.open.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        *opened_at = Instant::now();
+        self.kept.store(0, Ordering::Relaxed);
+        match self.on_redis_down {
+            OnRedisDown::Count => {
+                warn!(error = %cause, "cannot write to Redis: ids are kept here until it is back");
+            }
+            OnRedisDown::Fail => {
+                warn!(error = %cause, "cannot write to Redis: requests fail until it is back");
+            }
+        }
+        // Also if nobody waits for it yet.
+        self.has_opened.notify_one();
+    }
+
+    /// Waits until it is open.
+    pub(super) async fn opened(&self) {
+        while !self.is_open() {
+            self.has_opened.notified().await;
+        }
+    }
+
+    /// Closes it.
+    pub(super) fn close(&self) {
+        let opened_at = self.opened_at.lock();
+        self.open.store(false, Ordering::Relaxed);
+        let (kept_ids, after) = (self.kept.load(Ordering::Relaxed), in_milliseconds(opened_at.elapsed()));
+        match self.on_redis_down {
+            OnRedisDown::Count => {
+                info!(%after, kept_ids, "writing to Redis again: it has what was kept here");
+            }
+            OnRedisDown::Fail => info!(%after, "writing to Redis again"),
+        }
+    }
+
+    /// Ids were accepted without Redis.
+    pub(super) fn note_kept(&self, ids: usize) {
+        self.kept.fetch_add(ids as u64, Ordering::Relaxed);
+    }
+}
+
+fn in_milliseconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
+}

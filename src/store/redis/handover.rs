@@ -1,0 +1,351 @@
+//! The handing over of what is kept here to Redis.
+//!
+//! Everything in here may fail half-way and be done again: a merge is idempotent, adding an id twice is adding
+//! it once, and an id is kept until Redis has said that it has it.
+//!
+//! # Parts
+//!
+//! The sketch of a window is one key for all instances, and a key can go: it is deleted, evicted, replaced, or
+//! expires because nobody could close the window in time. What instances that have sealed the window had merged
+//! into it is gone with it, and the next merge makes a new key that looks as good as the old one. So an instance
+//! that seals a window also leaves its own sketch, its *part*, until the window is closed. The leader merges all
+//! parts once more before it counts. If one is missing, the count may lack ids, and is not called complete.
+//!
+//! # Something else under our name
+//!
+//! A list, say, where a sketch belongs would be in the way of every later window too, because windows are sealed in
+//! order. It is put aside, and what the instances have is merged into a new key.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use std::collections::BTreeMap;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{FromRedisValue, Pipeline, RedisError, RedisResult};
+
+use super::batch::Target;
+use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
+use super::local::{Held, Intake, LocalWindow};
+use crate::hll::Sketch;
+use crate::model::id::Id;
+use crate::model::mode::Mode;
+use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
+use crate::redis::damage::{self, Holds, is_damage};
+use crate::redis::wire::Wire;
+use crate::redis::{Call, Redis};
+use crate::store::id_set::IdSet;
+use crate::telemetry::metrics::{HotCounter, Metrics};
+
+/// How long what is to be merged lives if the merge does not come, in seconds.
+const MERGE_EXPIRES: u64 = 60;
+/// Exact ids that are handed over in one pipeline: few enough to be done well within `--redis-timeout`.
+const IDS_A_PIPELINE: usize = 8 * 1024;
+
+/// What a merge leaves of this instance's sketch beside the shared one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    Nothing,
+    Part,
+}
+
+/// Hands over to Redis.
+pub(super) struct Handover {
+    config: Arc<RedisCounterConfig>,
+    redis: Redis,
+    changed_ids: HotCounter,
+}
+
+impl Handover {
+    /// Over a connection of its own.
+    pub(super) fn new(config: Arc<RedisCounterConfig>, redis: &Redis, metrics: &Metrics) -> Self {
+        Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone() }
+    }
+
+    /// Whether a server takes writes.
+    pub(super) async fn probe(&self, redis: &Redis<Wire>) -> Result<(), Unavailable> {
+        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let mut write = ::redis::cmd("SET");
+        write.arg(keys.merge(0, *shards, process)).arg("").arg("EX").arg(MERGE_EXPIRES);
+        let write = write.get_packed_command();
+        let ask = redis.run(Call::Ask, async |wire| {
+            wire.exchange(&write, 1)
+                .await?
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(RedisError::from)
+        });
+        ask.await.map(drop)
+    }
+
+    /// Seals a window that nothing enters any more.
+    pub(super) async fn seal(&self, local: &LocalWindow) -> Result<(), Unavailable> {
+        // Each write has its deadline, so this one only says that something is very wrong.
+        local.all_answered(10 * self.config.timeout).await?;
+        let parts = self.give(local, Leave::Part).await?;
+        self.report_intake("HSET", local.window, Intake { parts, ..local.intake() }).await
+    }
+
+    /// Says that nothing came for a window here: the leader takes silence for a loss.
+    pub(super) async fn seal_idle(&self, window: Window) -> Result<(), Unavailable> {
+        self.report_intake("HSETNX", window, Intake::default()).await
+    }
+
+    /// Says that what was accepted for a window is lost, unless Redis still knows of it: then it has the rest
+    /// too, which came before.
+    pub(super) async fn report_lost(&self, window: Window, intake: Intake) -> Result<(), Unavailable> {
+        let lost = match self.config.mode {
+            // Those that Redis called new are missing from the set.
+            Mode::Exact => 0,
+            Mode::Hll => intake.accepted,
+        };
+        self.report_intake("HSETNX", window, Intake { lost, ..intake }).await
+    }
+
+    /// Hands over what is kept of windows, one after another.
+    pub(super) async fn hand_over_all(&self, windows: &[Arc<LocalWindow>]) -> Result<(), Unavailable> {
+        for local in windows {
+            self.hand_over(local).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands over what is kept of a window, one caller after another.
+    pub(super) async fn hand_over(&self, local: &LocalWindow) -> Result<(), Unavailable> {
+        self.give(local, Leave::Nothing).await.map(drop)
+    }
+
+    /// In how many shards a part was left.
+    async fn give(&self, local: &LocalWindow, leave: Leave) -> Result<u64, Unavailable> {
+        let _turn = local.handing_over.lock().await;
+        match &local.held {
+            Held::Sketches { sketches, unmerged } => {
+                // Ordered after the registers of these ids.
+                let ids = unmerged.load(Ordering::Acquire);
+                let parts = self.merge(local, sketches, leave).await?;
+                unmerged.fetch_sub(ids, Ordering::Relaxed);
+                local.unacknowledged.release(ids);
+                Ok(parts)
+            }
+            Held::Ids(ids) => self.add_all(local, ids).await.map(|()| 0),
+        }
+    }
+
+    /// Merges the local sketches into the shared ones.
+    async fn merge(
+        &self,
+        local: &LocalWindow,
+        sketches: &[Sketch],
+        leave: Leave,
+    ) -> Result<u64, Unavailable> {
+        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let sketches: Vec<_> = sketches.iter().enumerate().filter(|(_, sketch)| !sketch.is_empty()).collect();
+        for some in sketches.chunks(SHARDS_A_PIPELINE) {
+            let mut commands = Pipeline::new();
+            // Nobody may come in between: the merge of another window uses the same key, and so may one that was
+            // sent over a connection that was then given up.
+            commands.atomic();
+            for (shard, sketch) in some {
+                let Target { key, keep_for, .. } = &*local.targets[*shard];
+                let (mine, lives) = match leave {
+                    Leave::Nothing => (keys.merge(*shard, *shards, process), 1000 * MERGE_EXPIRES),
+                    Leave::Part => (keys.part(*shard, *shards, local.window, process), *keep_for),
+                };
+                commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("PX").arg(lives);
+                commands.cmd("PFMERGE").arg(key).arg(&mine);
+                commands.cmd("PEXPIRE").arg(key).arg(keep_for);
+                if leave == Leave::Nothing {
+                    commands.cmd("DEL").arg(&mine);
+                }
+            }
+            let of_shards: Vec<_> =
+                some.iter().map(|(shard, _)| vec![local.targets[*shard].key.clone()]).collect();
+            if leave == Leave::Part {
+                local.has_part.store(true, Ordering::Relaxed);
+            }
+            let () = self.mending(&of_shards, Call::Seal, &commands).await?;
+        }
+        Ok(if leave == Leave::Part { sketches.len() as u64 } else { 0 })
+    }
+
+    /// Merges the parts of all instances into the sketches of a window that all have sealed. How many ids are in
+    /// doubt, because a part is gone.
+    pub(super) async fn gather(
+        &self,
+        window: Window,
+        intakes: &BTreeMap<String, Intake>,
+    ) -> Result<u64, Unavailable> {
+        let RedisCounterConfig { mode, keys, shards, .. } = &*self.config;
+        let (with_parts, expected): (Vec<&String>, Vec<&Intake>) =
+            intakes.iter().filter(|(_, intake)| intake.parts > 0).unzip();
+        if with_parts.is_empty() {
+            return Ok(0);
+        }
+        let mut found = vec![0; with_parts.len()];
+        let all: Vec<_> = (0..usize::from(shards.count())).collect();
+        for some in all.chunks(SHARDS_A_PIPELINE) {
+            let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
+            for shard in some {
+                let key = keys.ids(*mode, *shard, *shards, window);
+                let parts: Vec<_> =
+                    with_parts.iter().map(|process| keys.part(*shard, *shards, window, process)).collect();
+                commands.cmd("PFMERGE").arg(&key).arg(&parts).ignore();
+                commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window)).ignore();
+                // After the merge: one that is still there was there then.
+                for part in &parts {
+                    commands.cmd("EXISTS").arg(part);
+                }
+                of_shards.push([vec![key], parts].concat());
+            }
+            let there: Vec<u64> = self.mending(&of_shards, Call::Seal, &commands).await?;
+            for (place, there) in there.into_iter().enumerate() {
+                found[place % with_parts.len()] += there;
+            }
+        }
+        let gone = expected.iter().zip(found).filter(|(expected, found)| *found < expected.parts);
+        Ok(gone.map(|(expected, _)| expected.accepted.max(1)).sum())
+    }
+
+    /// Removes this instance's part of a window: it is closed.
+    pub(super) async fn remove_part(&self, local: &LocalWindow) -> Result<(), Unavailable> {
+        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let mut commands = Pipeline::new();
+        for shard in 0..usize::from(shards.count()) {
+            commands.cmd("DEL").arg(keys.part(shard, *shards, local.window, process));
+        }
+        self.run(async |connection| commands.exec_async(connection).await).await?;
+        local.has_part.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What instances accepted for a window, as they said when they sealed it.
+    pub(super) async fn intakes(&self, window: Window) -> Result<BTreeMap<String, Intake>, Unavailable> {
+        let mut get = Pipeline::new();
+        get.cmd("HGETALL").arg(self.config.keys.accepted(window));
+        let (entries,): (BTreeMap<String, String>,) = self.with_accepted(window, Call::Count, &get).await?;
+        Ok(entries.into_iter().map(|(process, text)| (process, Intake::read(&text))).collect())
+    }
+
+    /// Adds the exact ids that Redis does not have, as far as they are there already.
+    async fn add_all(&self, local: &LocalWindow, ids: &IdSet) -> Result<(), Unavailable> {
+        let mut some = Vec::new();
+        for stripe in 0..IdSet::STRIPES {
+            some.append(&mut ids.stripe_of(stripe));
+            let is_last = stripe + 1 == IdSet::STRIPES;
+            while some.len() >= IDS_A_PIPELINE || is_last && !some.is_empty() {
+                let rest = some.split_off(some.len().min(IDS_A_PIPELINE));
+                self.add_some(local, &some).await?;
+                local.unacknowledged.release(ids.remove(&some));
+                some = rest;
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_some(&self, local: &LocalWindow, ids: &[Id]) -> Result<(), Unavailable> {
+        let mut by_shard = vec![Vec::new(); local.targets.len()];
+        for id in ids {
+            by_shard[self.config.shards.of(id.as_bytes())].push(id);
+        }
+        let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
+        for (target, ids) in local.targets.iter().zip(by_shard).filter(|(_, ids)| !ids.is_empty()) {
+            commands.cmd(target.command).arg(&target.key);
+            for id in ids {
+                commands.arg(id.as_bytes());
+            }
+            commands.cmd("PEXPIRE").arg(&target.key).arg(target.keep_for).ignore();
+            of_shards.push(vec![target.key.clone()]);
+        }
+        let added: Vec<u64> = if let Some(added) = self.unless_damaged(Call::Seal, &commands).await? {
+            added
+        } else {
+            // What Redis had of them is gone, and what it calls new from now on may be some of it.
+            local.note_damage();
+            self.mending(&of_shards, Call::Seal, &commands).await?
+        };
+        let new = added.iter().sum();
+        local.note_new(new);
+        self.changed_ids.increment(new);
+        Ok(())
+    }
+
+    /// Notes what came for a window.
+    async fn report_intake(
+        &self,
+        set: &'static str,
+        window: Window,
+        intake: Intake,
+    ) -> Result<(), Unavailable> {
+        let key = self.config.keys.accepted(window);
+        let mut commands = Pipeline::new();
+        commands.cmd(set).arg(&key).arg(&self.config.process).arg(intake.to_string());
+        commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window));
+        self.with_accepted(window, Call::Seal, &commands).await
+    }
+
+    /// Does something with the hash of what was accepted. If something else is in its place, that is put aside; what other
+    /// instances had said is missed when the window is counted.
+    async fn with_accepted<T: FromRedisValue>(
+        &self,
+        window: Window,
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<T, Unavailable> {
+        let key = self.config.keys.accepted(window);
+        self.mend(Holds::Hash, &[vec![key]], call, commands).await
+    }
+
+    /// Does something with keys of a window, by shard; it must be safe to do it twice. If something else is in the
+    /// place of one, that is put aside first.
+    pub(super) async fn mending<T: FromRedisValue>(
+        &self,
+        of_shards: &[Vec<String>],
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<T, Unavailable> {
+        let holds = match self.config.mode {
+            Mode::Hll => Holds::Sketch,
+            Mode::Exact => Holds::Set,
+        };
+        self.mend(holds, of_shards, call, commands).await
+    }
+
+    /// The same with keys of any type, those of a slot together.
+    async fn mend<T: FromRedisValue>(
+        &self,
+        holds: Holds,
+        of_slots: &[Vec<String>],
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<T, Unavailable> {
+        if let Some(done) = self.unless_damaged(call, commands).await? {
+            return Ok(done);
+        }
+        for keys in of_slots {
+            damage::put_aside(&self.redis, call, holds, keys).await?;
+        }
+        self.redis.run(call, async |connection| commands.query_async(connection).await).await
+    }
+
+    /// None if a key holds something else than it should.
+    async fn unless_damaged<T: FromRedisValue>(
+        &self,
+        call: Call,
+        commands: &Pipeline,
+    ) -> Result<Option<T>, Unavailable> {
+        let work = async |connection: &mut MultiplexedConnection| match commands.query_async(connection).await
+        {
+            Err(error) if is_damage(&error) => Ok(None),
+            done => done.map(Some),
+        };
+        self.redis.run(call, work).await
+    }
+
+    async fn run<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
+    ) -> Result<T, Unavailable> {
+        self.redis.run(Call::Seal, work).await
+    }
+}

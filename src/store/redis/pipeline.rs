@@ -1,0 +1,270 @@
+//! The pipeline to Redis: a task that owns a connection and sends what waits. Each worker has one.
+//!
+//! A request puts its write into the last [batch](super::batch) of a queue and waits for its own reply. The task takes the
+//! first batch, sends it as one pipeline, and reads the replies; what comes in meanwhile is the next one. So at
+//! low load a write goes out at once, alone, and at high load a system call and a wake-up serve hundreds: the
+//! batch grows by itself with what there is to do, and there is no timer to tune.
+//!
+//! Before it takes a batch, the task lets everybody first who is ready to run: requests that have come together are then in
+//! one batch, instead of one in the first and the rest in the second. With nobody there that costs a look for events.
+//!
+//! # When Redis does not answer
+//!
+//! Every write has a deadline. A pipeline whose connection breaks is sent once more over a new one, if there is
+//! time left: adding twice is adding once, and a connection that was closed because it was idle is no outage. If
+//! that fails too, or the first deadline passes, the [breaker](super::breaker) opens, and whoever
+//! waits is told at once: those of the pipeline, and those who are in the queue behind it. A write of which its
+//! requester was told that it failed may be done all the same.
+//!
+//! # Epochs
+//!
+//! A new connection may lead to a server that knows nothing of what the old one acknowledged. What a
+//! [`Target`] knows about the server (that its key expires, which registers it has) therefore belongs to
+//! an *epoch*, and every failure begins a new one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ::metrics::{Gauge, Histogram};
+use ::redis::{RedisError, RedisResult};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::batch::{Batch, Receipt, Remains, Replies, Target};
+use super::breaker::Breaker;
+use crate::hll::Observation;
+use crate::model::id::Id;
+use crate::platform::unavailable::Unavailable;
+use crate::redis::wire::{self, Reply, Wire};
+use crate::redis::{self, Call, Redis};
+use crate::telemetry::metrics::Metrics;
+
+/// Writes that may wait to be sent; one more is refused.
+const QUEUE: usize = 65_536;
+
+/// What both ends have.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// There is a batch where there was none, or the other end is gone.
+    news: Notify,
+    /// The same one for all pipelines.
+    epoch: Arc<AtomicU64>,
+}
+
+#[derive(Default)]
+struct Queue {
+    batches: VecDeque<Batch>,
+    /// In all of them.
+    writes: usize,
+    /// How many of them the gauge shows, which is of all pipelines.
+    shown: usize,
+    /// Of a batch before, for the next one.
+    remains: Option<Remains>,
+    /// One of the ends is gone.
+    closed: bool,
+}
+
+/// The end that writes are put into.
+pub(super) struct Pipeline {
+    shared: Arc<Shared>,
+    timeout: Duration,
+}
+
+/// The other end.
+pub(super) struct PipelineTask {
+    shared: Arc<Shared>,
+    redis: Redis<Wire>,
+    breaker: Arc<Breaker>,
+    batch_size: Histogram,
+    queue_length: Gauge,
+}
+
+/// Pipelines, each over a connection of its own; writes have `timeout` from when they are put in.
+pub(super) fn pipelines(
+    count: usize,
+    redis: &Redis,
+    timeout: Duration,
+    breaker: &Arc<Breaker>,
+    metrics: &Metrics,
+) -> (Vec<Pipeline>, Vec<PipelineTask>) {
+    let epoch = Arc::new(AtomicU64::new(1));
+    (0..count.max(1)).map(|_| pipeline(redis, timeout, breaker, &epoch, metrics)).unzip()
+}
+
+fn pipeline(
+    redis: &Redis,
+    timeout: Duration,
+    breaker: &Arc<Breaker>,
+    epoch: &Arc<AtomicU64>,
+    metrics: &Metrics,
+) -> (Pipeline, PipelineTask) {
+    let shared = Arc::new(Shared { queue: Mutex::default(), news: Notify::new(), epoch: Arc::clone(epoch) });
+    let task = PipelineTask {
+        shared: Arc::clone(&shared),
+        redis: redis.another(),
+        breaker: Arc::clone(breaker),
+        batch_size: metrics.redis_batch_size.clone(),
+        queue_length: metrics.redis_queue_length.clone(),
+    };
+    (Pipeline { shared, timeout }, task)
+}
+
+impl Pipeline {
+    /// Puts a write into the queue; its reply comes by the deadline, more or less.
+    pub(super) fn send<'a>(
+        &self,
+        target: &Arc<Target>,
+        ids: impl ExactSizeIterator<Item = &'a Id>,
+        under_way: &TaskTrackerToken,
+    ) -> Result<Receipt, Unavailable> {
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return Err(Unavailable::because("the pipeline to Redis has ended"));
+        }
+        if queue.writes >= QUEUE {
+            return Err(Unavailable::because("the queue to Redis is full"));
+        }
+        let is_first = queue.writes == 0;
+        queue.writes += 1;
+        if !queue.batches.back().is_some_and(|batch| batch.has_room_for(ids.len())) {
+            let remains = queue.remains.take();
+            queue.batches.push_back(Batch::new(Instant::now() + self.timeout, remains));
+        }
+        let last = queue.batches.len() - 1;
+        let receipt = queue.batches[last].add(target, ids, under_way);
+        drop(queue);
+        if is_first {
+            self.shared.news.notify_one();
+        }
+        Ok(receipt)
+    }
+
+    /// True when the server is known to have what this would change.
+    pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
+        target.has(observation, self.shared.epoch.load(Ordering::Relaxed))
+    }
+
+    /// Nothing is known any more about what the server has.
+    pub(super) fn forget_acknowledged(&self) {
+        self.shared.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The task sends what is there, and ends.
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.news.notify_one();
+    }
+}
+
+/// Nobody puts anything in any more, and whoever has is told.
+impl Drop for PipelineTask {
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue.lock();
+        queue.closed = true;
+        drop(std::mem::take(&mut queue.batches));
+    }
+}
+
+impl PipelineTask {
+    /// The connection that the writes take.
+    pub(super) fn redis(&self) -> &Redis<Wire> {
+        &self.redis
+    }
+
+    /// Sends until there is nobody left to put anything in.
+    pub(super) async fn run(self) {
+        while let Some(mut batch) = self.next().await {
+            if self.breaker.is_open() {
+                batch.fail(&Unavailable::because("Redis is away"));
+                continue;
+            }
+            self.batch_size.record(batch.writes() as f64);
+            match self.send(&mut batch).await {
+                Ok((replies, epoch)) => {
+                    let remains = batch.answer(self.read(replies), epoch);
+                    self.shared.queue.lock().remains = Some(remains);
+                }
+                Err(error) => {
+                    self.breaker.open(&error);
+                    batch.fail(&error);
+                }
+            }
+        }
+    }
+
+    /// The next batch, once there is one.
+    async fn next(&self) -> Option<Batch> {
+        loop {
+            tokio::task::yield_now().await;
+            {
+                let mut queue = self.shared.queue.lock();
+                if let Some(batch) = queue.batches.pop_front() {
+                    queue.writes -= batch.writes();
+                    self.queue_length.increment(queue.writes as f64 - queue.shown as f64);
+                    queue.shown = queue.writes;
+                    return Some(batch);
+                }
+                if queue.closed {
+                    return None;
+                }
+            }
+            self.shared.news.notified().await;
+        }
+    }
+
+    /// Sends by the deadline, twice if need be; the replies to the writes, and in which epoch they came.
+    async fn send(&self, batch: &mut Batch) -> Result<(wire::Replies, u64), Unavailable> {
+        let sent = self.send_once(batch).await;
+        if sent.is_err() && Instant::now() < batch.deadline {
+            return self.send_once(batch).await;
+        }
+        sent
+    }
+
+    /// Sends once; if that fails, nothing is known any more about what the server has.
+    async fn send_once(&self, batch: &mut Batch) -> Result<(wire::Replies, u64), Unavailable> {
+        let epoch = self.shared.epoch.load(Ordering::Relaxed);
+        let (deadline, writes) = (batch.deadline, batch.writes());
+        let (commands, count) = batch.commands(epoch);
+        let sending = self.redis.run(Call::Write, async |wire| {
+            let mut replies = wire.exchange(commands, count).await?;
+            check(&replies, writes)?;
+            replies.truncate(writes);
+            Ok(replies)
+        });
+        let sent = tokio::time::timeout_at(deadline, sending).await;
+        let sent = sent.unwrap_or_else(|_| Err(Unavailable::because("Redis does not answer in time")));
+        sent.map(|replies| (replies, epoch)).inspect_err(|_| {
+            self.shared.epoch.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    /// What the requesters are told. A write that the server refuses concerns all that follow, too.
+    fn read(&self, replies: wire::Replies) -> Replies {
+        let read = |reply: Reply| reply.map_err(|error| Unavailable::because(format_args!("Redis: {error}")));
+        let replies: Replies = replies.into_iter().map(read).collect();
+        for error in replies.iter().filter_map(|reply| reply.as_ref().err()) {
+            self.breaker.open(error);
+        }
+        replies
+    }
+}
+
+/// A write that was refused concerns its request. But what another server may take, or a key that would never
+/// expire, concerns them all.
+fn check(replies: &[Reply], writes: usize) -> RedisResult<()> {
+    for (index, reply) in replies.iter().enumerate() {
+        if let Err(error) = reply
+            && (index >= writes || error.kind().is_some_and(redis::is_passing))
+        {
+            return Err(RedisError::from(error.clone()));
+        }
+    }
+    Ok(())
+}

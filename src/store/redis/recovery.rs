@@ -1,0 +1,90 @@
+//! The way back to Redis after the [breaker](super::breaker) has opened.
+//!
+//! It is tried again and again, with a back-off and some jitter, so that many instances do not come all at
+//! once. A try is a write over each connection that the others will take, and then real work: all that is kept
+//! here of windows that are not sealed is handed over, the oldest first. A network that lets a few bytes through and
+//! no more does not pass that test; else requests would be the ones to find out. Only then requests wait for
+//! Redis again.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::breaker::Breaker;
+use super::handover::Handover;
+use super::local::LocalWindows;
+use crate::platform::unavailable::Unavailable;
+use crate::platform::workers::Workers;
+use crate::redis::Redis;
+use crate::redis::wire::Wire;
+
+/// The first wait before a try lasts half of this to all of it; it doubles up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// If the breaker opens again so soon after it was closed, the waits go on where they were.
+const CALM: Duration = Duration::from_secs(10);
+
+/// Tries to get back to Redis whenever the breaker is open.
+pub(super) struct Recovery {
+    pub(super) breaker: Arc<Breaker>,
+    pub(super) local: Arc<LocalWindows>,
+    pub(super) handover: Arc<Handover>,
+    /// Those that the writes take.
+    pub(super) connections: Vec<Redis<Wire>>,
+}
+
+impl Recovery {
+    /// Goes on for ever.
+    pub(super) async fn run(self, workers: &Workers) {
+        let mut wait = FIRST_WAIT;
+        let mut closed: Option<Instant> = None;
+        loop {
+            self.breaker.opened().await;
+            // One of them has failed; the others would find out one by one.
+            self.connections.iter().for_each(Redis::reconnect);
+            if closed.is_none_or(|closed| closed.elapsed() > CALM) {
+                wait = FIRST_WAIT;
+            }
+            loop {
+                tokio::time::sleep(jittered(wait)).await;
+                wait = (2 * wait).min(LONGEST_WAIT);
+                match self.try_to_come_back(workers).await {
+                    Ok(()) => break,
+                    Err(error) => debug!(%error, "Redis is not back"),
+                }
+            }
+            self.breaker.close();
+            closed = Some(Instant::now());
+            // What was kept by those who had just seen it open.
+            if let Err(error) = self.hand_over().await {
+                self.breaker.open(&error);
+            }
+        }
+    }
+
+    async fn try_to_come_back(&self, workers: &Workers) -> Result<(), Unavailable> {
+        // Each on the worker whose connection it is: that is where it will be used. All at a time, because making one may
+        // take a second.
+        let probes = self.connections.iter().enumerate().map(|(number, connection)| {
+            let (handover, connection) = (Arc::clone(&self.handover), connection.clone());
+            workers.spawn_on(number, async move { handover.probe(&connection).await })
+        });
+        for probe in probes.collect::<Vec<_>>() {
+            probe.await.map_err(Unavailable::because)??;
+        }
+        self.hand_over().await
+    }
+
+    async fn hand_over(&self) -> Result<(), Unavailable> {
+        self.handover.hand_over_all(&self.local.open()).await
+    }
+}
+
+/// Half of it to all of it.
+fn jittered(wait: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+    wait.mul_f64(0.5 + random / 2.0)
+}
