@@ -327,9 +327,10 @@ async fn a_topic_that_comes_to_refuse_old_windows_is_named() {
     assert_named_and_got_over("old", "message.timestamp.before.max.ms", "1").await;
 }
 
+/// Not so few bytes that the broker refuses its own mark too, with which a transaction ends: Kafka 4.4 never ends it then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_whose_records_become_too_small_is_named() {
-    assert_named_and_got_over("shrinks", "max.message.bytes", "20").await;
+    assert_named_and_got_over("shrinks", "max.message.bytes", "100").await;
 }
 
 /// A broker comes back with nothing of what it had: the topic is made again, and what was not published follows.

@@ -7,6 +7,7 @@ use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Handle;
+use tracing::debug;
 
 use super::common::PARTITION;
 use super::settings::KafkaSettings;
@@ -123,8 +124,10 @@ impl KafkaSettings {
             Ok(()) => {
                 SinkError::unavailable(format!("the topic {} did not take a record: {error}", self.topic))
             }
-            Err(SinkError::Unavailable(named)) => SinkError::unavailable(format!("{named} ({error})")),
-            Err(named) => named,
+            Err(named) => {
+                debug!(topic = self.topic, %error, "a record was not taken");
+                named
+            }
         }
     }
 
