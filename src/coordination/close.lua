@@ -12,6 +12,11 @@
 local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local window, despite_open, lives_for = tonumber(ARGV[3]), ARGV[6] == '1', ARGV[8] * 1000
 
+-- What somebody else wrote is none.
+local function number(text)
+  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
+end
+
 if redis.call('GET', TOKEN) ~= ARGV[1] then
   return {'fenced'}
 end
@@ -20,15 +25,12 @@ if redis.call('HEXISTS', INSTANCES, ARGV[2]) == 0 then
   return {'open'}
 end
 -- One that has come meanwhile may have added to the window, and sealed it, after it was counted.
-if (tonumber(redis.call('HGET', CONFIG, 'joined') or '') or 0) ~= tonumber(ARGV[7]) then
+if (number(redis.call('HGET', CONFIG, 'joined')) or 0) ~= tonumber(ARGV[7]) then
   return {'open'}
 end
 local stored = redis.call('HGET', COUNTS, ARGV[3])
-if stored then
+if stored and string.match(stored, '^{[ -~]*}$') then
   return {'stored', stored}
-end
-local function number(text)
-  return tonumber(text or '')
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -49,7 +51,9 @@ for i = 1, #reports, 2 do
   end
 end
 redis.call('HSET', COUNTS, ARGV[3], ARGV[5])
-if window > (number(redis.call('HGET', COUNTS, 'last')) or -1) then
+-- What is a year later than this one is none of ours.
+local last = number(redis.call('HGET', COUNTS, 'last')) or -1
+if last > window + 365 * 86400 or window > last then
   redis.call('HSET', COUNTS, 'last', ARGV[3])
 end
 redis.call('PEXPIRE', COUNTS, ARGV[9])

@@ -8,11 +8,12 @@
 //! 3. No instance vanished, and none had lost what it had in the store, before all that it had accepted was in the
 //!    store for good.
 //! 4. No instance that lives still has ids for it that the store does not have.
-//! 5. The store has all that instances said they had added: nothing expired, was replaced, was evicted, or was restored
+//! 5. The clock of every instance that lives is right, as far as windows care.
+//! 6. The store has all that instances said they had added: nothing expired, was replaced, was evicted, or was restored
 //!    from an older state.
 //!
-//! What is not known counts as false. The [coordinator](crate::coordination) knows 2 to 4, the
-//! [counter](crate::store) knows 5, the leader brings them together. Memory alone has nothing to lose but the process,
+//! What is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, the
+//! [counter](crate::store) knows 6, the leader brings them together. Memory alone has nothing to lose but the process,
 //! and with it the window.
 
 /// What is known about a window when it is counted.
@@ -37,11 +38,13 @@ pub struct Attendance {
     pub in_doubt: bool,
     /// An instance is gone that had ids of it which the store may not have.
     pub vanished: bool,
+    /// The clock of an instance that lives is wrong: it counts ids in windows in which they did not come.
+    pub misdated: bool,
 }
 
 impl Attendance {
     /// Nothing is amiss.
-    pub const FULL: Self = Self { throughout: true, in_doubt: false, vanished: false };
+    pub const FULL: Self = Self { throughout: true, in_doubt: false, vanished: false, misdated: false };
 }
 
 impl Evidence {
@@ -58,12 +61,13 @@ impl Evidence {
     /// The first reason why it may not.
     pub fn gap(&self) -> Option<&'static str> {
         let Self { is_over, attendance, is_open, lost_ids } = *self;
-        let Attendance { throughout, in_doubt, vanished } = attendance;
+        let Attendance { throughout, in_doubt, vanished, misdated } = attendance;
         let gaps = [
             (!is_over, "it was closed before its end"),
             (!throughout, "no instance accepted ids from its start to its end"),
             (in_doubt, "an instance died, and perhaps no other one was there"),
             (vanished, "an instance vanished with ids that only it had"),
+            (misdated, "the clock of an instance is wrong"),
             (is_open, "an instance did not seal it within --close-timeout"),
             (lost_ids > 0, "Redis lost ids that it had acknowledged, or may have lost some"),
         ];
@@ -78,11 +82,16 @@ mod tests {
     /// Every combination: a window is complete exactly if nothing at all is amiss.
     #[test]
     fn one_doubt_is_enough() {
-        for bits in 0..64_u8 {
+        for bits in 0..128_u8 {
             let is = |bit: u8| bits & (1 << bit) != 0;
             let evidence = Evidence {
                 is_over: !is(0),
-                attendance: Attendance { throughout: !is(1), in_doubt: is(2), vanished: is(3) },
+                attendance: Attendance {
+                    throughout: !is(1),
+                    in_doubt: is(2),
+                    vanished: is(3),
+                    misdated: is(6),
+                },
                 is_open: is(4),
                 lost_ids: u64::from(is(5)),
             };

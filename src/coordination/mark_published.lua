@@ -7,14 +7,20 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
 end
+-- What somebody else wrote is none.
+local function number(text)
+  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
+end
 local window = tonumber(ARGV[2])
-if (tonumber(redis.call('HGET', KEYS[2], 'last') or '') or -1) < window then
+local published = number(redis.call('HGET', KEYS[2], 'last')) or -1
+-- What is a year later is none of ours.
+if published < window or published > window + 365 * 86400 then
   redis.call('HSET', KEYS[2], 'last', ARGV[2])
 end
 -- The last counts are kept, for those who ask for them.
-local last = tonumber(redis.call('HGET', KEYS[3], 'last') or '') or -1
+local last = number(redis.call('HGET', KEYS[3], 'last')) or -1
 for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
-  local start = tonumber(field)
+  local start = number(field)
   if start and start <= window and start <= last - ARGV[3] then
     redis.call('HDEL', KEYS[3], field)
   end

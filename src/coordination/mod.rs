@@ -182,6 +182,8 @@ pub struct Standing {
     pub attendance: Attendance,
     /// Processes that have sealed it, and were there in it.
     pub parties: BTreeSet<String>,
+    /// The first window, this one or a later one, in which some instance was there; none if none is known.
+    pub attended: Option<Window>,
     /// How many instances have come so far; one that comes while the window is counted may be too late for it.
     pub joined: u64,
     /// What time it is where that is known.

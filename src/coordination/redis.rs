@@ -35,7 +35,7 @@ use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::keys::Keys;
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, Text, Texts};
 
 /// For so long a report says that its instance lives.
 const LIVES: Duration = Duration::from_secs(5);
@@ -48,6 +48,8 @@ const UNHEARD: Duration = Duration::from_secs(2);
 /// How long config and reports are kept without a report, unless the retention is shorter than that.
 const SILENCE: Duration = Duration::from_secs(60);
 const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
+/// In seconds. No clock is so far ahead.
+const A_YEAR: u64 = 365 * 86_400;
 /// How the name of an instance begins under which its report stays after it has said goodbye.
 const LEFT: char = '~';
 /// As JSON.
@@ -210,11 +212,8 @@ impl RedisCoordinator {
         ask.cmd("TIME");
         ask.cmd("HGETALL").arg(keys.config());
         ask.cmd("HGETALL").arg(keys.instances());
-        let ((seconds, micros), theirs, reports): (
-            (u64, u64),
-            BTreeMap<String, String>,
-            BTreeMap<String, String>,
-        ) = self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+        let ((seconds, micros), Texts(theirs), Texts(reports)): ((u64, u64), Texts, Texts) =
+            self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
         let disagreements = self.config.settings.iter().filter_map(|(setting, ours)| {
             let theirs = theirs.get(*setting).filter(|theirs| *theirs != ours)?;
@@ -248,7 +247,7 @@ impl RedisCoordinator {
     }
 
     fn window(&self, text: &str) -> Option<Window> {
-        text.parse().ok().map(|seconds| self.config.window.starting_at(seconds))
+        number(text).map(|seconds| self.config.window.starting_at(seconds))
     }
 }
 
@@ -303,12 +302,15 @@ impl Coordinator for RedisCoordinator {
         }
         let keys = &self.config.keys;
         let mut ask = ::redis::Pipeline::new();
+        ask.cmd("TIME");
         ask.cmd("HMGET").arg(keys.published()).arg("first").arg("last");
         ask.cmd("HGETALL").arg(keys.counts());
-        let ((first, published), counts): ((Option<String>, Option<String>), BTreeMap<String, String>) =
+        let ((now, _), (Text(first), Text(published)), Texts(counts)): ((u64, u64), (Text, Text), Texts) =
             self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
-        let published = published.and_then(|published| self.window(&published));
-        let first = first.and_then(|first| self.window(&first));
+        // What is a year ahead is none of ours.
+        let is_ours = |window: &Window| window.unix_seconds() < now + A_YEAR;
+        let window = |text: Option<String>| text.and_then(|text| self.window(&text)).filter(is_ours);
+        let (first, published) = (window(first), window(published));
         let Some(next) = published.map(Window::next).or(first) else { return Ok(None) };
         let stored = self.read_counts(&counts).into_iter();
         let stored = stored.filter(|count| next <= count.window).map(|count| (count.window, count));
@@ -324,17 +326,21 @@ impl Coordinator for RedisCoordinator {
         ask.cmd("TIME");
         ask.cmd("HGETALL").arg(keys.instances());
         ask.cmd("HMGET").arg(keys.config()).arg("since").arg("joined");
-        let ((seconds, micros), reports, (since, joined)): (
+        let ((seconds, micros), Texts(reports), (Text(since), Text(joined))): (
             (u64, u64),
-            BTreeMap<String, String>,
-            (Option<String>, Option<String>),
+            Texts,
+            (Text, Text),
         ) = self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         let now = from_micros(seconds * 1_000_000 + micros);
-        // What is no number says nothing.
-        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
-        let (since, joined) = (number(since), number(joined));
+        let number_of = |text: Option<String>| text.and_then(|text| number(&text));
+        let (since, joined) = (number_of(since), number_of(joined));
         let start = window.unix_seconds();
         let all = reports.iter().filter_map(|(name, report)| Some((name, StoredReport::read(report)?)));
+        let attended = all
+            .clone()
+            .filter(|(_, report)| start <= report.newest)
+            .map(|(_, report)| window.max(window.length().window_at(report.since)))
+            .min();
         let parties = all
             .filter(|(_, report)| start < report.watermark && start <= report.newest)
             .filter(|(_, report)| report.since < window.end())
@@ -354,9 +360,10 @@ impl Coordinator for RedisCoordinator {
             .any(|report| report.reported < window.end() && window.start() < report.reported + LIVES);
         let in_doubt = in_doubt && !living.iter().any(|report| report.since <= window.start());
         let throughout = since.is_some_and(|since| from_micros(since) <= window.start());
-        let attendance = Attendance { throughout, in_doubt, vanished };
+        let misdated = living.iter().any(|report| report.is_misdated());
+        let attendance = Attendance { throughout, in_doubt, vanished, misdated };
         let joined = joined.unwrap_or_default();
-        Ok(Some(Standing { open, left, attendance, parties, joined, time: Some(now) }))
+        Ok(Some(Standing { open, left, attendance, parties, attended, joined, time: Some(now) }))
     }
 
     async fn close(
@@ -417,7 +424,7 @@ impl Coordinator for RedisCoordinator {
 
 impl StoredReport {
     fn read(text: &str) -> Option<Self> {
-        let mut fields = text.split(' ').map(|field| field.parse().ok());
+        let mut fields = text.split(' ').map(number);
         let [watermark, newest, since, kept_ids, reported] =
             [fields.next()??, fields.next()??, fields.next()??, fields.next()??, fields.next()??];
         let (since, reported) = (from_micros(since), from_micros(reported));
@@ -427,6 +434,17 @@ impl StoredReport {
     fn lives(&self, now: SystemTime) -> bool {
         now < self.reported + LIVES
     }
+
+    /// Whether its clock is wrong: it says itself that it has not been there yet.
+    fn is_misdated(&self) -> bool {
+        self.since > self.reported + LIVES
+    }
+}
+
+/// What the scripts take for a number, too. Anything else that stands in its place says nothing.
+fn number(text: &str) -> Option<u64> {
+    let is_number = text.len() <= 16 && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
 }
 
 /// As it stands among the settings.

@@ -26,8 +26,17 @@ local SETTINGS = 17
 -- Reports come every second. Whose last one is older was perhaps cut off.
 local FRESH_FOR = 2 * 1000000
 
+-- What somebody else wrote is none: tonumber would take 1e300, inf and nan too.
 local function number(text)
-  return tonumber(text or '')
+  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
+end
+-- Nobody's clock is a year ahead: such a window is none of ours.
+local function window(text, now)
+  local start = number(text)
+  return start and start * 1000000 < now + 365 * 86400 * 1000000 and text or nil
+end
+local function reported_at(report)
+  return number(report and string.match(report, ' (%d+)$'))
 end
 
 for i = SETTINGS, #ARGV, 2 do
@@ -40,7 +49,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local mine = redis.call('HGET', INSTANCES, process)
-local reported = mine and tonumber(string.match(mine, '(%d+)$'))
+local reported = reported_at(mine)
 if acknowledged ~= '' and (not reported or reported < tonumber(acknowledged)) then
   return {'lost'}
 end
@@ -48,9 +57,14 @@ end
 redis.call('HDEL', INSTANCES, '?' .. process)
 for name, report in pairs(lost_reports) do
   name = string.gsub(name, '^[?~]', '')
-  if name ~= process and redis.call('HEXISTS', INSTANCES, name) == 0 then
+  local there = math.max(
+    reported_at(redis.call('HGET', INSTANCES, name)) or -1,
+    reported_at(redis.call('HGET', INSTANCES, '~' .. name)) or -1,
+    reported_at(redis.call('HGET', INSTANCES, '?' .. name)) or -1)
+  -- One that is older than what was known is of a snapshot: what came after that is lost as well.
+  if name ~= process and there < (reported_at(report) or -1) then
     -- What it had sealed is lost too. If it lives, it adds that again before its own report says so.
-    redis.call('HSETNX', INSTANCES, '?' .. name, (string.gsub(report, '^%d+', '0')))
+    redis.call('HSET', INSTANCES, '?' .. name, (string.gsub(report, '^%d+', '0')))
   end
 end
 local is_known = redis.call('EXISTS', CONFIG) == 1
@@ -59,9 +73,11 @@ local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
   local name, report = reports[i], reports[i + 1]
   local oldest, latest, from, keeps, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-  if string.sub(name, 1, 1) == '~' then
+  -- The others' names are plain: what is not would be no text in the answer.
+  if not at or string.find(name, '[^!-~]') then
+  elseif string.sub(name, 1, 1) == '~' then
     others[name] = report
-  elseif name ~= process and at then
+  elseif name ~= process then
     others_live = others_live or now - at < lives_for
     any_fresh = any_fresh or now - at < FRESH_FOR
     any_stale = any_stale or now - at >= FRESH_FOR
@@ -104,8 +120,7 @@ redis.call('PEXPIRE', CONFIG, keep_for)
 redis.call('PEXPIRE', INSTANCES, keep_for)
 
 -- A server that has lost it, or a replica that never got it, is told.
-local there = redis.call('HGET', PUBLISHED, 'first')
-there = number(there) and there
+local there = window(redis.call('HGET', PUBLISHED, 'first'), now)
 -- Those who said goodbye are not in the way, and those who report all the time know whether they were cut off.
 local unsure = not is_known or not there or now - interrupted < grace or any_stale and not any_fresh
 if not there or first ~= '' and tonumber(first) < tonumber(there) then
@@ -115,22 +130,21 @@ if not there or first ~= '' and tonumber(first) < tonumber(there) then
   redis.call('HSET', PUBLISHED, 'first', first)
   there = first
 end
-local published = redis.call('HGET', PUBLISHED, 'last')
-published = number(published) and published
+local published = window(redis.call('HGET', PUBLISHED, 'last'), now)
 if last ~= '' and (number(published) or -1) < tonumber(last) then
   redis.call('HSET', PUBLISHED, 'last', last)
   published = last
 end
 
-local closed = redis.call('HGET', COUNTS, 'last')
-closed = number(closed) and closed
+local closed = window(redis.call('HGET', COUNTS, 'last'), now)
 -- One by one: there are many more while they cannot be published.
 local news = {}
 if closed then
   local oldest = math.max(knows + 1, tonumber(closed) - (remembered - 1) * length)
   for start = tonumber(closed), oldest, -length do
-    local window = string.format('%.0f', start)
-    news[window] = redis.call('HGET', COUNTS, window) or nil
+    local name = string.format('%.0f', start)
+    local count = redis.call('HGET', COUNTS, name)
+    news[name] = count and not string.find(count, '[^ -~]') and count or nil
   end
 end
 return {'ok', string.format('%.0f', now), there, closed or '', published or '', unsure and 'unsure' or '',

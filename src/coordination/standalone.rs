@@ -64,6 +64,7 @@ impl Coordinator for Alone {
             left,
             attendance,
             parties: BTreeSet::new(),
+            attended: Some(window.max(window.length().window_at(report.since))),
             joined: 0,
             time: None,
         }))

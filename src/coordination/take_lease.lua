@@ -27,8 +27,9 @@ if holder and holder ~= ARGV[1] then
   return {'held', tostring(redis.call('PTTL', KEYS[1])), holder, aside}
 end
 local time = redis.call('TIME')
-local last = tonumber(redis.call('GET', KEYS[2]) or '') or 0
--- A number that grew beyond what can be counted on is none of ours.
+-- What is no number, or has grown beyond what can be counted on, is none of ours.
+local last = redis.call('GET', KEYS[2])
+last = last and #last <= 16 and string.match(last, '^%d+$') and tonumber(last) or 0
 if last > 2 ^ 52 then
   last = 0
 end

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ::metrics::{Counter, Histogram};
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ const FENCED_AGAIN: Duration = Duration::from_secs(60);
 struct Granted {
     count: WindowCount,
     grant: Grant,
+    /// Since when it waits. A clock that was wrong by then makes no count old.
+    since: SystemTime,
 }
 
 /// Counts that wait for a sink, oldest first.
@@ -59,7 +61,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn push(&self, count: WindowCount, grant: &Grant) {
+    pub(super) fn push(&self, count: WindowCount, grant: &Grant, since: SystemTime) {
         let mut state = self.waiting.state.lock();
         // What an earlier term left is for the leader to hand over again, as this one does.
         state.counts.retain(|granted| granted.grant.is_valid());
@@ -70,7 +72,7 @@ impl Queue {
             self.skipped.increment(1);
             self.backlog.done(self.index, oldest.count.window);
         }
-        state.counts.push_back(Granted { count, grant: grant.clone() });
+        state.counts.push_back(Granted { count, grant: grant.clone(), since });
         self.backlog.waits(self.index, state.len());
         self.waiting.changed.notify_one();
     }
@@ -159,8 +161,8 @@ impl Delivery {
 
     /// Delivers until the queue is closed and empty.
     pub(super) async fn run(mut self) {
-        while let Some(Granted { count, grant }) = self.next().await {
-            let done = self.deliver(&count, &grant).await;
+        while let Some(Granted { count, grant, since }) = self.next().await {
+            let done = self.deliver(&count, since, &grant).await;
             if done {
                 self.backlog.done(self.index, count.window);
             }
@@ -190,7 +192,7 @@ impl Delivery {
     /// Tries until the sink has the count or the count is past retention; false when it is for another
     /// leader to publish. One line when a sink starts to fail, one for each other reason, one when it is back:
     /// what lies between is in the metrics.
-    async fn deliver(&mut self, count: &WindowCount, grant: &Grant) -> bool {
+    async fn deliver(&mut self, count: &WindowCount, since: SystemTime, grant: &Grant) -> bool {
         let mut failures = 0_u32;
         let mut reasons = BTreeSet::new();
         let mut wait = RETRY_AFTER;
@@ -199,7 +201,7 @@ impl Delivery {
                 return false;
             }
             if self.stopped == Some(grant.token()) {
-                return self.wait_out(count, grant).await;
+                return self.wait_out(count, since, grant).await;
             }
             let Err(error) = self.try_to_deliver(count, grant).await else { break };
             self.term = None;
@@ -233,7 +235,7 @@ impl Delivery {
                     self.stopped = Some(grant.token());
                 }
             }
-            if self.is_past_retention(count) {
+            if self.is_past_retention(count, since) {
                 return self.skip(count);
             }
             pause(&self.stop, wait).await;
@@ -306,9 +308,9 @@ impl Delivery {
     }
 
     /// For a sink that has stopped: nothing more is tried in this term.
-    async fn wait_out(&mut self, count: &WindowCount, grant: &Grant) -> bool {
+    async fn wait_out(&mut self, count: &WindowCount, since: SystemTime, grant: &Grant) -> bool {
         while grant.is_valid() && !self.stop.is_cancelled() {
-            if self.is_past_retention(count) {
+            if self.is_past_retention(count, since) {
                 return self.skip(count);
             }
             pause(&self.stop, RETRY_AFTER_MAX).await;
@@ -323,8 +325,8 @@ impl Delivery {
         true
     }
 
-    fn is_past_retention(&self, count: &WindowCount) -> bool {
-        count.window.end() + self.retention < self.clock.now()
+    fn is_past_retention(&self, count: &WindowCount, since: SystemTime) -> bool {
+        count.window.end().max(since) + self.retention < self.clock.now()
     }
 }
 

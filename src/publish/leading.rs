@@ -172,14 +172,14 @@ impl<'a> Leading<'a> {
             let Some(with_ids) = with_ids else { return Ok(Tried::NotYet) };
             next = with_ids;
         }
-        if self.skip_past_retention(next) {
-            return Ok(Tried::Closed);
-        }
         let Some(standing) = self.publisher.coordinator.standing(next).await? else {
             return Ok(Tried::NotYet);
         };
         if standing.open && !self.is_overdue(next, &standing) {
             return Ok(Tried::NotYet);
+        }
+        if self.skip_past_retention(next, &standing) {
+            return Ok(Tried::Closed);
         }
         match self.close(next, &standing).await {
             Ok(count) => {
@@ -239,23 +239,24 @@ impl<'a> Leading<'a> {
 
     fn hand_over(&mut self, count: WindowCount) {
         for queue in self.queues {
-            queue.push(count, &self.grant);
+            queue.push(count, &self.grant, self.publisher.clock.now());
         }
         self.publisher.closed.advance(count);
         self.next = Some(count.window.next());
     }
 
-    /// Goes past empty windows that ended too long ago, to the next one that has ids or is within
-    /// retention. There are some when nobody was there or the clock was set forward; closing them one by one
-    /// could take as long.
-    fn skip_past_retention(&mut self, next: Window) -> bool {
-        let Some(oldest) = self.publisher.clock.now().checked_sub(self.publisher.retention) else {
-            return false;
-        };
+    /// Goes past empty windows that ended too long ago, to the next one that has ids, in which somebody was there, or
+    /// that is within retention. There are some when nobody was there or the clock was set forward; closing them one
+    /// by one could take as long.
+    fn skip_past_retention(&mut self, next: Window, standing: &Standing) -> bool {
+        // Both clocks have to say so: either may be wrong.
+        let now = self.publisher.clock.now();
+        let now = standing.time.map_or(now, |time| now.min(time));
+        let Some(oldest) = now.checked_sub(self.publisher.retention) else { return false };
         let kept = self.publisher.window.window_at(oldest);
         let with_ids = self.publisher.counter.windows().into_iter().find(|window| *window >= next);
         let stored = self.stored.keys().next().copied();
-        let target = [with_ids, stored].into_iter().flatten().fold(kept, Window::min);
+        let target = [with_ids, stored, standing.attended].into_iter().flatten().fold(kept, Window::min);
         if target <= next {
             return false;
         }

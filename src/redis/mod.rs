@@ -10,6 +10,7 @@ mod info;
 pub mod keys;
 pub mod scripts;
 pub mod server;
+mod texts;
 pub mod wire;
 
 pub use self::address::{Address, CannotConnect};
@@ -17,3 +18,4 @@ pub use self::args::RedisArgs;
 pub use self::client::{Call, Redis};
 pub use self::connection::Connection;
 pub use self::errors::{is_fatal, is_passing};
+pub use self::texts::{Text, Texts};

@@ -25,7 +25,7 @@ use crate::support::fleet::{Fleet, next_window, seconds, sketch_of, window};
 use crate::support::process::headcount_with_clock;
 use crate::support::redis::Redis;
 use crate::support::server::{Closed, Server};
-use crate::support::wait_for;
+use crate::support::{wait_for, wait_until};
 
 const MODES: [Mode; 2] = [Mode::Hll, Mode::Exact];
 
@@ -465,5 +465,37 @@ async fn a_window_of_which_only_the_accepted_ids_are_left_is_not_known() {
         let fields: u64 = ::redis::cmd("HLEN").arg(accepted).query(&mut run.server).unwrap();
         assert!(fields > 0, "{mode:?}: what was accepted is there");
         assert_eq!(recall(&run).await.map(|tally| tally.unique_ids), None, "{mode:?}");
+    }
+}
+
+/// A leader's clock is set forward by more than the retention. The windows in which the other instance counts are published
+/// all the same; while a clock is wrong, none of them is called complete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
+    for offset in ["+600s", "+20s"] {
+        let redis = Redis::start();
+        let dir = tempfile::tempdir().unwrap();
+        let clock = dir.path().join("clock");
+        fs::write(&clock, "+0s").unwrap();
+        let args =
+            [["--window", "2s"], ["--retention", "1min"], ["--mode", "exact"], ["--redis-url", &redis.url()]];
+        let mut command = headcount_with_clock("+0s");
+        command.env_remove("FAKETIME").env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+        command.args(["--listen", "127.0.0.1:0"]).args(args.as_flattened());
+        let leader = Server::run(command).await;
+        wait_closed(&leader, next_window(Duration::ZERO).await).await;
+        let other = Server::start(args.as_flattened()).await;
+        fs::write(&clock, offset).unwrap();
+        let wrong = async || leader.get("/readyz").await.body == "clock";
+        wait_until("the clock to be seen to be wrong", wrong).await;
+        let start = next_window(Duration::from_millis(50)).await;
+        accept(&other, 0..100).await;
+        assert!(seconds(SystemTime::now()) < start + 2, "too slow to say what is in which window");
+        let closed = wait_for("the window to be closed", || {
+            find(&leader.closed(), start).or_else(|| find(&other.closed(), start))
+        })
+        .await;
+        assert_eq!((closed.unique, closed.complete), (100, false), "{offset}: {closed:?}");
+        assert_eq!(other.metric("headcount_missed_ids_total").await, 0.0);
     }
 }

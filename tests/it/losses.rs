@@ -302,3 +302,127 @@ async fn an_instance_that_left_before_a_loss_is_missed() {
     });
     assert!(published.await[&later][0].1.complete, "later windows are complete again");
 }
+
+/// Redis comes back with a snapshot of the window before, and in the same window an instance is gone, killed or in order. The
+/// snapshot still has an old report of it, which knows nothing of its last ids: the window is incomplete.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_gone_when_an_old_snapshot_comes_back_is_missed() {
+    const WINDOW: u64 = 10;
+    for (signal, namespace) in [("KILL", "killed"), ("TERM", "left")] {
+        let mut redis = Redis::start();
+        let url = redis.url();
+        let args = ["--window", "10s", "--redis-url", &url, "--namespace", namespace];
+        let mut fleet = Fleet::start_with(2, &args).await;
+        let start = (seconds(SystemTime::now()) / WINDOW + 1) * WINDOW;
+        let until = async |millis: u64| {
+            let wait = at(start, millis).duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+        };
+        if SystemTime::now() > at(start, 0) - Duration::from_secs(7) {
+            until(1_000).await;
+        }
+        let start = (seconds(SystemTime::now()) / WINDOW + 1) * WINDOW;
+        let reports = Keys::new(namespace).instances();
+        wait_for("both to be known", || {
+            let known: u64 = redis::cmd("HLEN").arg(&reports).query(&mut redis.connect()).unwrap();
+            (known == 2).then_some(())
+        })
+        .await;
+        redis::cmd("SAVE").exec(&mut redis.connect()).unwrap();
+        let until = async |millis: u64| {
+            let wait = at(start, millis).duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+        };
+        until(100).await;
+        for (server, ids) in [(1, 0..100), (0, 100..150)] {
+            for id in ids {
+                assert_eq!(fleet.servers[server].get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+            }
+        }
+        fleet.servers[1].process.signal(signal);
+        fleet.servers[1].ended().await;
+        // Every second the other one is told who is there.
+        until(4_000).await;
+        redis.restart();
+        assert!(SystemTime::now() < at(start, 9_000), "too slow: all of it has to be in one window");
+        let closed = wait_for("the window to be closed", || {
+            fleet.published().get(&start).map(|closed| closed[0].1.clone())
+        })
+        .await;
+        assert!(closed.unique < 140 && !closed.complete, "{signal}: {closed:?}");
+    }
+}
+
+/// Redis is away for longer than the retention. One instance has so many windows that it gives the first one up; the other
+/// still has it. What comes of it lacks ids, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_that_one_instance_gave_up_is_incomplete() {
+    let redis = Redis::start();
+    let args = ["--retention", "10s"];
+    let fleet = Fleet::start(2, &redis, "given-up", &args).await;
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let leader = fleet.leader();
+    let (keeper, other) = (&fleet.servers[leader], &fleet.servers[1 - leader]);
+    let start = next_window(Duration::from_millis(50)).await;
+    redis.signal("STOP");
+    assert_eq!(keeper.get("/api/verve/accept?id=1").await.body, "ok");
+    let mut id = 100;
+    // The first window, and then every one.
+    while SystemTime::now() < at(start, 22_000) {
+        assert_eq!(other.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
+        id += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    redis.signal("CONT");
+    fleet.wait_published(start + 24).await;
+    let published = fleet.published();
+    // It may not be published at all, but not as if it were whole.
+    if let Some(closed) = published.get(&start) {
+        assert!(!closed[0].1.complete, "{closed:?}");
+    }
+    let missed = other.metric("headcount_missed_ids_total").await;
+    assert!(missed > 0.0, "the first window was given up: {missed}");
+}
+
+/// What Redis did without answering is not known to be new. It must not hide as many ids that a later loss takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_without_an_answer_hide_no_loss() {
+    const WINDOW: u64 = 20;
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let args = ["--window", "20s", "--mode", "exact", "--redis-url", &url, "--namespace", "unanswered"];
+    let fleet = Fleet::start_with(1, &args).await;
+    let start = (seconds(SystemTime::now()) / WINDOW + 1) * WINDOW;
+    tokio::time::sleep(at(start, 100).duration_since(SystemTime::now()).unwrap_or_default()).await;
+    let mut connection = Connection::open(fleet.servers[0].address).await.unwrap();
+    let mut accept = async |ids: std::ops::Range<u64>| {
+        let lines = crate::support::lines(ids);
+        assert_eq!(connection.post("text/plain", lines.as_bytes()).await.unwrap().body, "ok");
+    };
+    accept(0..3).await;
+    redis.signal("STOP");
+    accept(1_000..2_000).await;
+    redis.signal("CONT");
+    let server = &fleet.servers[0];
+    server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+    let key = Keys::new("unanswered").ids(
+        headcount::model::mode::Mode::Exact,
+        0,
+        headcount::model::shard::Shards::ONE,
+        "20s".parse::<headcount::model::window::WindowLength>().unwrap().starting_at(start),
+    );
+    wait_for("all of them to be in Redis", || {
+        let ids: u64 = redis::cmd("SCARD").arg(&key).query(&mut redis.connect()).unwrap();
+        (ids == 1_003).then_some(())
+    })
+    .await;
+    redis::cmd("SAVE").exec(&mut redis.connect()).unwrap();
+    accept(2_000..2_800).await;
+    redis.restart();
+    assert!(SystemTime::now() < at(start, 18_000), "too slow: all of it has to be in one window");
+    let closed = wait_for("the window to be closed", || {
+        fleet.published().get(&start).map(|closed| closed[0].1.clone())
+    })
+    .await;
+    assert!(closed.unique < 1_803 && !closed.complete, "{closed:?}");
+}

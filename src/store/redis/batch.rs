@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -45,6 +45,10 @@ pub(super) struct Target {
     expires_since: AtomicU64,
     /// The registers that the server has, where writes that cannot change any are left out.
     acknowledged: Option<Acknowledged>,
+    /// Of how many ids the server has said that they were new; for `PFADD`, how many writes changed something.
+    new: AtomicU64,
+    /// A write was not answered: the server may have done it, and then had more that was new.
+    in_doubt: AtomicBool,
 }
 
 struct Acknowledged {
@@ -69,7 +73,26 @@ impl Target {
             registers: Sketch::new(),
             adding: Mutex::default(),
         });
-        Self { command, key, keep_for, prefix, expires_since: AtomicU64::new(0), acknowledged }
+        Self {
+            command,
+            key,
+            keep_for,
+            prefix,
+            expires_since: AtomicU64::new(0),
+            acknowledged,
+            new: AtomicU64::new(0),
+            in_doubt: AtomicBool::new(false),
+        }
+    }
+
+    /// Of how many ids the server has said that they were new.
+    pub(super) fn new_ids(&self) -> u64 {
+        self.new.load(Ordering::Relaxed)
+    }
+
+    /// Whether more may have been new than the server has said.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Relaxed)
     }
 
     /// True when the server is known to have, in this epoch, what this would change.
@@ -116,6 +139,8 @@ pub(super) struct Batch {
     writes: usize,
     ids: usize,
     touched: SmallVec<[Touched; 1]>,
+    /// For each write, whose it is of those.
+    owners: SmallVec<[u16; 64]>,
     answers: Arc<Answers>,
 }
 
@@ -145,6 +170,7 @@ impl Batch {
             writes: 0,
             ids: 0,
             touched: SmallVec::new(),
+            owners: SmallVec::new(),
             answers,
         }
     }
@@ -177,6 +203,7 @@ impl Batch {
         }
         self.writes_end = self.commands.len();
         let place = self.writes;
+        self.owners.push(touched as u16);
         self.writes += 1;
         self.answers.expect_one();
         Receipt { answers: Arc::clone(&self.answers), place }
@@ -212,6 +239,12 @@ impl Batch {
     /// Gives everybody his reply, which came in this epoch; there are as many as writes. What is left is good for another
     /// batch.
     pub(super) fn answer(mut self, replies: Replies, epoch: u64) -> Remains {
+        // Here, and not where a request reads its reply: it may be gone by now.
+        for (owner, new) in self.owners.iter().zip(&replies) {
+            if let Ok(new @ 1..) = new {
+                self.touched[usize::from(*owner)].target.new.fetch_add(*new, Ordering::Relaxed);
+            }
+        }
         for Touched { target, observed, .. } in &self.touched {
             if let Some(acknowledged) = &target.acknowledged {
                 let done = observed.iter().filter(|(write, _)| replies[*write].is_ok());
@@ -225,6 +258,13 @@ impl Batch {
             buffer = Vec::new();
         }
         Remains { buffer, answers: Arc::clone(&self.answers) }
+    }
+
+    /// Notes that it was sent, and not answered.
+    pub(super) fn note_doubt(&self) {
+        for Touched { target, .. } in &self.touched {
+            target.in_doubt.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Tells everybody that it failed.

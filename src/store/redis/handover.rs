@@ -34,7 +34,7 @@ use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::wire::Wire;
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, Texts};
 use crate::store::id_set::IdSet;
 use crate::telemetry::metrics::{HotCounter, Metrics};
 
@@ -223,7 +223,7 @@ impl Handover {
     pub(super) async fn intakes(&self, window: Window) -> Result<BTreeMap<String, Intake>, Unavailable> {
         let mut get = Pipeline::new();
         get.cmd("HGETALL").arg(self.config.keys.accepted(window));
-        let (entries,): (BTreeMap<String, String>,) = self.with_accepted(window, Call::Count, &get).await?;
+        let (Texts(entries),): (Texts,) = self.with_accepted(window, Call::Count, &get).await?;
         Ok(entries.into_iter().map(|(process, text)| (process, Intake::read(&text))).collect())
     }
 

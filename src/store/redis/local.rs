@@ -54,6 +54,8 @@ struct State {
     sealed: BTreeMap<Window, Sealed>,
     /// The last window that was forgotten.
     forgotten: Option<Window>,
+    /// The last window that was given up with its ids.
+    given_up: Option<Window>,
 }
 
 /// A window that was sealed here.
@@ -79,8 +81,8 @@ pub(super) struct LocalWindow {
     pub(super) targets: Box<[Arc<Target>]>,
     pub(super) held: Held,
     accepted: StripedSum,
-    /// Exact ids of which Redis has said that they were new.
-    new: StripedSum,
+    /// Exact ids of which Redis has said that they were new, of those that were kept for it.
+    handed_over_new: AtomicU64,
     /// Something else was in the place of its ids, which are gone.
     is_damaged: AtomicBool,
     /// Ids that were accepted without Redis.
@@ -228,7 +230,9 @@ impl LocalWindows {
     /// Windows up to this one, from the last that was sealed here, that nothing came for: the newest of them, oldest first.
     pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
         let state = self.state.read();
-        let sealed = state.sealed.last_key_value().map(|(newest, _)| *newest).max(state.forgotten);
+        let sealed = state.sealed.last_key_value().map(|(newest, _)| *newest);
+        // Of those that were given up nothing is said either: ids did come for them.
+        let sealed = sealed.max(state.forgotten).max(state.given_up);
         // An instance that has just come has no part in earlier ones.
         let Some(sealed) = sealed else {
             return if state.open.contains_key(&window) { Vec::new() } else { vec![window] };
@@ -341,6 +345,7 @@ impl State {
         while self.open.len() > most
             && let Some((_, oldest)) = self.open.pop_first()
         {
+            self.given_up = self.given_up.max(Some(oldest.window));
             dropped.push(oldest);
         }
         dropped
@@ -370,7 +375,7 @@ impl LocalWindow {
                 Mode::Exact => Held::Ids(IdSet::new()),
             },
             accepted: StripedSum::default(),
-            new: StripedSum::default(),
+            handed_over_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
             apart: AtomicU64::new(0),
             under_way: TaskTracker::new(),
@@ -385,9 +390,17 @@ impl LocalWindow {
         self.accepted.add(ids as u64);
     }
 
-    /// Notes that Redis has said that exact ids were new.
+    /// Notes that Redis has said that exact ids that were kept for it were new.
     pub(super) fn note_new(&self, ids: u64) {
-        self.new.add(ids);
+        self.handed_over_new.fetch_add(ids, Ordering::Relaxed);
+    }
+
+    /// Notes that the server has lost something. Exact ids that it took without an answer were not called new: so many others
+    /// may be gone without being missed.
+    pub(super) fn note_loss(&self) {
+        if matches!(self.held, Held::Ids(_)) && self.targets.iter().any(|target| target.is_in_doubt()) {
+            self.note_damage();
+        }
     }
 
     /// Notes that something else was in the place of exact ids.
@@ -398,7 +411,9 @@ impl LocalWindow {
     /// What came so far.
     pub(super) fn intake(&self) -> Intake {
         let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
-        Intake { accepted: self.accepted.get(), new: self.new.get(), lost, parts: 0 }
+        let by_writes: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
+        let new = by_writes + self.handed_over_new.load(Ordering::Relaxed);
+        Intake { accepted: self.accepted.get(), new, lost, parts: 0 }
     }
 
     /// Waits until all additions are answered, after the last has entered.

@@ -193,12 +193,10 @@ impl RedisCounter {
 
     /// Waits until Redis has been told. How many of the ids were new there; for `PFADD`, how many commands changed
     /// something.
-    async fn sent(&self, local: &LocalWindow, receipts: Receipts) -> Result<u64, Unavailable> {
+    async fn sent(receipts: Receipts) -> Result<u64, Unavailable> {
         let mut added = 0;
         for receipt in receipts {
-            let new = receipt.await?;
-            local.note_new(new);
-            added += new;
+            added += receipt.await?;
         }
         Ok(added)
     }
@@ -312,7 +310,7 @@ impl UniqueCounter for RedisCounter {
         }
         Adding::under_way(async move {
             let added = match sent {
-                Ok(receipts) => self.sent(&local, receipts).await,
+                Ok(receipts) => Self::sent(receipts).await,
                 Err(error) => Err(error),
             };
             let changed = match added {
@@ -409,11 +407,16 @@ impl UniqueCounter for RedisCounter {
         self.pipeline().forget_acknowledged();
         for sealed in self.local.all_sealed() {
             match sealed {
-                Sealed::Kept(local) => self.handover.seal(&local).await?,
+                Sealed::Kept(local) => {
+                    local.note_loss();
+                    self.handover.seal(&local).await?;
+                }
                 Sealed::Dropped(window, intake) => self.handover.report_lost(window, intake).await?,
             }
         }
-        self.handover.hand_over_all(&self.local.open()).await
+        let open = self.local.open();
+        open.iter().for_each(|local| local.note_loss());
+        self.handover.hand_over_all(&open).await
     }
 
     fn is_degraded(&self) -> bool {

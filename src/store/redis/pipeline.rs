@@ -241,6 +241,7 @@ impl PipelineTask {
         let sent = tokio::time::timeout_at(deadline, sending).await;
         let sent = sent.unwrap_or_else(|_| Err(Unavailable::because("Redis does not answer in time")));
         sent.map(|replies| (replies, epoch)).inspect_err(|_| {
+            batch.note_doubt();
             self.shared.epoch.fetch_add(1, Ordering::Relaxed);
         })
     }
