@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, StatusCode};
@@ -43,7 +42,7 @@ pub(super) struct Sender {
     client: Client,
     /// For URLs with a port of ours.
     own_ports: BTreeMap<u16, Client>,
-    key: Option<Mutex<Secret<SigningKey>>>,
+    key: Option<Secret<SigningKey>>,
     clock: Arc<dyn Clock>,
     outcomes: Outcomes,
     /// Of this process: message ids begin with it.
@@ -70,7 +69,6 @@ impl Sender {
         }
         let process = RandomState::new().hash_one(process::id());
         let messages = AtomicU64::new(0);
-        let key = key.map(Mutex::new);
         Ok(Self { client: build(resolver)?, own_ports, key, clock, outcomes, process, messages })
     }
 
@@ -114,7 +112,6 @@ impl Sender {
             .header("webhook-id", &id)
             .header("webhook-timestamp", timestamp);
         if let Some(key) = &self.key {
-            let mut key = key.lock();
             key.read_again_after(KEY_READ_EVERY);
             request = request.header("webhook-signature", key.value().sign(&id, timestamp, &body));
         }

@@ -31,6 +31,10 @@ pub struct Evidence {
 
 /// How instances stood to a window, as far as they are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a doubt by itself, and any of them may go with any other"
+)]
 pub struct Attendance {
     /// From its start to its end some instance accepted ids.
     pub throughout: bool,

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use clap::Args;
-use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 
 use crate::platform::secret::{Secret, SecretArg};
@@ -50,13 +49,14 @@ impl AccessArgs {
 
 /// What requests have to bear. It is never shown.
 ///
-/// One that is in a file is read again when a request bears another one, so that it can be changed without a restart.
+/// One that is in a file is read again when a request bears another one, so that it can be changed without a restart: a
+/// moment later that one is borne too.
 #[derive(Clone)]
-pub struct ApiToken(Arc<Mutex<Secret<Arc<str>>>>);
+pub struct ApiToken(Secret<Arc<str>>);
 
 impl ApiToken {
     fn new(arg: &SecretArg) -> Result<Self, String> {
-        Ok(Self(Arc::new(Mutex::new(Secret::new(arg, FLAG, Self::parse)?))))
+        Secret::new(arg, FLAG, Self::parse).map(Self)
     }
 
     fn parse(text: &str) -> Result<Arc<str>, String> {
@@ -83,13 +83,12 @@ impl ApiToken {
     }
 
     fn is(&self, token: &[u8]) -> bool {
-        let known = Arc::clone(self.0.lock().value());
-        if token.ct_eq(known.as_bytes()).into() {
-            return true;
+        let is_it: bool = token.ct_eq(self.0.value().as_bytes()).into();
+        if !is_it {
+            // Too late for this request: nobody waits for a file that somebody else may have made slow.
+            self.0.read_again_after(READ_AT_MOST_EVERY);
         }
-        let mut known = self.0.lock();
-        known.read_again_after(READ_AT_MOST_EVERY);
-        token.ct_eq(known.value().as_bytes()).into()
+        is_it
     }
 }
 

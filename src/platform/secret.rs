@@ -5,8 +5,11 @@ use std::fmt::{self, Display};
 use std::fs;
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 /// What stands before the path of a file that has the secret.
@@ -48,20 +51,28 @@ impl SecretArg {
     }
 }
 
-/// A secret in use. One that is in a file can be read again, so that it can be changed without a restart.
-#[derive(Clone)]
-pub struct Secret<T> {
-    value: T,
+/// A secret in use. One that is in a file can be read again, so that it can be changed without a restart. Clones are the
+/// same one.
+pub struct Secret<T>(Arc<InUse<T>>);
+
+struct InUse<T> {
+    value: Mutex<T>,
     flag: &'static str,
     parse: fn(&str) -> Result<T, String>,
     /// The file, if it is in one.
     file: Option<SecretArg>,
-    read_at: Instant,
+    reading: Mutex<Reading>,
+}
+
+struct Reading {
+    began: Instant,
+    /// A thread reads it. It may take long: the file may be on a server that is away.
+    under_way: bool,
     /// Why the file was of no use when it was last read.
     trouble: Option<String>,
 }
 
-impl<T: PartialEq> Secret<T> {
+impl<T: Clone + PartialEq + Send + 'static> Secret<T> {
     /// Reads what `flag` was given, which is how messages name it, such as `--api-token <TOKEN>`.
     ///
     /// # Errors
@@ -72,36 +83,61 @@ impl<T: PartialEq> Secret<T> {
         flag: &'static str,
         parse: fn(&str) -> Result<T, String>,
     ) -> Result<Self, String> {
-        let value = arg.parse(flag, parse)?;
+        let value = Mutex::new(arg.parse(flag, parse)?);
         let file = Some(arg.clone()).filter(SecretArg::is_file);
-        Ok(Self { value, flag, parse, file, read_at: Instant::now(), trouble: None })
+        let reading = Mutex::new(Reading { began: Instant::now(), under_way: false, trouble: None });
+        Ok(Self(Arc::new(InUse { value, flag, parse, file, reading })))
     }
 
     /// As it was read last.
-    pub fn value(&self) -> &T {
-        &self.value
+    pub fn value(&self) -> T {
+        self.0.value.lock().clone()
     }
 
-    /// Reads it again, if it is in a file and was not read for so long. What is no such secret changes nothing.
-    pub fn read_again_after(&mut self, age: Duration) {
-        let Some(file) = self.file.as_ref().filter(|_| self.read_at.elapsed() >= age) else { return };
-        self.read_at = Instant::now();
-        let flag = self.flag;
-        match file.parse(flag, self.parse) {
-            Ok(value) => {
-                self.trouble = None;
-                if value != self.value {
-                    info!("the secret of '{flag}' was read again from its file and has changed");
-                    self.value = value;
-                }
-            }
-            Err(error) => {
-                if self.trouble.as_ref() != Some(&error) {
-                    warn!(%error, "the file of '{flag}' is of no use: the secret stays as it was");
-                }
-                self.trouble = Some(error);
-            }
+    /// Has it read again, if it is in a file and that was not done for so long, on a thread of its own: nobody waits for a
+    /// file. What is no such secret changes nothing.
+    pub fn read_again_after(&self, age: Duration) {
+        if self.0.file.is_none() {
+            return;
         }
+        let mut reading = self.0.reading.lock();
+        if reading.under_way || reading.began.elapsed() < age {
+            return;
+        }
+        let shared = Arc::clone(&self.0);
+        let read = thread::Builder::new().name("secret".to_owned()).spawn(move || shared.read_again());
+        reading.began = Instant::now();
+        reading.under_way = read.is_ok();
+    }
+}
+
+impl<T: PartialEq> InUse<T> {
+    fn read_again(&self) {
+        let Some(file) = &self.file else { return };
+        let flag = self.flag;
+        let trouble = match file.parse(flag, self.parse) {
+            Ok(new) => {
+                let mut value = self.value.lock();
+                if *value != new {
+                    info!("the secret of '{flag}' was read again from its file and has changed");
+                    *value = new;
+                }
+                None
+            }
+            Err(error) => Some(error),
+        };
+        let mut reading = self.reading.lock();
+        reading.under_way = false;
+        if let Some(error) = trouble.as_ref().filter(|error| reading.trouble.as_ref() != Some(error)) {
+            warn!(%error, "the file of '{flag}' is of no use: the secret stays as it was");
+        }
+        reading.trouble = trouble;
+    }
+}
+
+impl<T> Clone for Secret<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 

@@ -242,6 +242,9 @@ async fn a_lease_that_somebody_wrote_there_does_not_last() {
 /// The same of all else that instances share: it is put aside, or nonsense in it is passed over, and windows go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_in_what_instances_share_stops_nobody() {
+    // Words, what a lax reader takes for a number, and what is no text.
+    const NONSENSE: [&[u8]; 8] =
+        [b"nonsense", b"1e300", b"inf", b"nan", b"-5", b"1.5", b"99999999999", b"\xff\xfe"];
     let redis = Redis::start();
     let mut fleet = Fleet::start(2, &redis, "nonsense", &["--lease-ttl", "1s"]).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -249,15 +252,29 @@ async fn nonsense_in_what_instances_share_stops_nobody() {
     let mut connection = redis.connect();
     for (key, field) in [
         (keys.instances(), "nobody"),
+        (keys.instances(), "~nobody"),
         (keys.config(), "joined"),
         (keys.config(), "since"),
         (keys.config(), "interrupted"),
         (keys.counts(), "last"),
+        (keys.counts(), "99999999998"),
         (keys.published(), "first"),
         (keys.published(), "last"),
     ] {
-        ::redis::cmd("HSET").arg(&key).arg(field).arg("nonsense").exec(&mut connection).unwrap();
+        for nonsense in NONSENSE {
+            ::redis::cmd("HSET").arg(&key).arg(field).arg(nonsense).exec(&mut connection).unwrap();
+        }
         fleet.wait_published(next_window(Duration::ZERO).await).await;
+    }
+    for nonsense in NONSENSE {
+        // Each by itself where one is enough to stop a leader.
+        ::redis::cmd("SET").arg(keys.token()).arg(nonsense).exec(&mut connection).unwrap();
+        for (key, field) in [(keys.counts(), "last"), (keys.published(), "last"), (keys.config(), "joined")] {
+            ::redis::cmd("HSET").arg(&key).arg(field).arg(nonsense).exec(&mut connection).unwrap();
+        }
+        let next = next_window(Duration::ZERO).await + 2;
+        ::redis::cmd("HSET").arg(keys.counts()).arg(next).arg(nonsense).exec(&mut connection).unwrap();
+        fleet.wait_published(next + 2).await;
     }
     for key in [keys.lease(), keys.token(), keys.instances(), keys.config(), keys.counts(), keys.published()]
     {

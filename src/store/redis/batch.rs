@@ -47,8 +47,11 @@ pub(super) struct Target {
     acknowledged: Option<Acknowledged>,
     /// Of how many ids the server has said that they were new; for `PFADD`, how many writes changed something.
     new: AtomicU64,
-    /// A write was not answered: the server may have done it, and then had more that was new.
+    /// A write was not answered: the server may have done it, and then had more that was new than it has said.
     in_doubt: AtomicBool,
+    /// One more than the [generation](crate::redis::Redis::generation) of the server that has answered a write after that; 0
+    /// for none.
+    answered_in_doubt: AtomicU64,
 }
 
 struct Acknowledged {
@@ -82,6 +85,7 @@ impl Target {
             acknowledged,
             new: AtomicU64::new(0),
             in_doubt: AtomicBool::new(false),
+            answered_in_doubt: AtomicU64::new(0),
         }
     }
 
@@ -90,9 +94,23 @@ impl Target {
         self.new.load(Ordering::Relaxed)
     }
 
-    /// Whether more may have been new than the server has said.
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.in_doubt.load(Ordering::Relaxed)
+    /// Notes that a server has answered a write.
+    pub(super) fn note_answer(&self, generation: u64) {
+        if self.in_doubt.load(Ordering::Relaxed) {
+            let none = self.answered_in_doubt.load(Ordering::Relaxed) == 0;
+            if none {
+                self.answered_in_doubt.store(generation + 1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a server before this generation may have lost ids without being caught: it had some that were not called new,
+    /// and as many of those that it acknowledged later may be gone.
+    ///
+    /// What a server leaves unanswered because it dies hides nothing: it was the last that it did.
+    pub(super) fn may_hide_a_loss(&self, generation: u64) -> bool {
+        let answered = self.answered_in_doubt.load(Ordering::Relaxed);
+        answered > 0 && answered <= generation
     }
 
     /// True when the server is known to have, in this epoch, what this would change.
@@ -236,9 +254,9 @@ impl Batch {
         (&self.commands, count)
     }
 
-    /// Gives everybody his reply, which came in this epoch; there are as many as writes. What is left is good for another
+    /// Gives everybody his reply, which came in this epoch from a server of this generation; there are as many as writes. What is left is good for another
     /// batch.
-    pub(super) fn answer(mut self, replies: Replies, epoch: u64) -> Remains {
+    pub(super) fn answer(mut self, replies: Replies, epoch: u64, generation: u64) -> Remains {
         // Here, and not where a request reads its reply: it may be gone by now.
         for (owner, new) in self.owners.iter().zip(&replies) {
             if let Ok(new @ 1..) = new {
@@ -246,6 +264,7 @@ impl Batch {
             }
         }
         for Touched { target, observed, .. } in &self.touched {
+            target.note_answer(generation);
             if let Some(acknowledged) = &target.acknowledged {
                 let done = observed.iter().filter(|(write, _)| replies[*write].is_ok());
                 acknowledged.add(done.map(|(_, observation)| *observation), epoch);

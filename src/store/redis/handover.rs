@@ -265,7 +265,7 @@ impl Handover {
             self.mending(&of_shards, Call::Seal, &commands).await?
         };
         let new = added.iter().sum();
-        local.note_new(new);
+        local.note_new(new, self.redis.generation());
         self.changed_ids.increment(new);
         Ok(())
     }

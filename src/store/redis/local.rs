@@ -391,14 +391,17 @@ impl LocalWindow {
     }
 
     /// Notes that Redis has said that exact ids that were kept for it were new.
-    pub(super) fn note_new(&self, ids: u64) {
+    pub(super) fn note_new(&self, ids: u64, generation: u64) {
         self.handed_over_new.fetch_add(ids, Ordering::Relaxed);
+        for target in &self.targets {
+            target.note_answer(generation);
+        }
     }
 
-    /// Notes that the server has lost something. Exact ids that it took without an answer were not called new: so many others
-    /// may be gone without being missed.
-    pub(super) fn note_loss(&self) {
-        if matches!(self.held, Held::Ids(_)) && self.targets.iter().any(|target| target.is_in_doubt()) {
+    /// Notes that the server may have lost something, and is of this generation now.
+    pub(super) fn note_loss(&self, generation: u64) {
+        let may_hide_a_loss = |target: &Arc<Target>| target.may_hide_a_loss(generation);
+        if matches!(self.held, Held::Ids(_)) && self.targets.iter().any(may_hide_a_loss) {
             self.note_damage();
         }
     }

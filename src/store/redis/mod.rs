@@ -405,17 +405,20 @@ impl UniqueCounter for RedisCounter {
 
     async fn restore(&self) -> Result<(), Unavailable> {
         self.pipeline().forget_acknowledged();
+        let generation = self.redis.generation();
         for sealed in self.local.all_sealed() {
             match sealed {
                 Sealed::Kept(local) => {
-                    local.note_loss();
+                    local.note_loss(generation);
                     self.handover.seal(&local).await?;
                 }
                 Sealed::Dropped(window, intake) => self.handover.report_lost(window, intake).await?,
             }
         }
         let open = self.local.open();
-        open.iter().for_each(|local| local.note_loss());
+        for local in &open {
+            local.note_loss(generation);
+        }
         self.handover.hand_over_all(&open).await
     }
 

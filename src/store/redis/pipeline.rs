@@ -187,7 +187,7 @@ impl PipelineTask {
             self.batch_size.record(batch.writes() as f64);
             match self.send(&mut batch).await {
                 Ok((replies, epoch)) => {
-                    let remains = batch.answer(self.read(replies), epoch);
+                    let remains = batch.answer(self.read(replies), epoch, self.redis.generation());
                     self.shared.queue.lock().remains = Some(remains);
                 }
                 Err(error) => {
