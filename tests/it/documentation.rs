@@ -177,6 +177,37 @@ fn the_walks_go_through_functions_that_are_there() {
     assert!(names > 30, "{names} names");
 }
 
+/// The files of a directory and below it that hold Rust.
+fn sources(dir: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() && name != "node_modules" {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            *text += &std::fs::read_to_string(path).unwrap();
+        }
+    }
+}
+
+/// The last column of a fault's row names the tests that hold it, a name's beginning at the least.
+#[test]
+fn the_tests_of_every_fault_are_there() {
+    let (text, mut code) = (text_of("docs/faults.md"), String::new());
+    ["src", "tests"].iter().for_each(|dir| sources(&in_repository(dir), &mut code));
+    let mut names = 0;
+    for row in prose(&text).filter_map(|(_, line)| cells(line)).filter(|cells| cells.len() > 5) {
+        let tests = row.last().unwrap();
+        for name in tests.split('`').skip(1).step_by(2) {
+            let function = name.rsplit("::").next().unwrap();
+            assert!(code.contains(&format!("fn {function}")), "there is no test {name}");
+            names += 1;
+        }
+        assert!(tests == "test" || tests.starts_with("---") || tests.starts_with('`'), "{row:?}");
+    }
+    assert!(names > 30, "{names} names");
+}
+
 #[test]
 fn the_readme_is_short() {
     let readme = text_of("README.md");
