@@ -31,19 +31,25 @@ fn promtool_finds_nothing_amiss() {
     }
 }
 
-/// The runbook has a section for each, in the same order or not, and none of what is no alert; the README a line.
+/// The runbook has a section for each, in the same order or not, and none of what is no alert; docs/operations.md a line, with its
+/// severity.
 #[test]
 fn every_alert_says_what_to_do() {
     let runbook = include_str!("../../prometheus/RUNBOOK.md");
-    let readme = include_str!("../../README.md");
+    let operations = include_str!("../../docs/operations.md");
     let sections: BTreeSet<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     let alerts = alerts();
     let names: BTreeSet<_> = alerts.iter().map(|alert| text(alert, "alert")).collect();
     assert_eq!(names.len(), alerts.len());
     assert_eq!(sections, names);
-    let lines = readme.lines().filter_map(|line| line.strip_prefix("| `Headcount")?.split_once('`'));
-    let in_readme: BTreeSet<_> = lines.map(|(name, _)| format!("Headcount{name}")).collect();
-    assert_eq!(in_readme, names.iter().map(|name| (*name).to_owned()).collect());
+    let lines = operations.lines().filter_map(|line| line.strip_prefix("| `Headcount")?.split_once('`'));
+    let described: BTreeSet<_> = lines
+        .map(|(name, rest)| {
+            (format!("Headcount{name}"), rest.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default())
+        })
+        .collect();
+    let severities = alerts.iter().map(|alert| (text(alert, "alert"), text(&alert["labels"], "severity")));
+    assert_eq!(described, severities.map(|(name, severity)| (name.to_owned(), severity)).collect());
     for alert in &alerts {
         let (name, annotations) = (text(alert, "alert"), &alert["annotations"]);
         assert!(!text(alert, "for").is_empty());

@@ -12,7 +12,7 @@ use crate::support::process::{headcount, headcount_with_clock, output_of};
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::Server;
 
-/// All that an instance needs, in either mode; as in the README.
+/// All that an instance needs, in either mode; as in docs/instances.md.
 const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +set +get +exists +del +expire \
                       +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select +multi +exec";
@@ -169,11 +169,11 @@ fn users_that_may_not_do_everything() {
     }
 }
 
-/// The rights that the README lists are all that checking and serving need.
+/// The rights that docs/instances.md lists are all that checking and serving need.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rights_in_the_readme_are_enough() {
-    let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(readme.contains(RIGHTS), "{RIGHTS}");
+async fn the_rights_in_the_documents_are_enough() {
+    let text = include_str!("../../docs/instances.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(RIGHTS), "{RIGHTS}");
     let args: Vec<_> =
         ["--user", "headcount", "on", ">secret"].into_iter().chain(RIGHTS.split_whitespace()).collect();
     let redis = Redis::start_with(Flavour::Debian, &args);

@@ -131,28 +131,6 @@ fn every_flag_has_an_environment_variable() {
     }
 }
 
-/// The README names every flag, with its default.
-#[test]
-fn the_readme_has_every_flag() {
-    let readme = include_str!("../../README.md");
-    let help = String::from_utf8(run(&["serve", "-h"]).stdout).unwrap();
-    let mut flags = 0;
-    for entry in help.split("\n      --").skip(1) {
-        let flag = entry.split_whitespace().next().unwrap();
-        let row = readme
-            .lines()
-            .find(|line| line.starts_with(&format!("| `--{flag}")))
-            .unwrap_or_else(|| panic!("--{flag}"));
-        if let Some((_, default)) = entry.split_once("[default: ") {
-            let default = default.split([']', ',']).next().unwrap().trim();
-            assert!(row.contains(&format!("| `{default}`")), "--{flag} is {default} by default: {row}");
-        }
-        flags += 1;
-    }
-    assert_eq!(flags, readme.lines().filter(|line| line.starts_with("| `--")).count(), "and no other");
-    assert!(flags >= 16);
-}
-
 #[test]
 fn help_and_version() {
     let version = run(&["--version"]);

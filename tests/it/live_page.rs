@@ -94,18 +94,22 @@ async fn it_can_be_left_out_or_moved() {
     }
 }
 
+/// The README on a wide screen, the page about the API on a phone too.
 #[test]
-fn the_readme_shows_it() {
-    let readme = include_str!("../../README.md");
-    let pictures: Vec<_> = readme
-        .split(['(', ')', '"'])
-        .filter(|word| word.starts_with("docs/live-page"))
-        .map(|picture| {
-            std::fs::read(in_repository(picture)).unwrap_or_else(|error| panic!("{picture}: {error}"))
-        })
-        .collect();
-    assert_eq!(pictures.len(), 2);
-    for picture in pictures {
-        assert!(picture.starts_with(b"\x89PNG"));
+fn the_documents_show_it() {
+    let (readme, api) = (include_str!("../../README.md"), include_str!("../../docs/api.md"));
+    for (document, prefix, expected) in [(readme, "docs/live-page", 1), (api, "live-page", 2)] {
+        let pictures: Vec<_> = document
+            .split(['(', ')', '"'])
+            .filter(|word| word.starts_with(prefix))
+            .map(|picture| {
+                let picture = in_repository("docs").join(picture.trim_start_matches("docs/"));
+                std::fs::read(&picture).unwrap_or_else(|error| panic!("{}: {error}", picture.display()))
+            })
+            .collect();
+        assert_eq!(pictures.len(), expected);
+        for picture in pictures {
+            assert!(picture.starts_with(b"\x89PNG"));
+        }
     }
 }

@@ -26,6 +26,7 @@ mod connections;
 mod coordination;
 mod counter_contract;
 mod dashboards;
+mod documentation;
 mod drain;
 mod forbidden;
 mod guard;

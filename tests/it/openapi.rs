@@ -84,16 +84,22 @@ fn it_has_every_failure_reason_and_no_other() {
 }
 
 #[test]
-fn it_has_every_route_of_the_readme_and_no_other() {
-    let readme = include_str!("../../README.md");
-    let (_, api) = readme.split_once("\n## API\n").unwrap();
-    let (api, _) = api.split_once("\n## ").unwrap();
-    let titles = api.lines().filter(|line| line.starts_with("### `") || line.starts_with("| `GET "));
-    let routes: BTreeSet<_> =
-        titles.map(|line| line.split('`').nth(1).unwrap().split('?').next().unwrap().to_owned()).collect();
+fn it_has_every_route_of_the_documents_and_no_other() {
+    let (readme, api) = (include_str!("../../README.md"), include_str!("../../docs/api.md"));
+    let (_, in_readme) = readme.split_once("\n## API\n").unwrap();
+    let (in_readme, _) = in_readme.split_once("\n## ").unwrap();
     // HEAD goes without saying.
-    let described = operations().into_iter().filter(|operation| !operation.starts_with("HEAD ")).collect();
-    assert_eq!(routes, described);
+    let described: BTreeSet<_> =
+        operations().into_iter().filter(|operation| !operation.starts_with("HEAD ")).collect();
+    for document in [in_readme, api] {
+        let titles = document
+            .lines()
+            .filter(|line| ["### `", "| `GET ", "| `POST "].iter().any(|start| line.starts_with(start)));
+        let routes: BTreeSet<_> = titles
+            .map(|line| line.split('`').nth(1).unwrap().split('?').next().unwrap().to_owned())
+            .collect();
+        assert_eq!(routes, described);
+    }
 }
 
 /// Each method that is described is known, each other is not, and `allow` names those that are described.

@@ -17,7 +17,7 @@ use crate::support::nginx::Nginx;
 use crate::support::process::{headcount, output_of, run};
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
-use crate::support::tools::{in_repository, python_tool, replaced, succeeds, yaml_documents};
+use crate::support::tools::{in_repository, python_tool, replaced, succeeds, yaml, yaml_documents};
 use crate::support::{free_port, lines, wait_blocking, wait_until};
 
 /// docker-compose.yml with all that it leaves out filled in.
@@ -177,14 +177,9 @@ async fn instances_serve_with_the_environment_of_docker_compose() {
     assert!(service["deploy"]["replicas"].as_u64().is_some_and(|replicas| replicas > 1));
 }
 
-/// What is in one block of the README, as JSON.
+/// What deploy/kubernetes.yaml says.
 fn kubernetes() -> Vec<Value> {
-    let readme = text_of("README.md");
-    let blocks = readme.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
-    let block = blocks.into_iter().find(|block| block.contains("kind: Deployment")).expect("an example");
-    let mut file = tempfile::NamedTempFile::new().expect("a file");
-    file.write_all(block.as_bytes()).expect("a file");
-    yaml_documents(file.path())
+    yaml_documents(&in_repository("deploy/kubernetes.yaml"))
 }
 
 #[tokio::test]
@@ -219,6 +214,11 @@ async fn instances_serve_with_the_environment_of_kubernetes() {
     let port =
         |name: &str| ports.iter().find(|port| port["name"] == name).map(|port| port["containerPort"].clone());
     assert_eq!(port("admin"), admin.map(|address| address.port().into()));
+    let monitor = yaml("deploy/podmonitor.yaml");
+    assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"], serde_json::json!([{"port": "admin"}]));
+    let version = format!(":{}", env!("CARGO_PKG_VERSION"));
+    assert!(container["image"].as_str().is_some_and(|image| image.ends_with(&version)), "{container}");
     for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
         assert_eq!(container[probe]["httpGet"], serde_json::json!({"path": path, "port": "admin"}));
     }
