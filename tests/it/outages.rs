@@ -74,11 +74,13 @@ async fn assert_degraded(fleet: &Fleet) {
 }
 
 /// Every window is there, complete, and repeats say the same number.
-async fn assert_all_published(fleet: &Fleet, truth: &Truth) -> BTreeMap<u64, (u64, u64)> {
+async fn assert_all_published(fleet: &Fleet, truth: &Truth, in_doubt: &[u64]) -> BTreeMap<u64, (u64, u64)> {
     let (last, _) = truth.last_key_value().expect("windows");
     let published = fleet.wait_published(*last).await;
     assert_no_gap(&published);
-    assert_complete(&published);
+    let mut certain = published.clone();
+    certain.retain(|start, _| !in_doubt.contains(start));
+    assert_complete(&certain);
     for (start, closed) in &published {
         assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
     }
@@ -86,15 +88,16 @@ async fn assert_all_published(fleet: &Fleet, truth: &Truth) -> BTreeMap<u64, (u6
 }
 
 async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth: &Truth) {
-    let published = assert_all_published(fleet, truth).await;
+    let published = assert_all_published(fleet, truth, &[]).await;
     for (start, sent) in truth {
         assert_same_bytes(&sketch_in(&site.redis, namespace, *start), sent);
         assert_eq!(published[start], (sketch_of(sent).estimate(), sent.len() as u64), "{start}");
     }
 }
 
-async fn assert_exact_is_right(fleet: &Fleet, truth: &Truth) {
-    let published = assert_all_published(fleet, truth).await;
+/// Where Redis was killed after another outage in the same window, nobody can know that the count is whole. It is all the same.
+async fn assert_exact_is_right(site: &Site, fleet: &Fleet, truth: &Truth) {
+    let published = assert_all_published(fleet, truth, &site.killed_again()).await;
     for (start, sent) in truth {
         let different: BTreeSet<_> = sent.iter().collect();
         assert_eq!(published[start], (different.len() as u64, sent.len() as u64), "{start}");
@@ -112,7 +115,7 @@ async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&
     next_window(Duration::ZERO).await;
     let (hll_truth, exact_truth) = (to_hll.stop().await, to_exact.stop().await);
     assert_hll_is_right(&site, &hll, "hll", &hll_truth).await;
-    assert_exact_is_right(&exact, &exact_truth).await;
+    assert_exact_is_right(&site, &exact, &exact_truth).await;
     for fleet in [&hll, &exact] {
         wait_until_well(fleet).await;
     }

@@ -1,5 +1,8 @@
 //! Redis in a place where it can be made to go away.
 
+use std::time::SystemTime;
+
+use super::fleet::seconds;
 use super::proxy::{Fault, Proxy};
 use super::redis::{Flavour, Redis};
 
@@ -31,6 +34,8 @@ impl Outage {
 pub struct Site {
     pub redis: Redis,
     proxy: Proxy,
+    /// Which there were, and when each began and ended, in seconds since 1970.
+    history: Vec<(Outage, u64, u64)>,
 }
 
 impl Site {
@@ -38,7 +43,7 @@ impl Site {
         // What is written down is written before it is answered, and survives the process.
         let redis = Redis::start_with(Flavour::Debian, &["--appendonly", "yes", "--appendfsync", "no"]);
         let proxy = Proxy::start(redis.address()).await;
-        Self { redis, proxy }
+        Self { redis, proxy, history: Vec::new() }
     }
 
     /// By way of the network.
@@ -47,6 +52,8 @@ impl Site {
     }
 
     pub fn begin(&mut self, outage: Outage) {
+        let now = seconds(SystemTime::now());
+        self.history.push((outage, now, now));
         match outage {
             Outage::Network(fault) => self.proxy.set(fault),
             Outage::Killed => self.redis.kill(),
@@ -55,10 +62,26 @@ impl Site {
     }
 
     pub fn end(&mut self, outage: Outage) {
+        if let Some((_, _, end)) = self.history.last_mut() {
+            *end = seconds(SystemTime::now());
+        }
         match outage {
             Outage::Network(_) => self.proxy.set(Fault::None),
             Outage::Killed => self.redis.restart(),
             Outage::Stopped => self.redis.signal("CONT"),
         }
+    }
+
+    /// The windows of two seconds in which Redis was killed soon after another outage, from the start of that one.
+    pub fn killed_again(&self) -> Vec<u64> {
+        /// By then all windows of the outage before are closed.
+        const SOON: u64 = 12;
+        let kills = self.history.iter().filter(|(outage, ..)| matches!(outage, Outage::Killed));
+        let windows = kills.flat_map(|(_, killed, _)| {
+            let before = self.history.iter();
+            let before = before.filter(move |(_, begun, ended)| begun < killed && ended + SOON >= *killed);
+            before.flat_map(move |(_, begun, _)| (begun / 2 * 2..=*killed).step_by(2))
+        });
+        windows.collect()
     }
 }
