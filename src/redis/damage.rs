@@ -39,9 +39,10 @@ pub fn is_damage(error: &RedisError) -> bool {
 ///
 /// [`Unavailable`].
 pub async fn put_aside(redis: &Redis, call: Call, holds: Holds, keys: &[String]) -> Result<(), Unavailable> {
-    let Some(first) = keys.first() else { return Ok(()) };
+    if keys.is_empty() {
+        return Ok(());
+    }
     let mut put = scripts::PUT_ASIDE.prepare_invoke();
-    put.key(format!("{first}:look"));
     for key in keys {
         put.key(key).key(Keys::damaged(key));
     }

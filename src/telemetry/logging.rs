@@ -84,9 +84,9 @@ struct Queue {
 
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let taken = self.lines.write(line);
+        // First: it can be written or dropped before this goes on.
         self.queued.fetch_add(1, Ordering::AcqRel);
-        taken
+        self.lines.write(line)
     }
 
     fn flush(&mut self) -> io::Result<()> {

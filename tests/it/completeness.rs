@@ -13,8 +13,9 @@ use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
 use headcount::platform::workers::Workers;
+use headcount::redis::damage::{self, Holds};
 use headcount::redis::keys::Keys;
-use headcount::redis::{Address, Redis as RedisClient};
+use headcount::redis::{Address, Call, Redis as RedisClient};
 use headcount::store::UniqueCounter;
 use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
 use headcount::telemetry::metrics::Metrics;
@@ -23,7 +24,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::support::fleet::{Fleet, next_window, seconds, sketch_of, window};
 use crate::support::process::headcount_with_clock;
-use crate::support::redis::Redis;
+use crate::support::redis::{Flavour, Redis};
 use crate::support::server::{Closed, Server};
 use crate::support::{wait_for, wait_until};
 
@@ -497,5 +498,53 @@ async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
         .await;
         assert_eq!((closed.unique, closed.complete), (100, false), "{offset}: {closed:?}");
         assert_eq!(other.metric("headcount_missed_ids_total").await, 0.0);
+    }
+}
+
+/// One sketch is damaged while Redis is full. It alone is put aside when all are looked at: that Redis takes no more says
+/// nothing of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_makes_no_sketch_unsound() {
+    const SHARDS: u16 = 4;
+    // Strings that are no sketch, a sketch that is damaged inside, and a list.
+    let garbage: [&[u8]; 4] = [b"", b"nonsense", b"HYLL\x01\0\0\0\0\0\0\0\0\0\0\x80\x7f", b"list"];
+    for flavour in Flavour::at_hand() {
+        let redis = Redis::start_with(flavour, &[]);
+        let mut server = redis.connect();
+        let metrics = Metrics::new();
+        let client =
+            RedisClient::new(&Address::parse(&redis.url()).unwrap(), Duration::from_secs(2), &metrics)
+                .unwrap();
+        for (number, garbage) in garbage.into_iter().enumerate() {
+            ::redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec(&mut server).unwrap();
+            let keys = Keys::new(&format!("full-{number}"));
+            let shards = Shards::new(SHARDS).unwrap();
+            let keys: Vec<_> =
+                (0..SHARDS).map(|shard| keys.ids(Mode::Hll, shard.into(), shards, Run::window())).collect();
+            for (shard, key) in keys.iter().enumerate() {
+                ::redis::cmd("PFADD")
+                    .arg(key)
+                    .arg(&["a", "b", "c"][..shard.min(3)])
+                    .exec(&mut server)
+                    .unwrap();
+            }
+            ::redis::cmd("DEL").arg(&keys[1]).exec(&mut server).unwrap();
+            let put = if garbage == b"list" { "LPUSH" } else { "SET" };
+            ::redis::cmd(put).arg(&keys[1]).arg(garbage).exec(&mut server).unwrap();
+            ::redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec(&mut server).unwrap();
+            let full = ::redis::cmd("SET").arg("x").arg("y").exec(&mut server).unwrap_err();
+            assert!(full.to_string().contains("OOM"), "{flavour:?}: {full}");
+            for key in &keys {
+                damage::put_aside(&client, Call::Count, Holds::Sketch, std::slice::from_ref(key))
+                    .await
+                    .unwrap();
+            }
+            let there = |server: &mut ::redis::Connection, keys: &[String]| -> Vec<bool> {
+                keys.iter().map(|key| ::redis::cmd("EXISTS").arg(key).query(server).unwrap()).collect()
+            };
+            assert_eq!(there(&mut server, &keys), [true, false, true, true], "{flavour:?}: {garbage:?}");
+            let aside: Vec<_> = keys.iter().map(|key| Keys::damaged(key)).collect();
+            assert_eq!(there(&mut server, &aside), [false, true, false, false], "{flavour:?}: {garbage:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The log as a sink: what standard output does not take is kept, counted and tried again, as with any other.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -93,6 +93,23 @@ async fn a_full_disk_under_standard_output_costs_no_window() {
         })
         .collect();
     assert!(seconds.len() >= 5 && seconds.windows(2).all(|pair| pair[1] == pair[0] + 1), "{windows:?}");
+}
+
+/// Whoever reads the log pauses for longer than a line may take: each window is there once when they go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_pauses_gets_every_window_once() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // Of 64 KiB little is left.
+    writer.write_all(&vec![b'\n'; 64_500]).unwrap();
+    let service = Service::start(writer, &[]).await;
+    service.wait_for_at_least(RETRIED, 2.0).await;
+    let taken = service.metric(TAKEN).await;
+    let reading = std::thread::spawn(move || std::io::read_to_string(reader).unwrap());
+    service.wait_for_at_least(TAKEN, taken + 5.0).await;
+    assert_eq!(service.stop(), Some(0));
+    let text = reading.join().unwrap();
+    let windows = windows(text.lines().filter(|line| !line.is_empty()));
+    assert!(windows.len() >= 5 && windows.is_sorted_by(|one, next| one < next), "{windows:?}");
 }
 
 /// Whoever read the log is gone: windows wait, for as long as the retention, and the service goes on.

@@ -1,8 +1,13 @@
 //! `--redis-stream`: a sink that is a Redis stream.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use headcount::redis::keys::Keys;
+use tokio::task::JoinSet;
 
 use crate::support::fleet::{Fleet, seconds};
+use crate::support::proxy::Proxy;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::Server;
 use crate::support::{wait_for, wait_until};
@@ -131,4 +136,153 @@ async fn an_entry_that_was_added_and_deleted_stops_nothing() {
             last = starts.last().copied();
         }
     }
+}
+
+/// Every kind of server that is there, at the same time.
+async fn of_all_flavours<F: Future<Output = ()> + Send + 'static>(test: impl Fn(Flavour) -> F) {
+    let tests: JoinSet<()> = Flavour::at_hand().into_iter().map(test).collect();
+    tests.join_all().await;
+}
+
+/// A consumer that deletes what it has read: the starts of the windows that it got, in order.
+struct Consumer<'a> {
+    redis: &'a Redis,
+    got: Vec<u64>,
+}
+
+impl<'a> Consumer<'a> {
+    fn of(redis: &'a Redis) -> Self {
+        Self { redis, got: Vec::new() }
+    }
+
+    fn consume(&mut self) {
+        let entries = entries(self.redis);
+        for entry in &entries {
+            ::redis::cmd("XDEL").arg("counts").arg(&entry.0).exec(&mut self.redis.connect()).unwrap();
+        }
+        self.got.extend(entries.iter().map(start));
+    }
+
+    fn last(&self) -> u64 {
+        self.got.iter().copied().max().unwrap_or_default()
+    }
+
+    /// Consumes until it has so many more windows that are later than all before.
+    async fn wait_for(&mut self, more: u64) {
+        let before = self.last();
+        let mut later = 0;
+        wait_for("windows to consume", || {
+            let had = self.got.len();
+            self.consume();
+            later += self.got[had..].iter().filter(|start| **start > before).count() as u64;
+            (later >= more).then_some(())
+        })
+        .await;
+    }
+
+    fn assert_once_each(&self, of: Flavour) {
+        for pair in self.got.windows(2) {
+            assert_eq!(pair[1], pair[0] + 1, "{of:?}: {:?}", self.got);
+        }
+    }
+}
+
+/// What is consumed is deleted. Another sink fails, so that nothing is marked as published, and the leader is killed: the
+/// next one goes on after what the stream remembers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_deletes_gets_every_window_once() {
+    for flavour in Flavour::at_hand() {
+        let redis = Redis::start_with(flavour, &[]);
+        let dir = tempfile::tempdir().unwrap();
+        let (files, in_the_way) = (dir.path().join("files"), dir.path().join("in-the-way"));
+        std::fs::write(&in_the_way, "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), &files).unwrap();
+        let (url, log_dir) = (redis.url(), files.display().to_string());
+        let args = ["--window", "1s", "--redis-url", &url, "--redis-stream", "counts", "--lease-ttl", "1s"];
+        let mut fleet = Fleet::start_with(2, &[&args[..], &["--log-dir", &log_dir]].concat()).await;
+        let mut consumer = Consumer::of(&redis);
+        consumer.wait_for(1).await;
+        std::fs::rename(in_the_way, files).unwrap();
+        consumer.wait_for(4).await;
+        let leader = fleet.leader();
+        fleet.servers[leader].process.signal("KILL");
+        fleet.servers[leader].ended().await;
+        consumer.wait_for(4).await;
+        consumer.assert_once_each(flavour);
+    }
+}
+
+/// The answer to XADD is late, and the entry is consumed before the next try.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_consumed_before_it_is_answered_comes_once() {
+    for flavour in Flavour::at_hand() {
+        let redis = Redis::start_with(flavour, &[]);
+        let proxy = Proxy::start(redis.address()).await;
+        let args = ["--window", "1s", "--redis-url", &proxy.url(), "--redis-stream", "counts"];
+        let server = Server::start(&args).await;
+        let mut consumer = Consumer::of(&redis);
+        consumer.wait_for(2).await;
+        proxy.hold("XADD");
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        consumer.consume();
+        // In the place of the first try: the sink's own is now another one.
+        let id = format!("{}000-0", consumer.last() + 1);
+        ::redis::cmd("XADD").arg(&["counts", &id, "f", "v"]).exec(&mut redis.connect()).unwrap();
+        consumer.consume();
+        proxy.release();
+        consumer.wait_for(3).await;
+        consumer.assert_once_each(flavour);
+        assert_eq!(server.metric("headcount_leader").await, 1.0);
+    }
+}
+
+/// A stream that is emptied by its consumer remembers a far year, of which no entry was deleted: it can be set back to just
+/// before the next count, but no further than to what was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_set_back_no_further_than_to_the_count() {
+    for flavour in Flavour::at_hand() {
+        let redis = Redis::start_with(flavour, &[]);
+        let args = ["--window", "1s", "--redis-url", &redis.url(), "--redis-stream", "counts"];
+        let server = Server::start(&args).await;
+        let mut consumer = Consumer::of(&redis);
+        consumer.wait_for(2).await;
+        ::redis::cmd("XSETID").arg("counts").arg(LATER).exec(&mut redis.connect()).unwrap();
+        consumer.wait_for(3).await;
+        consumer.assert_once_each(flavour);
+        assert!(names(&server, "set back to "), "{flavour:?}: {:?}", server.log());
+    }
+}
+
+/// Windows become longer when the consumer has deleted all of the shorter ones: the first that is in the stream begins after
+/// them.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_of_another_length_begin_after_those_that_were_consumed() {
+    of_all_flavours(|flavour| async move {
+        let redis = Redis::start_with(flavour, &[]);
+        let start_with = async |window| {
+            Server::start(&["--window", window, "--redis-url", &redis.url(), "--redis-stream", "counts"])
+                .await
+        };
+        let mut server = start_with("1s").await;
+        let mut consumer = Consumer::of(&redis);
+        wait_for("a few shorter windows of a longer one", || {
+            consumer.consume();
+            (consumer.got.len() > 1 && consumer.last() % 5 == 2).then_some(())
+        })
+        .await;
+        assert!(server.stop().await.success());
+        consumer.consume();
+        consumer.assert_once_each(flavour);
+        let last = consumer.last();
+        // As if it were some time ago.
+        let keys = Keys::new("headcount");
+        let settings = [keys.config(), keys.instances()];
+        ::redis::cmd("DEL").arg(&settings).exec(&mut redis.connect()).unwrap();
+        let _server = start_with("5s").await;
+        consumer.wait_for(2).await;
+        let longer: Vec<_> = consumer.got.iter().filter(|start| **start > last).collect();
+        assert!(longer.iter().all(|start| **start % 5 == 0), "{flavour:?}: {:?}", consumer.got);
+        assert!(consumer.got.is_sorted_by(|one, next| one < next), "{flavour:?}: {:?}", consumer.got);
+    })
+    .await;
 }

@@ -8,7 +8,7 @@ use tracing::info;
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::grant::Grant;
 use crate::model::window::WindowCount;
-use crate::telemetry::log_progress::{LogProgress, WINDOWS};
+use crate::telemetry::log_progress::{LogProgress, Logged, WINDOWS};
 
 /// How long a line may take to be written.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,12 +17,28 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct LogSink {
     origin: Origin,
     progress: LogProgress,
+    /// A line that took too long. It is still in the queue, so nothing else is logged until it is written.
+    late: Option<(WindowCount, Logged)>,
 }
 
 impl LogSink {
     /// Into the log whose progress this is.
     pub fn new(origin: Origin, progress: LogProgress) -> Self {
-        Self { origin, progress }
+        Self { origin, progress, late: None }
+    }
+
+    /// Waits for a line, but not for long: whoever reads standard output may have paused.
+    async fn wait_for(&mut self, count: WindowCount, line: Logged) -> Result<(), SinkError> {
+        match tokio::time::timeout(TIMEOUT, self.progress.written(&line)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SinkError::unavailable(
+                "standard output cannot be written: is its disk full, or its reader gone? Lines are lost",
+            )),
+            Err(_) => {
+                self.late = Some((count, line));
+                Err(SinkError::unavailable("standard output is not read: lines wait"))
+            }
+        }
     }
 }
 
@@ -33,7 +49,13 @@ impl CountSink for LogSink {
     }
 
     async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
-        let written = self.progress.written(|| {
+        if let Some((late, line)) = self.late.take() {
+            let written = self.wait_for(late, line).await;
+            if late == *count || self.late.is_some() {
+                return written;
+            }
+        }
+        let line = self.progress.log(|| {
             info!(
                 target: WINDOWS,
                 timestamp = %count.window,
@@ -45,12 +67,6 @@ impl CountSink for LogSink {
                 "window closed"
             );
         });
-        match tokio::time::timeout(TIMEOUT, written).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(SinkError::unavailable(
-                "standard output cannot be written: is its disk full, or its reader gone? Lines are lost",
-            )),
-            Err(_) => Err(SinkError::unavailable("standard output is not read: lines wait")),
-        }
+        self.wait_for(*count, line).await
     }
 }

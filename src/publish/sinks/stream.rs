@@ -1,12 +1,14 @@
 //! The Redis stream: every window once in a stream of the Redis that counts.
 //!
 //! An entry's id is made of its window's start, in milliseconds. Redis takes ids in ascending order only, so it is
-//! the server that refuses a repeat. As many entries are kept as there are windows in `--retention`.
+//! the server that refuses a repeat, also of an entry that was read and deleted. As many entries are kept as there are
+//! windows in `--retention`.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::redis::{Cmd, RedisError, Value, from_redis_value_ref};
+use ::redis::{RedisError, Value, from_redis_value_ref};
 use async_trait::async_trait;
 use clap::Args;
 
@@ -20,6 +22,9 @@ const WINDOW_SECONDS: &str = "window_seconds";
 
 /// The field that says whose it is.
 const NAMESPACE: &str = "namespace";
+
+/// However short windows are, clocks of instances may differ by so much.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
 /// Which stream.
 #[derive(Debug, Clone, Args)]
@@ -38,14 +43,21 @@ pub struct StreamSink {
     length: u64,
 }
 
+/// Where an entry is in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Id {
+    milliseconds: u64,
+    sequence: u64,
+}
+
 /// An entry: its id and its fields.
-type Entry = (String, HashMap<String, String>);
+type Entry = (Id, HashMap<String, String>);
 
 /// What is in a stream.
 struct Contents {
     newest: Option<Entry>,
     /// The highest id that it ever had.
-    remembered: String,
+    remembered: Id,
 }
 
 /// What there is before the start.
@@ -66,86 +78,104 @@ impl StreamSink {
 
     /// Why the stream did not take a count. It is tried again.
     ///
-    /// A stream remembers the highest id that it ever had, and takes none before it. An entry that somebody added with a
-    /// later one, and deleted, would stop it until that time comes. So what the stream remembers is set back to the newest
-    /// entry that is there.
-    async fn give_way(&self) -> Result<SinkError, SinkError> {
-        let Contents { newest, remembered } = self.contents().await?;
-        let (newest, is_ours) = match &newest {
-            Some(entry) => (&*entry.0, self.window(entry).is_some()),
-            // The first that there can be.
-            None => ("0-1", false),
-        };
+    /// A stream remembers the highest id that it ever had, and takes none before it. If that can be a window's, the stream has
+    /// had the count, be it that whoever reads it has deleted it since. An entry of somebody else with a later id, which was
+    /// deleted, would stop the stream until that time comes. So what the stream remembers is set back: no further than to
+    /// just before the count, so that it goes on to refuse older ones.
+    async fn give_way(&self, count: &WindowCount) -> Result<SinkError, SinkError> {
         let key = &self.key;
-        if remembered == newest {
+        let Some(Contents { newest, remembered }) = self.contents().await? else {
+            return Ok(SinkError::unavailable(format!("the stream {key} was deleted just now")));
+        };
+        let newest_id = newest.as_ref().map_or(Id::FIRST, |entry| entry.0);
+        if remembered == newest_id {
+            let is_ours = newest.as_ref().is_some_and(|entry| self.window(entry).is_some());
             return Ok(SinkError::unavailable(if is_ours {
                 format!(
                     "the stream {key} has a later count already: another instance published it, or the clock was set back"
                 )
             } else {
                 format!(
-                    "the stream {key} has an entry {newest} that is later than the count: delete it with XDEL"
+                    "the stream {key} has an entry {newest_id} that is later than the count: delete it with XDEL"
                 )
             }));
         }
+        if self.window_of(remembered).is_some() {
+            return Ok(SinkError::unavailable(format!(
+                "the stream {key} has had a count {remembered}, which was deleted: this one is no later"
+            )));
+        }
+        let set_back_to = newest_id.max(Id::before(count.window));
         let mut set_back = ::redis::cmd("XSETID");
-        set_back.arg(key).arg(newest);
+        set_back.arg(key).arg(set_back_to.to_string());
         let done =
             self.redis.run(Call::Publish, async |connection| set_back.exec_async(connection).await).await;
         Ok(SinkError::unavailable(match done {
             Ok(()) => format!(
                 "somebody added an entry {remembered} to the stream {key}, and deleted it: the stream was set back to \
-                 {newest}"
+                 {set_back_to}"
             ),
-            Err(error) => format!("{} ({error})", deleted_later(key, &remembered)),
+            Err(error) => format!("{} ({error})", deleted_later(key, remembered)),
         }))
     }
 
-    /// What is in the stream, which has to be there.
-    async fn contents(&self) -> Result<Contents, SinkError> {
-        let mut about = ::redis::cmd("XINFO");
-        about.arg("STREAM").arg(&self.key);
-        let newest = self.newest();
-        let asked = self.redis.run(Call::Publish, async |connection| {
-            let newest: Vec<Entry> = newest.query_async(connection).await?;
-            let about: HashMap<String, Value> = about.query_async(connection).await?;
-            let remembered = about.get("last-generated-id").unwrap_or(&Value::Nil);
-            Ok(Contents { newest: newest.into_iter().next(), remembered: from_redis_value_ref(remembered)? })
-        });
-        asked.await.map_err(SinkError::unavailable)
-    }
-
-    fn newest(&self) -> Cmd {
+    /// What is in the stream; none if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`SinkError`]; fatal where it is no stream.
+    async fn contents(&self) -> Result<Option<Contents>, SinkError> {
         let mut newest = ::redis::cmd("XREVRANGE");
         newest.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
-        newest
+        let mut about = ::redis::cmd("XINFO");
+        about.arg("STREAM").arg(&self.key);
+        let asked = self.redis.run(Call::Publish, async |connection| {
+            let newest: Vec<(String, _)> = match newest.query_async(connection).await {
+                Err(error) if is_wrong_type(&error) => {
+                    return Ok(Err(SinkError::Fatal(format!("{}: {error}", self.key))));
+                }
+                newest => newest?,
+            };
+            let about: HashMap<String, Value> = match about.query_async(connection).await {
+                Err(error) if is_missing(&error) => return Ok(Ok(None)),
+                about => about?,
+            };
+            let remembered = about.get("last-generated-id").unwrap_or(&Value::Nil);
+            Ok(Ok(Some((newest.into_iter().next(), from_redis_value_ref::<String>(remembered)?))))
+        });
+        let Some((newest, remembered)) = asked.await.map_err(SinkError::unavailable)?? else {
+            return Ok(None);
+        };
+        let id = |text: &str| {
+            Id::read(text)
+                .ok_or_else(|| SinkError::unavailable(format!("the stream {}: '{text}' is no id", self.key)))
+        };
+        let newest = newest.map(|(text, fields)| Ok((id(&text)?, fields))).transpose()?;
+        Ok(Some(Contents { newest, remembered: id(&remembered)? }))
     }
 
-    /// The window that the stream has last; none if it is empty, or not there.
+    /// The window that the stream had last; none if it had none.
     ///
     /// # Errors
     ///
     /// [`SinkError`]; fatal where it has an entry that is not ours, or is no stream.
     async fn last(&self) -> Result<Option<Window>, SinkError> {
-        let newest = self.newest();
-        let answer =
-            self.redis.run(Call::Publish, async |connection| match newest.query_async(connection).await {
-                Err(error) if is_wrong_type(&error) => {
-                    Ok(Err(SinkError::Fatal(format!("{}: {error}", self.key))))
-                }
-                entries => entries.map(Ok::<Vec<Entry>, _>),
-            });
-        let entries = answer.await.map_err(SinkError::unavailable)??;
-        let Some(last) = entries.first() else { return Ok(None) };
-        let foreign = || {
+        self.contents().await?.map_or(Ok(None), |contents| self.last_of(&contents))
+    }
+
+    fn last_of(&self, Contents { newest, remembered }: &Contents) -> Result<Option<Window>, SinkError> {
+        let foreign = |id: Id| {
             SinkError::Fatal(format!(
                 "the stream {key} has an entry {id} that is no count of this namespace: XDEL {key} {id}, or give \
                  another key with --redis-stream",
-                key = self.key,
-                id = last.0
+                key = self.key
             ))
         };
-        self.window(last).map(Some).ok_or_else(foreign)
+        let newest = newest.as_ref();
+        let there = newest.map(|entry| self.window(entry).ok_or_else(|| foreign(entry.0))).transpose()?;
+        let is_deleted = newest.is_none_or(|(id, _)| id < remembered);
+        let deleted = self.window_of(*remembered).filter(|_| is_deleted);
+        Ok(there.max(deleted))
     }
 
     /// Looks at the stream as the sink would, and changes nothing.
@@ -154,26 +184,34 @@ impl StreamSink {
     ///
     /// [`SinkError`]: no count could be published.
     pub async fn preflight(&self) -> Result<StreamPreflight, SinkError> {
-        let last = self.last().await?;
-        let mut there = ::redis::cmd("EXISTS");
-        there.arg(&self.key);
-        let there = self.redis.run(Call::Ask, async |connection| there.query_async(connection).await);
-        if !there.await.map_err(SinkError::unavailable)? {
-            return Ok(StreamPreflight { last, holds_up: None });
-        }
-        let Contents { newest, remembered } = self.contents().await?;
+        let Some(contents) = self.contents().await? else {
+            return Ok(StreamPreflight { last: None, holds_up: None });
+        };
+        let last = self.last_of(&contents)?;
+        let Contents { newest, remembered } = contents;
         let was_deleted = newest.is_none_or(|(newest, _)| newest != remembered);
-        let in_the_future = milliseconds(&remembered).is_some_and(|time| time > unix_milliseconds());
-        let holds_up = (was_deleted && in_the_future).then(|| deleted_later(&self.key, &remembered));
+        let in_the_future =
+            self.window_of(remembered).is_none() && remembered.milliseconds > unix_milliseconds();
+        let holds_up = (was_deleted && in_the_future).then(|| deleted_later(&self.key, remembered));
         Ok(StreamPreflight { last, holds_up })
     }
 
     /// The window of an entry or, if windows had another length then, the one of ours in which it ends.
     fn window(&self, (id, fields): &Entry) -> Option<Window> {
         fields.get(NAMESPACE).filter(|namespace| **namespace == self.origin.namespace)?;
-        let start = milliseconds(id)? / 1000;
         let seconds = fields.get(WINDOW_SECONDS)?.parse::<u64>().ok()?;
-        Some(self.origin.window.starting_at(start + seconds.max(1) - 1))
+        Some(self.origin.window.starting_at(id.milliseconds / 1000 + seconds.max(1) - 1))
+    }
+
+    /// The window of ours that a deleted entry can have been, by its id alone. Windows may have had another length then; of
+    /// whatever length, they begin with a whole second, and not in the future, be it that another instance's clock is ahead.
+    fn window_of(&self, id: Id) -> Option<Window> {
+        let ahead = self.origin.window.duration().max(CLOCKS_DIFFER).as_millis() as u64;
+        let can_be = id.sequence == 0
+            && id.milliseconds > 0
+            && id.milliseconds.is_multiple_of(1000)
+            && id.milliseconds <= unix_milliseconds() + ahead;
+        can_be.then(|| self.origin.window.starting_at(id.milliseconds / 1000))
     }
 }
 
@@ -191,7 +229,7 @@ impl CountSink for StreamSink {
         let Origin { namespace, instance, mode, standard_error, window } = &self.origin;
         let mut add = ::redis::cmd("XADD");
         add.arg(&self.key).arg("MAXLEN").arg(self.length);
-        add.arg(format!("{}-0", count.window.unix_seconds() * 1000));
+        add.arg(Id::of(count.window).to_string());
         add.arg("timestamp").arg(count.window.to_string());
         add.arg("unique_request_count").arg(count.unique_request_count);
         add.arg(NAMESPACE).arg(namespace);
@@ -209,21 +247,42 @@ impl CountSink for StreamSink {
                 Err(error) if is_not_newer(&error) => Ok(false),
                 done => done.map(|()| true),
             });
-        if answer.await.map_err(SinkError::unavailable)? { Ok(()) } else { Err(self.give_way().await?) }
+        if answer.await.map_err(SinkError::unavailable)? { Ok(()) } else { Err(self.give_way(count).await?) }
+    }
+}
+
+impl Id {
+    /// The first that there can be.
+    const FIRST: Self = Self { milliseconds: 0, sequence: 1 };
+
+    /// Of a count.
+    fn of(window: Window) -> Self {
+        Self { milliseconds: window.unix_seconds() * 1000, sequence: 0 }
+    }
+
+    /// After those of all earlier counts.
+    fn before(window: Window) -> Self {
+        Self { milliseconds: Self::of(window).milliseconds.saturating_sub(1), sequence: 0 }
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (milliseconds, sequence) = text.split_once('-')?;
+        Some(Self { milliseconds: milliseconds.parse().ok()?, sequence: sequence.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.milliseconds, self.sequence)
     }
 }
 
 /// What there is to say of a stream whose entry `later` was deleted.
-fn deleted_later(key: &str, later: &str) -> String {
+fn deleted_later(key: &str, later: Id) -> String {
     format!(
         "the stream {key} takes nothing before {later}, an entry that somebody added and deleted. Where Redis does not \
          let it be set back, give it another name, RENAME {key} {key}.old, and it begins anew"
     )
-}
-
-/// The time of an entry's id.
-fn milliseconds(id: &str) -> Option<u64> {
-    id.split('-').next()?.parse().ok()
 }
 
 fn unix_milliseconds() -> u64 {
@@ -236,4 +295,8 @@ fn is_not_newer(error: &RedisError) -> bool {
 
 fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
+}
+
+fn is_missing(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("no such key"))
 }
