@@ -12,7 +12,10 @@
 //! 6. The store has all that instances said they had added: nothing expired, was replaced, was evicted, or was restored
 //!    from an older state.
 //!
-//! What is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, the
+//! One thing cannot be known: an instance that is cut off alone, for longer than reports live, goes on accepting ids,
+//! and the others take it for dead. It is missed in the window in which it was last heard, and not in later ones.
+//!
+//! What else is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, the
 //! [counter](crate::store) knows 6, the leader brings them together. Memory alone has nothing to lose but the process,
 //! and with it the window.
 
