@@ -16,7 +16,7 @@ use crate::publish::sinks::SinkError;
 use crate::publish::sinks::kafka::KafkaSettings;
 use crate::publish::sinks::kafka::ledger::{self, Entry};
 use crate::redis::keys::Keys;
-use crate::redis::{Address, Call, Redis};
+use crate::redis::{Address, Call, Redis, Text, Texts};
 use crate::telemetry::metrics::Metrics;
 
 /// Windows that a line names at most; it says how many there are.
@@ -203,7 +203,7 @@ async fn compare_one(
     let mut ask = Pipeline::new();
     ask.cmd("HGET").arg(keys.counts()).arg(window.unix_seconds());
     ask.cmd("HGETALL").arg(keys.accepted(window));
-    let (stored, accepted): (Option<String>, BTreeMap<String, String>) =
+    let (Text(stored), Texts(accepted)): (Text, Texts) =
         redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
     // The count as it was stored, once and for all, before it was published.
     let stored = stored.and_then(|count| serde_json::from_str::<StoredCount>(&count).ok());

@@ -7,7 +7,7 @@
 -- KEYS: token, counts, instances, config.
 -- ARGV: token, process, window, its end (s), count (JSON), '1' to close it though somebody has it open, how
 --       many instances had joined when it was looked who has, milliseconds for which a report says that its
---       instance lives, milliseconds to keep the counts.
+--       instance lives, milliseconds to keep the counts, seconds that no clock is ahead.
 -- Returns {'stored', the count that is stored}, {'fenced'}, or {'open'}.
 local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local window, despite_open, lives_for = tonumber(ARGV[3]), ARGV[6] == '1', ARGV[8] * 1000
@@ -51,9 +51,9 @@ for i = 1, #reports, 2 do
   end
 end
 redis.call('HSET', COUNTS, ARGV[3], ARGV[5])
--- What is a year later than this one is none of ours.
+-- What is so much later was written by somebody else.
 local last = number(redis.call('HGET', COUNTS, 'last')) or -1
-if last > window + 365 * 86400 or window > last then
+if last > window + ARGV[10] or window > last then
   redis.call('HSET', COUNTS, 'last', ARGV[3])
 end
 redis.call('PEXPIRE', COUNTS, ARGV[9])

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::coordination::grant::Grant;
 use crate::coordination::scripts;
+use crate::model::timing::{LEASE_LOOKED_AT_EVERY, SHORTEST_LEASE, TIME_FOR_OTHERS};
 use crate::platform::args;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage;
@@ -37,16 +38,10 @@ pub struct LeaseArgs {
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
     match args::duration(text) {
-        Ok(ttl) if ttl >= Duration::from_secs(1) => Ok(ttl),
+        Ok(ttl) if ttl >= SHORTEST_LEASE => Ok(ttl),
         _ => Err("expected a duration from 1s to 24h, such as 5s".to_owned()),
     }
 }
-
-/// How often it is looked whether the lease is free: one that was given up is soon taken.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
-
-/// How long an instance that has given up its lease leaves it to the others.
-const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 /// Competes for the lease.
 pub struct Lease {
@@ -160,7 +155,7 @@ impl Lease {
                 }
                 Taken::Held { by, remaining } => {
                     self.know_leader(Some(by));
-                    remaining.min(ASK_AGAIN_AFTER)
+                    remaining.min(LEASE_LOOKED_AT_EVERY)
                 }
             }),
         };

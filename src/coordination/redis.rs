@@ -31,25 +31,13 @@ use super::{CloseError, Coordinator, REMEMBERED, Report, ReportError, Reported, 
 use crate::coordination::completeness::Attendance;
 use crate::coordination::grant::Grant;
 use crate::coordination::scripts;
+use crate::model::timing::{A_YEAR, FRESH, GRACE, LIVES, SHORTEST_SILENCE, SILENCE};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis, Text, Texts};
 
-/// For so long a report says that its instance lives.
-const LIVES: Duration = Duration::from_secs(5);
-/// How long the reports are not believed after they may have been lost: until all that live have reported
-/// again, the longest pause between two tries included.
-const GRACE: Duration = Duration::from_secs(7);
-/// An instance that has not been heard of for longer knows too little to close anything: others may have been cut
-/// off as long, and need up to two seconds more to come back, in which they must not be taken for dead.
-const UNHEARD: Duration = Duration::from_secs(2);
-/// How long config and reports are kept without a report, unless the retention is shorter than that.
-const SILENCE: Duration = Duration::from_secs(60);
-const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
-/// In seconds. No clock is so far ahead.
-const A_YEAR: u64 = 365 * 86_400;
 /// How the name of an instance begins under which its report stays after it has said goodbye.
 const LEFT: char = '~';
 /// As JSON.
@@ -131,7 +119,7 @@ impl Memory {
     /// A report was taken. If it was the first one, it may be `unsure` who else is there.
     fn heard(&mut self, now: Option<u64>, first: Option<Window>, published: Option<Window>, unsure: bool) {
         let last = self.heard.replace(Instant::now());
-        if last.map_or(unsure, |last| last.elapsed() > UNHEARD) {
+        if last.map_or(unsure, |last| last.elapsed() > FRESH) {
             self.expect_others();
         }
         self.acknowledged = now;
@@ -150,8 +138,7 @@ impl RedisCoordinator {
     /// Whether the reports are not to be believed, also because it will be known only with the next own report.
     fn is_in_grace(&self) -> bool {
         let Memory { heard, grace, .. } = &*self.memory.lock();
-        heard.is_none_or(|heard| heard.elapsed() > UNHEARD)
-            || grace.is_some_and(|until| Instant::now() < until)
+        heard.is_none_or(|heard| heard.elapsed() > FRESH) || grace.is_some_and(|until| Instant::now() < until)
     }
 
     /// Whether a connection has led to another server since the last report.
@@ -184,7 +171,9 @@ impl RedisCoordinator {
             call.arg(known(report.knows).unwrap_or_default());
             call.arg(REMEMBERED).arg(self.config.window.seconds());
         }
-        call.arg(LIVES.as_millis() as u64).arg(GRACE.as_millis() as u64).arg(silence.as_millis() as u64);
+        for duration in [FRESH, LIVES, GRACE, silence, A_YEAR] {
+            call.arg(duration.as_millis() as u64);
+        }
         for (setting, value) in settings {
             call.arg(*setting).arg(value);
         }
@@ -308,7 +297,7 @@ impl Coordinator for RedisCoordinator {
         let ((now, _), (Text(first), Text(published)), Texts(counts)): ((u64, u64), (Text, Text), Texts) =
             self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
         // What is a year ahead is none of ours.
-        let is_ours = |window: &Window| window.unix_seconds() < now + A_YEAR;
+        let is_ours = |window: &Window| window.unix_seconds() < now + A_YEAR.as_secs();
         let window = |text: Option<String>| text.and_then(|text| self.window(&text)).filter(is_ours);
         let (first, published) = (window(first), window(published));
         let Some(next) = published.map(Window::next).or(first) else { return Ok(None) };
@@ -385,6 +374,7 @@ impl Coordinator for RedisCoordinator {
         call.arg(closed.unix_seconds()).arg(closed.next().unix_seconds()).arg(stored);
         call.arg(u8::from(standing.open)).arg(standing.joined);
         call.arg(LIVES.as_millis() as u64).arg((*retention + window.duration()).as_millis() as u64);
+        call.arg(A_YEAR.as_secs());
         let answer: Vec<String> =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
@@ -403,7 +393,7 @@ impl Coordinator for RedisCoordinator {
         let mut call = scripts::MARK_PUBLISHED.prepare_invoke();
         call.key(keys.token()).key(keys.published()).key(keys.counts());
         let remembered = REMEMBERED as u64 * u64::from(window.length().seconds());
-        call.arg(grant.token()).arg(window.unix_seconds()).arg(remembered);
+        call.arg(grant.token()).arg(window.unix_seconds()).arg(remembered).arg(A_YEAR.as_secs());
         let answer: String =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         match &*answer {

@@ -9,9 +9,10 @@
 --       (µs), ids that the process keeps for the store, the first and the last published window that it knows
 --       of (or ''), when it was last heard of before an interruption (µs; '' if there was none), the others'
 --       reports as it knows them, if they may be lost (JSON), the last closed window that it knows the count of
---       (or ''), how many closed windows are remembered, the length of a window (s), milliseconds for which a
---       report says that its instance lives, milliseconds after an interruption in which all have to report
---       again, milliseconds to keep config and instances without reports, then pairs of a setting and its value.
+--       (or ''), how many closed windows are remembered, the length of a window (s), milliseconds after which an
+--       instance was perhaps cut off, milliseconds for which a report says that its instance lives, milliseconds
+--       after an interruption in which all have to report again, milliseconds to keep config and instances without
+--       reports, milliseconds that no clock is ahead, then pairs of a setting and its value.
 -- Returns {'ok', now (µs), first window of the namespace, last closed window or '', last published window or
 --         '', 'unsure' if others may have been there and not reported yet or '', the others' reports (JSON),
 --         counts that the process does not know (JSON)},
@@ -21,19 +22,18 @@ local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local process, acknowledged, watermark, newest, since = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local kept, first, last, heard, lost_reports = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9]), cjson.decode(ARGV[10])
 local knows, remembered, length = tonumber(ARGV[11]) or -1, tonumber(ARGV[12]), tonumber(ARGV[13])
-local lives_for, grace, keep_for = ARGV[14] * 1000, ARGV[15] * 1000, ARGV[16]
-local SETTINGS = 17
--- Reports come every second. Whose last one is older was perhaps cut off.
-local FRESH_FOR = 2 * 1000000
+local fresh_for, lives_for, grace, keep_for = ARGV[14] * 1000, ARGV[15] * 1000, ARGV[16] * 1000, ARGV[17]
+local never_ahead = ARGV[18] * 1000
+local SETTINGS = 19
 
 -- What somebody else wrote is none: tonumber would take 1e300, inf and nan too.
 local function number(text)
   return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
 end
--- Nobody's clock is a year ahead: such a window is none of ours.
+-- What begins later than any clock says was written by somebody else.
 local function window(text, now)
   local start = number(text)
-  return start and start * 1000000 < now + 365 * 86400 * 1000000 and text or nil
+  return start and start * 1000000 < now + never_ahead and text or nil
 end
 local function reported_at(report)
   return number(report and string.match(report, ' (%d+)$'))
@@ -79,8 +79,8 @@ for i = 1, #reports, 2 do
     others[name] = report
   elseif name ~= process then
     others_live = others_live or now - at < lives_for
-    any_fresh = any_fresh or now - at < FRESH_FOR
-    any_stale = any_stale or now - at >= FRESH_FOR
+    any_fresh = any_fresh or now - at < fresh_for
+    any_stale = any_stale or now - at >= fresh_for
     -- One that was there when this process was last heard of was perhaps cut off too, and took ids for later
     -- windows. If it is still there, its next report says what is true.
     if heard and heard - at < lives_for and tonumber(latest) < tonumber(newest) then

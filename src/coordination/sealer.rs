@@ -26,18 +26,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::coordination::{ClosedWindows, Coordinator, Report, ReportError, Reported};
+use crate::model::timing::{HEARTBEAT_AGAIN, HEARTBEAT_EVERY, MISSED};
 use crate::model::window::{Clock, ClockOffset, Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::store::UniqueCounter;
 use crate::telemetry::metrics::Metrics;
-
-/// The longest time between two reports, and between two looks at the clock.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// The first wait after a round that failed; it doubles up to [`REPORT_EVERY`].
-const RETRY_AFTER: Duration = Duration::from_millis(50);
-/// Whoever has not looked at the clock for so long, or finds that a window ended so long ago without his
-/// noticing, was not there: the process was stopped or the clock was set.
-const MISSED: Duration = Duration::from_secs(5);
 
 /// Seals and reports.
 pub struct Sealer {
@@ -116,14 +109,14 @@ impl Sealer {
     ///
     /// [`ReportError::Disagreement`] when others have taken over the namespace and count differently.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReportError> {
-        let mut wait = RETRY_AFTER;
+        let mut wait = HEARTBEAT_AGAIN;
         loop {
             let round = unless_disagreed(self.round().await)?;
             let pause = match &round {
                 Ok(()) => self.until_next_end(),
                 Err(_) => wait,
             };
-            wait = if round.is_ok() { RETRY_AFTER } else { (2 * wait).min(REPORT_EVERY) };
+            wait = if round.is_ok() { HEARTBEAT_AGAIN } else { (2 * wait).min(HEARTBEAT_EVERY) };
             self.say_how_it_went(round);
             if tokio::time::timeout(pause, stop.cancelled()).await.is_ok() {
                 break;
@@ -131,7 +124,7 @@ impl Sealer {
         }
         while let Err(error) = unless_disagreed(self.seal_everything().await)? {
             self.say_how_it_went(Err(error));
-            tokio::time::sleep(RETRY_AFTER).await;
+            tokio::time::sleep(HEARTBEAT_AGAIN).await;
         }
         Ok(())
     }
@@ -154,7 +147,7 @@ impl Sealer {
     /// Until the running window ends, but never long.
     fn until_next_end(&self) -> Duration {
         let end = self.watermark.borrow().end();
-        end.duration_since(self.clock.now()).unwrap_or_default().min(REPORT_EVERY)
+        end.duration_since(self.clock.now()).unwrap_or_default().min(HEARTBEAT_EVERY)
     }
 
     fn running(&self) -> Window {
@@ -286,7 +279,7 @@ impl Sealer {
 
     async fn keep_reporting(&mut self) -> Infallible {
         loop {
-            tokio::time::sleep(REPORT_EVERY).await;
+            tokio::time::sleep(HEARTBEAT_EVERY).await;
             self.presence.note(*self.watermark.borrow());
             if let Err(error) = self.report_once().await {
                 debug!(%error, "cannot report");
@@ -392,7 +385,7 @@ impl Presence {
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                () = tokio::time::sleep(REPORT_EVERY) => self.note(watermark),
+                () = tokio::time::sleep(HEARTBEAT_EVERY) => self.note(watermark),
             }
         }
     }

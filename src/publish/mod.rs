@@ -12,6 +12,7 @@
 mod delivery;
 mod dependencies;
 mod leading;
+pub mod record;
 pub mod sinks;
 
 use std::sync::Arc;

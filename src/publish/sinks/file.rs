@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use clap::Args;
-use serde::Serialize;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::grant::Grant;
 use crate::model::window::WindowCount;
+use crate::publish::record::Record;
 
 /// Where files are.
 #[derive(Debug, Clone, Args)]
@@ -52,14 +52,6 @@ struct Writing {
 pub struct UnwritableLogDir {
     dir: String,
     cause: io::Error,
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(flatten)]
-    count: &'a WindowCount,
-    mode: &'static str,
-    standard_error: f64,
 }
 
 impl FileSink {
@@ -103,7 +95,7 @@ impl CountSink for FileSink {
         "file"
     }
 
-    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
         if let Some(late) = self.late.take() {
             let same = late.count == *count;
             let written = self.wait_for(late).await;
@@ -111,8 +103,7 @@ impl CountSink for FileSink {
                 return written;
             }
         }
-        let Origin { mode, standard_error, .. } = self.origin;
-        let line = Line { count, mode: mode.as_str(), standard_error };
+        let line = Record::new(count, &self.origin, grant).line();
         let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
         let to = path.clone();

@@ -14,11 +14,9 @@ use clap::Args;
 
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::grant::Grant;
-use crate::model::window::{Window, WindowCount};
+use crate::model::window::{UniqueCount, Window, WindowCount};
+use crate::publish::record::{Record, WINDOW_SECONDS};
 use crate::redis::{Call, Redis};
-
-/// The field that says how long an entry's window is.
-const WINDOW_SECONDS: &str = "window_seconds";
 
 /// The field that says whose it is.
 const NAMESPACE: &str = "namespace";
@@ -226,20 +224,17 @@ impl CountSink for StreamSink {
     }
 
     async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        let Origin { namespace, instance, mode, standard_error, window } = &self.origin;
+        let record = Record::new(count, &self.origin, grant);
+        let UniqueCount { timestamp, unique_request_count } = record.value();
         let mut add = ::redis::cmd("XADD");
         add.arg(&self.key).arg("MAXLEN").arg(self.length);
         add.arg(Id::of(count.window).to_string());
-        add.arg("timestamp").arg(count.window.to_string());
-        add.arg("unique_request_count").arg(count.unique_request_count);
-        add.arg(NAMESPACE).arg(namespace);
-        add.arg("mode").arg(mode.as_str());
-        add.arg("standard_error").arg(standard_error);
-        add.arg(WINDOW_SECONDS).arg(window.seconds());
-        add.arg("accepted_ids").arg(count.accepted_ids);
-        add.arg("complete").arg(count.complete.to_string());
-        add.arg("instance").arg(instance);
-        add.arg("fencing_token").arg(grant.token());
+        add.arg("timestamp").arg(timestamp.to_string());
+        add.arg("unique_request_count").arg(unique_request_count);
+        add.arg(NAMESPACE).arg(&self.origin.namespace);
+        for (field, value) in record.attributes() {
+            add.arg(field).arg(value);
+        }
         // What is not newer is refused. Whose the newest entry is, and whether it is this one, is seen when the sink
         // is asked to resume.
         let answer =

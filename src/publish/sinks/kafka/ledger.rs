@@ -19,14 +19,9 @@ use tracing::warn;
 use super::common::{PARTITION, TIMEOUT, failure};
 use super::settings::KafkaSettings;
 use crate::model::window::Window;
+use crate::publish::record::{ACCEPTED_IDS, COMPLETE, WINDOW_SECONDS};
 use crate::publish::sinks::{Origin, SinkError};
 
-/// The header that says how long the record's window is.
-pub(super) const WINDOW_SECONDS: &str = "window_seconds";
-/// The header that says how many ids were accepted.
-pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
-/// The header that says whether the count is whole.
-pub(super) const COMPLETE: &str = "complete";
 /// How far before the end the last record is looked for at first.
 const FIRST_LOOK: i64 = 64;
 /// How long another producer's open transaction is waited for at a time.

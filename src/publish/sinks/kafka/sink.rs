@@ -15,7 +15,8 @@ use super::ledger;
 use super::settings::KafkaSettings;
 use super::topic::millis;
 use crate::coordination::grant::Grant;
-use crate::model::window::{UniqueCount, Window, WindowCount};
+use crate::model::window::{Window, WindowCount};
+use crate::publish::record::Record;
 use crate::publish::sinks::{CountSink, Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
 
@@ -88,7 +89,9 @@ impl CountSink for KafkaSink {
             return Err(SinkError::unavailable("no connection to Kafka"));
         };
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let (count, token) = (*count, grant.token());
+        let record = Record::new(count, &self.origin, grant);
+        let value = serde_json::to_vec(&record.value()).map_err(SinkError::unavailable)?;
+        let (headers, ended) = (headers(&record), count.window.end());
         let look = self.looked.elapsed() > LOOK_EVERY;
         if look {
             self.looked = Instant::now();
@@ -97,17 +100,13 @@ impl CountSink for KafkaSink {
             if look {
                 settings.see_that_it_takes_records()?;
             }
-            // Nothing but this; the rest is in the headers.
-            let record =
-                UniqueCount { timestamp: count.window, unique_request_count: count.unique_request_count };
-            let value = serde_json::to_vec(&record).map_err(SinkError::unavailable)?;
-            let time = count.window.end().min(SystemTime::now());
+            let time = ended.min(SystemTime::now());
             let record = FutureRecord::to(&settings.topic)
                 .partition(PARTITION)
                 .key(&origin.namespace)
                 .payload(&value)
                 .timestamp(millis(time))
-                .headers(headers(&origin, &count, token));
+                .headers(headers);
             producer.begin_transaction().map_err(failure)?;
             // What becomes of the record is what becomes of the transaction, which waits for it.
             let sent = producer.send_result(record).map_err(|(error, _)| error);
@@ -127,17 +126,9 @@ impl Drop for KafkaSink {
     }
 }
 
-fn headers(origin: &Origin, count: &WindowCount, token: u64) -> OwnedHeaders {
-    let values = [
-        ("mode", origin.mode.as_str().to_owned()),
-        ("standard_error", origin.standard_error.to_string()),
-        (ledger::WINDOW_SECONDS, origin.window.seconds().to_string()),
-        (ledger::ACCEPTED_IDS, count.accepted_ids.to_string()),
-        (ledger::COMPLETE, count.complete.to_string()),
-        ("instance", origin.instance.clone()),
-        ("fencing_token", token.to_string()),
-    ];
-    values.iter().fold(OwnedHeaders::new_with_capacity(values.len()), |headers, (key, value)| {
+fn headers(record: &Record<'_>) -> OwnedHeaders {
+    let attributes = record.attributes();
+    attributes.iter().fold(OwnedHeaders::new_with_capacity(attributes.len()), |headers, (key, value)| {
         headers.insert(Header { key, value: Some(value) })
     })
 }

@@ -1,0 +1,66 @@
+//! The record of a closed window: the one place that knows its fields.
+//!
+//! A sink brings it to where it goes: the value, and the attributes beside it as headers or fields. The log has the
+//! fields of [`Record::line`], spelt out once more, because those of an event are part of the code.
+
+use serde::Serialize;
+
+use super::sinks::Origin;
+use crate::coordination::grant::Grant;
+use crate::model::window::{UniqueCount, WindowCount};
+
+/// The attribute that says how long the window is.
+pub const WINDOW_SECONDS: &str = "window_seconds";
+/// The attribute that says how many ids were accepted.
+pub const ACCEPTED_IDS: &str = "accepted_ids";
+/// The attribute that says whether the count is whole.
+pub const COMPLETE: &str = "complete";
+
+/// A closed window, as it is published.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    count: &'a WindowCount,
+    origin: &'a Origin,
+    fencing_token: u64,
+}
+
+/// A record in one line of JSON.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    #[serde(flatten)]
+    count: &'a WindowCount,
+    mode: &'static str,
+    standard_error: f64,
+}
+
+impl<'a> Record<'a> {
+    /// Of a count that is published under a grant.
+    pub fn new(count: &'a WindowCount, origin: &'a Origin, grant: &Grant) -> Self {
+        Self { count, origin, fencing_token: grant.token() }
+    }
+
+    /// What the main topic has, and nothing but that.
+    pub fn value(&self) -> UniqueCount {
+        UniqueCount { timestamp: self.count.window, unique_request_count: self.count.unique_request_count }
+    }
+
+    /// What there is to say beside the value.
+    pub fn attributes(&self) -> [(&'static str, String); 7] {
+        let Self { count, origin, fencing_token } = self;
+        [
+            ("mode", origin.mode.as_str().to_owned()),
+            ("standard_error", origin.standard_error.to_string()),
+            (WINDOW_SECONDS, origin.window.seconds().to_string()),
+            (ACCEPTED_IDS, count.accepted_ids.to_string()),
+            (COMPLETE, count.complete.to_string()),
+            ("instance", origin.instance.clone()),
+            ("fencing_token", fencing_token.to_string()),
+        ]
+    }
+
+    /// In one line, without what only a shared topic or stream needs.
+    pub fn line(&self) -> Line<'a> {
+        let Origin { mode, standard_error, .. } = *self.origin;
+        Line { count: self.count, mode: mode.as_str(), standard_error }
+    }
+}
