@@ -3,7 +3,7 @@
 //! A connection stays on the thread that it was given to, with its timers, and with the pipeline to Redis that its requests go
 //! through. A runtime whose threads take tasks from each other is better where a few tasks have much to do. Requests have little,
 //! and all the same: there most of what the threads do for each other is to wake each other up. With a pipeline between them, two
-//! threads that share their tasks took a quarter more time for a request than one (see thought-process.md).
+//! threads that share their tasks took a quarter more time for a request than one (see docs/design-decisions.md).
 //!
 //! Everything that is not on the way of a request runs elsewhere.
 
