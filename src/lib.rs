@@ -12,8 +12,8 @@
 //! | [`coordination`] | who is there, who leads, when a window is final, and when its count is complete |
 //! | [`store`] | what remembers ids: in memory, or in Redis with the others |
 //! | [`redis`] | the client, and the names of the keys |
-//! | [`model`] | ids, windows, shards |
 //! | [`hll`] | the sketch |
+//! | [`model`] | ids, windows, shards |
 //! | [`telemetry`] | metrics, and the log |
 //! | [`platform`] | threads, secrets, the values of flags: what knows nothing of counting |
 //!

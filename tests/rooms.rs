@@ -15,8 +15,8 @@ const ROOMS: [&str; 11] = [
     "coordination",
     "store",
     "redis",
-    "model",
     "hll",
+    "model",
     "telemetry",
     "platform",
 ];

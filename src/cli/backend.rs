@@ -238,7 +238,10 @@ fn settings(counting: &CountingArgs, id_key: Option<&IdKey>) -> Vec<(&'static st
 /// The machine's name, and a number that no other process has.
 pub fn process_name() -> String {
     let random = RandomState::new().hash_one(process::id());
-    format!("{}/{random:016x}", gethostname::gethostname().to_string_lossy())
+    let host = gethostname::gethostname().to_string_lossy().into_owned();
+    // The scripts take only plain names for ours.
+    let host: String = host.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect();
+    format!("{host}/{random:016x}")
 }
 
 async fn look_at_server(redis: &Redis) {

@@ -14,6 +14,7 @@ use crate::hll::Sketch;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::platform::words::position;
+use crate::store::standard_error;
 
 const BUFFER: usize = 256 * 1024;
 /// A count that is quicker than this shows no progress.
@@ -129,7 +130,7 @@ impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Hll(sketch) => {
-                let error = 100.0 * Mode::Hll.standard_error(Shards::ONE);
+                let error = 100.0 * standard_error(Mode::Hll, Shards::ONE);
                 write!(f, "{} (standard error {error:.2} %)", sketch.estimate())
             }
             Self::Exact(lines) => write!(f, "{} (exact)", lines.len()),

@@ -73,11 +73,11 @@ local reports = redis.call('HGETALL', INSTANCES)
 for i = 1, #reports, 2 do
   local name, report = reports[i], reports[i + 1]
   local oldest, latest, from, keeps, at = string.match(report, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-  -- The others' names are plain: what is not would be no text in the answer.
-  if not at or string.find(name, '[^!-~]') then
-  elseif string.sub(name, 1, 1) == '~' then
+  -- Names of instances are plain. Anything else is none of ours, and perhaps no text that an answer can have.
+  local is_report = at and not string.find(name, '[^!-~]')
+  if is_report and string.sub(name, 1, 1) == '~' then
     others[name] = report
-  elseif name ~= process then
+  elseif is_report and name ~= process then
     others_live = others_live or now - at < lives_for
     any_fresh = any_fresh or now - at < fresh_for
     any_stale = any_stale or now - at >= fresh_for

@@ -1,9 +1,6 @@
-//! The mode: how ids are remembered, and how wrong that may be.
+//! The mode: how ids are remembered.
 
 use clap::ValueEnum;
-
-use crate::hll::Sketch;
-use crate::model::shard::Shards;
 
 /// How ids are remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -20,16 +17,6 @@ impl Mode {
         match self {
             Self::Hll => "hll",
             Self::Exact => "exact",
-        }
-    }
-
-    /// The standard error of a count over `shards`, relative to the truth.
-    ///
-    /// Shards hold disjoint sets, so their errors are independent and add up as squares.
-    pub fn standard_error(self, shards: Shards) -> f64 {
-        match self {
-            Self::Hll => Sketch::STANDARD_ERROR / f64::from(shards.count()).sqrt(),
-            Self::Exact => 0.0,
         }
     }
 }

@@ -7,8 +7,8 @@ use headcount::model::id::Id;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::WindowLength;
-use headcount::store::UniqueCounter;
 use headcount::store::memory::MemoryCounter;
+use headcount::store::{UniqueCounter, standard_error};
 
 use crate::support::{SplitMix, soak};
 
@@ -73,7 +73,7 @@ fn worst_bound(standard_error: f64, size: u64) -> f64 {
 }
 
 fn check(shards: u16, sizes: &[u64], streams: u64, rms_bound: f64) {
-    let standard_error = Mode::Hll.standard_error(Shards::new(shards).unwrap());
+    let of_one = standard_error(Mode::Hll, Shards::new(shards).unwrap());
     for (size, errors) in sizes.iter().zip(errors(Mode::Hll, shards, sizes, streams)) {
         let (rms, worst) = (rms(&errors), worst(&errors));
         println!(
@@ -82,7 +82,7 @@ fn check(shards: u16, sizes: &[u64], streams: u64, rms_bound: f64) {
             100.0 * worst
         );
         assert!(rms <= rms_bound, "{size} ids: RMS {rms}");
-        assert!(worst <= worst_bound(standard_error, *size), "{size} ids: worst {worst}");
+        assert!(worst <= worst_bound(of_one, *size), "{size} ids: worst {worst}");
     }
 }
 

@@ -13,7 +13,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryCounter;
 use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::store::{AddError, CountError, Tally, UniqueCounter};
+use headcount::store::{AddError, CountError, Tally, UniqueCounter, standard_error};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
@@ -221,7 +221,7 @@ fn assert_near(count: u64, truth: u64, standard_error: f64) {
 
 async fn suite_in_memory(mode: Mode, shards: u16) {
     let shards = Shards::new(shards).unwrap();
-    suite(&|| Arc::new(MemoryCounter::new(mode, shards)), mode.standard_error(shards)).await;
+    suite(&|| Arc::new(MemoryCounter::new(mode, shards)), standard_error(mode, shards)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,7 +265,7 @@ async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: R
     let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
     redis.wait_for(&address, PATIENCE).await.unwrap();
     let new = || Arc::new(counter_in_redis(&redis, mode, shards, writes)) as Arc<dyn UniqueCounter>;
-    suite(&new, mode.standard_error(shards)).await;
+    suite(&new, standard_error(mode, shards)).await;
 }
 
 /// On every server that is supported and at hand.
