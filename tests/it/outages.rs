@@ -95,7 +95,8 @@ async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth:
     }
 }
 
-/// Where Redis was killed after another outage in the same window, nobody can know that the count is whole. It is all the same.
+/// Where Redis was killed after another outage, and before a window was closed, nobody can know that its count is whole. It
+/// is all the same.
 async fn assert_exact_is_right(site: &Site, fleet: &Fleet, truth: &Truth) {
     let published = assert_all_published(fleet, truth, &site.killed_again()).await;
     for (start, sent) in truth {

@@ -34,8 +34,8 @@ impl Outage {
 pub struct Site {
     pub redis: Redis,
     proxy: Proxy,
-    /// Which there were, and when each began and ended, in seconds since 1970.
-    history: Vec<(Outage, u64, u64)>,
+    /// Which there were, and when each began, in seconds since 1970.
+    history: Vec<(Outage, u64)>,
 }
 
 impl Site {
@@ -52,8 +52,7 @@ impl Site {
     }
 
     pub fn begin(&mut self, outage: Outage) {
-        let now = seconds(SystemTime::now());
-        self.history.push((outage, now, now));
+        self.history.push((outage, seconds(SystemTime::now())));
         match outage {
             Outage::Network(fault) => self.proxy.set(fault),
             Outage::Killed => self.redis.kill(),
@@ -62,9 +61,6 @@ impl Site {
     }
 
     pub fn end(&mut self, outage: Outage) {
-        if let Some((_, _, end)) = self.history.last_mut() {
-            *end = seconds(SystemTime::now());
-        }
         match outage {
             Outage::Network(_) => self.proxy.set(Fault::None),
             Outage::Killed => self.redis.restart(),
@@ -72,16 +68,15 @@ impl Site {
         }
     }
 
-    /// The windows of two seconds in which Redis was killed soon after another outage, from the start of that one.
+    /// The windows of two seconds from the first outage to the last one in which Redis was killed, if that was another one:
+    /// while outages follow each other, hardly any window is closed.
     pub fn killed_again(&self) -> Vec<u64> {
-        /// By then all windows of the outage before are closed.
-        const SOON: u64 = 12;
-        let kills = self.history.iter().filter(|(outage, ..)| matches!(outage, Outage::Killed));
-        let windows = kills.flat_map(|(_, killed, _)| {
-            let before = self.history.iter();
-            let before = before.filter(move |(_, begun, ended)| begun < killed && ended + SOON >= *killed);
-            before.flat_map(move |(_, begun, _)| (begun / 2 * 2..=*killed).step_by(2))
-        });
-        windows.collect()
+        let mut kills = self.history.iter().filter(|(outage, _)| *outage == Outage::Killed);
+        match (self.history.first(), kills.next_back()) {
+            (Some((_, first)), Some((_, killed))) if first < killed => {
+                (first / 2 * 2..=*killed).step_by(2).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
