@@ -12,11 +12,6 @@
 local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local window, despite_open, lives_for = tonumber(ARGV[3]), ARGV[6] == '1', ARGV[8] * 1000
 
--- What somebody else wrote is none.
-local function number(text)
-  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
-end
-
 if redis.call('GET', TOKEN) ~= ARGV[1] then
   return {'fenced'}
 end

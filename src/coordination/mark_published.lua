@@ -8,10 +8,6 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
 end
--- What somebody else wrote is none.
-local function number(text)
-  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
-end
 local window = tonumber(ARGV[2])
 local published = number(redis.call('HGET', KEYS[2], 'last')) or -1
 -- What is so much later was written by somebody else.

@@ -26,10 +26,6 @@ local fresh_for, lives_for, grace, keep_for = ARGV[14] * 1000, ARGV[15] * 1000, 
 local never_ahead = ARGV[18] * 1000
 local SETTINGS = 19
 
--- What somebody else wrote is none: tonumber would take 1e300, inf and nan too.
-local function number(text)
-  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
-end
 -- What begins later than any clock says was written by somebody else.
 local function window(text, now)
   local start = number(text)

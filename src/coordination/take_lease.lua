@@ -28,8 +28,7 @@ if holder and holder ~= ARGV[1] then
 end
 local time = redis.call('TIME')
 -- What is no number, or has grown beyond what can be counted on, is none of ours.
-local last = redis.call('GET', KEYS[2])
-last = last and #last <= 16 and string.match(last, '^%d+$') and tonumber(last) or 0
+local last = number(redis.call('GET', KEYS[2])) or 0
 if last > 2 ^ 52 then
   last = 0
 end
