@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tracing_appender::non_blocking::ErrorCounter;
 
-/// What closed windows are logged under, as in `--log-level warn,headcount::publish::sinks::log=info`.
-pub const WINDOWS: &str = "headcount::publish::sinks::log";
+/// What closed windows are logged under, as in `--log-level warn,headcount::sink::log=info`.
+pub const WINDOWS: &str = "headcount::sink::log";
 
 /// Knows which lines have been written.
 #[derive(Clone)]
