@@ -5,10 +5,10 @@
 //! [IPv6](https://www.iana.org/assignments/iana-ipv6-special-registry) (RFC 6890), with what they leave out: multicast, and
 //! all of IPv6 that is not yet given to anybody. The longest block that has an address decides.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 /// Whether a block's addresses can be reached from anywhere, by the registry's column "globally reachable".
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,43 +54,23 @@ const BLOCKS: &[(&str, Reach)] = &[
     ("3fff::/20", Local),        // documentation
 ];
 
-struct Table {
-    v4: Vec<(Ipv4Net, Reach)>,
-    v6: Vec<(Ipv6Net, Reach)>,
-}
-
-static TABLE: LazyLock<Table> = LazyLock::new(|| {
-    let mut table = Table { v4: Vec::new(), v6: Vec::new() };
-    for (block, reach) in BLOCKS {
-        match block.parse() {
-            Ok(IpNet::V4(block)) => table.v4.push((block, *reach)),
-            Ok(IpNet::V6(block)) => table.v6.push((block, *reach)),
-            Err(error) => debug_assert!(false, "{block}: {error}"),
-        }
-    }
+static TABLE: LazyLock<Vec<(IpNet, Reach)>> = LazyLock::new(|| {
+    let parse = |(block, reach): &(&str, Reach)| Some((block.parse().ok()?, *reach));
+    let table: Vec<_> = BLOCKS.iter().filter_map(parse).collect();
+    debug_assert_eq!(table.len(), BLOCKS.len(), "every block can be read");
     table
 });
 
 /// Whether an address is reached over the public internet, as what it is or as what it stands for.
-///
-/// An IPv4 address that is mapped into IPv6 is dialled as IPv4, and judged so.
 pub(super) fn is_global(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => is_global_v4(address),
-        IpAddr::V6(address) => is_global_v6(address),
-    }
-}
-
-fn is_global_v4(address: Ipv4Addr) -> bool {
-    let blocks = TABLE.v4.iter().filter(|(block, _)| block.contains(&address));
-    matches!(blocks.max_by_key(|(block, _)| block.prefix_len()), Some((_, Global)))
-}
-
-fn is_global_v6(address: Ipv6Addr) -> bool {
-    let blocks = TABLE.v6.iter().filter(|(block, _)| block.contains(&address));
-    match blocks.max_by_key(|(block, _)| block.prefix_len()) {
-        Some((_, Global)) => true,
-        Some((_, Embedded)) => is_global_v4(Ipv4Addr::from_bits(address.to_bits() as u32)),
-        Some((_, Local)) | None => false,
+    // An IPv4 address that is mapped into IPv6 is dialled as IPv4.
+    let address = address.to_canonical();
+    let blocks = TABLE.iter().filter(|(block, _)| block.contains(&address));
+    match (blocks.max_by_key(|(block, _)| block.prefix_len()), address) {
+        (Some((_, Global)), _) => true,
+        (Some((_, Embedded)), IpAddr::V6(address)) => {
+            is_global(Ipv4Addr::from_bits(address.to_bits() as u32).into())
+        }
+        _ => false,
     }
 }
