@@ -1,30 +1,20 @@
-//! Signatures after [Standard Webhooks](https://www.standardwebhooks.com) 1.0: so that a receiver can tell
-//! callbacks from what anybody else may send, and does not take one twice.
+//! Signatures after [Standard Webhooks](https://www.standardwebhooks.com) 1.0: a receiver can tell callbacks from
+//! requests of anybody else, and does not take one twice.
 //!
-//! What is signed, with HMAC-SHA256, is `<webhook-id>.<webhook-timestamp>.<body>`; the header `webhook-signature`
-//! is `v1,` and the signature in Base64.
+//! HMAC-SHA256 signs `<webhook-id>.<webhook-timestamp>.<body>`. The header `webhook-signature` is `v1,` and the
+//! signature in Base64.
+
+use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
-/// Bytes of a key, by the specification.
-const KEY_LEN: std::ops::RangeInclusive<usize> = 24..=64;
 const PREFIX: &str = "whsec_";
 
 /// The secret that is shared with receivers.
-#[derive(Clone)]
-pub struct SigningKey {
-    key: hmac::Key,
-    /// What it is made of.
-    bytes: Vec<u8>,
-}
-
-impl PartialEq for SigningKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
-    }
-}
+#[derive(Clone, PartialEq)]
+pub struct SigningKey(Vec<u8>);
 
 impl SigningKey {
     /// Reads `whsec_` and the key in Base64; the prefix may be left out.
@@ -33,29 +23,25 @@ impl SigningKey {
     ///
     /// What was expected instead, without the secret.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let key = STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)).ok();
-        key.filter(|key| KEY_LEN.contains(&key.len()))
-            .map(|bytes| Self { key: hmac::Key::new(hmac::HMAC_SHA256, &bytes), bytes })
-            .ok_or_else(|| {
-                format!(
-                    "expected {PREFIX} and {} to {} bytes in Base64, as `echo {PREFIX}$(openssl rand -base64 32)` makes",
-                    KEY_LEN.start(),
-                    KEY_LEN.end()
-                )
-            })
+        match STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)) {
+            Ok(key) if (24..=64).contains(&key.len()) => Ok(Self(key)),
+            _ => Err(format!(
+                "expected {PREFIX} and 24 to 64 bytes in Base64, as `echo {PREFIX}$(openssl rand -base64 32)` makes"
+            )),
+        }
     }
 
     /// The header `webhook-signature` of a message that is sent `timestamp` seconds after 1970.
     pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
-        let mut context = hmac::Context::with_key(&self.key);
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.0));
         context.update(format!("{id}.{timestamp}.").as_bytes());
         context.update(body);
         format!("v1,{}", STANDARD.encode(context.sign()))
     }
 }
 
-impl std::fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
