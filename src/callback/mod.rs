@@ -2,58 +2,55 @@
 //!
 //! # The way of a callback
 //!
-//! A request that is accepted leaves its endpoint in a queue and is answered; nothing here makes it wait. One task
-//! takes what is in the queue, asks the counter once for all of it, and hands it to another, which sends it when it
-//! is the host's [turn](hosts):
+//! An accepted request leaves its endpoint in a queue and is answered; nothing here makes it wait. One [task] takes
+//! callbacks from the queue, asks the store once for all that came, and sends each when its [host](hosts) may have it:
 //!
 //! ```text
-//! accept ─► queue ─► count, at most every 10 ms ─► a queue a host ─► at most so many under way ─► endpoint
+//! accept ─► queue ─► one count, at most every 10 ms ─► a queue for each host ─► so many under way ─► endpoint
 //! ```
 //!
-//! What is counted is counted after the request was: so its own id is in the number. Requests that come while a
-//! count is under way wait for the next one, so a count costs the same for one callback and for ten thousand.
+//! The count starts after the request was counted, so its own id is included. Requests that come during a count
+//! wait for the next one: a count costs the same for one callback and for ten thousand.
 //!
 //! # Nothing grows
 //!
-//! A callback has one of the places of `--callback-queue` from the request until it is sent; when there is none, or
-//! its host has had its share, it is dropped and counted. It is sent once, within a time-out; what comes of it is
-//! logged, and that is all: a receiver that needs every number reads the stream.
+//! A callback holds one of `--callback-queue` permits from the request until it is sent. Without a permit, or beyond
+//! the limits of its host, it is dropped and counted. It is sent once, within a time-out, and its outcome is logged.
+//! A receiver that needs every number reads the stream.
 //!
-//! Where callbacks may go is for the [guard] to say.
+//! The [guard] decides where callbacks may go.
 
 mod counting;
 pub mod guard;
 mod hosts;
-mod outcome;
+mod outcomes;
 mod sender;
-mod sending;
 pub mod signature;
 mod special_purpose;
+mod task;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::Args;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
-use self::counting::{Callback, Counting};
+use self::counting::Counts;
 use self::guard::{Allow, Endpoint, Guard};
-use self::outcome::{Outcome, Outcomes};
+use self::hosts::Hosts;
+pub use self::hosts::MOST_IDLE_CONNECTIONS;
+use self::outcomes::Outcomes;
 pub use self::sender::NoClient;
 use self::sender::Sender;
-use self::sending::Sending;
 use self::signature::SigningKey;
+use self::task::{Callback, Pending, Task};
 use crate::coordination::ClosedWindows;
 use crate::model::window::{Clock, Window};
 use crate::platform::args;
 use crate::platform::secret::{Secret, SecretArg};
 use crate::store::UniqueCounter;
 use crate::telemetry::metrics::Metrics;
-
-/// Connections that may be open for callbacks, beyond those under way.
-pub const MOST_IDLE_CONNECTIONS: usize = hosts::MOST_IDLE_CONNECTIONS;
 
 /// Where callbacks may go, and how many.
 #[derive(Debug, Clone, Args)]
@@ -119,55 +116,52 @@ impl CallbackArgs {
 /// Takes callbacks in.
 pub struct Callbacks {
     guard: Arc<Guard>,
-    /// Bounded by `places`, so that a place is taken until the callback is sent, not only until it is counted.
+    /// Unbounded by itself: what is in it is a part of `pending`.
     queue: mpsc::UnboundedSender<Callback>,
-    places: Arc<Semaphore>,
-    size: usize,
+    pending: Pending,
     outcomes: Outcomes,
 }
 
-/// What callbacks have to do with.
-pub struct Surroundings {
-    /// Signs them; they are not signed without.
+/// What callbacks work with.
+pub struct Dependencies {
+    /// Signs callbacks; without it they have no signature.
     pub signing_key: Option<Secret<SigningKey>>,
     /// The addresses that this service listens on.
     pub own: Vec<SocketAddr>,
-    /// Has the numbers.
+    /// Counts the windows that it still has.
     pub counter: Arc<dyn UniqueCounter>,
-    /// Has the numbers that the counter has just forgotten.
+    /// The counts of windows that the store has just evicted.
     pub closed: ClosedWindows,
-    /// Stamps them.
+    /// Stamps callbacks.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Callbacks {
-    /// Callbacks, and the tasks that send them: they have to run.
+    /// Callbacks, and the task that sends them, which the caller has to run.
     ///
     /// # Errors
     ///
     /// [`NoClient`] when there cannot be TLS.
     pub fn new(
         args: &CallbackArgs,
-        surroundings: Surroundings,
+        dependencies: Dependencies,
         metrics: &Metrics,
-    ) -> Result<(Self, CallbackTasks), NoClient> {
-        let Surroundings { signing_key, own, counter, closed, clock } = surroundings;
+    ) -> Result<(Self, CallbackTask), NoClient> {
+        let Dependencies { signing_key, own, counter, closed, clock } = dependencies;
         let guard = Arc::new(Guard::new(args.callbacks, args.callback_allow.clone(), own));
         let outcomes = Outcomes::new(metrics);
-        let (queue, waiting) = mpsc::unbounded_channel();
-        let (letters, to_send) = mpsc::unbounded_channel();
-        let size = args.callback_queue as usize;
-        let tasks = if args.callbacks {
+        let pending = Pending::new(args.callback_queue);
+        let (queue, submitted) = mpsc::unbounded_channel();
+        let task = if args.callbacks {
             let sender = Sender::new(&guard, signing_key, clock, outcomes.clone())?;
-            let counting = Counting::new(waiting, letters, counter, closed, outcomes.clone());
-            let (rate, concurrency) = (args.callback_host_rate, args.callback_concurrency);
-            let sending = Sending::new(to_send, rate, concurrency, sender, outcomes.clone());
-            Some(Tasks { counting, sending, outcomes: outcomes.clone() })
+            let (counts, hosts) = (Counts { counter, closed }, Hosts::new(args.callback_host_rate));
+            let concurrency = args.callback_concurrency as usize;
+            let outcomes = outcomes.clone();
+            Some(Task::new(submitted, pending.clone(), counts, hosts, concurrency, sender, outcomes))
         } else {
             None
         };
-        let places = Arc::new(Semaphore::new(size));
-        Ok((Self { guard, queue, places, size, outcomes }, CallbackTasks(tasks)))
+        Ok((Self { guard, queue, pending, outcomes }, CallbackTask(task)))
     }
 
     /// Says which endpoints are admitted.
@@ -175,39 +169,29 @@ impl Callbacks {
         &self.guard
     }
 
-    /// Sends the count of `window` to an endpoint, soon. Never waits: what there is no place for is dropped.
+    /// Sends the count of `window` to an endpoint, soon. Never waits: a callback without a permit is dropped.
     pub fn submit(&self, endpoint: Endpoint, window: Window) {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let Ok(place) = place else { return self.outcomes.add(Outcome::QueueFull, 1) };
-        if self.queue.send(Callback { endpoint, window, place }).is_err() {
-            self.outcomes.add(Outcome::Unsent, 1);
+        let Some(permit) = self.pending.admit() else { return self.outcomes.queue_full.increment(1) };
+        if self.queue.send(Callback { endpoint, window, permit }).is_err() {
+            self.outcomes.unsent.increment(1);
         }
     }
 
-    /// Callbacks that wait.
+    /// Callbacks that wait to be sent.
     pub fn waiting(&self) -> usize {
-        self.size - self.places.available_permits()
+        self.pending.count()
     }
 }
 
-/// The tasks behind the callbacks; none where they are off.
-pub struct CallbackTasks(Option<Tasks>);
+/// The task that sends callbacks; none if they are off.
+pub struct CallbackTask(Option<Task>);
 
-struct Tasks {
-    counting: Counting,
-    sending: Sending,
-    outcomes: Outcomes,
-}
-
-impl CallbackTasks {
+impl CallbackTask {
     /// Sends callbacks until `stop`, then those that wait, until `abort`.
     pub async fn run(self, stop: CancellationToken, abort: CancellationToken) {
-        let Some(Tasks { counting, sending, outcomes }) = self.0 else { return stop.cancelled().await };
-        let (uncounted, unsent) = tokio::join!(counting.run(stop, abort.clone()), sending.run(abort));
-        let unsent = uncounted + unsent;
-        if unsent > 0 {
-            warn!(unsent, "callbacks dropped: the service stops");
-            outcomes.add(Outcome::Unsent, unsent);
+        match self.0 {
+            Some(task) => task.run(stop, abort).await,
+            None => stop.cancelled().await,
         }
     }
 }

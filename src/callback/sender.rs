@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use ::metrics::Counter;
 use bytes::Bytes;
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::redirect::Policy;
@@ -17,8 +18,8 @@ use rustls::ClientConfig;
 use tracing::{info, warn};
 
 use super::guard::{Endpoint, Forbidden, Guard, Resolver};
-use super::hosts::{KEPT_A_HOST, KEPT_FOR};
-use super::outcome::{Outcome, Outcomes};
+use super::hosts::{KEPT_A_HOST, KEPT_FOR, TIMEOUT};
+use super::outcomes::Outcomes;
 use super::signature::SigningKey;
 use crate::model::window::Clock;
 use crate::platform::secret::Secret;
@@ -26,26 +27,23 @@ use crate::platform::tls;
 
 /// How long a connection may take: DNS, TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a callback may take in all.
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a changed key may stay unseen.
 const KEY_READ_EVERY: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("headcount/", env!("CARGO_PKG_VERSION"));
 
-/// There is no client.
+/// There cannot be a client.
 #[derive(Debug, thiserror::Error)]
 #[error("callbacks cannot be sent, switch them off with --callbacks off: {0}")]
 pub struct NoClient(Box<dyn Error + Send + Sync>);
 
-/// Sends callbacks.
 pub(super) struct Sender {
     client: Client,
-    /// For URLs with a port of ours.
+    /// For URLs with a port that this service listens on.
     own_ports: BTreeMap<u16, Client>,
     key: Option<Secret<SigningKey>>,
     clock: Arc<dyn Clock>,
     outcomes: Outcomes,
-    /// Of this process: message ids begin with it.
+    /// Message ids begin with it; other processes have another one.
     process: u64,
     messages: AtomicU64,
 }
@@ -73,31 +71,42 @@ impl Sender {
     }
 
     /// Sends a callback: once, whatever comes of it.
-    pub(super) async fn send(&self, endpoint: Endpoint, body: Bytes, keep_alive: bool) {
+    pub(super) async fn send(&self, endpoint: &Endpoint, body: Bytes, keep_alive: bool) {
         let started = Instant::now();
-        let answer = self.post(&endpoint, body, keep_alive).await;
+        let answer = self.post(endpoint, body, keep_alive).await;
         let took = started.elapsed();
         let (host, milliseconds) = (endpoint.host(), took.as_millis() as u64);
         let outcome = match answer {
-            // The body is not read; a short one that is there already goes with the answer, so that the connection
-            // can be used again.
+            // The body is not read. A short one that is already there goes with the answer, so the connection can be
+            // used again.
             Ok(status) if status.is_success() => {
                 info!(%host, status = status.as_u16(), milliseconds, "callback answered");
-                Outcome::Ok
+                &self.outcomes.ok
             }
             Ok(status) => {
                 warn!(%host, status = status.as_u16(), milliseconds, "callback refused");
-                Outcome::BadStatus
+                &self.outcomes.bad_status
             }
             Err(error) => {
-                let outcome = outcome_of(&error);
-                // Not the error as it is, which has the URL.
-                let error = root_cause(&error);
-                warn!(%host, %error, milliseconds, result = outcome.as_str(), "callback failed");
+                let (result, outcome) = self.outcome_of(&error);
+                // Not the error itself: it has the URL.
+                let error = causes(&error).last().map_or_else(|| "no answer".to_owned(), ToString::to_string);
+                warn!(%host, %error, milliseconds, result, "callback failed");
                 outcome
             }
         };
-        self.outcomes.record(outcome, took);
+        self.outcomes.duration.record(took);
+        outcome.increment(1);
+    }
+
+    fn outcome_of(&self, error: &reqwest::Error) -> (&'static str, &Counter) {
+        if causes(error).any(<dyn Error>::is::<Forbidden>) {
+            ("forbidden", &self.outcomes.forbidden)
+        } else if error.is_timeout() {
+            ("timeout", &self.outcomes.timeout)
+        } else {
+            ("failed", &self.outcomes.failed)
+        }
     }
 
     async fn post(&self, endpoint: &Endpoint, body: Bytes, keep_alive: bool) -> reqwest::Result<StatusCode> {
@@ -137,21 +146,7 @@ fn client(tls: &ClientConfig, resolver: Resolver) -> reqwest::Result<Client> {
         .build()
 }
 
-fn outcome_of(error: &reqwest::Error) -> Outcome {
-    if causes(error).any(<dyn Error>::is::<Forbidden>) {
-        Outcome::Forbidden
-    } else if error.is_timeout() {
-        Outcome::Timeout
-    } else {
-        Outcome::Failed
-    }
-}
-
 /// What is behind an error, nearest first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(error.source(), |&cause| cause.source())
-}
-
-fn root_cause(error: &reqwest::Error) -> String {
-    causes(error).last().map_or_else(|| "no answer".to_owned(), ToString::to_string)
 }

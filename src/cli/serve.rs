@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::callback::signature::SigningKey;
-use crate::callback::{self, CallbackArgs, Callbacks, NoClient, Surroundings};
+use crate::callback::{self, CallbackArgs, Callbacks, Dependencies, NoClient};
 use crate::cli::backend::{Backend, BackendArgs, BackendEnded};
 use crate::cli::listeners::Listeners;
 use crate::cli::starting::introduce_until;
@@ -314,14 +314,14 @@ impl Service {
         };
         set_info(&metrics, backend.name, &counting);
         raise_descriptor_limit(&limits, &callbacks, workers.count());
-        let surroundings = Surroundings {
+        let dependencies = Dependencies {
             signing_key: config.signing_key,
             own: addresses.clone(),
             counter: Arc::clone(&backend.counter),
             closed: closed.clone(),
             clock: Arc::clone(&clock),
         };
-        let (callbacks, callback_tasks) = Callbacks::new(&callbacks, surroundings, &metrics)?;
+        let (callbacks, callback_tasks) = Callbacks::new(&callbacks, dependencies, &metrics)?;
 
         let routers = http::routers(Api {
             counter: Arc::clone(&backend.counter),

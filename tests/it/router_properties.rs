@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
-use headcount::callback::{CallbackArgs, Callbacks, Surroundings};
+use headcount::callback::{CallbackArgs, Callbacks, Dependencies};
 use headcount::coordination::ClosedWindows;
 use headcount::http::{Api, Failure, HttpArgs, Phase, routers};
 use headcount::model::window::{Clock, Window};
@@ -44,14 +44,14 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let metrics = Arc::new(Metrics::new());
     // Nothing is sent: the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));
-    let surroundings = Surroundings {
+    let dependencies = Dependencies {
         signing_key: None,
         own: Vec::new(),
         counter: counter.clone(),
         closed: closed.clone(),
         clock: Arc::new(clock.clone()),
     };
-    let (callbacks, _) = Callbacks::new(&callbacks, surroundings, &metrics).expect("a client");
+    let (callbacks, _) = Callbacks::new(&callbacks, dependencies, &metrics).expect("a client");
     let routers = routers(Api {
         counter: counter.clone(),
         callbacks,
