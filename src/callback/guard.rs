@@ -1,20 +1,19 @@
 //! The guard: which URLs a callback may go to.
 //!
-//! Whoever may send a request may name an endpoint, and this service stands where clients do not: inside. So a
-//! URL is looked at twice.
+//! Clients name the endpoints, and this service reaches hosts that clients cannot reach. So a URL is checked twice.
 //!
-//! *On arrival*, for what can be seen without asking anybody: [`Guard::admit`]. Every spelling of an address
-//! (`0x7f.1`, `2130706433`, `[::ffff:127.0.0.1]`, full-width digits) has become an address by then, because the
-//! parser of URLs is the one that every browser has (WHATWG).
+//! *On arrival*, for what can be seen without DNS: [`Guard::admit`]. Every spelling of an address (`0x7f.1`,
+//! `2130706433`, `[::ffff:127.0.0.1]`, full-width digits) is an address by then, because the parser of URLs is the one
+//! that browsers have (WHATWG).
 //!
-//! *While connecting*, for names: a [`Resolver`] stands between the client and DNS. It looks at the very
-//! addresses that are dialled then, so that a name cannot have one address for a check and another for the
-//! connection. All of a name's addresses have to be allowed: of a name that has one inside, nothing is dialled.
+//! *While connecting*, for names: a [`Resolver`] stands between the client and DNS. It checks the very addresses that
+//! are dialled, so a name cannot have one address for the check and another for the connection. All addresses of a
+//! name must be allowed: if one of them is forbidden, none is dialled.
 //!
-//! There is no third time, because redirects are not followed.
+//! There is no third check, because redirects are not followed.
 //!
-//! Allowed is what is global (see [`special_purpose`]), and what `--callback-allow` names. Never allowed are our
-//! own listeners. A request to them would do no harm, as no POST calls anybody back, but nobody can mean it.
+//! Allowed are global addresses (see [`special_purpose`]), and what `--callback-allow` names. Our own listeners are
+//! never allowed. A request to them would do no harm, as no POST calls anybody back, but no client can mean it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,71 +30,39 @@ use url::{Host, Url};
 use super::hosts::Origin;
 use super::special_purpose;
 
-/// Longest URL, in bytes, as it is sent. It bounds what a full queue takes.
+/// Longest URL, in bytes, as it is sent. It bounds the memory of a full queue.
 pub const MAX_URL_LEN: usize = 2048;
-/// Names that are looked up at a time. The system's resolver takes a thread for each, for as long as it likes,
-/// also when nobody waits any more; other work needs threads too.
+/// Names that are looked up at a time. The system's resolver holds a thread for each, even after the callback has
+/// timed out; other work needs threads too.
 const LOOKUPS: usize = 128;
 
 /// A URL that was admitted on arrival.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    url: Url,
-    /// Of whom limits are kept, and what the log says.
-    host: Arc<str>,
+    pub(super) url: Url,
+    /// Without the port, and in one spelling: limits are kept for it, and the log shows it.
+    pub(super) host: Arc<str>,
 }
 
 impl Endpoint {
-    pub(super) fn url(&self) -> &Url {
-        &self.url
-    }
-
-    /// The host without the port, in the one spelling that it has.
-    pub(super) fn host(&self) -> &Arc<str> {
-        &self.host
-    }
-
-    /// What connections to the host are told apart by.
     pub(super) fn origin(&self) -> Origin {
         (self.url.scheme() == "https", self.url.port_or_known_default().unwrap_or_default())
     }
 }
 
-/// A URL that is not admitted.
+/// A callback must not go to a URL.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refused {
     /// No absolute http or https URL of up to [`MAX_URL_LEN`] bytes.
     #[error("not a http or https URL of up to {MAX_URL_LEN} bytes")]
     Invalid,
-    /// One that callbacks must not go to.
-    #[error(transparent)]
-    Forbidden(#[from] Forbidden),
+    /// A rule forbids it: this one.
+    #[error("{0}")]
+    Forbidden(String),
 }
 
-/// Why a callback must not go there.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Forbidden {
-    /// `--callbacks off`.
-    #[error("callbacks are off")]
-    Off,
-    /// A user or a password in the URL.
-    #[error("the URL has a user or a password")]
-    UserInfo,
-    /// A fragment, which cannot be sent.
-    #[error("the URL has a fragment")]
-    Fragment,
-    /// A port below 1024 that is neither 80 nor 443.
-    #[error("port {0} is not for HTTP")]
-    Port(u16),
-    /// An address inside.
-    #[error("{0} is not a public address")]
-    Address(IpAddr),
-    /// A name that stands for this machine.
-    #[error("{0} is this machine")]
-    ThisMachine(String),
-    /// This service.
-    #[error("it is where this service listens")]
-    OwnListener,
+fn forbidden(why: impl Into<String>) -> Refused {
+    Refused::Forbidden(why.into())
 }
 
 /// What `--callback-allow` opens.
@@ -103,44 +70,38 @@ pub enum Forbidden {
 pub enum Allow {
     /// All addresses of a block.
     Block(IpNet),
-    /// Whatever a name stands for.
+    /// All addresses of a name.
     Name(String),
-    /// Whatever the names below this one stand for.
+    /// All addresses of the names below this one.
     Below(String),
 }
 
-/// Neither a block, nor a name, nor a suffix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error(
-    "expected a block of addresses such as 10.0.0.0/8, a host name such as hooks.internal, or *.internal"
-)]
-pub struct InvalidAllow;
-
 impl FromStr for Allow {
-    type Err = InvalidAllow;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, InvalidAllow> {
-        if let Ok(block) = text.parse::<IpNet>() {
-            return Ok(Self::Block(block.trunc()));
-        }
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        if let Ok(address) = bare.parse::<IpAddr>() {
-            return Ok(Self::Block(address.to_canonical().into()));
-        }
-        match text.strip_prefix("*.") {
-            Some(suffix) => read_name(suffix).map(Self::Below),
-            None => read_name(text).map(Self::Name),
+        if let Ok(block) = text.parse::<IpNet>() {
+            Ok(Self::Block(block.trunc()))
+        } else if let Ok(address) = bare.parse::<IpAddr>() {
+            Ok(Self::Block(address.to_canonical().into()))
+        } else if let Some(suffix) = text.strip_prefix("*.") {
+            read_name(suffix).map(Self::Below)
+        } else {
+            read_name(text).map(Self::Name)
         }
     }
 }
 
-/// A name as it stands in a URL after it has been read.
-fn read_name(text: &str) -> Result<String, InvalidAllow> {
+/// A name as a parsed URL has it.
+fn read_name(text: &str) -> Result<String, &'static str> {
     match Host::parse(text) {
-        Ok(Host::Domain(name)) if !text.contains('*') => {
-            Some(without_dot(&name).to_owned()).filter(|name| !name.is_empty()).ok_or(InvalidAllow)
+        Ok(Host::Domain(name)) if !text.contains('*') && !without_dot(&name).is_empty() => {
+            Ok(without_dot(&name).to_owned())
         }
-        _ => Err(InvalidAllow),
+        _ => Err(
+            "expected a block of addresses such as 10.0.0.0/8, a host name such as hooks.internal, or *.internal",
+        ),
     }
 }
 
@@ -179,86 +140,76 @@ impl Guard {
         Self { is_on, allow, own }
     }
 
-    /// Looks at a URL as far as that can be done without DNS.
+    /// Checks a URL as far as that can be done without DNS.
     ///
     /// # Errors
     ///
-    /// [`Refused`].
+    /// Why it is refused.
     pub fn admit(&self, text: &str) -> Result<Endpoint, Refused> {
-        // Before and after: a URL keeps the room of the text that it was read from, and may grow by escapes.
+        // Before and after: a URL keeps the memory of the text that it was read from, and may grow by escapes.
         if text.len() > MAX_URL_LEN {
             return Err(Refused::Invalid);
         }
         let url = Url::parse(text).map_err(|_| Refused::Invalid)?;
-        if !matches!(url.scheme(), "http" | "https") || url.as_str().len() > MAX_URL_LEN {
-            return Err(Refused::Invalid);
-        }
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
             return Err(Refused::Invalid);
         };
+        if !matches!(url.scheme(), "http" | "https") || url.as_str().len() > MAX_URL_LEN {
+            return Err(Refused::Invalid);
+        }
         if !self.is_on {
-            return Err(Forbidden::Off.into());
+            return Err(forbidden("callbacks are off"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Forbidden::UserInfo.into());
+            return Err(forbidden("the URL has a user or a password"));
         }
         if url.fragment().is_some() {
-            return Err(Forbidden::Fragment.into());
+            return Err(forbidden("the URL has a fragment"));
         }
         if !matches!(port, 80 | 443 | 1024..) {
-            return Err(Forbidden::Port(port).into());
+            return Err(forbidden(format!("port {port} is not for HTTP")));
         }
-        let host: Arc<str> = match host {
-            Host::Domain(name) => {
-                let name = without_dot(name);
-                if name.is_empty() {
-                    return Err(Refused::Invalid);
-                }
-                self.judge_name(name)?;
-                name.into()
-            }
+        let host = match host {
+            Host::Domain(name) => self.judge_name(without_dot(name))?,
             Host::Ipv4(address) => self.judge_literal(address.into(), port)?,
             Host::Ipv6(address) => self.judge_literal(address.into(), port)?,
         };
-        Ok(Endpoint { url, host })
+        Ok(Endpoint { url, host: host.into() })
     }
 
     /// Of a name only what it is by definition (RFC 6761): the rest is for the [`Resolver`].
-    fn judge_name(&self, name: &str) -> Result<(), Forbidden> {
-        let is_this_machine = name == "localhost" || name.ends_with(".localhost");
-        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        if is_this_machine && !self.allows_name(name) && self.judge(loopback).is_err() {
-            return Err(Forbidden::ThisMachine(name.to_owned()));
+    fn judge_name(&self, name: &str) -> Result<String, Refused> {
+        if name.is_empty() {
+            return Err(Refused::Invalid);
         }
-        Ok(())
+        let is_this_machine = name == "localhost" || name.ends_with(".localhost");
+        if is_this_machine && !self.allows_name(name) && self.judge(Ipv4Addr::LOCALHOST.into()).is_err() {
+            return Err(forbidden(format!("{name} is this machine")));
+        }
+        Ok(name.to_owned())
     }
 
-    fn judge_literal(&self, address: IpAddr, port: u16) -> Result<Arc<str>, Forbidden> {
+    fn judge_literal(&self, address: IpAddr, port: u16) -> Result<String, Refused> {
         self.judge(address)?;
         if self.is_own(address, port) {
-            return Err(Forbidden::OwnListener);
+            return Err(forbidden("it is where this service listens"));
         }
-        Ok(address.to_canonical().to_string().into())
+        Ok(address.to_canonical().to_string())
     }
 
-    /// Whether an address may be dialled.
-    ///
-    /// # Errors
-    ///
-    /// [`Forbidden::Address`].
-    pub fn judge(&self, address: IpAddr) -> Result<(), Forbidden> {
+    /// Whether an address may be dialled, were it not for our own listeners.
+    fn judge(&self, address: IpAddr) -> Result<(), Refused> {
         let address = address.to_canonical();
         if special_purpose::is_global(address) || self.allow.iter().any(|allow| allow.has_address(address)) {
             return Ok(());
         }
-        Err(Forbidden::Address(address))
+        Err(forbidden(format!("{address} is not a public address")))
     }
 
     fn allows_name(&self, name: &str) -> bool {
         self.allow.iter().any(|allow| allow.has_name(name))
     }
 
-    /// The ports that our listeners have.
     pub(super) fn own_ports(&self) -> BTreeSet<u16> {
         self.own.iter().map(SocketAddr::port).collect()
     }
@@ -266,29 +217,24 @@ impl Guard {
     fn is_own(&self, address: IpAddr, port: u16) -> bool {
         let address = address.to_canonical();
         self.own.iter().filter(|own| own.port() == port).any(|own| {
-            let listens_on_all = own.ip().is_unspecified();
-            // Who dials no address in particular reaches this machine.
+            // Dialling the unspecified address reaches this machine.
             address.is_unspecified()
                 || own.ip().to_canonical() == address
-                || listens_on_all && is_this_machines(address)
+                || own.ip().is_unspecified() && is_this_machines(address)
         })
     }
 }
 
-/// Whether an address is one of this machine's: those and no others can be bound.
+/// Only addresses of this machine can be bound.
 fn is_this_machines(address: IpAddr) -> bool {
-    match UdpSocket::bind((address, 0)) {
-        Ok(_) => true,
-        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
-    }
+    !UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
-/// Looks up names, and lets only those through of which every address may be dialled.
+/// Looks up names, and fails for a name that has an address which must not be dialled.
 #[derive(Clone)]
 pub(super) struct Resolver {
     guard: Arc<Guard>,
-    /// The port that is to be dialled, if one of our listeners has it: what is asked for here is a name without
-    /// a port.
+    /// The port that will be dialled, if one of our listeners has it: the client asks for a name without a port.
     own_port: Option<u16>,
     lookups: Arc<Semaphore>,
 }
@@ -298,12 +244,11 @@ impl Resolver {
         Self { guard, own_port: None, lookups: Arc::new(Semaphore::new(LOOKUPS)) }
     }
 
-    /// The same for one of our own ports.
     pub(super) fn for_own_port(&self, port: u16) -> Self {
         Self { own_port: Some(port), ..self.clone() }
     }
 
-    fn judge(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Forbidden> {
+    fn judge(&self, name: &str, addresses: &[SocketAddr]) -> Result<(), Refused> {
         let guard = &self.guard;
         let is_allowed = guard.allows_name(without_dot(name));
         for address in addresses.iter().map(SocketAddr::ip) {
@@ -311,7 +256,7 @@ impl Resolver {
                 guard.judge(address)?;
             }
             if self.own_port.is_some_and(|port| guard.is_own(address, port)) {
-                return Err(Forbidden::OwnListener);
+                return Err(forbidden("it is where this service listens"));
             }
         }
         Ok(())
@@ -322,7 +267,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
         Box::pin(async move {
-            // Whoever calls has a deadline.
+            // The client's time-out to connect bounds this wait.
             let permit = Arc::clone(&resolver.lookups).acquire_owned().await?;
             let asked = name.as_str().to_owned();
             let lookup = tokio::task::spawn_blocking(move || {

@@ -17,7 +17,7 @@ use reqwest::{Client, ClientBuilder, StatusCode};
 use rustls::ClientConfig;
 use tracing::{info, warn};
 
-use super::guard::{Endpoint, Forbidden, Guard, Resolver};
+use super::guard::{Endpoint, Guard, Refused, Resolver};
 use super::hosts::{KEPT_A_HOST, KEPT_FOR, TIMEOUT};
 use super::outcomes::Outcomes;
 use super::signature::SigningKey;
@@ -75,7 +75,7 @@ impl Sender {
         let started = Instant::now();
         let answer = self.post(endpoint, body, keep_alive).await;
         let took = started.elapsed();
-        let (host, milliseconds) = (endpoint.host(), took.as_millis() as u64);
+        let (host, milliseconds) = (&endpoint.host, took.as_millis() as u64);
         let outcome = match answer {
             // The body is not read. A short one that is already there goes with the answer, so the connection can be
             // used again.
@@ -100,7 +100,7 @@ impl Sender {
     }
 
     fn outcome_of(&self, error: &reqwest::Error) -> (&'static str, &Counter) {
-        if causes(error).any(<dyn Error>::is::<Forbidden>) {
+        if causes(error).any(<dyn Error>::is::<Refused>) {
             ("forbidden", &self.outcomes.forbidden)
         } else if error.is_timeout() {
             ("timeout", &self.outcomes.timeout)
@@ -110,7 +110,7 @@ impl Sender {
     }
 
     async fn post(&self, endpoint: &Endpoint, body: Bytes, keep_alive: bool) -> reqwest::Result<StatusCode> {
-        let url = endpoint.url();
+        let url = &endpoint.url;
         let own = url.port_or_known_default().and_then(|port| self.own_ports.get(&port));
         let id = format!("msg_{:016x}{:08x}", self.process, self.messages.fetch_add(1, Ordering::Relaxed));
         let timestamp = self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

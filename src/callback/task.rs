@@ -141,7 +141,7 @@ impl Task {
             Ok(body) => {
                 self.is_failing = false;
                 for callback in callbacks {
-                    let (host, origin) = (Arc::clone(callback.endpoint.host()), callback.endpoint.origin());
+                    let (host, origin) = (Arc::clone(&callback.endpoint.host), callback.endpoint.origin());
                     if !self.hosts.push(&host, origin, (callback, body.clone()), Instant::now()) {
                         self.outcomes.host_limit.increment(1);
                     }
