@@ -5,7 +5,7 @@
 //!
 //! | room | holds |
 //! | --- | --- |
-//! | [`cli`] | a file for each command; `serve` puts the parts together, and starts and stops them in order |
+//! | [`cli`] | a file for each command, and the flags; `serve` puts the parts together, and starts and stops them in order |
 //! | [`http`] | the server, and a file for each route |
 //! | [`callback`] | what is sent to the endpoints that requests name |
 //! | [`publish`] | the leader's loop, and the sinks: log, files, Kafka, a stream |
@@ -15,7 +15,7 @@
 //! | [`hll`] | the sketch |
 //! | [`model`] | ids, windows, shards |
 //! | [`telemetry`] | metrics, and the log |
-//! | [`platform`] | threads, secrets, the values of flags: what knows nothing of counting |
+//! | [`platform`] | threads, secrets: what knows nothing of counting |
 //!
 //! The library exists for the binary and its tests; its interface may change with every release.
 

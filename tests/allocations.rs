@@ -24,10 +24,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use clap::Parser;
+use headcount::cli::flags::ServeFlags;
 use headcount::cli::listeners::Listeners;
-use headcount::cli::serve::{self, ServeArgs};
+use headcount::cli::serve;
+use headcount::cli::settings::Settings;
 use headcount::http::server::{self, Stop};
-use headcount::telemetry::logging::{self, LoggingArgs};
+use headcount::platform::workers::Workers;
+use headcount::telemetry::logging;
 use headcount::telemetry::metrics::Metrics;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio_util::sync::CancellationToken;
@@ -45,16 +48,13 @@ const TIMES: usize = 10;
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
-    serve: ServeArgs,
-
-    #[command(flatten)]
-    logging: LoggingArgs,
+    serve: ServeFlags,
 }
 
-fn parse(more: &[&str]) -> Args {
+fn parse(more: &[&str]) -> Settings {
     let args =
         ["headcount", "--listen", "127.0.0.1:0", "--window", "24h", "--log-level", "warn", "--threads", "2"];
-    Args::parse_from(args.iter().chain(more))
+    Args::parse_from(args.iter().chain(more)).serve.settings().expect("good arguments")
 }
 
 /// Sends an id over each connection, then reads all answers; an id a request, none twice.
@@ -112,20 +112,20 @@ fn counting_hardly_allocates() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _in_runtime = runtime.enter();
     let redis = Redis::start();
-    let (_guard, log) = logging::start(&parse(&[]).logging, true);
+    let (_guard, log) = logging::start(parse(&[]).logging, true);
     let serve = |args: &[&str]| {
-        let config = parse(args).serve.validate().expect("good arguments");
-        let listeners = Listeners::bind(config.http()).expect("listeners");
+        let settings = parse(args);
+        let listeners = Listeners::bind(&settings.http).expect("listeners");
         let address = listeners.public.local_addr().expect("an address");
-        let service = serve::run(config, listeners, log.clone(), CancellationToken::new());
+        let service = serve::run(settings, listeners, log.clone(), CancellationToken::new());
         runtime.spawn(async { service.await.expect("a running service") });
         address
     };
     let noop = {
-        let http = parse(&[]).serve.validate().expect("good arguments").http().clone();
+        let http = parse(&[]).http;
         let listener = Listeners::bind(&http).expect("listeners").public;
         let address = listener.local_addr().expect("an address");
-        let workers = Arc::new(http.workers().expect("threads"));
+        let workers = Arc::new(Workers::start(http.threads).expect("threads"));
         let router = noop::router(http.body_limit as usize);
         runtime.spawn(async move {
             server::serve(listener, router, &http, Arc::new(Metrics::new()), workers, Stop::default()).await;

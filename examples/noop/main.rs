@@ -11,8 +11,9 @@ mod router;
 use std::sync::Arc;
 
 use clap::Parser;
-use headcount::http::HttpArgs;
+use headcount::cli::flags::HttpFlags;
 use headcount::http::server::{self, Stop};
+use headcount::platform::workers::Workers;
 use headcount::telemetry::metrics::Metrics;
 use tokio::net::TcpListener;
 
@@ -21,7 +22,7 @@ use tokio::net::TcpListener;
 struct Args {
     /// Those of `headcount serve`: `--listen`, limits.
     #[command(flatten)]
-    http: HttpArgs,
+    http: HttpFlags,
 
     /// Serve by `axum::serve` instead of the service's own server
     #[arg(long)]
@@ -31,12 +32,13 @@ struct Args {
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let Args { http, plain } = Args::parse();
+    let http = http.settings().map_err(std::io::Error::other)?;
     let router = router::router(http.body_limit as usize);
-    let listener = TcpListener::bind(http.addresses.listen).await?;
+    let listener = TcpListener::bind(http.listen).await?;
     if plain {
         return axum::serve(listener, router).await;
     }
-    let workers = Arc::new(http.workers()?);
+    let workers = Arc::new(Workers::start(http.threads)?);
     server::serve(listener, router, &http, Arc::new(Metrics::new()), workers, Stop::default()).await;
     Ok(())
 }

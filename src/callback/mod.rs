@@ -32,7 +32,6 @@ mod task;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use clap::Args;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -47,70 +46,25 @@ use self::signature::SigningKey;
 use self::task::{Callback, Pending, Task};
 use crate::coordination::ClosedWindows;
 use crate::model::window::{Clock, Window};
-use crate::platform::args;
-use crate::platform::secret::{Secret, SecretArg};
+use crate::platform::secret::Secret;
 use crate::store::UniqueCounter;
 use crate::telemetry::metrics::Metrics;
 
 /// Where callbacks may go, and how many.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Callbacks")]
-pub struct CallbackArgs {
-    /// Whether requests may name an endpoint; if not, those that do are refused
-    #[arg(
-        long, env = "HEADCOUNT_CALLBACKS", value_name = "on|off", default_value = "on",
-        value_parser = args::on_off, action = clap::ArgAction::Set
-    )]
-    callbacks: bool,
-
-    /// Where callbacks may go besides public addresses: blocks such as 10.0.0.0/8, host names, *.internal;
-    /// also several with commas in between
-    #[arg(long, env = "HEADCOUNT_CALLBACK_ALLOW", value_name = "BLOCK|NAME", value_delimiter = ',')]
-    callback_allow: Vec<Allow>,
-
-    // Not a doc comment: help has no Markdown.
-    #[arg(
-        long,
-        env = "HEADCOUNT_CALLBACK_SECRET",
-        value_name = "SECRET",
-        hide_env_values = true,
-        help = "Sign callbacks after Standard Webhooks with this key: whsec_ and 24 to 64 bytes in Base64, or file:PATH \
-                of a file that has it"
-    )]
-    callback_secret: Option<SecretArg>,
-
-    /// Callbacks that may wait; more are dropped
-    #[arg(
-        long, env = "HEADCOUNT_CALLBACK_QUEUE", value_name = "NUMBER", default_value = "10000",
-        value_parser = args::up_to::<1_000_000>
-    )]
-    callback_queue: u32,
-
-    /// Callbacks that are under way at a time
-    #[arg(
-        long, env = "HEADCOUNT_CALLBACK_CONCURRENCY", value_name = "NUMBER", default_value = "256",
-        value_parser = args::up_to::<10_000>
-    )]
-    pub callback_concurrency: u32,
-
-    /// Callbacks that one host is sent a second, and how many may wait for it; more are dropped
-    #[arg(
-        long, env = "HEADCOUNT_CALLBACK_HOST_RATE", value_name = "NUMBER", default_value = "100",
-        value_parser = args::up_to::<1_000_000>
-    )]
-    callback_host_rate: u32,
-}
-
-impl CallbackArgs {
-    /// The key that callbacks are signed with; none if they are not.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without the secret.
-    pub fn signing_key(&self) -> Result<Option<Secret<SigningKey>>, String> {
-        let secret = self.callback_secret.as_ref();
-        secret.map(|arg| Secret::new(arg, "--callback-secret <SECRET>", SigningKey::parse)).transpose()
-    }
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether requests may name an endpoint.
+    pub enabled: bool,
+    /// Where callbacks may go besides public addresses.
+    pub allow: Vec<Allow>,
+    /// Signs callbacks; without it they have no signature.
+    pub signing_key: Option<Secret<SigningKey>>,
+    /// Callbacks that may wait.
+    pub queue: u32,
+    /// Callbacks that are under way at a time.
+    pub concurrency: u32,
+    /// Callbacks that one host is sent a second, and how many may wait for it.
+    pub host_rate: u32,
 }
 
 /// Takes callbacks in.
@@ -124,8 +78,6 @@ pub struct Callbacks {
 
 /// What callbacks work with.
 pub struct Dependencies {
-    /// Signs callbacks; without it they have no signature.
-    pub signing_key: Option<Secret<SigningKey>>,
     /// The addresses that this service listens on.
     pub own: Vec<SocketAddr>,
     /// Counts the windows that it still has.
@@ -143,19 +95,19 @@ impl Callbacks {
     ///
     /// [`NoClient`] when there cannot be TLS.
     pub fn new(
-        args: &CallbackArgs,
+        settings: Settings,
         dependencies: Dependencies,
         metrics: &Metrics,
     ) -> Result<(Self, CallbackTask), NoClient> {
-        let Dependencies { signing_key, own, counter, closed, clock } = dependencies;
-        let guard = Arc::new(Guard::new(args.callbacks, args.callback_allow.clone(), own));
+        let Dependencies { own, counter, closed, clock } = dependencies;
+        let guard = Arc::new(Guard::new(settings.enabled, settings.allow, own));
         let outcomes = Outcomes::new(metrics);
-        let pending = Pending::new(args.callback_queue);
+        let pending = Pending::new(settings.queue);
         let (queue, submitted) = mpsc::unbounded_channel();
-        let task = if args.callbacks {
-            let sender = Sender::new(&guard, signing_key, clock, outcomes.clone())?;
-            let (counts, hosts) = (Counts { counter, closed }, Hosts::new(args.callback_host_rate));
-            let concurrency = args.callback_concurrency as usize;
+        let task = if settings.enabled {
+            let sender = Sender::new(&guard, settings.signing_key, clock, outcomes.clone())?;
+            let (counts, hosts) = (Counts { counter, closed }, Hosts::new(settings.host_rate));
+            let concurrency = settings.concurrency as usize;
             let outcomes = outcomes.clone();
             Some(Task::new(submitted, pending.clone(), counts, hosts, concurrency, sender, outcomes))
         } else {

@@ -3,17 +3,16 @@
 use std::hash::{BuildHasher, RandomState};
 use std::process;
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::Args;
-use thiserror::Error;
+use anyhow::anyhow;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::cli::settings::Settings;
 use crate::coordination::grant::Grant;
-use crate::coordination::lease::{Lease, LeaseArgs};
+use crate::coordination::lease::Lease;
 use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
 use crate::coordination::standalone::Alone;
 use crate::coordination::{Coordinator, ID_KEY, NO_ID_KEY};
@@ -22,10 +21,10 @@ use crate::model::mode::Mode;
 use crate::platform::workers::Workers;
 use crate::redis::keys::Keys;
 use crate::redis::server::ServerFacts;
-use crate::redis::{Address, CannotConnect, Redis, RedisArgs};
+use crate::redis::{self, CannotConnect, Redis};
 use crate::store::memory::MemoryCounter;
-use crate::store::redis::{RedisCounter, RedisCounterArgs, RedisCounterConfig};
-use crate::store::{CountingArgs, UniqueCounter};
+use crate::store::redis::{RedisCounter, RedisCounterConfig};
+use crate::store::{Counting, UniqueCounter};
 use crate::telemetry::metrics::Metrics;
 
 /// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
@@ -34,18 +33,6 @@ const BYTES_AN_EXACT_ID: f64 = 54.0;
 const BYTES_A_KEYED_ID: f64 = 70.0;
 /// The rate that the forecast of memory is made for, in different ids a second.
 const FORECAST_RATE: f64 = 10_000.0;
-
-/// The choice of a backend, and its settings.
-#[derive(Debug, Clone, Args)]
-pub struct BackendArgs {
-    /// Redis itself.
-    #[command(flatten)]
-    pub redis: RedisArgs,
-    #[command(flatten)]
-    counter: RedisCounterArgs,
-    #[command(flatten)]
-    lease: LeaseArgs,
-}
 
 /// A counter, a coordinator, and the tasks behind them.
 pub struct Backend {
@@ -69,20 +56,26 @@ pub struct Backend {
     stop_lease: CancellationToken,
 }
 
-/// A task of the backend ended.
-#[derive(Debug, Error)]
-pub enum BackendEnded {
-    /// It panicked.
-    #[error("{0} ended: {1}")]
-    Panicked(&'static str, JoinError),
-    /// It returned.
-    #[error("{0} ended though nobody stopped it")]
-    Returned(&'static str),
-}
-
 impl Backend {
+    /// Where the settings say. In Redis it waits until that answers.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotConnect`] when it does not in time.
+    pub async fn new(
+        settings: &Settings,
+        workers: &Arc<Workers>,
+        metrics: &Metrics,
+        draining: CancellationToken,
+    ) -> Result<Self, CannotConnect> {
+        match &settings.redis {
+            Some(server) => Self::in_redis(server, settings, workers, metrics).await,
+            None => Ok(Self::in_memory(&settings.counting, draining)),
+        }
+    }
+
     /// In this process's memory, alone.
-    pub fn in_memory(counting: &CountingArgs, draining: CancellationToken) -> Self {
+    fn in_memory(counting: &Counting, draining: CancellationToken) -> Self {
         let process = process_name();
         Self {
             name: "memory",
@@ -100,38 +93,30 @@ impl Backend {
     }
 
     /// In Redis, together with all instances of the namespace. Waits until Redis answers.
-    ///
-    /// # Errors
-    ///
-    /// [`CannotConnect`] when it does not in time.
-    pub async fn in_redis(
-        args: &BackendArgs,
-        address: &Address,
-        counting: &CountingArgs,
-        id_key: Option<&IdKey>,
-        retention: Duration,
+    async fn in_redis(
+        server: &redis::Settings,
+        settings: &Settings,
         workers: &Arc<Workers>,
         metrics: &Metrics,
     ) -> Result<Self, CannotConnect> {
-        let RedisArgs { redis_timeout: timeout, namespace, .. } = &args.redis;
-        let redis = args.redis.connect(address, metrics).await?;
+        let counting = &settings.counting;
+        let redis = server.connect(metrics).await?;
         look_at_server(&redis).await;
         if counting.mode == Mode::Exact {
-            forecast_memory(counting, id_key, retention);
+            forecast_memory(counting);
         }
-        let keys = Keys::new(namespace);
         let process = process_name();
-        let coordination = Coordination::new(args, &redis, &process, counting, id_key, retention);
+        let coordination = Coordination::new(settings, &redis, &process);
         let (counter, counting_tasks) = RedisCounter::new(
             RedisCounterConfig {
                 mode: counting.mode,
                 shards: counting.shards,
-                retention,
-                writes: args.counter.redis_writes,
-                on_redis_down: args.counter.on_redis_down,
-                unacknowledged_max: args.counter.unacknowledged_max,
-                timeout: *timeout,
-                keys,
+                retention: counting.retention,
+                writes: settings.redis_writes,
+                on_redis_down: settings.on_redis_down,
+                unacknowledged_max: settings.unacknowledged_max,
+                timeout: server.timeout,
+                keys: Keys::new(&settings.namespace),
                 process: process.clone(),
             },
             &redis,
@@ -165,14 +150,14 @@ impl Backend {
     }
 
     /// Waits for a task to end that should not.
-    pub async fn ended(&mut self) -> BackendEnded {
+    pub async fn ended(&mut self) -> anyhow::Error {
         let (part, ended) = tokio::select! {
             ended = &mut self.counting => ("counting in Redis", ended.and_then(std::convert::identity)),
             ended = &mut self.lease => ("the lease", ended),
         };
         match ended {
-            Ok(()) => BackendEnded::Returned(part),
-            Err(error) => BackendEnded::Panicked(part, error),
+            Ok(()) => anyhow!("{part} ended though nobody stopped it"),
+            Err(error) => anyhow!("{part} ended: {error}"),
         }
     }
 
@@ -202,36 +187,29 @@ pub struct Coordination {
 
 impl Coordination {
     /// Does nothing yet.
-    pub fn new(
-        args: &BackendArgs,
-        redis: &Redis,
-        process: &str,
-        counting: &CountingArgs,
-        id_key: Option<&IdKey>,
-        retention: Duration,
-    ) -> Self {
-        let keys = Keys::new(&args.redis.namespace);
+    pub fn new(settings: &Settings, redis: &Redis, process: &str) -> Self {
+        let keys = Keys::new(&settings.namespace);
         let config = RedisCoordinatorConfig {
             keys: keys.clone(),
             process: process.to_owned(),
-            window: counting.window,
-            retention,
-            settings: settings(counting, id_key),
+            window: settings.counting.window,
+            retention: settings.counting.retention,
+            settings: shared_settings(&settings.counting),
         };
         Self {
             coordinator: RedisCoordinator::new(config, redis),
-            lease: Lease::new(redis, keys, process.to_owned(), args.lease.lease_ttl),
+            lease: Lease::new(redis, keys, process.to_owned(), settings.lease_ttl),
         }
     }
 }
 
 /// What all instances of a namespace have to agree on.
-fn settings(counting: &CountingArgs, id_key: Option<&IdKey>) -> Vec<(&'static str, String)> {
+fn shared_settings(counting: &Counting) -> Vec<(&'static str, String)> {
     vec![
         ("mode", counting.mode.as_str().to_owned()),
         ("window", window_setting(counting.window)),
         ("shards", counting.shards.count().to_string()),
-        (ID_KEY, id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
+        (ID_KEY, counting.id_key.as_ref().map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
     ]
 }
 
@@ -263,9 +241,9 @@ async fn look_at_server(redis: &Redis) {
 }
 
 /// All ids of the retention, if their windows could not be published.
-fn forecast_memory(counting: &CountingArgs, id_key: Option<&IdKey>, retention: Duration) {
-    let seconds = (retention + counting.window.duration()).as_secs_f64();
-    let bytes = if id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };
+fn forecast_memory(counting: &Counting) {
+    let seconds = (counting.retention + counting.window.duration()).as_secs_f64();
+    let bytes = if counting.id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };
     let megabytes = FORECAST_RATE * seconds * bytes / 1e6;
     info!(
         "exact counting: at {FORECAST_RATE} different ids a second Redis holds up to {megabytes:.0} MB, if no \

@@ -6,9 +6,9 @@ use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use thiserror::Error;
 
 use crate::hll::Sketch;
 use crate::model::mode::Mode;
@@ -31,29 +31,21 @@ pub struct CountArgs {
     mode: Mode,
 }
 
-/// The text could not be read.
-#[derive(Debug, Error)]
-#[error("cannot read '{name}': {cause}")]
-pub struct Unreadable {
-    name: String,
-    cause: io::Error,
-}
-
 /// Counts the different lines, as `sort -u | wc -l` does: a line ends in LF, the last one need not,
 /// and whatever else is in it counts. The result is a line for standard output.
 ///
 /// # Errors
 ///
-/// [`Unreadable`] when the file cannot be opened or read.
-pub fn run(args: &CountArgs) -> Result<String, Unreadable> {
+/// A line for the user when the file cannot be opened or read.
+pub fn run(args: &CountArgs) -> anyhow::Result<String> {
     let name = args.file.as_ref().filter(|file| file.as_os_str() != "-");
-    let unreadable = |cause| Unreadable {
-        name: name.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string()),
-        cause,
+    let unreadable = || {
+        let name = name.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
+        format!("cannot read '{name}'")
     };
     let (text, size): (Box<dyn Read>, _) = match name {
         Some(file) => {
-            let file = File::open(file).map_err(unreadable)?;
+            let file = File::open(file).with_context(unreadable)?;
             let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|data| data.len());
             (Box::new(file), size)
         }
@@ -61,7 +53,7 @@ pub fn run(args: &CountArgs) -> Result<String, Unreadable> {
     };
     let lines = BufReader::with_capacity(BUFFER, text);
     let mut seen = Seen::new(args.mode);
-    count(lines, &mut seen, Progress::new(size)).map_err(unreadable)?;
+    count(lines, &mut seen, Progress::new(size)).with_context(unreadable)?;
     Ok(seen.to_string())
 }
 

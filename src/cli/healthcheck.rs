@@ -3,58 +3,39 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::{anyhow, bail};
 use axum::body::Body;
 use axum::http::header::HOST;
 use axum::http::{Request, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use thiserror::Error;
 use tokio::net::TcpStream;
 
-use crate::http::ListenArgs;
+use crate::cli::flags::ListenFlags;
 
 /// How long the answer may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The service does not say that it lives.
-#[derive(Debug, Error)]
-pub enum Unhealthy {
-    /// Nothing listens there, or it does not speak HTTP.
-    #[error("{address} cannot be reached, is the service up and is --listen the same? {cause}")]
-    Unreachable {
-        /// Who was asked.
-        address: SocketAddr,
-        /// What came instead of an answer.
-        cause: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Another answer than 200.
-    #[error("{address}/livez answers {status}, is that headcount?")]
-    Answer {
-        /// Who was asked.
-        address: SocketAddr,
-        /// What it said.
-        status: StatusCode,
-    },
-    /// No answer in time.
-    #[error("{0} does not answer within {TIMEOUT:?}")]
-    Silent(SocketAddr),
-}
 
 /// Asks `/livez` where a service with these flags has it.
 ///
 /// # Errors
 ///
-/// [`Unhealthy`] unless the answer is 200.
-pub async fn run(addresses: &ListenArgs) -> Result<(), Unhealthy> {
+/// A line for the user unless the answer is 200.
+pub async fn run(addresses: &ListenFlags) -> anyhow::Result<()> {
     let address = reachable(addresses.admin_listen.unwrap_or(addresses.listen));
     let status = tokio::time::timeout(TIMEOUT, ask(address))
         .await
-        .map_err(|_| Unhealthy::Silent(address))?
-        .map_err(|cause| Unhealthy::Unreachable { address, cause })?;
-    if status == StatusCode::OK { Ok(()) } else { Err(Unhealthy::Answer { address, status }) }
+        .map_err(|_| anyhow!("{address} does not answer within {TIMEOUT:?}"))?
+        .map_err(|cause| {
+            anyhow!("{address} cannot be reached, is the service up and is --listen the same? {cause}")
+        })?;
+    if status != StatusCode::OK {
+        bail!("{address}/livez answers {status}, is that headcount?");
+    }
+    Ok(())
 }
 
-async fn ask(address: SocketAddr) -> Result<StatusCode, Box<dyn std::error::Error + Send + Sync>> {
+async fn ask(address: SocketAddr) -> anyhow::Result<StatusCode> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/livez").header(HOST, address.to_string()).body(Body::empty())?;

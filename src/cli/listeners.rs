@@ -5,10 +5,10 @@ use std::iter;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use thiserror::Error;
+use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
-use crate::http::{HttpArgs, ListenArgs};
+use crate::http;
 
 /// What the kernel keeps for a client that does not read, in bytes (Linux takes twice that). Left alone it would
 /// grow to megabytes a connection, for answers that are all smaller than this.
@@ -24,28 +24,19 @@ pub struct Listeners {
     pub admin: Option<TcpListener>,
 }
 
-/// An address cannot be listened on.
-#[derive(Debug, Error)]
-#[error("cannot listen on {address}, choose another address with {flag}: {cause}")]
-pub struct CannotListen {
-    address: SocketAddr,
-    flag: &'static str,
-    cause: io::Error,
-}
-
 impl Listeners {
     /// Binds what the arguments ask for; port 0 is a free one.
     ///
     /// # Errors
     ///
-    /// [`CannotListen`] when an address is taken or is not this machine's.
-    pub fn bind(args: &HttpArgs) -> Result<Self, CannotListen> {
+    /// A line for the user when an address is taken or is not this machine's.
+    pub fn bind(settings: &http::Settings) -> anyhow::Result<Self> {
         let bind = |address, flag| {
-            bind(address, args.write_timeout).map_err(|cause| CannotListen { address, flag, cause })
+            bind(address, settings.write_timeout)
+                .with_context(|| format!("cannot listen on {address}, choose another address with {flag}"))
         };
-        let ListenArgs { listen, admin_listen } = args.addresses;
-        let admin = admin_listen.map(|address| bind(address, "--admin-listen")).transpose();
-        Ok(Self { public: bind(listen, "--listen")?, admin: admin? })
+        let admin = settings.admin_listen.map(|address| bind(address, "--admin-listen")).transpose();
+        Ok(Self { public: bind(settings.listen, "--listen")?, admin: admin? })
     }
 
     /// Where they are bound.

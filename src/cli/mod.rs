@@ -8,9 +8,12 @@ pub mod check;
 pub mod count;
 pub mod exposed;
 pub mod findings;
+pub mod flags;
 pub mod healthcheck;
 pub mod listeners;
 pub mod serve;
+pub mod service;
+pub mod settings;
 pub mod signals;
 pub mod starting;
 pub mod verify;
@@ -20,19 +23,19 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, bail};
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::cli::count::CountArgs;
+use crate::cli::flags::{ListenFlags, ServeFlags};
 use crate::cli::listeners::Listeners;
-use crate::cli::serve::{Config, ServeArgs};
+use crate::cli::settings::Settings;
 use crate::cli::signals::Signals;
-use crate::http::ListenArgs;
 use crate::telemetry::logging;
-use crate::telemetry::logging::LoggingArgs;
 
 const USAGE: u8 = 2;
 /// How long threads that hang in a system call are waited for at the end.
@@ -48,30 +51,21 @@ struct Cli {
     command: Option<Command>,
 
     #[command(flatten)]
-    serve: Serve,
+    serve: ServeFlags,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve requests and publish the count of every window; what happens without a command
-    Serve(Box<Serve>),
+    Serve(Box<ServeFlags>),
     /// See whether serving with the same flags would go well: a line for each finding, exit code 0 or 1
-    Check(Box<Serve>),
+    Check(Box<ServeFlags>),
     /// Read the Kafka topic of a service with these flags: gaps, repeats, wrong counts; exit code 0 or 1
-    Verify(Box<Serve>),
+    Verify(Box<ServeFlags>),
     /// Count the different lines of a file or of standard input
     Count(CountArgs),
     /// Ask a running service whether it lives; exit code 0 or 1
-    Healthcheck(ListenArgs),
-}
-
-#[derive(Debug, Args)]
-struct Serve {
-    #[command(flatten)]
-    serve: ServeArgs,
-
-    #[command(flatten)]
-    logging: LoggingArgs,
+    Healthcheck(ListenFlags),
 }
 
 /// Reads the command line and does what it says.
@@ -85,22 +79,19 @@ pub fn run() -> ExitCode {
         Err(error) => return usage(&error),
     };
     match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))) {
-        Command::Serve(args) => {
+        Command::Serve(flags) => {
             let warning = exposed::warning(matches.subcommand_matches("serve").unwrap_or(&matches));
-            serve(*args, warning)
+            serve(*flags, warning)
         }
-        Command::Check(args) => {
-            look(*args, |config| Ok(async move { check::run(&config, io::stdout()).await }))
+        Command::Check(flags) => {
+            look(*flags, |settings| Ok(async move { check::run(&settings, io::stdout()).await }))
         }
-        Command::Verify(args) => look(*args, |config| {
-            let settings =
-                config.sinks.kafka.clone().ok_or("'--kafka-brokers' is missing: what is to be verified?")?;
-            Ok(async move { verify::run(&config, &settings, io::stdout()).await })
+        Command::Verify(flags) => look(*flags, |settings| {
+            let kafka = settings.sinks.kafka.clone().ok_or("'verify' requires '--kafka-brokers'")?;
+            Ok(async move { verify::run(&settings, &kafka, io::stdout()).await })
         }),
         Command::Count(args) => finish(count::run(&args).map(Some)),
-        Command::Healthcheck(args) => finish(in_runtime(async {
-            healthcheck::run(&args).await.map(|()| None).map_err(|error| error.to_string())
-        })),
+        Command::Healthcheck(listen) => finish(in_runtime(healthcheck::run(&listen)).map(|()| None)),
     }
 }
 
@@ -127,70 +118,64 @@ fn senseless(message: &str) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-/// Runs what says whether all is well.
-fn look<F>(args: Serve, looking: impl FnOnce(Config) -> Result<F, &'static str>) -> ExitCode
+/// Runs a command that says whether all is well.
+fn look<F>(flags: ServeFlags, looking: impl FnOnce(Settings) -> Result<F, &'static str>) -> ExitCode
 where
     F: Future<Output = io::Result<bool>>,
 {
-    let looking = match args.serve.validate().and_then(|config| looking(config).map_err(str::to_owned)) {
+    let looking = match flags.settings().and_then(|settings| looking(settings).map_err(str::to_owned)) {
         Ok(looking) => looking,
         Err(message) => return senseless(&message),
     };
-    let all_is_well = in_runtime(async {
-        looking.await.map_err(|error| format!("cannot write to standard output: {error}"))
-    });
-    match all_is_well {
+    match in_runtime(async { looking.await.context("cannot write to standard output") }) {
         Ok(false) => ExitCode::FAILURE,
         Ok(true) => ExitCode::SUCCESS,
-        Err(message) => finish(Err(message)),
+        Err(error) => finish(Err(error)),
     }
 }
 
-fn serve(args: Serve, warning: Option<String>) -> ExitCode {
-    let config = match args.serve.validate() {
-        Ok(config) => config,
+fn serve(flags: ServeFlags, warning: Option<String>) -> ExitCode {
+    let settings = match flags.settings() {
+        Ok(settings) => settings,
         Err(message) => return senseless(&message),
     };
-    let (log, progress) = logging::start(&args.logging, config.sinks.is_only_the_log());
+    let (log, progress) = logging::start(settings.logging.clone(), settings.sinks.is_only_the_log());
     if let Some(warning) = warning {
         warn!("{warning}");
     }
     let result = in_runtime(async {
-        let listeners = Listeners::bind(config.http()).map_err(|error| error.to_string())?;
-        let signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let listeners = Listeners::bind(&settings.http)?;
+        let signals = Signals::new().context("cannot listen for signals")?;
         let stop = CancellationToken::new();
         tokio::select! {
-            result = serve::run(config, listeners, progress, stop.clone()) => result.map_err(|error| error.to_string()),
-            () = signals.hurry(stop) => Err("stopped at once by a second signal, the last count may be lost".to_owned()),
+            result = serve::run(settings, listeners, progress, stop.clone()) => result,
+            () = signals.hurry(stop) => bail!("stopped at once by a second signal, the last count may be lost"),
         }
     });
-    if let Err(message) = &result {
-        error!("{message}");
+    if let Err(error) = &result {
+        error!("{error:#}");
     }
     drop(log);
     finish(result.map(|()| None))
 }
 
 /// Runs a future on all cores. Threads that still hang in a system call when it is done are left.
-fn in_runtime<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let runtime = Runtime::new().map_err(|error| format!("cannot start the runtime: {error}"))?;
+fn in_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = Runtime::new().context("cannot start the runtime")?;
     let result = runtime.block_on(future);
     runtime.shutdown_timeout(LAST_WAIT);
     result
 }
 
-fn finish(result: Result<Option<String>, impl ToString>) -> ExitCode {
-    match result {
-        Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(line)) => match writeln!(io::stdout(), "{line}") {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                complain(&format!("cannot write the result to standard output: {error}"));
-                ExitCode::FAILURE
-            }
-        },
+fn finish(result: anyhow::Result<Option<String>>) -> ExitCode {
+    let written = result.and_then(|line| {
+        let Some(line) = line else { return Ok(()) };
+        writeln!(io::stdout(), "{line}").context("cannot write the result to standard output")
+    });
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error.to_string());
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::cli::backend::process_name;
 use crate::cli::findings::{Findings, Verdict};
-use crate::cli::serve::Config;
+use crate::cli::settings::Settings;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
@@ -16,7 +16,7 @@ use crate::publish::sinks::SinkError;
 use crate::publish::sinks::kafka::KafkaSettings;
 use crate::publish::sinks::kafka::ledger::{self, Entry};
 use crate::redis::keys::Keys;
-use crate::redis::{Address, Call, Redis, Text, Texts};
+use crate::redis::{self, Call, Redis, Text, Texts};
 use crate::telemetry::metrics::Metrics;
 
 /// Windows that a line names at most; it says how many there are.
@@ -27,50 +27,50 @@ const NAMED: usize = 5;
 /// # Errors
 ///
 /// [`io::Error`] when `out` takes no more.
-pub async fn run(config: &Config, settings: &KafkaSettings, out: impl Write) -> io::Result<bool> {
+pub async fn run(settings: &Settings, kafka: &KafkaSettings, out: impl Write) -> io::Result<bool> {
     let mut findings = Findings::new(out);
-    let entries = match read(config, settings).await {
+    let entries = match read(settings, kafka).await {
         Ok(entries) => entries,
         Err(error) => {
-            findings.add(
-                Verdict::Fail,
-                "topic",
-                format_args!("{} cannot be read: {error}", settings.topic),
-            )?;
+            findings.add(Verdict::Fail, "topic", format_args!("{} cannot be read: {error}", kafka.topic))?;
             return Ok(false);
         }
     };
     let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
-        findings.add(Verdict::Warn, "topic", format_args!("{} has no windows", settings.topic))?;
+        findings.add(Verdict::Warn, "topic", format_args!("{} has no windows", kafka.topic))?;
         return Ok(true);
     };
-    let window = |start| config.args.counting.window.starting_at(start);
+    let window = |start| settings.counting.window.starting_at(start);
     let span = format_args!(
         "{} has {} windows, from {} to {}",
-        settings.topic,
+        kafka.topic,
         entries.len(),
         window(first.start),
         window(last.start)
     );
     findings.add(Verdict::Ok, "topic", span)?;
-    look_at_order(config, &entries, &mut findings)?;
-    if let Some(address) = &config.redis {
-        compare(config, address, &entries, &mut findings).await?;
+    look_at_order(settings, &entries, &mut findings)?;
+    if let Some(redis) = &settings.redis {
+        compare(settings, redis, &entries, &mut findings).await?;
     }
     Ok(!findings.failed())
 }
 
-async fn read(config: &Config, settings: &KafkaSettings) -> Result<Vec<Entry>, SinkError> {
-    let (origin, settings) = (config.origin(process_name()), settings.clone());
+async fn read(settings: &Settings, kafka: &KafkaSettings) -> Result<Vec<Entry>, SinkError> {
+    let (origin, kafka) = (settings.origin(process_name()), kafka.clone());
     let read = move || {
         let mut entries = Vec::new();
-        ledger::read(&settings, &origin, |entry| entries.push(entry)).map(|()| entries)
+        ledger::read(&kafka, &origin, |entry| entries.push(entry)).map(|()| entries)
     };
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(SinkError::unavailable(error)))
 }
 
 /// Gaps, repeats, windows out of order, incomplete ones.
-fn look_at_order(config: &Config, entries: &[Entry], findings: &mut Findings<impl Write>) -> io::Result<()> {
+fn look_at_order(
+    settings: &Settings,
+    entries: &[Entry],
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
     let (mut gaps, mut repeats, mut backwards) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen: BTreeMap<u64, u64> = BTreeMap::new();
     for entry in entries {
@@ -92,17 +92,17 @@ fn look_at_order(config: &Config, entries: &[Entry], findings: &mut Findings<imp
     }
     let incomplete: Vec<_> =
         entries.iter().filter(|entry| !entry.complete).map(|entry| entry.start).collect();
-    say(config, findings, Verdict::Fail, "gaps", &gaps)?;
+    say(settings, findings, Verdict::Fail, "gaps", &gaps)?;
     if missing > 0 {
         findings.add(Verdict::Fail, "missing", format_args!("{missing} windows"))?;
     }
-    say(config, findings, Verdict::Fail, "repeats", &repeats)?;
-    say(config, findings, Verdict::Fail, "out of order", &backwards)?;
-    say(config, findings, Verdict::Warn, "incomplete", &incomplete)
+    say(settings, findings, Verdict::Fail, "repeats", &repeats)?;
+    say(settings, findings, Verdict::Fail, "out of order", &backwards)?;
+    say(settings, findings, Verdict::Warn, "incomplete", &incomplete)
 }
 
 fn say(
-    config: &Config,
+    settings: &Settings,
     findings: &mut Findings<impl Write>,
     verdict: Verdict,
     what: &str,
@@ -112,7 +112,7 @@ fn say(
         return findings.add(Verdict::Ok, what, "none");
     }
     let named =
-        starts.iter().take(NAMED).map(|start| config.args.counting.window.starting_at(*start).to_string());
+        starts.iter().take(NAMED).map(|start| settings.counting.window.starting_at(*start).to_string());
     let more = if starts.len() > NAMED { ", …" } else { "" };
     let named = named.collect::<Vec<_>>().join(", ");
     findings.add(verdict, what, format_args!("{}: {named}{more}", starts.len()))
@@ -121,18 +121,17 @@ fn say(
 /// Counts of complete windows of which Redis still has the ids. What came to an incomplete one after it was closed is in
 /// Redis too.
 async fn compare(
-    config: &Config,
-    address: &Address,
+    settings: &Settings,
+    redis: &redis::Settings,
     entries: &[Entry],
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let args = &config.args.backend.redis;
-    let redis = match args.connect(address, &Metrics::new()).await {
+    let redis = match redis.connect(&Metrics::new()).await {
         Ok(redis) => redis,
         Err(error) => return findings.add(Verdict::Fail, "counts", error),
     };
-    let keys = Keys::new(&args.namespace);
-    let length = config.args.counting.window;
+    let keys = Keys::new(&settings.namespace);
+    let length = settings.counting.window;
     let mut ask = ::redis::cmd("HGET");
     ask.arg(keys.published()).arg("last");
     let published: Result<Option<u64>, Unavailable> =
@@ -153,7 +152,7 @@ async fn compare(
     let (mut compared, mut differ, mut fewer) = (0, Vec::new(), Vec::new());
     for entry in ours {
         let window = length.starting_at(entry.start);
-        match compare_one(config, &redis, &keys, entry).await {
+        match compare_one(settings, &redis, &keys, entry).await {
             Ok(Compared::Gone) => {}
             Ok(Compared::Same) => compared += 1,
             Ok(Compared::Lost) => fewer.push(entry.start),
@@ -167,7 +166,7 @@ async fn compare(
     }
     if !fewer.is_empty() {
         let what = "lost by Redis since they were counted, so not compared";
-        say(config, findings, Verdict::Warn, what, &fewer)?;
+        say(settings, findings, Verdict::Warn, what, &fewer)?;
     }
     if differ.is_empty() {
         let text = format_args!("{compared} complete windows are still in Redis, with the same counts");
@@ -190,13 +189,13 @@ enum Compared {
 }
 
 async fn compare_one(
-    config: &Config,
+    settings: &Settings,
     redis: &Redis,
     keys: &Keys,
     entry: &Entry,
 ) -> Result<Compared, Unavailable> {
-    let window = config.args.counting.window.starting_at(entry.start);
-    let Some(there) = count(config, redis, keys, window).await? else { return Ok(Compared::Gone) };
+    let window = settings.counting.window.starting_at(entry.start);
+    let Some(there) = count(settings, redis, keys, window).await? else { return Ok(Compared::Gone) };
     if there == entry.unique_request_count {
         return Ok(Compared::Same);
     }
@@ -223,12 +222,12 @@ struct StoredCount {
 
 /// None when Redis does not have the window any more.
 async fn count(
-    config: &Config,
+    settings: &Settings,
     redis: &Redis,
     keys: &Keys,
     window: Window,
 ) -> Result<Option<u64>, Unavailable> {
-    let (mode, shards) = (config.args.counting.mode, config.args.counting.shards);
+    let (mode, shards) = (settings.counting.mode, settings.counting.shards);
     let command = match mode {
         Mode::Hll => "PFCOUNT",
         Mode::Exact => "SCARD",

@@ -8,7 +8,6 @@
 
 use std::time::Duration;
 
-use clap::Args;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,32 +15,11 @@ use tracing::{debug, warn};
 
 use crate::coordination::grant::Grant;
 use crate::coordination::scripts;
-use crate::model::timing::{LEASE_LOOKED_AT_EVERY, SHORTEST_LEASE, TIME_FOR_OTHERS};
-use crate::platform::args;
+use crate::model::timing::{LEASE_LOOKED_AT_EVERY, TIME_FOR_OTHERS};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
-
-/// How long the lease is granted for.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Publishing")]
-pub struct LeaseArgs {
-    /// How long an instance leads without renewing its lease: when it dies, another one takes over after
-    /// that time
-    #[arg(
-        long, env = "HEADCOUNT_LEASE_TTL", value_name = "DURATION", default_value = "5s",
-        value_parser = parse_ttl
-    )]
-    pub lease_ttl: Duration,
-}
-
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    match args::duration(text) {
-        Ok(ttl) if ttl >= SHORTEST_LEASE => Ok(ttl),
-        _ => Err("expected a duration from 1s to 24h, such as 5s".to_owned()),
-    }
-}
 
 /// Competes for the lease.
 pub struct Lease {

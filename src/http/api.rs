@@ -6,15 +6,13 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, Method};
 use tokio::sync::watch;
 
-use super::args::HttpArgs;
 use super::error::Failure;
-use super::token::ApiToken;
+use super::settings::Settings;
 use crate::callback::Callbacks;
 use crate::coordination::ClosedWindows;
 use crate::model::id::Id;
-use crate::model::id_key::IdKey;
 use crate::model::window::{Clock, Window};
-use crate::store::{CountingArgs, UniqueCounter};
+use crate::store::{Counting, UniqueCounter};
 use crate::telemetry::metrics::Metrics;
 
 /// What the routes work with.
@@ -36,13 +34,9 @@ pub struct Api {
     /// Whether the service should be sent requests.
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
-    pub counting: CountingArgs,
-    /// What ids are hashed with before they are counted; none if they are counted as they are.
-    pub id_key: Option<IdKey>,
-    /// What requests have to bear; none if everybody may ask.
-    pub token: Option<ApiToken>,
+    pub counting: Counting,
     /// Limits of a request.
-    pub limits: HttpArgs,
+    pub settings: Settings,
     /// Told about every request.
     pub metrics: Arc<Metrics>,
 }
@@ -54,7 +48,7 @@ impl Api {
     ///
     /// [`Failure::Unauthorized`] for the others.
     pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(), Failure> {
-        match &self.token {
+        match &self.settings.token {
             Some(token) if !token.is_borne_by(headers) => Err(Failure::Unauthorized),
             _ => Ok(()),
         }
@@ -75,7 +69,7 @@ impl Api {
 
     /// What is counted for an id.
     pub(super) fn element(&self, id: Id) -> Id {
-        self.id_key.as_ref().map_or(id, |key| key.apply(&id))
+        self.counting.id_key.as_ref().map_or(id, |key| key.apply(&id))
     }
 
     /// The window that a request which arrives now is stamped with.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
-use clap::Args;
 use subtle::ConstantTimeEq;
 
 use crate::platform::secret::{Secret, SecretArg};
@@ -19,34 +18,6 @@ const FLAG: &str = "--api-token <TOKEN>";
 /// However many requests bear a wrong one.
 const READ_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// Who may use the API.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "HTTP")]
-pub struct AccessArgs {
-    // Not a doc comment: help has no Markdown, and <TOKEN> is no tag there.
-    #[arg(
-        long,
-        env = "HEADCOUNT_API_TOKEN",
-        value_name = "TOKEN",
-        hide_env_values = true,
-        help = "Take only requests with the header 'authorization: Bearer <TOKEN>': 16 to 512 visible ASCII \
-                characters without spaces, or file:PATH of a file that has it. /livez, /readyz, /metrics, \
-                /openapi.json and the live page itself, which asks for it, stay open"
-    )]
-    api_token: Option<SecretArg>,
-}
-
-impl AccessArgs {
-    /// None if everybody may.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without the token.
-    pub fn token(&self) -> Result<Option<ApiToken>, String> {
-        self.api_token.as_ref().map(ApiToken::new).transpose()
-    }
-}
-
 /// What requests have to bear. It is never shown.
 ///
 /// One that is in a file is read again when a request bears another one, so that it can be changed without a restart: a
@@ -55,7 +26,12 @@ impl AccessArgs {
 pub struct ApiToken(Secret<Arc<str>>);
 
 impl ApiToken {
-    fn new(arg: &SecretArg) -> Result<Self, String> {
+    /// Reads what the flag was given.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the token.
+    pub fn new(arg: &SecretArg) -> Result<Self, String> {
         Secret::new(arg, FLAG, Self::parse).map(Self)
     }
 
@@ -139,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_can_be_a_token() {
-        let token = |text: &str| AccessArgs { api_token: Some(text.parse().unwrap()) }.token();
+        let token = |text: &str| ApiToken::new(&text.parse().unwrap());
         for good in ["0123456789abcdef", "~!@#$%^&*()_+-={}", &"x".repeat(512), " 0123456789abcdef\n"] {
             assert!(token(good).is_ok(), "{good}");
         }
@@ -154,6 +130,5 @@ mod tests {
             let error = token(bad).unwrap_err();
             assert!(error.contains("--api-token") && (bad.is_empty() || !error.contains(bad)), "{error}");
         }
-        assert!(AccessArgs { api_token: None }.token().unwrap().is_none());
     }
 }

@@ -1,9 +1,7 @@
 //! The mode: how ids are remembered.
 
-use clap::ValueEnum;
-
 /// How ids are remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// In a HyperLogLog: a few kilobytes for any number of ids, and a standard error
     Hll,

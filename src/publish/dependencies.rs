@@ -1,30 +1,15 @@
-//! What a publisher works with, and its flags.
+//! What a publisher works with.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use tokio::sync::watch;
 
 use crate::coordination::grant::Grant;
 use crate::coordination::{ClosedWindows, Coordinator};
 use crate::model::window::{Clock, Window, WindowLength};
-use crate::platform::args;
 use crate::store::UniqueCounter;
 use crate::telemetry::metrics::Metrics;
-
-/// How windows are closed.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Publishing")]
-pub struct PublisherArgs {
-    /// How long after its end a window waits for an instance that lives and has not finished it, and gets no
-    /// further with it; then it is published without, as incomplete
-    #[arg(
-        long, env = "HEADCOUNT_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s",
-        value_parser = args::positive_duration
-    )]
-    pub close_timeout: Duration,
-}
 
 /// What a publisher works with.
 pub struct Publisher {

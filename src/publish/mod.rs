@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::delivery::{Backlog, Delivery, Queue};
-pub use self::dependencies::{Publisher, PublisherArgs};
+pub use self::dependencies::Publisher;
 use self::leading::Leading;
 use crate::coordination::grant::Grant;
 use crate::publish::sinks::CountSink;

@@ -11,7 +11,7 @@ use crate::platform::secret::SecretArg;
 use crate::platform::unavailable::Unavailable;
 
 /// For messages.
-pub(super) const FLAG: &str = "--redis-url <URL>";
+const FLAG: &str = "--redis-url <URL>";
 
 /// What the client would ignore, and what to say instead. Nothing of the URL is repeated but names of parameters: there may
 /// be a password in it.
@@ -70,9 +70,14 @@ impl Address {
         Ok(Self { info: info.set_tcp_settings(tcp), file: None })
     }
 
-    /// The same, of a file that it was read from.
-    pub(super) fn read_from(self, file: SecretArg) -> Self {
-        Self { file: Some(file), ..self }
+    /// Reads what the flag was given: a URL, or a file that has it.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the password.
+    pub fn read(url: &SecretArg) -> Result<Self, String> {
+        let address = Self::parse(&url.read(FLAG)?)?;
+        Ok(Self { file: url.is_file().then(|| url.clone()), ..address })
     }
 
     /// The same with the password that is in its file now, if that is another one. Anything else that has changed there

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::Args;
 use thiserror::Error;
 
 use crate::hll::Sketch;
@@ -20,7 +19,6 @@ use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::{Window, WindowLength};
-use crate::platform::secret::SecretArg;
 use crate::platform::unavailable::Unavailable;
 
 /// The standard error of a count over `shards`, relative to the truth.
@@ -34,81 +32,24 @@ pub fn standard_error(mode: Mode, shards: Shards) -> f64 {
 }
 
 /// What is counted, and how.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Counting")]
-pub struct CountingArgs {
-    /// How to count
-    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
+#[derive(Debug, Clone)]
+pub struct Counting {
+    /// How ids are remembered.
     pub mode: Mode,
-
-    /// Length of a window: whole seconds that divide a day
-    #[arg(long, env = "HEADCOUNT_WINDOW", value_name = "DURATION", default_value = "60s")]
+    /// The length of a window.
     pub window: WindowLength,
-
-    /// How long the count of a closed window is kept for a sink that cannot take it
-    /// [default: 24h, in mode exact 15min]
-    #[arg(long, env = "HEADCOUNT_RETENTION", value_name = "DURATION", value_parser = parse_retention)]
-    retention: Option<Duration>,
-
-    /// Sketches that the ids of a window are split over: the standard error is 0.81 % / √SHARDS
-    #[arg(long, env = "HEADCOUNT_SHARDS", default_value = "1")]
+    /// Sketches that the ids of a window are split over.
     pub shards: Shards,
-
-    // Not a doc comment: help has no Markdown.
-    #[arg(
-        long,
-        env = "HEADCOUNT_ID_KEY",
-        value_name = "KEY",
-        hide_env_values = true,
-        help = "Count a keyed hash of each id instead of the id, so that nobody can choose ids that make the \
-                count wrong: 32 hexadecimal digits, or file:PATH of a file that has them"
-    )]
-    id_key: Option<SecretArg>,
+    /// How long windows are kept after their end.
+    pub retention: Duration,
+    /// What ids are hashed with before they are counted; none if they are counted as they are.
+    pub id_key: Option<IdKey>,
 }
 
-impl CountingArgs {
-    /// How long windows are kept after their end: as asked for, or what suits the mode. Never less
-    /// than two windows.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user when what was asked for is less than two windows.
-    pub fn retention(&self) -> Result<Duration, String> {
-        let shortest = 2 * self.window.duration();
-        match self.retention {
-            Some(retention) if retention < shortest => Err(format!(
-                "invalid value '{}' for '--retention <DURATION>': expected at least two windows, {}",
-                humantime::format_duration(retention),
-                humantime::format_duration(shortest),
-            )),
-            Some(retention) => Ok(retention),
-            None => Ok(shortest.max(match self.mode {
-                Mode::Hll => Duration::from_secs(24 * 60 * 60),
-                Mode::Exact => Duration::from_secs(15 * 60),
-            })),
-        }
-    }
-
-    /// What ids are hashed with before they are counted; none if they are counted as they are.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without the key.
-    pub fn id_key(&self) -> Result<Option<IdKey>, String> {
-        self.id_key.as_ref().map(|key| key.parse("--id-key <KEY>", IdKey::parse)).transpose()
-    }
-
+impl Counting {
     /// The standard error of the counts.
     pub fn standard_error(&self) -> f64 {
         standard_error(self.mode, self.shards)
-    }
-}
-
-fn parse_retention(text: &str) -> Result<Duration, String> {
-    const LONGEST: Duration = Duration::from_secs(31 * 24 * 60 * 60);
-    match humantime::parse_duration(text) {
-        Ok(retention) if retention <= LONGEST => Ok(retention),
-        _ => Err("expected a duration up to 31days, such as 15min, 24h or 7days".to_owned()),
     }
 }
 

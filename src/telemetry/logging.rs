@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use clap::{Args, ValueEnum};
 use tracing::Level;
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -17,48 +16,32 @@ use tracing_subscriber::{Layer, fmt};
 use crate::telemetry::log_progress::{LogProgress, WINDOWS, Written};
 
 /// What is logged, and how.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Logging")]
-pub struct LoggingArgs {
-    /// What to log: off, error, warn, info, debug, trace, or a list such as info,hyper=debug.
-    /// Closed windows are logged at info, and at every level where counts go nowhere else
-    #[arg(
-        long, env = "HEADCOUNT_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
-        value_parser = parse_level
-    )]
-    log_level: Targets,
-
-    /// How to log
-    #[arg(long, env = "HEADCOUNT_LOG_FORMAT", value_enum, default_value_t = Format::Text)]
-    log_format: Format,
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// From which level, for each module.
+    pub level: Targets,
+    /// How a line is written.
+    pub format: Format,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A line for people
+/// How a line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
     Text,
-    /// A JSON object a line
+    /// As a JSON object.
     Json,
-}
-
-/// A word alone has to be a level: to the parser of `Targets` it could be the name of a module too,
-/// so that a typing error would silence everything.
-fn parse_level(text: &str) -> Result<Targets, String> {
-    let sound = |part: &str| part.contains('=') || !part.is_empty() && part.parse::<LevelFilter>().is_ok();
-    text.parse().ok().filter(|_| text.split(',').all(sound)).ok_or_else(|| {
-        "expected off, error, warn, info, debug, trace, or a list such as info,hyper=debug".to_owned()
-    })
 }
 
 /// Starts logging. Lines go through a thread of their own, so that whoever reads standard output
 /// slowly slows down nothing else; what is left is written when the guard is dropped.
 ///
 /// If counts go nowhere else (`only_sink`), closed windows are logged whatever the level is.
-pub fn start(args: &LoggingArgs, only_sink: bool) -> (WorkerGuard, LogProgress) {
+pub fn start(settings: Settings, only_sink: bool) -> (WorkerGuard, LogProgress) {
     let written = Arc::new(Written::default());
     let output = StandardOutput::new(Arc::clone(&written));
     let (lines, guard) = tracing_appender::non_blocking(output);
-    let mut level = args.log_level.clone();
+    let mut level = settings.level;
     if only_sink {
         level = level.with_target(WINDOWS, LevelFilter::INFO);
     }
@@ -67,7 +50,7 @@ pub fn start(args: &LoggingArgs, only_sink: bool) -> (WorkerGuard, LogProgress) 
         LogProgress { queued: Arc::default(), dropped: lines.error_counter(), written, has_windows };
     let queue = Queue { lines, queued: Arc::clone(&progress.queued) };
     let lines = fmt::layer().with_writer(move || queue.clone()).with_ansi(io::stdout().is_terminal());
-    let lines = match args.log_format {
+    let lines = match settings.format {
         Format::Text => lines.with_target(false).boxed(),
         Format::Json => lines.json().with_current_span(false).with_span_list(false).boxed(),
     };

@@ -3,11 +3,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use clap::Parser;
 use headcount::coordination::grant::Grant;
 use headcount::model::mode::Mode;
 use headcount::model::window::{Window, WindowCount, WindowLength};
-use headcount::publish::sinks::kafka::{KafkaArgs, KafkaSink};
+use headcount::publish::sinks::kafka::{KafkaSettings, KafkaSink};
 use headcount::publish::sinks::{CountSink, Origin, SinkError};
 use headcount::telemetry::metrics::Metrics;
 use rdkafka::mocking::{MockCluster, MockCoordinator};
@@ -17,12 +16,6 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use crate::support::kafka::{Record, committed};
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
-
-#[derive(Parser)]
-struct Flags {
-    #[command(flatten)]
-    kafka: KafkaArgs,
-}
 
 fn first_window() -> Window {
     "1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
@@ -39,8 +32,7 @@ struct Sink {
 impl Sink {
     fn new(cluster: &Cluster) -> Self {
         let brokers = cluster.bootstrap_servers();
-        let flags = Flags::parse_from(["", "--kafka-brokers", &brokers, "--kafka-topic", "counts"]);
-        let settings = flags.kafka.settings("faults").unwrap().expect("brokers");
+        let settings = KafkaSettings::new(&brokers, "counts".to_owned(), &[]).expect("settings");
         let next = first_window();
         let origin = Origin {
             namespace: "faults".to_owned(),

@@ -6,12 +6,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use clap::Parser;
-use headcount::callback::{CallbackArgs, Callbacks, Dependencies};
+use headcount::callback::{Callbacks, Dependencies};
+use headcount::cli::flags::ServeFlags;
+use headcount::cli::settings::Settings;
 use headcount::coordination::ClosedWindows;
-use headcount::http::{Api, Failure, HttpArgs, Phase, routers};
+use headcount::http::{Api, Failure, Phase, routers};
 use headcount::model::window::{Clock, Window};
+use headcount::store::UniqueCounter;
 use headcount::store::memory::MemoryCounter;
-use headcount::store::{CountingArgs, UniqueCounter};
 use headcount::telemetry::metrics::Metrics;
 use http_body_util::BodyExt;
 use proptest::collection::vec;
@@ -24,11 +26,7 @@ use crate::support::doubles::ManualClock;
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
-    counting: CountingArgs,
-    #[command(flatten)]
-    http: HttpArgs,
-    #[command(flatten)]
-    callbacks: CallbackArgs,
+    serve: ServeFlags,
 }
 
 /// The real router over a counter that the test can reach, at a time that the test sets.
@@ -39,19 +37,19 @@ struct Service {
 }
 
 fn service(clock: &ManualClock, flags: &[&str]) -> Service {
-    let Flags { counting, http: limits, callbacks } = Flags::parse_from(["test"].iter().chain(flags));
+    let flags = Flags::parse_from(["test"].iter().chain(flags));
+    let Settings { counting, http, callbacks, .. } = flags.serve.settings().expect("settings");
     let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
     let metrics = Arc::new(Metrics::new());
     // Nothing is sent: the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));
     let dependencies = Dependencies {
-        signing_key: None,
         own: Vec::new(),
         counter: counter.clone(),
         closed: closed.clone(),
         clock: Arc::new(clock.clone()),
     };
-    let (callbacks, _) = Callbacks::new(&callbacks, dependencies, &metrics).expect("a client");
+    let (callbacks, _) = Callbacks::new(callbacks, dependencies, &metrics).expect("a client");
     let routers = routers(Api {
         counter: counter.clone(),
         callbacks,
@@ -62,9 +60,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
         phase: watch::channel(Phase::Starting).1,
         clock_is_wrong: watch::channel(false).1,
         counting,
-        id_key: None,
-        token: None,
-        limits,
+        settings: http,
         metrics: Arc::clone(&metrics),
     });
     Service { router: routers.public, counter, metrics }

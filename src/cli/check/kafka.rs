@@ -4,17 +4,17 @@ use std::io::{self, Write};
 
 use crate::cli::backend::process_name;
 use crate::cli::findings::{Findings, Verdict};
-use crate::cli::serve::Config;
+use crate::cli::settings::Settings;
 use crate::publish::sinks::SinkError;
 use crate::publish::sinks::kafka::{KafkaSettings, Preflight, preflight};
 
 /// Looks at the topic as the sink would.
 pub(super) async fn look(
-    config: &Config,
-    settings: &KafkaSettings,
+    settings: &Settings,
+    kafka: &KafkaSettings,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let (origin, to_look_at) = (config.origin(process_name()), settings.clone());
+    let (origin, to_look_at) = (settings.origin(process_name()), kafka.clone());
     let looked = tokio::task::spawn_blocking(move || preflight(&to_look_at, &origin)).await;
     let Preflight { partitions, last, writable } =
         match looked.unwrap_or_else(|error| Err(SinkError::unavailable(error))) {
@@ -25,7 +25,7 @@ pub(super) async fn look(
             }
         };
     findings.add(Verdict::Ok, "kafka", "reachable")?;
-    let topic = &settings.topic;
+    let topic = &kafka.topic;
     match partitions {
         0 => {
             return match writable {

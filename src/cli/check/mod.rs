@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::cli::findings::{Findings, Verdict};
-use crate::cli::serve::Config;
+use crate::cli::settings::Settings;
 use crate::publish::sinks::file::FileSink;
 
 /// Writes what it finds to `out`; true if nothing failed.
@@ -19,18 +19,18 @@ use crate::publish::sinks::file::FileSink;
 /// # Errors
 ///
 /// [`io::Error`] when `out` takes no more.
-pub async fn run(config: &Config, out: impl Write) -> io::Result<bool> {
+pub async fn run(settings: &Settings, out: impl Write) -> io::Result<bool> {
     let mut findings = Findings::new(out);
-    if let Some(address) = &config.redis {
-        redis::look(config, address, &mut findings).await?;
+    if let Some(server) = &settings.redis {
+        redis::look(settings, server, &mut findings).await?;
     } else {
         findings.add(Verdict::Ok, "counter", "alone, in memory; --redis-url shares it with others")?;
     }
-    if let Some(dir) = &config.sinks.log_dir {
+    if let Some(dir) = &settings.sinks.log_dir {
         look_at_log_dir(dir, &mut findings)?;
     }
-    if let Some(settings) = &config.sinks.kafka {
-        kafka::look(config, settings, &mut findings).await?;
+    if let Some(kafka) = &settings.sinks.kafka {
+        kafka::look(settings, kafka, &mut findings).await?;
     }
     Ok(!findings.failed())
 }

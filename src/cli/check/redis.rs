@@ -8,40 +8,42 @@ use ::redis::Pipeline;
 use super::rights::{self, Rights};
 use crate::cli::backend::{Coordination, process_name};
 use crate::cli::findings::{Findings, Verdict};
-use crate::cli::serve::Config;
+use crate::cli::settings::Settings;
 use crate::model::window::ClockOffset;
 use crate::publish::sinks::stream::{StreamPreflight, StreamSink};
 use crate::redis::keys::Keys;
 use crate::redis::server::{OLDEST, ServerFacts};
-use crate::redis::{Address, Call, Redis};
+use crate::redis::{self, Address, Call, Redis};
 use crate::telemetry::metrics::Metrics;
 
 /// Connects as an instance does and looks around.
 pub(super) async fn look(
-    config: &Config,
-    address: &Address,
+    settings: &Settings,
+    server: &redis::Settings,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let redis = match config.args.backend.redis.connect(address, &Metrics::new()).await {
+    let address = &server.address;
+    let redis = match server.connect(&Metrics::new()).await {
         Ok(redis) => redis,
         Err(error) => return findings.add(Verdict::Fail, "reachable", error),
     };
     findings.add(Verdict::Ok, "reachable", format_args!("Redis at {address}"))?;
     look_at_server(&redis, findings).await?;
-    look_at_rights(config, address, &redis, findings).await?;
-    look_at_keys(config, &redis, findings).await?;
-    look_at_others(config, &redis, findings).await?;
-    look_at_stream(config, &redis, findings).await
+    look_at_rights(settings, address, &redis, findings).await?;
+    look_at_keys(settings, &redis, findings).await?;
+    look_at_others(settings, &redis, findings).await?;
+    look_at_stream(settings, &redis, findings).await
 }
 
 /// The stream that counts go to, if they do.
 async fn look_at_stream(
-    config: &Config,
+    settings: &Settings,
     redis: &Redis,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let Some(key) = &config.sinks.stream else { return Ok(()) };
-    let sink = StreamSink::new(redis, key.clone(), config.origin(process_name()), config.retention);
+    let Some(key) = &settings.sinks.stream else { return Ok(()) };
+    let sink =
+        StreamSink::new(redis, key.clone(), settings.origin(process_name()), settings.counting.retention);
     match sink.preflight().await {
         Err(error) => findings.add(Verdict::Fail, "stream", error),
         Ok(StreamPreflight { holds_up: Some(reason), .. }) => findings.add(Verdict::Warn, "stream", reason),
@@ -55,8 +57,12 @@ async fn look_at_stream(
 }
 
 /// Keys of the namespace that hold something else: an instance puts them aside.
-async fn look_at_keys(config: &Config, redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
-    let keys = Keys::new(&config.args.backend.redis.namespace);
+async fn look_at_keys(
+    settings: &Settings,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    let keys = Keys::new(&settings.namespace);
     let expected = [
         (keys.lease(), "string"),
         (keys.token(), "string"),
@@ -113,14 +119,14 @@ async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> i
 }
 
 async fn look_at_rights(
-    config: &Config,
+    settings: &Settings,
     address: &Address,
     redis: &Redis,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let user = address.user();
-    let (namespace, mode) = (&config.args.backend.redis.namespace, config.args.counting.mode);
-    match rights::of(redis, namespace, mode, config.sinks.stream.as_deref()).await {
+    let (namespace, mode) = (&settings.namespace, settings.counting.mode);
+    match rights::of(redis, namespace, mode, settings.sinks.stream.as_deref()).await {
         Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
             Verdict::Ok,
             "rights",
@@ -136,21 +142,18 @@ async fn look_at_rights(
 }
 
 async fn look_at_others(
-    config: &Config,
+    settings: &Settings,
     redis: &Redis,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let args = &config.args;
-    let id_key = config.id_key.as_ref();
-    let Coordination { coordinator, lease } =
-        Coordination::new(&args.backend, redis, &process_name(), &args.counting, id_key, config.retention);
+    let Coordination { coordinator, lease } = Coordination::new(settings, redis, &process_name());
     let asked = SystemTime::now();
     let survey = match coordinator.survey().await {
         Ok(survey) => survey,
         Err(error) => return findings.add(Verdict::Fail, "settings", error),
     };
     let offset = ClockOffset::new(survey.time, asked, SystemTime::now());
-    let (verdict, remark) = if offset.exceeds(args.publisher.close_timeout) {
+    let (verdict, remark) = if offset.exceeds(settings.close_timeout) {
         (Verdict::Fail, ", more than --close-timeout: windows would be published without this instance")
     } else if offset.is_worth_a_warning() {
         (Verdict::Warn, ": ids may be counted in a neighbouring window")
@@ -159,7 +162,7 @@ async fn look_at_others(
     };
     findings.add(verdict, "clock", format_args!("{offset} that of Redis{remark}"))?;
 
-    let namespace = &args.backend.redis.namespace;
+    let namespace = &settings.namespace;
     for disagreement in &survey.disagreements {
         findings.add(Verdict::Fail, "settings", disagreement)?;
     }

@@ -72,7 +72,7 @@ async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
         bulk::refuse(request).await;
         return Err(failure);
     }
-    let mut body = bulk::read(request, &api.limits, &routes.bulk_budget).await?;
+    let mut body = bulk::read(request, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
     // Piece by piece, so that it holds up nobody else.
     let (mut piece, mut place) = (Vec::new(), None);

@@ -11,8 +11,8 @@ use http_body_util::{BodyExt, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::error;
 
-use crate::http::args::HttpArgs;
 use crate::http::error::Failure;
+use crate::http::settings::Settings;
 use crate::model::id_list::{IdList, ListFormat};
 
 /// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
@@ -28,7 +28,7 @@ pub(in crate::http) const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duratio
 pub(super) struct Budget(Arc<Semaphore>);
 
 impl Budget {
-    pub(super) fn new(limits: &HttpArgs) -> Self {
+    pub(super) fn new(limits: &Settings) -> Self {
         Self(Arc::new(Semaphore::new(LARGEST_BODIES * limits.body_limit as usize)))
     }
 
@@ -45,7 +45,7 @@ pub(super) struct Bulk {
 }
 
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
-pub(super) async fn read(request: Request, limits: &HttpArgs, budget: &Budget) -> Result<Bulk, Failure> {
+pub(super) async fn read(request: Request, limits: &Settings, budget: &Budget) -> Result<Bulk, Failure> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let announced = request.body().size_hint().lower();
     let begun = format(request.headers()).and_then(|format| {

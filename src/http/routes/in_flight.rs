@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::http::args::HttpArgs;
 use crate::http::error::Failure;
+use crate::http::settings::Settings;
 
 /// Bounds the requests that wait for the counter.
 ///
@@ -19,7 +19,7 @@ pub(super) struct InFlight {
 pub(super) struct Place<'a>(&'a InFlight);
 
 impl InFlight {
-    pub(super) fn new(limits: &HttpArgs) -> Self {
+    pub(super) fn new(limits: &Settings) -> Self {
         Self { waiting: AtomicUsize::new(0), most: limits.max_in_flight as usize }
     }
 

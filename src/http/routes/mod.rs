@@ -32,9 +32,9 @@ pub struct Routers {
 
 /// Routes for `--listen` and, if it is given, `--admin-listen`.
 pub fn routers(api: Api) -> Routers {
-    let separate = api.limits.addresses.admin_listen.is_some();
+    let separate = api.settings.admin_listen.is_some();
     let ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));
-    let ui = Some(ui).filter(|_| !api.limits.no_ui).unwrap_or_default();
+    let ui = Some(ui).filter(|_| api.settings.with_page).unwrap_or_default();
     let routes = Arc::new(Routes::new(api));
     let public = Router::new()
         .route("/api/verve/accept", any(accept::accept))

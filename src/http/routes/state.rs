@@ -31,8 +31,8 @@ impl Routes {
             unique: route("unique"),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
-            bulk_budget: Budget::new(&api.limits),
-            in_flight: InFlight::new(&api.limits),
+            bulk_budget: Budget::new(&api.settings),
+            in_flight: InFlight::new(&api.settings),
             api,
         }
     }

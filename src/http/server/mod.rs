@@ -37,10 +37,10 @@ use tracing::{debug, warn};
 use self::addresses::{Addresses, Place};
 use self::late::LateRouter;
 use self::timeouts::{Late, Timeouts, Watch, WatchedStream};
-use super::args::HttpArgs;
 use super::error::Failure;
 use super::routes::bulk;
 use super::routes::ops::LIVEZ;
+use super::settings::Settings;
 use crate::platform::workers::Workers;
 use crate::telemetry::metrics::Metrics;
 
@@ -73,7 +73,7 @@ pub struct Stop {
 pub async fn serve(
     listener: TcpListener,
     router: impl Into<LateRouter>,
-    limits: &HttpArgs,
+    limits: &Settings,
     metrics: Arc<Metrics>,
     workers: Arc<Workers>,
     stop: Stop,
@@ -130,7 +130,7 @@ pub async fn serve(
     server.connections.wait().await;
 }
 
-fn http(limits: &HttpArgs) -> http1::Builder {
+fn http(limits: &Settings) -> http1::Builder {
     let mut http = http1::Builder::new();
     // Time-outs are up to the watch.
     http.header_read_timeout(None)

@@ -44,7 +44,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use crate::http::args::HttpArgs;
+use crate::http::settings::Settings;
 
 /// Stands for "not now" where there is a moment otherwise.
 const NEVER: u64 = u64::MAX;
@@ -58,7 +58,7 @@ pub(super) struct Timeouts {
 }
 
 impl Timeouts {
-    pub(super) fn new(limits: &HttpArgs) -> Self {
+    pub(super) fn new(limits: &Settings) -> Self {
         Self { idle: limits.idle_timeout, header: limits.header_read_timeout, write: limits.write_timeout }
     }
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::Args;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
@@ -14,16 +13,6 @@ use super::{CountSink, Origin, SinkError};
 use crate::coordination::grant::Grant;
 use crate::model::window::WindowCount;
 use crate::publish::record::Record;
-
-/// Where files are.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Publishing")]
-pub struct FileSinkArgs {
-    /// Also write every closed window to a file in this directory, one JSON object a line, a new
-    /// file every day (UTC)
-    #[arg(long, env = "HEADCOUNT_LOG_DIR", value_name = "DIR")]
-    pub log_dir: Option<PathBuf>,
-}
 
 /// How long a line may take to be written.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,9 +1,9 @@
 //! Sinks: where the counts of closed windows go.
 
-pub mod args;
 pub mod file;
 pub mod kafka;
 pub mod log;
+pub mod settings;
 pub mod stream;
 
 use std::error::Error;

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::redis::{RedisError, Value, from_redis_value_ref};
 use async_trait::async_trait;
-use clap::Args;
 
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::grant::Grant;
@@ -23,15 +22,6 @@ const NAMESPACE: &str = "namespace";
 
 /// However short windows are, clocks of instances may differ by so much.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
-
-/// Which stream.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Redis")]
-pub struct StreamArgs {
-    /// Also publish to the stream with this key
-    #[arg(long, env = "HEADCOUNT_REDIS_STREAM", value_name = "KEY")]
-    pub redis_stream: Option<String>,
-}
 
 /// Publishes to a stream.
 pub struct StreamSink {

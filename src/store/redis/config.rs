@@ -1,20 +1,17 @@
-//! What a counter in Redis is made of, and the flags for it.
+//! What a counter in Redis is made of.
 
 use std::time::Duration;
-
-use clap::{Args, ValueEnum};
 
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
-use crate::platform::args;
 use crate::redis::keys::Keys;
 
 /// Shards that are merged or counted in one pipeline.
 pub(super) const SHARDS_A_PIPELINE: usize = 16;
 
 /// Which ids are sent to Redis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisWrites {
     /// All of them
     All,
@@ -24,33 +21,12 @@ pub enum RedisWrites {
 }
 
 /// What becomes of ids while Redis is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnRedisDown {
     /// They are counted here, and in Redis when it is back
     Count,
     /// They are refused at once
     Fail,
-}
-
-/// How ids are sent to Redis.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Redis")]
-pub struct RedisCounterArgs {
-    /// Which ids are sent to Redis
-    #[arg(long, env = "HEADCOUNT_REDIS_WRITES", value_enum, default_value_t = RedisWrites::All)]
-    pub redis_writes: RedisWrites,
-
-    /// What becomes of ids while Redis is away
-    #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
-    pub on_redis_down: OnRedisDown,
-
-    /// In mode exact, how many different ids are kept while Redis is away; 25 to 50 bytes each. More are
-    /// refused
-    #[arg(
-        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", value_name = "NUMBER", default_value = "5000000",
-        value_parser = args::up_to::<1_000_000_000>
-    )]
-    pub unacknowledged_max: u32,
 }
 
 /// What a counter in Redis is made of.

@@ -53,7 +53,7 @@ use tracing::{debug, warn};
 use self::batch::Receipt;
 use self::breaker::Breaker;
 use self::config::SHARDS_A_PIPELINE;
-pub use self::config::{OnRedisDown, RedisCounterArgs, RedisCounterConfig, RedisWrites};
+pub use self::config::{OnRedisDown, RedisCounterConfig, RedisWrites};
 use self::handover::Handover;
 use self::local::{Held, Intake, LocalWindow, LocalWindows, Sealed};
 use self::pipeline::{Pipeline, PipelineTask, pipelines};

@@ -25,5 +25,5 @@ mod sink;
 mod topic;
 
 pub use self::preflight::{Preflight, preflight};
-pub use self::settings::{KafkaArgs, KafkaSettings};
+pub use self::settings::KafkaSettings;
 pub use self::sink::KafkaSink;

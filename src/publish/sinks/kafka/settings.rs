@@ -1,8 +1,7 @@
-//! How Kafka is reached: flags, what librdkafka makes of them, and the topic.
+//! How Kafka is reached: what librdkafka makes of the options, and the topic.
 
 use std::time::Duration;
 
-use clap::Args;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{Client, ClientContext, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -37,39 +36,6 @@ const OURS: [&str; 14] = [
     "transactional.id",
 ];
 
-/// Where counts are published in Kafka.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Kafka")]
-#[allow(clippy::struct_field_names, reason = "fields are named after their flags")]
-pub struct KafkaArgs {
-    /// Publish to Kafka too, every window exactly once: addresses of brokers, as in kafka1:9092,kafka2:9092
-    #[arg(long, env = "HEADCOUNT_KAFKA_BROKERS", value_name = "HOST:PORT,…")]
-    kafka_brokers: Option<String>,
-
-    // Not a doc comment: help has no Markdown.
-    #[arg(
-        long,
-        env = "HEADCOUNT_KAFKA_TOPIC",
-        value_name = "NAME",
-        value_parser = parse_topic,
-        help = "The topic, which has nothing else in it; it is made if it does not exist [default: \
-                <namespace>.unique-counts]"
-    )]
-    kafka_topic: Option<String>,
-
-    // Not a doc comment: help has no Markdown.
-    #[arg(
-        long,
-        env = "HEADCOUNT_KAFKA_OPTION",
-        value_name = "KEY=VALUE",
-        value_delimiter = ';',
-        hide_env_values = true,
-        help = "Options of librdkafka, also several with semicolons in between; file:PATH is the value that \
-                a file has"
-    )]
-    kafka_option: Vec<String>,
-}
-
 /// Settings that librdkafka takes.
 #[derive(Debug, Clone)]
 pub struct KafkaSettings {
@@ -78,15 +44,6 @@ pub struct KafkaSettings {
     config: ClientConfig,
     /// Options whose values are in files, as `file:PATH`.
     files: Vec<(String, String)>,
-}
-
-fn parse_topic(text: &str) -> Result<String, String> {
-    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let is_name = !text.is_empty() && text.len() <= 249 && text.chars().all(valid);
-    if is_name && text != "." && text != ".." {
-        return Ok(text.to_owned());
-    }
-    Err("expected up to 249 letters, digits, dots, hyphens and underscores".to_owned())
 }
 
 /// A host, and a port or none. librdkafka would leave out what it does not understand, with a line in its own log.
@@ -101,59 +58,6 @@ fn is_broker(text: &str) -> bool {
         None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')),
     };
     !host.is_empty() && is_host && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
-impl KafkaArgs {
-    /// None when nothing is to be published to Kafka.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without the value of an option.
-    pub fn settings(&self, namespace: &str) -> Result<Option<KafkaSettings>, String> {
-        let Some(brokers) = &self.kafka_brokers else { return self.without_brokers() };
-        if !brokers.split(',').all(|broker| is_broker(broker.trim())) {
-            // Not repeated where it may have a password in it.
-            let value = if brokers.contains(['@', '/']) { String::new() } else { format!(" '{brokers}'") };
-            return Err(format!(
-                "invalid value{value} for '--kafka-brokers <HOST:PORT,…>': expected addresses of brokers and nothing \
-                 else, such as kafka1:9092,kafka2:9092"
-            ));
-        }
-        let mut config = ClientConfig::new();
-        config
-            .set("bootstrap.servers", brokers)
-            .set("client.id", "headcount")
-            .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
-            // Longer than all that is done in one. A leader that died holds up the readers for so long, should
-            // there be no next one.
-            .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
-            .set("allow.auto.create.topics", "false")
-            .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())
-            .set("reconnect.backoff.max.ms", "1000");
-        let mut files = Vec::new();
-        for option in &self.kafka_option {
-            let (key, given) = read_option(option)?;
-            let value = secret::resolve(given)
-                .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
-            config.set(key, value);
-            if given.starts_with(secret::FILE) {
-                files.push((key.to_owned(), given.to_owned()));
-            }
-        }
-        let topic = self.kafka_topic.clone().unwrap_or_else(|| format!("{namespace}.unique-counts"));
-        let settings = KafkaSettings { topic, config, files };
-        settings.try_out()?;
-        Ok(Some(settings))
-    }
-
-    fn without_brokers(&self) -> Result<Option<KafkaSettings>, String> {
-        if self.kafka_topic.is_some() || !self.kafka_option.is_empty() {
-            return Err(
-                "'--kafka-topic' and '--kafka-option' say nothing without '--kafka-brokers'".to_owned()
-            );
-        }
-        Ok(None)
-    }
 }
 
 fn refused(key: &str, why: &str) -> String {
@@ -186,6 +90,46 @@ fn read_option(option: &str) -> Result<(&str, &str), String> {
 }
 
 impl KafkaSettings {
+    /// Checks brokers and options, as far as that can be done without asking a broker.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without the value of an option.
+    pub fn new(brokers: &str, topic: String, options: &[String]) -> Result<Self, String> {
+        if !brokers.split(',').all(|broker| is_broker(broker.trim())) {
+            // Not repeated where it may have a password in it.
+            let value = if brokers.contains(['@', '/']) { String::new() } else { format!(" '{brokers}'") };
+            return Err(format!(
+                "invalid value{value} for '--kafka-brokers <HOST:PORT,…>': expected addresses of brokers and nothing \
+                 else, such as kafka1:9092,kafka2:9092"
+            ));
+        }
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", brokers)
+            .set("client.id", "headcount")
+            .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
+            // Longer than all that is done in one. A leader that died holds up the readers for so long, should
+            // there be no next one.
+            .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
+            .set("allow.auto.create.topics", "false")
+            .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())
+            .set("reconnect.backoff.max.ms", "1000");
+        let mut files = Vec::new();
+        for option in options {
+            let (key, given) = read_option(option)?;
+            let value = secret::resolve(given)
+                .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
+            config.set(key, value);
+            if given.starts_with(secret::FILE) {
+                files.push((key.to_owned(), given.to_owned()));
+            }
+        }
+        let settings = Self { topic, config, files };
+        settings.try_out()?;
+        Ok(settings)
+    }
+
     /// Lets librdkafka say what it thinks of the options, each and together.
     fn try_out(&self) -> Result<(), String> {
         let mut config = self.producer();
@@ -302,12 +246,8 @@ mod tests {
     fn values_in_files_are_read_again() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "first\n").unwrap();
-        let args = KafkaArgs {
-            kafka_brokers: Some("127.0.0.1:9092".to_owned()),
-            kafka_topic: None,
-            kafka_option: vec![format!("sasl.password=file:{}", file.path().display())],
-        };
-        let settings = args.settings("test").unwrap().unwrap();
+        let option = format!("sasl.password=file:{}", file.path().display());
+        let settings = KafkaSettings::new("127.0.0.1:9092", "topic".to_owned(), &[option]).unwrap();
         let password = || settings.producer().get("sasl.password").map(str::to_owned);
         assert_eq!(password().as_deref(), Some("first"));
         fs::write(file.path(), "second\n").unwrap();

@@ -1,31 +1,18 @@
-//! Which sinks there are, by the flags.
+//! Which sinks there are.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
-
-use crate::publish::sinks::file::{FileSink, FileSinkArgs, UnwritableLogDir};
-use crate::publish::sinks::kafka::{KafkaArgs, KafkaSettings, KafkaSink};
+use crate::publish::sinks::file::{FileSink, UnwritableLogDir};
+use crate::publish::sinks::kafka::{KafkaSettings, KafkaSink};
 use crate::publish::sinks::log::LogSink;
-use crate::publish::sinks::stream::{StreamArgs, StreamSink};
+use crate::publish::sinks::stream::StreamSink;
 use crate::publish::sinks::{CountSink, Origin};
 use crate::redis::Redis;
 use crate::telemetry::log_progress::LogProgress;
 use crate::telemetry::metrics::Metrics;
 
 /// Where counts go.
-#[derive(Debug, Clone, Args)]
-pub struct SinkArgs {
-    #[command(flatten)]
-    file: FileSinkArgs,
-    #[command(flatten)]
-    kafka: KafkaArgs,
-    #[command(flatten)]
-    stream: StreamArgs,
-}
-
-/// Where counts go, with arguments that agree with each other.
 #[derive(Debug, Clone)]
 pub struct Sinks {
     /// The directory of files, if they go there.
@@ -34,21 +21,6 @@ pub struct Sinks {
     pub kafka: Option<KafkaSettings>,
     /// A stream's key, if they go there.
     pub stream: Option<String>,
-}
-
-impl SinkArgs {
-    /// Looks at what a single flag cannot know.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user.
-    pub fn validate(&self, namespace: &str, with_redis: bool) -> Result<Sinks, String> {
-        let stream = self.stream.redis_stream.clone();
-        if stream.is_some() && !with_redis {
-            return Err("'--redis-stream <KEY>' says nothing without '--redis-url'".to_owned());
-        }
-        Ok(Sinks { log_dir: self.file.log_dir.clone(), kafka: self.kafka.settings(namespace)?, stream })
-    }
 }
 
 impl Sinks {

@@ -1,20 +1,17 @@
-//! The flags that say where Redis is.
+//! The flags of Redis.
 
 use std::time::Duration;
 
 use clap::Args;
 
-use super::address::{Address, CannotConnect, FLAG};
-use super::client::Redis;
-use super::server::ServerFacts;
-use crate::platform::args;
+use super::values;
 use crate::platform::secret::SecretArg;
-use crate::telemetry::metrics::Metrics;
+use crate::redis;
+use crate::store::redis::{OnRedisDown, RedisWrites};
 
-/// Where Redis is, and how long it may take.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Redis")]
-pub struct RedisArgs {
+pub(super) struct RedisFlags {
     // Not a doc comment: help has no Markdown, and a URL is no link there.
     #[arg(
         long,
@@ -30,54 +27,55 @@ pub struct RedisArgs {
     /// How long Redis may take to answer; if it does not, it is taken to be away
     #[arg(
         long, env = "HEADCOUNT_REDIS_TIMEOUT", value_name = "DURATION", default_value = "350ms",
-        value_parser = args::positive_duration
+        value_parser = values::positive_duration
     )]
-    pub redis_timeout: Duration,
+    redis_timeout: Duration,
 
     /// How long to wait for Redis at the start
     #[arg(
         long, env = "HEADCOUNT_REDIS_WAIT", value_name = "DURATION", default_value = "10s",
-        value_parser = args::duration
+        value_parser = values::duration
     )]
-    pub redis_wait: Duration,
+    redis_wait: Duration,
 
     /// What shares the counter: services with different names can use one Redis
     #[arg(
         long, env = "HEADCOUNT_NAMESPACE", value_name = "NAME", default_value = "headcount",
-        value_parser = parse_namespace
+        value_parser = namespace
     )]
-    pub namespace: String,
+    pub(super) namespace: String,
+
+    /// Which ids are sent to Redis
+    #[arg(long, env = "HEADCOUNT_REDIS_WRITES", value_enum, default_value_t = RedisWrites::All)]
+    pub(super) redis_writes: RedisWrites,
+
+    /// What becomes of ids while Redis is away
+    #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
+    pub(super) on_redis_down: OnRedisDown,
+
+    /// In mode exact, how many different ids are kept while Redis is away; 25 to 50 bytes each. More are
+    /// refused
+    #[arg(
+        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", value_name = "NUMBER", default_value = "5000000",
+        value_parser = values::up_to::<1_000_000_000>
+    )]
+    pub(super) unacknowledged_max: u32,
+
+    /// Also publish to the stream with this key
+    #[arg(long, env = "HEADCOUNT_REDIS_STREAM", value_name = "KEY")]
+    pub(super) redis_stream: Option<String>,
 }
 
-impl RedisArgs {
-    /// Where Redis is; none if there is to be none.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without the password.
-    pub fn address(&self) -> Result<Option<Address>, String> {
+impl RedisFlags {
+    /// None without `--redis-url`: then nobody shares the counts.
+    pub(super) fn settings(&self) -> Result<Option<redis::Settings>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };
-        let address = Address::parse(&url.read(FLAG)?)?;
-        Ok(Some(if url.is_file() { address.read_from(url.clone()) } else { address }))
-    }
-
-    /// Connects, and waits until Redis answers.
-    ///
-    /// # Errors
-    ///
-    /// [`CannotConnect`] when it does not within `--redis-wait`.
-    pub async fn connect(&self, address: &Address, metrics: &Metrics) -> Result<Redis, CannotConnect> {
-        let redis = Redis::new(address, self.redis_timeout, metrics)?;
-        redis.wait_for(address, self.redis_wait).await?;
-        match ServerFacts::of(&redis).await.map(|server| server.unsuitable()) {
-            Ok(Some(what)) => Err(CannotConnect::Unsuitable { address: address.to_string(), what }),
-            // One that does not say what it is may be what we need.
-            _ => Ok(redis),
-        }
+        let (timeout, wait) = (self.redis_timeout, self.redis_wait);
+        Ok(Some(redis::Settings { address: redis::Address::read(url)?, timeout, wait }))
     }
 }
 
-fn parse_namespace(text: &str) -> Result<String, String> {
+fn namespace(text: &str) -> Result<String, String> {
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if text.is_empty() || text.len() > 100 || !text.chars().all(valid) {
         return Err("expected up to 100 letters, digits, dots, hyphens and underscores".to_owned());

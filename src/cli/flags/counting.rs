@@ -1,0 +1,68 @@
+//! The flags that say what is counted, and how.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::values;
+use crate::model::id_key::IdKey;
+use crate::model::mode::Mode;
+use crate::model::shard::Shards;
+use crate::model::window::WindowLength;
+use crate::platform::secret::SecretArg;
+use crate::store::Counting;
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Counting")]
+pub(super) struct CountingFlags {
+    /// How to count
+    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
+    mode: Mode,
+
+    /// Length of a window: whole seconds that divide a day
+    #[arg(long, env = "HEADCOUNT_WINDOW", value_name = "DURATION", default_value = "60s")]
+    window: WindowLength,
+
+    /// How long the count of a closed window is kept for a sink that cannot take it
+    /// [default: 24h, in mode exact 15min]
+    #[arg(long, env = "HEADCOUNT_RETENTION", value_name = "DURATION", value_parser = values::retention)]
+    retention: Option<Duration>,
+
+    /// Sketches that the ids of a window are split over: the standard error is 0.81 % / √SHARDS
+    #[arg(long, env = "HEADCOUNT_SHARDS", default_value = "1")]
+    shards: Shards,
+
+    // Not a doc comment: help has no Markdown.
+    #[arg(
+        long,
+        env = "HEADCOUNT_ID_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        help = "Count a keyed hash of each id instead of the id, so that nobody can choose ids that make the \
+                count wrong: 32 hexadecimal digits, or file:PATH of a file that has them"
+    )]
+    id_key: Option<SecretArg>,
+}
+
+impl CountingFlags {
+    pub(super) fn settings(self) -> Result<Counting, String> {
+        let Self { mode, window, shards, .. } = self;
+        let id_key = self.id_key.map(|key| key.parse("--id-key <KEY>", IdKey::parse)).transpose()?;
+        let shortest = 2 * window.duration();
+        let retention = match self.retention {
+            Some(retention) if retention < shortest => {
+                return Err(format!(
+                    "invalid value '{}' for '--retention <DURATION>': expected at least two windows, {}",
+                    humantime::format_duration(retention),
+                    humantime::format_duration(shortest),
+                ));
+            }
+            Some(retention) => retention,
+            None => shortest.max(match mode {
+                Mode::Hll => Duration::from_secs(24 * 60 * 60),
+                Mode::Exact => Duration::from_secs(15 * 60),
+            }),
+        };
+        Ok(Counting { mode, window, shards, retention, id_key })
+    }
+}

@@ -1,0 +1,106 @@
+//! The flags: the only place that knows the command line. It makes plain settings of them, one struct for each part.
+//!
+//! What a flag takes is looked at by its parser. What two flags must agree on is looked at by [`ServeFlags::settings`].
+
+mod callbacks;
+mod counting;
+mod http;
+mod logging;
+mod publishing;
+mod redis;
+mod values;
+
+use std::time::Duration;
+
+use clap::Args;
+
+pub use self::http::{HttpFlags, ListenFlags};
+use crate::cli::settings::{Settings, Stopping};
+use crate::publish::sinks::settings::Sinks;
+
+/// All that can be said about serving.
+#[derive(Debug, Clone, Args)]
+pub struct ServeFlags {
+    #[command(flatten)]
+    counting: counting::CountingFlags,
+    #[command(flatten)]
+    http: HttpFlags,
+    #[command(flatten)]
+    redis: redis::RedisFlags,
+    #[command(flatten)]
+    publishing: publishing::PublishingFlags,
+    #[command(flatten)]
+    kafka: publishing::KafkaFlags,
+    #[command(flatten)]
+    callbacks: callbacks::CallbackFlags,
+    #[command(flatten)]
+    stopping: StoppingFlags,
+    #[command(flatten)]
+    logging: logging::LoggingFlags,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Stopping")]
+struct StoppingFlags {
+    /// How long to go on serving after the signal to stop, with /readyz saying no: longer than a
+    /// load balancer takes to notice
+    #[arg(
+        long, env = "HEADCOUNT_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
+        value_parser = values::duration
+    )]
+    drain_delay: Duration,
+
+    /// How long stopping may take in all
+    #[arg(
+        long, env = "HEADCOUNT_SHUTDOWN_TIMEOUT", value_name = "DURATION", default_value = "25s",
+        value_parser = values::positive_duration
+    )]
+    shutdown_timeout: Duration,
+}
+
+impl ServeFlags {
+    /// Reads the files that flags name, and looks at what flags must agree on.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user, without any secret.
+    pub fn settings(self) -> Result<Settings, String> {
+        let Self { counting, http, redis, publishing, kafka, callbacks, stopping, logging } = self;
+        let counting = counting.settings()?;
+        let http = http.settings()?;
+        let server = redis.settings()?;
+        if redis.redis_stream.is_some() && server.is_none() {
+            return Err("'--redis-stream <KEY>' says nothing without '--redis-url'".to_owned());
+        }
+        let kafka = kafka.settings(&redis.namespace)?;
+        Ok(Settings {
+            namespace: redis.namespace,
+            counting,
+            http,
+            redis: server,
+            redis_writes: redis.redis_writes,
+            on_redis_down: redis.on_redis_down,
+            unacknowledged_max: redis.unacknowledged_max,
+            lease_ttl: publishing.lease_ttl,
+            close_timeout: publishing.close_timeout,
+            sinks: Sinks { log_dir: publishing.log_dir, kafka, stream: redis.redis_stream },
+            callbacks: callbacks.settings()?,
+            stopping: stopping.settings()?,
+            logging: logging.settings(),
+        })
+    }
+}
+
+impl StoppingFlags {
+    fn settings(self) -> Result<Stopping, String> {
+        let Self { drain_delay, shutdown_timeout } = self;
+        if drain_delay >= shutdown_timeout {
+            return Err(format!(
+                "invalid value '{}' for '--drain-delay <DURATION>': expected less than --shutdown-timeout, {}",
+                humantime::format_duration(drain_delay),
+                humantime::format_duration(shutdown_timeout),
+            ));
+        }
+        Ok(Stopping { drain_delay, shutdown_timeout })
+    }
+}

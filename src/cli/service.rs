@@ -1,0 +1,151 @@
+//! The running parts, and the order in which they stop.
+//!
+//! # Stopping
+//!
+//! 1. `/readyz` says no, and for `--drain-delay` everything goes on, so that load balancers notice.
+//! 2. No more connections; requests that were begun are finished. Then nobody adds ids any more.
+//! 3. Callbacks that wait are sent.
+//! 4. The sealer seals everything, the running window too.
+//! 5. The publisher closes what it can and hands what is left to the sinks.
+//! 6. The lease is given up, and the others are told goodbye.
+//!
+//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 4 to 6: a client
+//! that never finishes its request is cut off, so that the counts of all others come out.
+
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cli::backend::Backend;
+use crate::cli::settings::Stopping;
+use crate::coordination::ReportError;
+use crate::http::Phase;
+use crate::http::server::Stop;
+use crate::publish::SinkEnded;
+
+/// What is kept back of the shutdown time-out for giving up the lease and saying goodbye.
+pub(super) const GOODBYE: Duration = Duration::from_secs(1);
+/// What is kept back of the shutdown time-out for the last publish, at most half of it.
+const LAST_PUBLISH: Duration = Duration::from_secs(5);
+
+/// The running parts.
+pub(super) struct Service {
+    pub(super) backend: Backend,
+    pub(super) stopping: Stopping,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) stop_http: Stop,
+    pub(super) stop_admin: Stop,
+    pub(super) stop_callbacks: Stop,
+    pub(super) stop_sealer: CancellationToken,
+    pub(super) stop_publisher: CancellationToken,
+    pub(super) http: JoinHandle<()>,
+    pub(super) admin: JoinHandle<()>,
+    pub(super) callbacks: JoinHandle<()>,
+    pub(super) sealer: JoinHandle<Result<(), ReportError>>,
+    pub(super) publisher: JoinHandle<Result<(), SinkEnded>>,
+    pub(super) upkeep: JoinHandle<()>,
+}
+
+impl Service {
+    /// Waits for a part to end that should not.
+    pub(super) async fn ended(&mut self) -> anyhow::Error {
+        tokio::select! {
+            ended = &mut self.http => returned("the HTTP server", ended),
+            ended = &mut self.admin => returned("the HTTP server for operations", ended),
+            ended = &mut self.callbacks => returned("the callbacks", ended),
+            ended = self.backend.ended() => ended,
+            ended = &mut self.sealer => failed("the sealer", ended),
+            ended = &mut self.upkeep => returned("the upkeep of the metrics", ended),
+            ended = &mut self.publisher => failed("the publisher", ended),
+        }
+    }
+
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        let Stopping { drain_delay, shutdown_timeout } = self.stopping;
+        let deadline = Instant::now() + shutdown_timeout;
+        let last_publish = LAST_PUBLISH.min(shutdown_timeout.saturating_sub(drain_delay) / 2);
+        info!(
+            drain_delay = %humantime::format_duration(drain_delay),
+            shutdown_timeout = %humantime::format_duration(shutdown_timeout),
+            "stopping"
+        );
+
+        self.phase.send_replace(Phase::Draining);
+        tokio::time::sleep(drain_delay).await;
+
+        self.stop_http.drain.cancel();
+        let drained = tokio::time::timeout_at(deadline - last_publish, &mut self.http).await;
+        // Whichever way, when the server has ended it is sure that nobody adds an id.
+        if let Ok(ended) = drained {
+            part(ended)?;
+        } else {
+            warn!("clients that have not finished their requests are cut off");
+            self.stop_http.abort.cancel();
+            part((&mut self.http).await)?;
+        }
+
+        // Before the windows are sealed, and then forgotten, that they are to tell of.
+        self.stop_callbacks.drain.cancel();
+        let end = deadline - GOODBYE.min(last_publish / 2);
+        if tokio::time::timeout_at(deadline - last_publish, &mut self.callbacks).await.is_err() {
+            self.stop_callbacks.abort.cancel();
+            // At once: it only has to say how many are left.
+            let _ = tokio::time::timeout_at(end, &mut self.callbacks).await;
+        }
+
+        self.stop_sealer.cancel();
+        let sealed = tokio::time::timeout_at(end, &mut self.sealer).await;
+        self.stop_publisher.cancel();
+        let published = tokio::time::timeout_at(end, &mut self.publisher).await;
+        let kept_ids = self.backend.counter.unacknowledged_ids();
+        // Also when not everything was published: the others need not wait for this instance. But whoever has
+        // not sealed everything vanishes.
+        let goodbye =
+            tokio::time::timeout(GOODBYE, self.backend.stop(matches!(sealed, Ok(Ok(Ok(())))))).await;
+        if goodbye.is_err() {
+            warn!("no time to give up the lease and say goodbye");
+        }
+        self.stop_admin.drain.cancel();
+        self.stop_admin.abort.cancel();
+        self.upkeep.abort();
+        let Ok(sealed) = sealed else {
+            bail!(
+                "not everything was sealed within --shutdown-timeout: {kept_ids} ids that only this instance has are \
+                 lost"
+            );
+        };
+        part(sealed)??;
+        let Ok(published) = published else {
+            bail!("not all counts were published within --shutdown-timeout")
+        };
+        part(published)??;
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// What a part returned, unless it panicked.
+fn part<T>(ended: Result<T, JoinError>) -> anyhow::Result<T> {
+    ended.map_err(|error| anyhow!("a part of the service ended: {error}"))
+}
+
+fn returned(name: &'static str, ended: Result<(), JoinError>) -> anyhow::Error {
+    part(ended).err().unwrap_or_else(|| anyhow!("{name} ended though nobody stopped it"))
+}
+
+/// The same of a part that says what is wrong.
+fn failed(
+    name: &'static str,
+    ended: Result<Result<(), impl Into<anyhow::Error>>, JoinError>,
+) -> anyhow::Error {
+    match ended {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) => returned(name, Ok(())),
+        Err(error) => returned(name, Err(error)),
+    }
+}
