@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use thiserror::Error;
 
-use crate::platform::words::{little_endian, read_decimal, write_decimal};
+use crate::platform::words::little_endian;
 
 /// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
 const MAX_LEN: usize = 20;
@@ -48,15 +48,12 @@ impl Id {
     /// What [`Id::parse`] does with a text that [`Id::from_canonical`] does not take.
     #[cold]
     pub(crate) fn from_any(text: &[u8]) -> Result<Self, InvalidId> {
-        let (negative, digits) = match text {
-            [b'-', digits @ ..] => (true, digits),
-            digits => (false, digits),
-        };
-        let magnitude = read_decimal(digits).ok_or(InvalidId)?;
-        if negative && magnitude > i64::MIN.unsigned_abs() {
-            return Err(InvalidId);
+        // Rust reads a `+` too.
+        let text = str::from_utf8(text).ok().filter(|text| !text.starts_with('+')).ok_or(InvalidId)?;
+        if let Ok(number) = text.parse::<i64>() {
+            return Ok(number.into());
         }
-        Ok(Self::from_parts(negative && magnitude != 0, magnitude))
+        text.parse::<u64>().map(Self::from).map_err(|_| InvalidId)
     }
 
     /// Takes digits as they are, where that is what would come out: nearly all ids are written so.
@@ -88,16 +85,11 @@ impl Id {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Writes the digits at the end, then moves them to the front.
-    fn from_parts(negative: bool, magnitude: u64) -> Self {
+    /// A text that is canonical, and short enough.
+    fn from_text(text: &[u8]) -> Self {
         let mut bytes = [0; MAX_LEN];
-        let mut start = write_decimal(&mut bytes, magnitude);
-        if negative {
-            start -= 1;
-            bytes[start] = b'-';
-        }
-        bytes.copy_within(start.., 0);
-        Self { len: (MAX_LEN - start) as u8, bytes }
+        bytes[..text.len()].copy_from_slice(text);
+        Self { len: text.len() as u8, bytes }
     }
 }
 
@@ -117,17 +109,17 @@ fn digits(text: &[u8]) -> Option<u64> {
 
 impl From<u64> for Id {
     fn from(value: u64) -> Self {
-        Self::from_parts(false, value)
+        Self::from_text(itoa::Buffer::new().format(value).as_bytes())
     }
 }
 
 impl From<i64> for Id {
     fn from(value: i64) -> Self {
-        Self::from_parts(value < 0, value.unsigned_abs())
+        Self::from_text(itoa::Buffer::new().format(value).as_bytes())
     }
 }
 
-// What lies behind `len` is left over from writing the digits, so equality and hash are those of
+// What lies behind `len` is of no meaning, so equality and hash are those of
 // the canonical bytes, not of the whole array.
 impl PartialEq for Id {
     fn eq(&self, other: &Self) -> bool {

@@ -1,4 +1,4 @@
-//! Short texts: ids, lines, numbers.
+//! Short texts: ids and lines.
 //!
 //! They are often shorter than a word, and a loop over so few bytes ends where the processor did not foresee it. So what is
 //! on the way of every id takes a word at a time.
@@ -35,44 +35,9 @@ pub(crate) fn position(byte: u8, text: &[u8]) -> Option<usize> {
     memchr(byte, rest).map(|place| place + word.len())
 }
 
-/// The number that ASCII digits are; none without a digit, with anything else, or past `u64::MAX`.
-pub(crate) fn read_decimal(digits: &[u8]) -> Option<u64> {
-    let digit = |value: u64, byte: &u8| match byte {
-        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
-        _ => None,
-    };
-    if digits.is_empty() { None } else { digits.iter().try_fold(0, digit) }
-}
-
-/// Writes the digits of a number to the end of a text that has room for them, 20 at most; where they begin.
-pub(crate) fn write_decimal(text: &mut [u8], mut number: u64) -> usize {
-    let mut start = text.len();
-    loop {
-        start -= 1;
-        text[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return start;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_written_is_read() {
-        for number in [0, 1, 9, 10, 99, 100, 1 << 32, u64::MAX - 1, u64::MAX] {
-            let mut text = [0; 20];
-            let start = write_decimal(&mut text, number);
-            assert_eq!(text[start..], *number.to_string().as_bytes());
-            assert_eq!(read_decimal(&text[start..]), Some(number));
-        }
-        for text in ["", "+1", "-1", "1 ", "18446744073709551616", "99999999999999999999999"] {
-            assert_eq!(read_decimal(text.as_bytes()), None, "{text:?}");
-        }
-    }
 
     #[test]
     fn a_byte_is_found_wherever_it_is() {

@@ -2,8 +2,8 @@
 //!
 //! Every wait has a deadline: a second for a connection, `--redis-timeout` for an answer. A
 //! connection on which something was not answered in time is given up, because nobody knows what state it is
-//! in, and a new one may lead to another server: each is asked which run of a server it is. Whoever
-//! had something from the old one can ask for the number of the [generation](Redis::generation).
+//! in, and a new one may lead to another server: each is asked which run of a server it is. A caller
+//! that had something from the old one can ask for the number of the [generation](Redis::generation).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub enum Call {
     Seal,
     /// To count a window.
     Count,
-    /// To take a report, or a goodbye.
+    /// To take a heartbeat, or a leave.
     Report,
     /// To say where a leader goes on, store a count, or mark it as published.
     Close,
@@ -86,7 +86,7 @@ impl<C> Clone for Redis<C> {
 struct Shared<C> {
     to: Arc<Destination>,
     link: Mutex<Link<C>>,
-    /// Held by whoever makes a connection.
+    /// Held while a connection is made.
     connecting: AsyncMutex<()>,
     /// Of each call: its duration, and those without a good answer.
     handles: Arc<[(Histogram, Counter)]>,
@@ -125,6 +125,11 @@ impl Redis {
         Ok(Self::with(Arc::new(to), Arc::new(handles), Arc::default()))
     }
 
+    /// The same Redis over another connection.
+    pub fn another(&self) -> Self {
+        self.over_another()
+    }
+
     /// Waits until Redis answers, for as long as `patience`.
     ///
     /// # Errors
@@ -146,7 +151,7 @@ impl Redis {
 
 impl<C: Connection> Redis<C> {
     /// The same Redis over another connection, perhaps of another kind.
-    pub fn another<D: Connection>(&self) -> Redis<D> {
+    pub(super) fn over_another<D: Connection>(&self) -> Redis<D> {
         let Shared { to, handles, server, .. } = &*self.0;
         Redis::with(Arc::clone(to), Arc::clone(handles), Arc::clone(server))
     }
@@ -210,11 +215,10 @@ impl<C: Connection> Redis<C> {
 }
 
 impl<C: Connection> Shared<C> {
-    /// The connection, unless it is of no use: nobody knows what state it is in, or another one has been led to another
-    /// run of the server since.
+    /// The connection, unless another one has been led to another run of the server since.
     fn current(&self) -> Option<(C, u64)> {
         let link = self.link.lock();
-        let connection = link.connection.as_ref().filter(|connection| connection.is_usable())?;
+        let connection = link.connection.as_ref()?;
         let server = self.server.lock();
         let is_behind = link.run.is_some() && server.id.is_some() && link.run != server.id;
         (!is_behind).then(|| (connection.clone(), link.number))
@@ -225,7 +229,7 @@ impl<C: Connection> Shared<C> {
         if let Some(connection) = self.current() {
             return Ok(connection);
         }
-        // Whoever waited while somebody else tried need not try again at once.
+        // A caller that waited while another one tried need not try again at once.
         if let Some((at, error)) = &self.link.lock().failed
             && at.elapsed() < NO_NEW_TRY
         {

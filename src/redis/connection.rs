@@ -4,14 +4,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, ConnectionAddr, RedisResult};
+use ::redis::{AsyncConnectionConfig, Client, ConnectionAddr, InfoDict, RedisResult};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::address::Address;
 use super::errors::is_fatal;
-use super::info::run_id;
 
 /// How long a connection may take to be there, authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -22,7 +21,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_millis(300);
 /// To whom, and how long an answer may take.
 pub struct Destination {
     address: Mutex<(Address, Client)>,
-    pub(super) timeout: Duration,
+    timeout: Duration,
 }
 
 impl Destination {
@@ -44,7 +43,7 @@ impl Destination {
         true
     }
 
-    /// What a server says to whoever connects before it closes the connection: that it is in protected mode, or has too many
+    /// What a server says to a client before it closes the connection: that it is in protected mode, or has too many
     /// clients. A client that has sent something by then sees only that the connection is reset.
     pub(super) async fn greeting(&self) -> Option<String> {
         let ConnectionAddr::Tcp(host, port) = self.client().get_connection_info().addr().clone() else {
@@ -55,7 +54,7 @@ impl Destination {
             let mut said = [0; 256];
             let length = stream.read(&mut said).await.ok()?;
             let said = String::from_utf8_lossy(&said[..length]).into_owned();
-            // The first sentence; what follows is advice for whoever runs the server.
+            // The first sentence; what follows is advice for the server's administrator.
             let said = said.strip_prefix('-')?.split(". ").next()?.trim().to_owned();
             Some(said)
         };
@@ -81,11 +80,6 @@ impl Destination {
 pub trait Connection: Clone + Send + Sync + Sized + 'static {
     /// Connects, says who we are, and asks which run of a server this is; some do not say.
     fn open(to: &Destination) -> impl Future<Output = RedisResult<(Self, Option<String>)>> + Send;
-
-    /// False when nobody knows what state it is in.
-    fn is_usable(&self) -> bool {
-        true
-    }
 }
 
 /// redis-rs's: for any command, and for many callers at a time.
@@ -101,8 +95,8 @@ impl Connection for MultiplexedConnection {
 pub(super) async fn run_of(connection: &mut MultiplexedConnection) -> RedisResult<Option<String>> {
     let mut info = ::redis::cmd("INFO");
     info.arg("server");
-    match info.query_async::<String>(connection).await {
-        Ok(info) => Ok(run_id(&info)),
+    match info.query_async::<InfoDict>(connection).await {
+        Ok(info) => Ok(info.get("run_id")),
         Err(error) if is_fatal(&error) => Err(error),
         Err(_) => Ok(None),
     }

@@ -1,16 +1,20 @@
 //! Keys of ours that hold something else: somebody wrote there.
 //!
 //! A key of another type answers every command with an error, for ever. It is put aside, under a name that says where it
-//! was, so that the work goes on and nothing of anybody's is lost. What it held of ours is gone; whoever puts it aside
+//! was, so that the work goes on and nothing of anybody's is lost. What it held of ours is gone; the caller
 //! knows what that means for the counts.
 
-use ::redis::RedisError;
+use std::sync::LazyLock;
+
+use ::redis::{RedisError, Script};
 use tracing::error;
 
 use super::client::{Call, Redis};
 use super::keys::Keys;
-use super::scripts;
 use crate::platform::unavailable::Unavailable;
+
+/// Puts aside what is found where a key of a window belongs, if it is of no use.
+static PUT_ASIDE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_aside.lua")));
 
 /// What a key of ours is to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub async fn put_aside(redis: &Redis, call: Call, holds: Holds, keys: &[String])
     if keys.is_empty() {
         return Ok(());
     }
-    let mut put = scripts::PUT_ASIDE.prepare_invoke();
+    let mut put = PUT_ASIDE.prepare_invoke();
     for key in keys {
         put.key(key).key(Keys::damaged(key));
     }

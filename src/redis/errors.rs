@@ -23,7 +23,7 @@ pub fn is_fatal(error: &RedisError) -> bool {
 }
 
 /// Whether the server will do it later, or another one will.
-pub fn is_passing(kind: ServerErrorKind) -> bool {
+pub(super) fn is_passing(kind: ServerErrorKind) -> bool {
     matches!(
         kind,
         ServerErrorKind::ReadOnly

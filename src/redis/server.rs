@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use ::redis::InfoDict;
+
 use super::client::{Call, Redis};
-use super::info::value;
 use crate::platform::unavailable::Unavailable;
 
 /// The oldest version that this works with.
@@ -36,7 +37,7 @@ impl ServerFacts {
             info
         };
         let (server, memory) = (ask("server"), ask("memory"));
-        let (server, memory): (String, String) = redis
+        let (server, memory): (InfoDict, InfoDict) = redis
             .run(Call::Ask, async |connection| {
                 Ok((server.query_async(connection).await?, memory.query_async(connection).await?))
             })
@@ -44,18 +45,15 @@ impl ServerFacts {
         Ok(Self::read(&server, &memory))
     }
 
-    fn read(server: &str, memory: &str) -> Self {
-        let value = |info: &str, field: &str| value(info, field).unwrap_or_default().to_owned();
-        let redis_version = value(server, "redis_version");
-        let name = Some(value(server, "server_name")).filter(|name| !name.is_empty());
-        let version = Some(value(server, "valkey_version")).filter(|version| !version.is_empty());
+    fn read(server: &InfoDict, memory: &InfoDict) -> Self {
+        let redis_version: String = server.get("redis_version").unwrap_or_default();
         Self {
-            name: name.unwrap_or_else(|| "redis".to_owned()),
-            version: version.unwrap_or_else(|| redis_version.clone()),
+            name: server.get("server_name").unwrap_or_else(|| "redis".to_owned()),
+            version: server.get("valkey_version").unwrap_or_else(|| redis_version.clone()),
             redis_version,
             // Valkey 9 has another name for it.
-            kind: value(server, "redis_mode") + &value(server, "server_mode"),
-            eviction_policy: value(memory, "maxmemory_policy"),
+            kind: server.get("redis_mode").or_else(|| server.get("server_mode")).unwrap_or_default(),
+            eviction_policy: memory.get("maxmemory_policy").unwrap_or_default(),
         }
     }
 
@@ -98,11 +96,11 @@ mod tests {
 
     #[test]
     fn versions_and_policies() {
-        let redis =
-            ServerFacts::read("# Server\r\nredis_version:6.0.16\r\n", "maxmemory_policy:allkeys-lru\r\n");
+        let read = |server, memory| ServerFacts::read(&InfoDict::new(server), &InfoDict::new(memory));
+        let redis = read("# Server\r\nredis_version:6.0.16\r\n", "maxmemory_policy:allkeys-lru\r\n");
         assert_eq!(redis.to_string(), "redis 6.0.16");
         assert!(!redis.is_new_enough() && redis.evicts());
-        let valkey = ServerFacts::read(
+        let valkey = read(
             "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.0.1\r\n",
             "maxmemory_policy:noeviction\r\n",
         );

@@ -1,12 +1,11 @@
-//! A connection for many short commands at a time: bytes out, numbers in.
+//! Many short writes at a time: bytes out, numbers in.
 //!
 //! redis-rs's connection has a task of its own, which takes commands from a queue and gives replies back through channels,
-//! and a parser for all that Redis can say. For an administrator's command now and then that is what one wants. For
-//! each id of each request it costs more than Redis itself. Here whoever sends has the socket to himself, the commands are
-//! bytes already, and a reply is a number or an error.
+//! and a parser for all that Redis can say. For each id of each request that costs more than Redis itself. Here the sender
+//! has the socket to itself, the commands are bytes already, and a reply is a number or an error.
 //!
-//! What is hard about connecting (who we are, which database, which protocol, what an old server does not know) is left to
-//! redis-rs: it is lent the stream until that is done.
+//! redis-rs does the handshake (user, database, protocol, what an old server does not know): it is lent the stream until that
+//! is done.
 //!
 //! The protocol is RESP (<https://redis.io/docs/latest/develop/reference/protocol-spec/>): a command is `*`, the number of its
 //! words, and for each word `$`, its length and itself, each part ended by CR LF. `:` begins a number, `+` a
@@ -15,9 +14,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{ConnectionAddr, ErrorKind, RedisError, RedisResult, ServerError, Value};
@@ -27,52 +24,133 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use super::client::{Call, Redis};
 use super::connection::{Connection, Destination, run_of};
+use super::errors::is_passing;
 use crate::platform::tls;
-use crate::platform::words::{read_decimal, write_decimal};
+use crate::platform::unavailable::Unavailable;
 
 /// In bytes: two thousand replies.
 const READ_AT_A_TIME: usize = 8 * 1024;
+/// In bytes.
+const LARGEST_BUFFER_KEPT: usize = 256 * 1024;
 
-/// A number, or why there is none; a status is 0.
-pub type Reply = Result<u64, ServerError>;
-/// To each command, in their order; few need no room elsewhere.
-pub type Replies = SmallVec<[Reply; 8]>;
+/// To each command, in their order, a number or why there is none; a status is 0. Few need no room elsewhere.
+pub type Replies = SmallVec<[Result<u64, ServerError>; 8]>;
+
+/// Commands as they are sent, one behind the other.
+#[derive(Default)]
+pub struct Commands {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Commands {
+    /// Appends a command with no words yet.
+    pub fn begin(&mut self, words: usize) {
+        self.prefixed(b'*', words);
+        self.count += 1;
+    }
+
+    /// Appends a word to the last command.
+    pub fn word(&mut self, word: &[u8]) {
+        self.prefixed(b'$', word.len());
+        self.bytes.extend_from_slice(word);
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    /// Appends a whole command.
+    pub fn add(&mut self, words: &[&[u8]]) {
+        self.begin(words.len());
+        for word in words {
+            self.word(word);
+        }
+    }
+
+    fn prefixed(&mut self, prefix: u8, number: usize) {
+        self.bytes.push(prefix);
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
+    /// Room for as many others, unless that is more than most need.
+    pub fn recycled(mut self) -> Self {
+        if self.bytes.capacity() > LARGEST_BUFFER_KEPT {
+            return Self::default();
+        }
+        self.bytes.clear();
+        Self { bytes: self.bytes, count: 0 }
+    }
+}
+
+/// Writes to Redis, over a connection of its own.
+///
+/// A Redis Cluster has many primaries: then there is one of these for each, and a command goes to the one that has the slot of
+/// its key.
+pub type Writer = Redis<Wire>;
+
+impl Redis {
+    /// For writes to the same Redis.
+    pub fn writer(&self) -> Writer {
+        self.over_another()
+    }
+}
+
+impl Writer {
+    /// Sends commands and waits for their replies, until the deadline. Gives back those to the first `own` of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] when the replies do not come, when the server refuses one of the other commands, or when it refuses
+    /// one for a reason that will pass: then it does not have what its sender means it to have.
+    pub async fn send(
+        &self,
+        call: Call,
+        commands: &Commands,
+        own: usize,
+        deadline: Instant,
+    ) -> Result<Replies, Unavailable> {
+        let sending = self.run(call, async |wire| {
+            let mut replies = wire.exchange(commands).await?;
+            for (place, reply) in replies.iter().enumerate() {
+                if let Err(error) = reply
+                    && (place >= own || error.kind().is_some_and(is_passing))
+                {
+                    return Err(error.clone().into());
+                }
+            }
+            replies.truncate(own);
+            Ok(replies)
+        });
+        let Ok(sent) = tokio::time::timeout_at(deadline, sending).await else {
+            // Replies to these commands may still come.
+            self.reconnect();
+            return Err(Unavailable::because("Redis does not answer in time"));
+        };
+        sent
+    }
+}
 
 /// A connection that one caller uses at a time. Clones are the same one.
 #[derive(Clone)]
-pub struct Wire {
-    socket: Arc<AsyncMutex<Socket>>,
-    /// From before a command is sent until its reply is there: if the caller gives up in between, the next one would
-    /// read replies that are not his.
-    in_between: Arc<AtomicBool>,
-}
+pub struct Wire(Arc<AsyncMutex<Option<Socket>>>);
 
 struct Socket {
     stream: Box<dyn Stream>,
     /// What has come and is not a whole reply yet.
     received: Vec<u8>,
-    timeout: Duration,
 }
 
 impl Wire {
-    /// Sends commands and reads as many replies.
-    ///
-    /// # Errors
-    ///
-    /// When the connection fails, or a reply does not come in time. What the server refuses is a [`Reply`].
-    pub async fn exchange(&self, commands: &[u8], count: usize) -> RedisResult<Replies> {
-        let mut socket = self.socket.lock().await;
-        // Whoever had it before may have given up while this one waited.
-        if self.in_between.swap(true, Ordering::Relaxed) {
-            return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into());
-        }
-        let timeout = socket.timeout;
-        let replies = tokio::time::timeout(timeout, socket.exchange(commands, count)).await;
-        let replies = replies.map_err(|_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut)))??;
-        self.in_between.store(false, Ordering::Relaxed);
+    async fn exchange(&self, commands: &Commands) -> RedisResult<Replies> {
+        let mut place = self.0.lock().await;
+        // A caller that gives up in between does not put it back: the next one would read replies that are not its own.
+        let mut socket = place.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?;
+        let replies = socket.exchange(commands).await?;
+        *place = Some(socket);
         Ok(replies)
     }
 }
@@ -98,26 +176,18 @@ impl Connection for Wire {
         drop(connection);
         // The last one: what it was lent to is gone.
         let stream = Arc::into_inner(stream).ok_or((ErrorKind::Client, "the stream was not given back"))?;
-        let socket = Socket {
-            stream: stream.into_inner(),
-            received: Vec::with_capacity(READ_AT_A_TIME),
-            timeout: to.timeout,
-        };
-        Ok((Self { socket: Arc::new(AsyncMutex::new(socket)), in_between: Arc::default() }, run))
-    }
-
-    fn is_usable(&self) -> bool {
-        !self.in_between.load(Ordering::Relaxed)
+        let socket = Socket { stream: stream.into_inner(), received: Vec::with_capacity(READ_AT_A_TIME) };
+        Ok((Self(Arc::new(AsyncMutex::new(Some(socket)))), run))
     }
 }
 
 impl Socket {
-    async fn exchange(&mut self, commands: &[u8], count: usize) -> RedisResult<Replies> {
-        self.stream.write_all(commands).await?;
+    async fn exchange(&mut self, commands: &Commands) -> RedisResult<Replies> {
+        self.stream.write_all(&commands.bytes).await?;
         self.stream.flush().await?;
-        let mut replies = Replies::with_capacity(count);
+        let mut replies = Replies::with_capacity(commands.count);
         let mut read = 0;
-        while replies.len() < count {
+        while replies.len() < commands.count {
             if let Some((reply, length)) = first_reply(&self.received[read..])? {
                 replies.push(reply);
                 read += length;
@@ -139,11 +209,11 @@ impl Socket {
 }
 
 /// The first reply of what was received, if all of it is there, and its length.
-fn first_reply(received: &[u8]) -> RedisResult<Option<(Reply, usize)>> {
+fn first_reply(received: &[u8]) -> RedisResult<Option<(Result<u64, ServerError>, usize)>> {
     let Some(end) = received.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
     let line = &received[..=end];
     let reply = match line {
-        [b':', digits @ .., b'\r', b'\n'] => Ok(read_decimal(digits).ok_or_else(unexpected)?),
+        [b':', digits @ .., b'\r', b'\n'] => Ok(number(digits).ok_or_else(unexpected)?),
         [b'+', ..] => Ok(0),
         [b'-', ..] => match ::redis::parse_redis_value(line)? {
             Value::ServerError(error) => Err(error),
@@ -154,29 +224,12 @@ fn first_reply(received: &[u8]) -> RedisResult<Option<(Reply, usize)>> {
     Ok(Some((reply, line.len())))
 }
 
+fn number(digits: &[u8]) -> Option<u64> {
+    str::from_utf8(digits).ok()?.parse().ok()
+}
+
 fn unexpected() -> RedisError {
     (ErrorKind::Parse, "an answer to a write that is no number").into()
-}
-
-/// Appends a command with no words yet.
-pub fn begin(commands: &mut Vec<u8>, words: usize) {
-    prefixed(commands, b'*', words);
-}
-
-/// Appends a word to the last command.
-pub fn word(commands: &mut Vec<u8>, word: &[u8]) {
-    prefixed(commands, b'$', word.len());
-    commands.extend_from_slice(word);
-    commands.extend_from_slice(b"\r\n");
-}
-
-fn prefixed(commands: &mut Vec<u8>, prefix: u8, number: usize) {
-    // The prefix, up to 20 digits, CR LF.
-    let mut text = [b'\r'; 23];
-    text[22] = b'\n';
-    let before = write_decimal(&mut text[..21], number as u64) - 1;
-    text[before] = prefix;
-    commands.extend_from_slice(&text[before..]);
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -203,7 +256,7 @@ async fn connect(address: &ConnectionAddr) -> RedisResult<Box<dyn Stream>> {
     }
 }
 
-/// A stream that is to be given back. One at a time uses it, so nobody waits for the lock.
+/// A stream that its owner gets back. One at a time uses it, so nobody waits for the lock.
 struct Lent(Arc<Mutex<Box<dyn Stream>>>);
 
 impl AsyncRead for Lent {
@@ -236,12 +289,10 @@ mod tests {
 
     #[test]
     fn commands_are_resp() {
-        let mut commands = Vec::new();
-        begin(&mut commands, 3);
-        for part in ["PFADD", "key", "1234567890"] {
-            word(&mut commands, part.as_bytes());
-        }
-        assert_eq!(commands, b"*3\r\n$5\r\nPFADD\r\n$3\r\nkey\r\n$10\r\n1234567890\r\n");
+        let mut commands = Commands::default();
+        commands.add(&[b"PFADD", b"key", b"1234567890"]);
+        assert_eq!(commands.count, 1);
+        assert_eq!(commands.bytes, b"*3\r\n$5\r\nPFADD\r\n$3\r\nkey\r\n$10\r\n1234567890\r\n");
     }
 
     #[test]

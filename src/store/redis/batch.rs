@@ -17,14 +17,12 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::hll::{Observation, Sketch};
 use crate::model::id::Id;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::wire;
+use crate::redis::Commands;
 
 /// Writes of a batch, at most.
 const WRITES: usize = 1024;
 /// Ids of a batch, at most, unless one write has more.
 const IDS: usize = 16 * 1024;
-/// In bytes.
-const LARGEST_BUFFER_KEPT: usize = 256 * 1024;
 
 /// A small batch needs no room elsewhere.
 type Few<T> = SmallVec<[T; 8]>;
@@ -39,8 +37,6 @@ pub(super) struct Target {
     /// How long the server keeps the key after it was last told, in milliseconds. Its own clock says when that is over:
     /// ours may be wrong.
     pub(super) keep_for: u64,
-    /// How every write begins, behind the number of its words.
-    prefix: Vec<u8>,
     /// The epoch in which the server was told how long to keep the key; 0 is none.
     expires_since: AtomicU64,
     /// The registers that the server has, where writes that cannot change any are left out.
@@ -68,9 +64,6 @@ impl Target {
         keep_for: u64,
         remember_acknowledged: bool,
     ) -> Self {
-        let mut prefix = Vec::new();
-        wire::word(&mut prefix, command.as_bytes());
-        wire::word(&mut prefix, key.as_bytes());
         let acknowledged = remember_acknowledged.then(|| Acknowledged {
             epoch: AtomicU64::new(0),
             registers: Sketch::new(),
@@ -80,7 +73,6 @@ impl Target {
             command,
             key,
             keep_for,
-            prefix,
             expires_since: AtomicU64::new(0),
             acknowledged,
             new: AtomicU64::new(0),
@@ -131,7 +123,7 @@ impl Acknowledged {
         }
         if known < epoch {
             self.registers.clear();
-            // Whoever sees the new epoch sees no register of the old one.
+            // A thread that sees the new epoch sees no register of the old one.
             self.epoch.store(epoch, Ordering::Release);
         }
         for observation in observed {
@@ -140,10 +132,10 @@ impl Acknowledged {
     }
 }
 
-/// What a batch was made of.
+/// The buffers of a batch that was answered.
 #[derive(Default)]
-pub(super) struct Remains {
-    buffer: Vec<u8>,
+pub(super) struct Recycled {
+    commands: Commands,
     answers: Arc<Answers>,
 }
 
@@ -151,9 +143,8 @@ pub(super) struct Remains {
 pub(super) struct Batch {
     /// Of the first write, and so of all.
     pub(super) deadline: Instant,
-    commands: Vec<u8>,
-    /// How much of the commands are writes: what follows is sent with them.
-    writes_end: usize,
+    /// The writes, and what is sent with them.
+    commands: Commands,
     writes: usize,
     ids: usize,
     touched: SmallVec<[Touched; 1]>,
@@ -173,8 +164,8 @@ struct Touched {
 
 impl Batch {
     /// An empty one, of what is left of another.
-    pub(super) fn new(deadline: Instant, remains: Option<Remains>) -> Self {
-        let Remains { buffer, mut answers } = remains.unwrap_or_default();
+    pub(super) fn new(deadline: Instant, recycled: Option<Recycled>) -> Self {
+        let Recycled { commands, mut answers } = recycled.unwrap_or_default();
         if let Some(answers) = Arc::get_mut(&mut answers) {
             *answers = Answers::default();
         } else {
@@ -183,8 +174,7 @@ impl Batch {
         }
         Self {
             deadline,
-            commands: buffer,
-            writes_end: 0,
+            commands,
             writes: 0,
             ids: 0,
             touched: SmallVec::new(),
@@ -211,15 +201,15 @@ impl Batch {
     ) -> Receipt {
         let touched = self.touch(target, under_way);
         self.ids += ids.len();
-        wire::begin(&mut self.commands, 2 + ids.len());
-        self.commands.extend_from_slice(&target.prefix);
+        self.commands.begin(2 + ids.len());
+        self.commands.word(target.command.as_bytes());
+        self.commands.word(target.key.as_bytes());
         for id in ids {
-            wire::word(&mut self.commands, id.as_bytes());
+            self.commands.word(id.as_bytes());
             if target.acknowledged.is_some() {
                 self.touched[touched].observed.push((self.writes, Observation::of(id.as_bytes())));
             }
         }
-        self.writes_end = self.commands.len();
         let place = self.writes;
         self.owners.push(touched as u16);
         self.writes += 1;
@@ -237,26 +227,21 @@ impl Batch {
         })
     }
 
-    /// The writes in their order, then how long to keep the keys that are new in this epoch; and how many commands that is.
-    pub(super) fn commands(&mut self, epoch: u64) -> (&[u8], usize) {
-        self.commands.truncate(self.writes_end);
-        let mut count = self.writes;
+    /// The writes in their order, then how long to keep the keys that are new in this epoch.
+    pub(super) fn commands(&mut self, epoch: u64) -> &Commands {
         for Touched { target, .. } in &self.touched {
             // If this batch fails, so does the epoch.
             if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
-                wire::begin(&mut self.commands, 3);
-                wire::word(&mut self.commands, b"PEXPIRE");
-                wire::word(&mut self.commands, target.key.as_bytes());
-                wire::word(&mut self.commands, target.keep_for.to_string().as_bytes());
-                count += 1;
+                let keep_for = target.keep_for.to_string();
+                self.commands.add(&[b"PEXPIRE", target.key.as_bytes(), keep_for.as_bytes()]);
             }
         }
-        (&self.commands, count)
+        &self.commands
     }
 
     /// Gives everybody his reply, which came in this epoch from a server of this generation; there are as many as writes. What is left is good for another
     /// batch.
-    pub(super) fn answer(mut self, replies: Replies, epoch: u64, generation: u64) -> Remains {
+    pub(super) fn answer(mut self, replies: Replies, epoch: u64, generation: u64) -> Recycled {
         // Here, and not where a request reads its reply: it may be gone by now.
         for (owner, new) in self.owners.iter().zip(&replies) {
             if let Ok(new @ 1..) = new {
@@ -271,12 +256,8 @@ impl Batch {
             }
         }
         self.answers.give(|| Ok(replies));
-        let mut buffer = std::mem::take(&mut self.commands);
-        buffer.clear();
-        if buffer.capacity() > LARGEST_BUFFER_KEPT {
-            buffer = Vec::new();
-        }
-        Remains { buffer, answers: Arc::clone(&self.answers) }
+        let commands = std::mem::take(&mut self.commands).recycled();
+        Recycled { commands, answers: Arc::clone(&self.answers) }
     }
 
     /// Notes that it was sent, and not answered.

@@ -16,13 +16,13 @@
 //! A list, say, where a sketch belongs would be in the way of every later window too, because windows are sealed in
 //! order. It is put aside, and what the instances have is merged into a new key.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use std::collections::BTreeMap;
-
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{FromRedisValue, Pipeline, RedisError, RedisResult};
+use ::redis::{FromRedisValue, Pipeline, RedisResult};
+use tokio::time::Instant;
 
 use super::batch::Target;
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
@@ -33,8 +33,7 @@ use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
-use crate::redis::wire::Wire;
-use crate::redis::{Call, Redis, Texts};
+use crate::redis::{Call, Commands, Redis, Texts, Writer};
 use crate::store::id_set::IdSet;
 use crate::telemetry::metrics::{HotCounter, Metrics};
 
@@ -64,19 +63,12 @@ impl Handover {
     }
 
     /// Whether a server takes writes.
-    pub(super) async fn probe(&self, redis: &Redis<Wire>) -> Result<(), Unavailable> {
-        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
-        let mut write = ::redis::cmd("SET");
-        write.arg(keys.merge(0, *shards, process)).arg("").arg("EX").arg(MERGE_EXPIRES);
-        let write = write.get_packed_command();
-        let ask = redis.run(Call::Ask, async |wire| {
-            wire.exchange(&write, 1)
-                .await?
-                .into_iter()
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(RedisError::from)
-        });
-        ask.await.map(drop)
+    pub(super) async fn probe(&self, writer: &Writer) -> Result<(), Unavailable> {
+        let RedisCounterConfig { keys, shards, process, timeout, .. } = &*self.config;
+        let (key, seconds) = (keys.merge(0, *shards, process), MERGE_EXPIRES.to_string());
+        let mut write = Commands::default();
+        write.add(&[b"SET", key.as_bytes(), b"", b"EX", seconds.as_bytes()]);
+        writer.send(Call::Ask, &write, 0, Instant::now() + *timeout).await.map(drop)
     }
 
     /// Seals a window that nothing enters any more.

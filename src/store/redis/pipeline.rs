@@ -12,8 +12,8 @@
 //!
 //! Every write has a deadline. A pipeline whose connection breaks is sent once more over a new one, if there is
 //! time left: adding twice is adding once, and a connection that was closed because it was idle is no outage. If
-//! that fails too, or the first deadline passes, the [breaker](super::breaker) opens, and whoever
-//! waits is told at once: those of the pipeline, and those who are in the queue behind it. A write of which its
+//! that fails too, or the first deadline passes, the [breaker](super::breaker) opens, and those who
+//! wait are told at once: those of the pipeline, and those who are in the queue behind it. A write of which its
 //! requester was told that it failed may be done all the same.
 //!
 //! # Epochs
@@ -28,19 +28,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Gauge, Histogram};
-use ::redis::{RedisError, RedisResult};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::batch::{Batch, Receipt, Remains, Replies, Target};
+use super::batch::{Batch, Receipt, Recycled, Replies, Target};
 use super::breaker::Breaker;
 use crate::hll::Observation;
 use crate::model::id::Id;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::wire::{self, Reply, Wire};
-use crate::redis::{self, Call, Redis};
+use crate::redis::{self, Call, Redis, Writer};
 use crate::telemetry::metrics::Metrics;
 
 /// Writes that may wait to be sent; one more is refused.
@@ -62,8 +60,8 @@ struct Queue {
     writes: usize,
     /// How many of them the gauge shows, which is of all pipelines.
     shown: usize,
-    /// Of a batch before, for the next one.
-    remains: Option<Remains>,
+    /// For the next batch.
+    recycled: Option<Recycled>,
     /// One of the ends is gone.
     closed: bool,
 }
@@ -77,7 +75,7 @@ pub(super) struct Pipeline {
 /// The other end.
 pub(super) struct PipelineTask {
     shared: Arc<Shared>,
-    redis: Redis<Wire>,
+    redis: Writer,
     breaker: Arc<Breaker>,
     batch_size: Histogram,
     queue_length: Gauge,
@@ -105,7 +103,7 @@ fn pipeline(
     let shared = Arc::new(Shared { queue: Mutex::default(), news: Notify::new(), epoch: Arc::clone(epoch) });
     let task = PipelineTask {
         shared: Arc::clone(&shared),
-        redis: redis.another(),
+        redis: redis.writer(),
         breaker: Arc::clone(breaker),
         batch_size: metrics.redis_batch_size.clone(),
         queue_length: metrics.redis_queue_length.clone(),
@@ -131,8 +129,8 @@ impl Pipeline {
         let is_first = queue.writes == 0;
         queue.writes += 1;
         if !queue.batches.back().is_some_and(|batch| batch.has_room_for(ids.len())) {
-            let remains = queue.remains.take();
-            queue.batches.push_back(Batch::new(Instant::now() + self.timeout, remains));
+            let recycled = queue.recycled.take();
+            queue.batches.push_back(Batch::new(Instant::now() + self.timeout, recycled));
         }
         let last = queue.batches.len() - 1;
         let receipt = queue.batches[last].add(target, ids, under_way);
@@ -162,7 +160,7 @@ impl Drop for Pipeline {
     }
 }
 
-/// Nobody puts anything in any more, and whoever has is told.
+/// Nobody puts anything in any more, and those who have are told.
 impl Drop for PipelineTask {
     fn drop(&mut self) {
         let mut queue = self.shared.queue.lock();
@@ -173,7 +171,7 @@ impl Drop for PipelineTask {
 
 impl PipelineTask {
     /// The connection that the writes take.
-    pub(super) fn redis(&self) -> &Redis<Wire> {
+    pub(super) fn redis(&self) -> &Writer {
         &self.redis
     }
 
@@ -187,8 +185,8 @@ impl PipelineTask {
             self.batch_size.record(batch.writes() as f64);
             match self.send(&mut batch).await {
                 Ok((replies, epoch)) => {
-                    let remains = batch.answer(self.read(replies), epoch, self.redis.generation());
-                    self.shared.queue.lock().remains = Some(remains);
+                    let recycled = batch.answer(self.read(replies), epoch, self.redis.generation());
+                    self.shared.queue.lock().recycled = Some(recycled);
                 }
                 Err(error) => {
                     self.breaker.open(&error);
@@ -219,7 +217,7 @@ impl PipelineTask {
     }
 
     /// Sends by the deadline, twice if need be; the replies to the writes, and in which epoch they came.
-    async fn send(&self, batch: &mut Batch) -> Result<(wire::Replies, u64), Unavailable> {
+    async fn send(&self, batch: &mut Batch) -> Result<(redis::Replies, u64), Unavailable> {
         let sent = self.send_once(batch).await;
         if sent.is_err() && Instant::now() < batch.deadline {
             return self.send_once(batch).await;
@@ -228,18 +226,11 @@ impl PipelineTask {
     }
 
     /// Sends once; if that fails, nothing is known any more about what the server has.
-    async fn send_once(&self, batch: &mut Batch) -> Result<(wire::Replies, u64), Unavailable> {
+    async fn send_once(&self, batch: &mut Batch) -> Result<(redis::Replies, u64), Unavailable> {
         let epoch = self.shared.epoch.load(Ordering::Relaxed);
         let (deadline, writes) = (batch.deadline, batch.writes());
-        let (commands, count) = batch.commands(epoch);
-        let sending = self.redis.run(Call::Write, async |wire| {
-            let mut replies = wire.exchange(commands, count).await?;
-            check(&replies, writes)?;
-            replies.truncate(writes);
-            Ok(replies)
-        });
-        let sent = tokio::time::timeout_at(deadline, sending).await;
-        let sent = sent.unwrap_or_else(|_| Err(Unavailable::because("Redis does not answer in time")));
+        // A write that is refused concerns its request; a key that would never expire concerns them all.
+        let sent = self.redis.send(Call::Write, batch.commands(epoch), writes, deadline).await;
         sent.map(|replies| (replies, epoch)).inspect_err(|_| {
             batch.note_doubt();
             self.shared.epoch.fetch_add(1, Ordering::Relaxed);
@@ -247,25 +238,13 @@ impl PipelineTask {
     }
 
     /// What the requesters are told. A write that the server refuses concerns all that follow, too.
-    fn read(&self, replies: wire::Replies) -> Replies {
-        let read = |reply: Reply| reply.map_err(|error| Unavailable::because(format_args!("Redis: {error}")));
+    fn read(&self, replies: redis::Replies) -> Replies {
+        let read =
+            |reply: Result<_, _>| reply.map_err(|error| Unavailable::because(format_args!("Redis: {error}")));
         let replies: Replies = replies.into_iter().map(read).collect();
         for error in replies.iter().filter_map(|reply| reply.as_ref().err()) {
             self.breaker.open(error);
         }
         replies
     }
-}
-
-/// A write that was refused concerns its request. But what another server may take, or a key that would never
-/// expire, concerns them all.
-fn check(replies: &[Reply], writes: usize) -> RedisResult<()> {
-    for (index, reply) in replies.iter().enumerate() {
-        if let Err(error) = reply
-            && (index >= writes || error.kind().is_some_and(redis::is_passing))
-        {
-            return Err(RedisError::from(error.clone()));
-        }
-    }
-    Ok(())
 }

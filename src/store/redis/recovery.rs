@@ -2,7 +2,7 @@
 //!
 //! It is tried again and again, with a back-off and some jitter, so that many instances do not come all at
 //! once. A try is a write over each connection that the others will take, and then real work: all that is kept
-//! here of windows that are not sealed is handed over, the oldest first. A network that lets a few bytes through and
+//! here of windows that are not sealed is replayed, the oldest first. A network that lets a few bytes through and
 //! no more does not pass that test; else requests would be the ones to find out. Only then requests wait for
 //! Redis again.
 
@@ -18,8 +18,7 @@ use super::handover::Handover;
 use super::local::LocalWindows;
 use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::Workers;
-use crate::redis::Redis;
-use crate::redis::wire::Wire;
+use crate::redis::Writer;
 
 /// The first wait before a try lasts half of this to all of it; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -33,7 +32,7 @@ pub(super) struct Recovery {
     pub(super) local: Arc<LocalWindows>,
     pub(super) handover: Arc<Handover>,
     /// Those that the writes take.
-    pub(super) connections: Vec<Redis<Wire>>,
+    pub(super) connections: Vec<Writer>,
 }
 
 impl Recovery {
@@ -44,7 +43,7 @@ impl Recovery {
         loop {
             self.breaker.opened().await;
             // One of them has failed; the others would find out one by one.
-            self.connections.iter().for_each(Redis::reconnect);
+            self.connections.iter().for_each(Writer::reconnect);
             if closed.is_none_or(|closed| closed.elapsed() > CALM) {
                 wait = FIRST_WAIT;
             }
