@@ -26,7 +26,6 @@ use crate::cli::settings::Stopping;
 use crate::coordination::ReportError;
 use crate::http::Phase;
 use crate::http::server::Stop;
-use crate::publish::SinkEnded;
 
 /// What is kept back of the shutdown time-out for giving up the lease and saying goodbye.
 pub(super) const GOODBYE: Duration = Duration::from_secs(1);
@@ -47,7 +46,7 @@ pub(super) struct Service {
     pub(super) admin: JoinHandle<()>,
     pub(super) callbacks: JoinHandle<()>,
     pub(super) sealer: JoinHandle<Result<(), ReportError>>,
-    pub(super) publisher: JoinHandle<Result<(), SinkEnded>>,
+    pub(super) publisher: JoinHandle<Result<(), JoinError>>,
     pub(super) upkeep: JoinHandle<()>,
 }
 

@@ -1,274 +1,140 @@
-//! Delivery: one sink, its queue, and the retries in between.
+//! Delivery: hands one sink what it does not have yet, with retries in between.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ::metrics::{Counter, Histogram};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::dependencies::Publisher;
+use super::unpublished::{Pending, Unpublished};
 use crate::coordination::grant::Grant;
-use crate::model::window::{Clock, Window, WindowCount};
+use crate::model::window::{Window, WindowCount};
 use crate::publish::sinks::{CountSink, SinkError};
-use crate::store::UniqueCounter;
-use crate::telemetry::metrics::Metrics;
 
-/// The first wait between two tries to hand a count to a sink; it doubles.
+/// The first wait between two tries; it doubles.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// The longest wait between two tries, and what it comes down to while stopping.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
 const RETRY_AFTER_MAX_STOPPING: Duration = Duration::from_millis(500);
 
-/// A process that is alone and is fenced again within this time has a rival.
+/// A standalone instance that is fenced again within this time has a rival.
 const FENCED_AGAIN: Duration = Duration::from_secs(60);
+/// Reasons that are told apart while a sink does not take a count.
+const MOST_REASONS: usize = 16;
 
-/// A count, and the right to publish it.
-struct Granted {
-    count: WindowCount,
-    grant: Grant,
-    /// Since when it waits. A clock that was wrong by then makes no count old.
-    since: SystemTime,
-}
-
-/// Counts that wait for a sink, oldest first.
-struct Waiting {
-    state: Mutex<State>,
-    changed: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    counts: VecDeque<Granted>,
-    /// One more is with the sink.
-    with_sink: bool,
-    /// There will be no more.
-    closed: bool,
-}
-
-/// The end of a sink's queue that counts are put into. Dropped, it says that this was all.
-pub(super) struct Queue {
-    waiting: Arc<Waiting>,
-    /// All that a retention can hold.
-    length: usize,
-    pub(super) skipped: Counter,
-    index: usize,
-    backlog: Arc<Backlog>,
-}
-
-impl Queue {
-    pub(super) fn push(&self, count: WindowCount, grant: &Grant, since: SystemTime) {
-        let mut state = self.waiting.state.lock();
-        // What an earlier term left is for the leader to hand over again, as this one does.
-        state.counts.retain(|granted| granted.grant.is_valid());
-        while state.counts.len() >= self.length
-            && let Some(oldest) = state.counts.pop_front()
-        {
-            error!(window = %oldest.count.window, "a sink hangs: a window past retention is skipped");
-            self.skipped.increment(1);
-            self.backlog.done(self.index, oldest.count.window);
-        }
-        state.counts.push_back(Granted { count, grant: grant.clone(), since });
-        self.backlog.waits(self.index, state.len());
-        self.waiting.changed.notify_one();
-    }
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        self.waiting.state.lock().closed = true;
-        self.waiting.changed.notify_one();
-    }
-}
-
-impl State {
-    fn len(&self) -> usize {
-        self.counts.len() + usize::from(self.with_sink)
-    }
-}
-
-/// The other end: hands the counts to the sink, one after another.
 pub(super) struct Delivery {
     sink: Box<dyn CountSink>,
-    waiting: Arc<Waiting>,
-    /// The last window that the sink has.
-    last: Option<Window>,
+    /// The sink's number in `unpublished`.
+    number: usize,
+    publisher: Arc<Publisher>,
+    unpublished: Arc<Unpublished>,
+    stop: CancellationToken,
     /// The fencing token that the sink has resumed under; none before, and after an error.
-    term: Option<u64>,
+    resumed: Option<u64>,
+    /// The last window that it had then.
+    recorded: Option<Window>,
     /// The fencing token under which it said that trying again is of no use.
     stopped: Option<u64>,
-    index: usize,
-    backlog: Arc<Backlog>,
-    clock: Arc<dyn Clock>,
-    counter: Arc<dyn UniqueCounter>,
-    retention: Duration,
-    stop: CancellationToken,
     /// When somebody else published to it last.
     fenced: Option<Instant>,
+    failing: Failing,
     ok: Counter,
     retry: Counter,
     skipped: Counter,
     lag: Histogram,
 }
 
+/// Failures since the sink took a count.
+struct Failing {
+    failures: u32,
+    reasons: BTreeSet<String>,
+    wait: Duration,
+}
+
+impl Failing {
+    const NOT: Self = Self { failures: 0, reasons: BTreeSet::new(), wait: RETRY_AFTER };
+}
+
 impl Delivery {
-    /// A queue and its delivery, for the sink that is number `index` of the publisher's.
     pub(super) fn new(
         sink: Box<dyn CountSink>,
-        index: usize,
-        publisher: &Publisher,
-        backlog: &Arc<Backlog>,
+        number: usize,
+        publisher: &Arc<Publisher>,
+        unpublished: &Arc<Unpublished>,
         stop: &CancellationToken,
-    ) -> (Queue, Self) {
-        let Publisher { retention, window, .. } = *publisher;
-        // And room for those that go past it just now.
-        let length = (retention.as_secs() / u64::from(window.seconds())) as usize + 2;
-        let waiting = Arc::new(Waiting { state: Mutex::default(), changed: Notify::new() });
+    ) -> Self {
         let counter = |result| publisher.metrics.published_windows(sink.name(), result);
         let (ok, retry, skipped) = (counter("ok"), counter("retry"), counter("skipped"));
         let lag = publisher.metrics.publish_lag(sink.name());
-        let queue = Queue {
-            waiting: Arc::clone(&waiting),
-            length,
-            skipped: skipped.clone(),
-            index,
-            backlog: Arc::clone(backlog),
-        };
-        let delivery = Self {
+        Self {
             sink,
-            waiting,
-            last: None,
-            term: None,
-            stopped: None,
-            index,
-            backlog: Arc::clone(backlog),
-            clock: Arc::clone(&publisher.clock),
-            counter: Arc::clone(&publisher.counter),
-            retention,
+            number,
+            publisher: Arc::clone(publisher),
+            unpublished: Arc::clone(unpublished),
             stop: stop.clone(),
+            resumed: None,
+            recorded: None,
+            stopped: None,
             fenced: None,
+            failing: Failing::NOT,
             ok,
             retry,
             skipped,
             lag,
-        };
-        (queue, delivery)
+        }
     }
 
-    /// Delivers until the queue is closed and empty.
+    /// Delivers one count after another, each until the sink has it or it is past retention, until there will be no more.
     pub(super) async fn run(mut self) {
-        while let Some(Granted { count, grant, since }) = self.next().await {
-            let done = self.deliver(&count, since, &grant).await;
-            if done {
-                self.backlog.done(self.index, count.window);
+        while let Some(pending) = self.next().await {
+            if self.stopped != Some(pending.grant.token()) {
+                let Err(error) = self.try_to_deliver(&pending.count, &pending.grant).await else {
+                    self.note_taken(pending.count.window);
+                    continue;
+                };
+                self.note_failure(error, &pending);
             }
-            let mut state = self.waiting.state.lock();
-            state.with_sink = false;
-            self.backlog.waits(self.index, state.len());
+            if !pending.grant.is_valid() {
+                continue;
+            }
+            if self.is_past_retention(&pending) {
+                let window = pending.count.window;
+                error!(sink = self.sink.name(), %window, "window past retention is skipped");
+                self.unpublished.skip(self.number, window);
+            } else {
+                self.pause().await;
+            }
         }
     }
 
-    /// The next count, once there is one; none when there will be no more.
-    async fn next(&mut self) -> Option<Granted> {
-        loop {
-            {
-                let mut state = self.waiting.state.lock();
-                if let Some(granted) = state.counts.pop_front() {
-                    state.with_sink = true;
-                    return Some(granted);
-                }
-                if state.closed {
-                    return None;
-                }
-            }
-            self.waiting.changed.notified().await;
-        }
+    /// At the stop nothing more is tried of a sink that has stopped.
+    async fn next(&mut self) -> Option<Pending> {
+        let wanted =
+            |pending: &Pending| !self.stop.is_cancelled() || self.stopped != Some(pending.grant.token());
+        self.unpublished.next(self.number, wanted).await
     }
 
-    /// Tries until the sink has the count or the count is past retention; false when it is for another
-    /// leader to publish. One line when a sink starts to fail, one for each other reason, one when it is back:
-    /// what lies between is in the metrics.
-    async fn deliver(&mut self, count: &WindowCount, since: SystemTime, grant: &Grant) -> bool {
-        let mut failures = 0_u32;
-        let mut reasons = BTreeSet::new();
-        let mut wait = RETRY_AFTER;
-        loop {
-            if !grant.is_valid() {
-                return false;
-            }
-            if self.stopped == Some(grant.token()) {
-                return self.wait_out(count, since, grant).await;
-            }
-            let Err(error) = self.try_to_deliver(count, grant).await else { break };
-            self.term = None;
-            self.retry.increment(1);
-            failures += 1;
-            let sink = self.sink.name();
-            match error {
-                SinkError::Fenced if grant.can_end() => {
-                    warn!(sink, "another process publishes to a sink: this instance gives up the lease");
-                    grant.give_up();
-                    return false;
-                }
-                // Its own transaction may have timed out, while it was stopped; not twice in a row.
-                SinkError::Fenced if self.fenced.replace(Instant::now()).is_none_or(is_long_ago) => {
+    /// A sink that has a record which ends before the count is first given what is missing in between.
+    async fn try_to_deliver(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+        if self.resumed != Some(grant.token()) {
+            self.recorded = self.sink.resume(grant).await?;
+            if let Some(recorded) = self.recorded {
+                self.fill(recorded.next(), count.window, grant).await?;
+                if recorded.start() > self.publisher.clock.now() {
                     warn!(
-                        sink,
-                        "fenced: another process publishes to a sink, or this one was stopped for a while"
+                        sink = self.sink.name(), %recorded,
+                        "the last window of a sink lies in the future: windows up to it are not published there"
                     );
                 }
-                SinkError::Unavailable(error) => {
-                    let is_new =
-                        reasons.len() < MOST_REASONS && reasons.insert(without_numbers(&error.to_string()));
-                    if failures == 1 {
-                        warn!(sink, window = %count.window, %error, "a sink fails, trying again");
-                    } else if is_new {
-                        warn!(sink, window = %count.window, %error, "a sink fails for another reason, trying again");
-                    }
-                }
-                error => {
-                    error!(sink, %error, "a sink has stopped: set this right, then restart this instance");
-                    self.stopped = Some(grant.token());
-                }
             }
-            if self.is_past_retention(count, since) {
-                return self.skip(count);
-            }
-            pause(&self.stop, wait).await;
-            wait = (2 * wait).min(RETRY_AFTER_MAX);
+            self.resumed = Some(grant.token());
         }
-        self.ok.increment(1);
-        // None for a window that a stop has cut short.
-        self.lag.record(self.clock.now().duration_since(count.window.end()).unwrap_or_default());
-        if failures > 0 {
-            info!(sink = self.sink.name(), window = %count.window, failures, "a sink is back");
-        }
-        true
-    }
-
-    /// Once. A sink that has a record which ends before what is to be published now is first given what is
-    /// missing in between.
-    async fn try_to_deliver(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        if self.term != Some(grant.token()) {
-            let recorded = self.sink.resume(grant).await?;
-            if let Some(recorded) = recorded {
-                self.fill(recorded.next(), count.window, grant).await?;
-                if recorded.start() > self.clock.now() {
-                    warn!(sink = self.sink.name(), %recorded, "a sink has windows that are yet to come: up to there \
-                          it takes nothing");
-                }
-            }
-            self.last = self.last.max(recorded);
-            self.term = Some(grant.token());
-        }
-        // A term that begins where another one broke off repeats what was not marked.
-        if self.last < Some(count.window) {
+        if self.recorded < Some(count.window) {
             self.sink.publish(count, grant).await?;
-            self.last = Some(count.window);
         }
         Ok(())
     }
@@ -279,7 +145,7 @@ impl Delivery {
         if from >= to {
             return Ok(());
         }
-        let oldest = self.clock.now().checked_sub(self.retention);
+        let oldest = self.publisher.clock.now().checked_sub(self.publisher.retention);
         let first = oldest.map_or(from, |oldest| from.max(to.length().window_at(oldest)));
         let sink = self.sink.name();
         if from < first {
@@ -293,8 +159,8 @@ impl Delivery {
             if !grant.is_valid() || self.stop.is_cancelled() {
                 return Err(SinkError::unavailable("there is no time to give it what it lacks"));
             }
-            let known =
-                self.counter.recall(window).await.map_err(SinkError::unavailable)?.unwrap_or_default();
+            let known = self.publisher.counter.recall(window).await.map_err(SinkError::unavailable)?;
+            let known = known.unwrap_or_default();
             let count = WindowCount {
                 window,
                 unique_request_count: known.unique_ids,
@@ -307,104 +173,73 @@ impl Delivery {
         Ok(())
     }
 
-    /// For a sink that has stopped: nothing more is tried in this term.
-    async fn wait_out(&mut self, count: &WindowCount, since: SystemTime, grant: &Grant) -> bool {
-        while grant.is_valid() && !self.stop.is_cancelled() {
-            if self.is_past_retention(count, since) {
-                return self.skip(count);
+    fn note_taken(&mut self, window: Window) {
+        self.ok.increment(1);
+        // None for a window that a stop has cut short.
+        self.lag.record(self.publisher.clock.now().duration_since(window.end()).unwrap_or_default());
+        let Failing { failures, .. } = std::mem::replace(&mut self.failing, Failing::NOT);
+        if failures > 0 {
+            info!(sink = self.sink.name(), %window, failures, "a sink is back");
+        }
+        self.unpublished.taken(self.number, window);
+    }
+
+    /// Logs one line when a sink starts to fail, and one for each other reason: the metrics have what lies between.
+    fn note_failure(&mut self, error: SinkError, Pending { count, grant, .. }: &Pending) {
+        self.resumed = None;
+        self.retry.increment(1);
+        self.failing.failures += 1;
+        let sink = self.sink.name();
+        match error {
+            SinkError::Fenced if grant.can_end() => {
+                warn!(sink, "another process publishes to a sink: this instance gives up the lease");
+                grant.give_up();
             }
-            pause(&self.stop, RETRY_AFTER_MAX).await;
-        }
-        false
-    }
-
-    /// The only gap that there can be.
-    fn skip(&self, count: &WindowCount) -> bool {
-        error!(sink = self.sink.name(), window = %count.window, "window past retention is skipped");
-        self.skipped.increment(1);
-        true
-    }
-
-    fn is_past_retention(&self, count: &WindowCount, since: SystemTime) -> bool {
-        count.window.end().max(since) + self.retention < self.clock.now()
-    }
-}
-
-/// Reasons that are told apart while a sink does not take a count.
-const MOST_REASONS: usize = 16;
-
-/// Times, ports and how often differ from one error to the next of the same kind.
-fn without_numbers(text: &str) -> String {
-    text.chars().filter(|character| !character.is_ascii_digit()).collect()
-}
-
-fn is_long_ago(at: Instant) -> bool {
-    at.elapsed() > FENCED_AGAIN
-}
-
-/// Waits for the next try. A stop cuts that short: there may be little time left.
-async fn pause(stop: &CancellationToken, wait: Duration) {
-    if stop.is_cancelled() {
-        tokio::time::sleep(wait.min(RETRY_AFTER_MAX_STOPPING)).await;
-    } else {
-        let _ = tokio::time::timeout(wait, stop.cancelled()).await;
-    }
-}
-
-/// How far the sinks are behind.
-pub(super) struct Backlog {
-    metrics: Arc<Metrics>,
-    /// All sinks are looked at together to know who is behind, so one lock; taken a few times a window.
-    sinks: Mutex<Vec<Progress>>,
-    /// The last window that every sink is done with.
-    delivered: watch::Sender<Option<Window>>,
-}
-
-#[derive(Clone, Default)]
-struct Progress {
-    /// Windows in the queue.
-    waiting: usize,
-    /// The last window that it is done with.
-    last: Option<Window>,
-}
-
-impl Backlog {
-    pub(super) fn new(sinks: usize, metrics: Arc<Metrics>) -> Self {
-        Self {
-            metrics,
-            sinks: Mutex::new(vec![Progress::default(); sinks]),
-            delivered: watch::channel(None).0,
+            // Its own transaction may have timed out, while it was stopped; not twice in a row.
+            SinkError::Fenced
+                if self.fenced.replace(Instant::now()).is_none_or(|last| last.elapsed() > FENCED_AGAIN) =>
+            {
+                warn!(
+                    sink,
+                    "fenced: another process publishes to a sink, or this one was stopped for a while"
+                );
+            }
+            SinkError::Unavailable(error) => {
+                let window = count.window;
+                let is_new = self.failing.is_new(&error.to_string());
+                if self.failing.failures == 1 {
+                    warn!(sink, %window, %error, "a sink fails, trying again");
+                } else if is_new {
+                    warn!(sink, %window, %error, "a sink fails for another reason, trying again");
+                }
+            }
+            error => {
+                error!(sink, %error, "a sink has stopped: set this right, then restart this instance");
+                self.stopped = Some(grant.token());
+            }
         }
     }
 
-    /// The last window that every sink is done with, as it moves.
-    pub(super) fn delivered(&self) -> watch::Receiver<Option<Window>> {
-        self.delivered.subscribe()
+    fn is_past_retention(&self, Pending { count, since, .. }: &Pending) -> bool {
+        count.window.end().max(*since) + self.publisher.retention < self.publisher.clock.now()
     }
 
-    /// So many windows wait for a sink.
-    fn waits(&self, sink: usize, windows: usize) {
-        self.update(sink, |progress| progress.waiting = windows);
-    }
-
-    /// A sink has `window`, or will never have it.
-    fn done(&self, sink: usize, window: Window) {
-        self.update(sink, |progress| progress.last = progress.last.max(Some(window)));
-    }
-
-    fn update(&self, sink: usize, change: impl FnOnce(&mut Progress)) {
-        let mut sinks = self.sinks.lock();
-        change(&mut sinks[sink]);
-        let waiting = sinks.iter().map(|progress| progress.waiting).max();
-        self.metrics.unpublished_windows.set(waiting.unwrap_or_default() as f64);
-        let delivered = sinks.iter().map(|progress| progress.last).min().flatten();
-        self.delivered.send_if_modified(|last| {
-            let moved = *last < delivered;
-            *last = delivered;
-            moved
-        });
-        if let Some(window) = delivered {
-            self.metrics.last_published_window.set(window.unix_seconds() as f64);
+    /// Waits for the next try. A stop cuts that short: there may be little time left.
+    async fn pause(&mut self) {
+        let wait = self.failing.wait;
+        self.failing.wait = (2 * wait).min(RETRY_AFTER_MAX);
+        if self.stop.is_cancelled() {
+            tokio::time::sleep(wait.min(RETRY_AFTER_MAX_STOPPING)).await;
+        } else {
+            let _ = tokio::time::timeout(wait, self.stop.cancelled()).await;
         }
+    }
+}
+
+impl Failing {
+    /// Times, ports and how often differ from one error to the next of the same kind.
+    fn is_new(&mut self, reason: &str) -> bool {
+        let kind = reason.chars().filter(|character| !character.is_ascii_digit()).collect();
+        self.reasons.len() < MOST_REASONS && self.reasons.insert(kind)
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::delivery::{Backlog, Queue};
 use super::dependencies::Publisher;
+use super::unpublished::{Pending, Unpublished};
 use crate::coordination::completeness::Evidence;
 use crate::coordination::grant::Grant;
 use crate::coordination::{CloseError, Standing};
@@ -28,47 +28,29 @@ const WINDOWS_A_ROUND: usize = 100;
 /// One term of leading.
 pub(super) struct Leading<'a> {
     publisher: &'a Publisher,
-    queues: &'a [Queue],
-    backlog: &'a Backlog,
+    unpublished: &'a Unpublished,
     grant: Grant,
-    /// The oldest window that is not handed to the sinks; not known before the store has been asked.
+    /// The oldest window that is not handed to the sinks; not known before the coordinator has been asked.
     next: Option<Window>,
     /// Counts that an earlier leader stored and did not publish.
     stored: BTreeMap<Window, WindowCount>,
-    /// What is marked as published.
-    marked: Option<Window>,
+    /// The published position, as far as this term has committed it.
+    committed: Option<Window>,
     /// What instances that had a window open had left to do, and since when that has not changed.
     left: (BTreeSet<(u64, u64)>, Instant),
-    /// There may be more to close than one round does.
-    goes_on: bool,
     failing: bool,
 }
 
-/// What became of a try to close a window.
-enum Tried {
-    /// It is closed; the next one may be due.
-    Closed,
-    /// It has not ended, or somebody has it open.
-    NotYet,
-}
-
 impl<'a> Leading<'a> {
-    pub(super) fn new(
-        publisher: &'a Publisher,
-        queues: &'a [Queue],
-        backlog: &'a Backlog,
-        grant: Grant,
-    ) -> Self {
+    pub(super) fn new(publisher: &'a Publisher, unpublished: &'a Unpublished, grant: Grant) -> Self {
         Self {
             publisher,
-            queues,
-            backlog,
+            unpublished,
             grant,
             next: None,
             stored: BTreeMap::new(),
-            marked: None,
+            committed: None,
             left: (BTreeSet::new(), Instant::now()),
-            goes_on: false,
             failing: false,
         }
     }
@@ -77,7 +59,6 @@ impl<'a> Leading<'a> {
     /// sealed is closed.
     pub(super) async fn run(&mut self, stop: &CancellationToken) {
         let mut watermark = self.publisher.watermark.clone();
-        let mut delivered = self.backlog.delivered();
         let mut lease = self.publisher.grant.clone();
         lease.mark_unchanged();
         let mut wait = RETRY_AFTER;
@@ -85,7 +66,7 @@ impl<'a> Leading<'a> {
             let stopping = stop.is_cancelled();
             let round = self.round(stopping).await;
             let failed = round.is_err();
-            let goes_on = self.goes_on && !failed;
+            let goes_on = matches!(round, Ok(true));
             if stopping && (self.publisher.coordinator.outlives_process() || !failed && !goes_on) {
                 return;
             }
@@ -99,7 +80,7 @@ impl<'a> Leading<'a> {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = watermark.changed(), if !failed => {}
-                _ = delivered.changed(), if !failed => {}
+                () = self.unpublished.delivered_after(self.committed), if !failed && self.next.is_some() => {}
                 // At the least, this term is over.
                 Ok(()) = lease.changed() => {}
                 () = stop.cancelled(), if !stopping => {}
@@ -107,25 +88,23 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Closes what is due, so many windows at most, and marks what is published.
-    async fn round(&mut self, stopping: bool) -> Result<(), CloseError> {
+    /// Closes what is due and commits what is published. True if more may be due than one round closes.
+    async fn round(&mut self, stopping: bool) -> Result<bool, CloseError> {
         if self.next.is_none() {
-            let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(()) };
+            let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(false) };
             self.stored = resume.stored;
             self.next = Some(resume.next);
         }
         let mut closed = 0;
-        while closed < WINDOWS_A_ROUND
-            && let Tried::Closed = self.close_next(stopping).await?
-        {
+        while closed < WINDOWS_A_ROUND && self.close_next(stopping).await? {
             closed += 1;
         }
-        self.goes_on = closed == WINDOWS_A_ROUND;
-        self.try_to_mark_published().await
+        self.commit_published().await?;
+        Ok(closed == WINDOWS_A_ROUND)
     }
 
     /// One line when the store begins to be unavailable, one when it is back. A fenced leader stops.
-    fn say_how_it_went(&mut self, round: Result<(), CloseError>) {
+    fn say_how_it_went(&mut self, round: Result<bool, CloseError>) {
         match round {
             Err(CloseError::Fenced) => {
                 warn!(fencing_token = self.grant.token(), "another instance has taken the lease");
@@ -136,7 +115,7 @@ impl<'a> Leading<'a> {
                 warn!(%error, "cannot close windows, trying again");
                 self.failing = true;
             }
-            Ok(()) if self.failing => {
+            Ok(_) if self.failing => {
                 info!("closing windows again");
                 self.failing = false;
             }
@@ -151,49 +130,40 @@ impl<'a> Leading<'a> {
         until_end.map_or(ASK_AGAIN_AFTER, |until_end| until_end.clamp(ASK_AGAIN_AFTER, LONGEST_SLEEP))
     }
 
-    async fn close_next(&mut self, stopping: bool) -> Result<Tried, CloseError> {
-        let Some(mut next) = self.next else { return Ok(Tried::NotYet) };
+    /// Whether a window was closed, so that the next one may be due; else it has not ended, or somebody has it open.
+    async fn close_next(&mut self, stopping: bool) -> Result<bool, CloseError> {
+        let Some(mut next) = self.next else { return Ok(false) };
         if !self.grant.is_valid() {
-            return Ok(Tried::NotYet);
+            return Ok(false);
         }
         if let Some(count) = self.stored.remove(&next) {
             self.hand_over(count);
-            return Ok(Tried::Closed);
+            return Ok(true);
         }
         let ended = next.end() <= self.publisher.clock.now();
         // What does not outlive the process is closed before its end, or never.
         let at_the_last = stopping && !self.publisher.coordinator.outlives_process();
         if !(ended || at_the_last) || *self.publisher.watermark.borrow() <= next {
-            return Ok(Tried::NotYet);
+            return Ok(false);
         }
         if next.start() > self.publisher.clock.now() {
             // The clock was set back: there may be windows to come that have ids. The others are not.
-            let with_ids = self.publisher.counter.windows().into_iter().find(|window| *window >= next);
-            let Some(with_ids) = with_ids else { return Ok(Tried::NotYet) };
+            let Some(with_ids) = self.with_ids_from(next) else { return Ok(false) };
             next = with_ids;
         }
-        let Some(standing) = self.publisher.coordinator.standing(next).await? else {
-            return Ok(Tried::NotYet);
-        };
+        let Some(standing) = self.publisher.coordinator.standing(next).await? else { return Ok(false) };
         if standing.open && !self.is_overdue(next, &standing) {
-            return Ok(Tried::NotYet);
+            return Ok(false);
         }
         if self.skip_past_retention(next, &standing) {
-            return Ok(Tried::Closed);
+            return Ok(true);
         }
-        match self.close(next, &standing).await {
-            Ok(count) => {
-                self.publisher.metrics.closed_windows(count.complete).increment(1);
-                self.hand_over(count);
-            }
-            Err(CloseFailure::Evicted) => {
-                self.skip(1, next, "a window that cannot be counted any more is skipped");
-                self.next = Some(next.next());
-            }
-            Err(CloseFailure::Store(CloseError::Open)) => return Ok(Tried::NotYet),
-            Err(CloseFailure::Store(error)) => return Err(error),
-        }
-        Ok(Tried::Closed)
+        self.close(next, &standing).await
+    }
+
+    /// The first window, this one or a later one, in which this instance has ids.
+    fn with_ids_from(&self, first: Window) -> Option<Window> {
+        self.publisher.counter.windows().into_iter().find(|window| *window >= first)
     }
 
     /// Both clocks have to say so: either may have been set. After an outage a window's end is long past, so those
@@ -208,8 +178,31 @@ impl<'a> Leading<'a> {
         is_stuck && due <= self.publisher.clock.now() && standing.time.is_none_or(|time| due <= time)
     }
 
-    async fn close(&self, window: Window, standing: &Standing) -> Result<WindowCount, CloseFailure> {
-        let tally = self.publisher.counter.settle(window, &standing.parties).await?;
+    /// Counts a window and has its count stored.
+    async fn close(&mut self, window: Window, standing: &Standing) -> Result<bool, CloseError> {
+        let tally = match self.publisher.counter.settle(window, &standing.parties).await {
+            Ok(tally) => tally,
+            Err(CountError::Unavailable(error)) => return Err(error.into()),
+            Err(CountError::Evicted(_)) => {
+                self.skip(1, window, "a window that cannot be counted any more is skipped");
+                self.next = Some(window.next());
+                return Ok(true);
+            }
+        };
+        let count = self.judge(window, standing, tally);
+        match self.publisher.coordinator.close(&self.grant, &count, standing).await {
+            Ok(count) => {
+                self.publisher.metrics.closed_windows(count.complete).increment(1);
+                self.hand_over(count);
+                Ok(true)
+            }
+            Err(CloseError::Open) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is published of a window that was counted, and whether it is complete.
+    fn judge(&self, window: Window, standing: &Standing, tally: Tally) -> WindowCount {
         let Tally { unique_ids, accepted_ids, lost_ids } = tally;
         if lost_ids > 0 {
             error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
@@ -223,7 +216,7 @@ impl<'a> Leading<'a> {
         if let Some(reason) = evidence.gap() {
             info!(%window, reason, "a window is closed as incomplete");
         }
-        let count = WindowCount {
+        WindowCount {
             window,
             unique_request_count: unique_ids,
             // What an instance that vanished had accepted is known to nobody; it is no less than there is.
@@ -233,14 +226,12 @@ impl<'a> Leading<'a> {
                 accepted_ids.max(unique_ids)
             },
             complete: evidence.is_complete(),
-        };
-        Ok(self.publisher.coordinator.close(&self.grant, &count, standing).await?)
+        }
     }
 
     fn hand_over(&mut self, count: WindowCount) {
-        for queue in self.queues {
-            queue.push(count, &self.grant, self.publisher.clock.now());
-        }
+        let (grant, since) = (self.grant.clone(), self.publisher.clock.now());
+        self.unpublished.push(Pending { count, grant, since });
         self.publisher.closed.advance(count);
         self.next = Some(count.window.next());
     }
@@ -254,7 +245,7 @@ impl<'a> Leading<'a> {
         let now = standing.time.map_or(now, |time| now.min(time));
         let Some(oldest) = now.checked_sub(self.publisher.retention) else { return false };
         let kept = self.publisher.window.window_at(oldest);
-        let with_ids = self.publisher.counter.windows().into_iter().find(|window| *window >= next);
+        let with_ids = self.with_ids_from(next);
         let stored = self.stored.keys().next().copied();
         let target = [with_ids, stored, standing.attended].into_iter().flatten().fold(kept, Window::min);
         if target <= next {
@@ -273,41 +264,18 @@ impl<'a> Leading<'a> {
 
     fn skip(&self, windows: u64, first: Window, why: &str) {
         error!(windows, %first, "{why}");
-        for queue in self.queues {
-            queue.skipped.increment(windows);
-        }
+        self.unpublished.skip_unlisted(windows);
     }
 
-    async fn try_to_mark_published(&mut self) -> Result<(), CloseError> {
-        let delivered = *self.backlog.delivered().borrow();
+    async fn commit_published(&mut self) -> Result<(), CloseError> {
+        let delivered = self.unpublished.delivered();
         if let Some(window) = delivered
-            && self.marked < delivered
+            && self.committed < delivered
             && self.grant.is_valid()
         {
             self.publisher.coordinator.mark_published(&self.grant, window).await?;
-            self.marked = delivered;
+            self.committed = delivered;
         }
         Ok(())
-    }
-}
-
-/// A window was not closed.
-enum CloseFailure {
-    Evicted,
-    Store(CloseError),
-}
-
-impl From<CountError> for CloseFailure {
-    fn from(error: CountError) -> Self {
-        match error {
-            CountError::Evicted(_) => Self::Evicted,
-            CountError::Unavailable(error) => Self::Store(error.into()),
-        }
-    }
-}
-
-impl From<CloseError> for CloseFailure {
-    fn from(error: CloseError) -> Self {
-        Self::Store(error)
     }
 }

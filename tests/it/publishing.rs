@@ -13,16 +13,16 @@ use headcount::model::id::Id;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Clock, WindowCount, WindowLength};
+use headcount::publish::Publisher;
 use headcount::publish::sinks::CountSink;
 use headcount::publish::sinks::Origin;
 use headcount::publish::sinks::file::FileSink;
-use headcount::publish::{Publisher, SinkEnded};
 use headcount::store::UniqueCounter;
 use headcount::store::memory::MemoryCounter;
 use headcount::telemetry::metrics::Metrics;
 use rustix::fs::OFlags;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::disk::SmallDisk;
@@ -44,7 +44,7 @@ struct Running {
     stop_sealer: CancellationToken,
     stop: CancellationToken,
     sealer: JoinHandle<Result<(), ReportError>>,
-    task: JoinHandle<Result<(), SinkEnded>>,
+    task: JoinHandle<Result<(), JoinError>>,
 }
 
 fn window_length() -> WindowLength {

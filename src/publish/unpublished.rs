@@ -1,0 +1,137 @@
+//! The closed windows that some sink does not have yet: one list for all sinks, and how far each of them is.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ::metrics::Counter;
+use tokio::sync::watch;
+use tracing::error;
+
+use crate::coordination::grant::Grant;
+use crate::model::window::{Window, WindowCount};
+use crate::telemetry::metrics::Metrics;
+
+/// A count that waits for sinks.
+#[derive(Clone)]
+pub(super) struct Pending {
+    pub(super) count: WindowCount,
+    /// The term in which it is published.
+    pub(super) grant: Grant,
+    /// Since when it waits. A clock that was wrong by then makes no count old.
+    pub(super) since: SystemTime,
+}
+
+/// Shared by the leader, which appends, and by a delivery for each sink, which moves the sink's cursor.
+pub(super) struct Unpublished {
+    list: watch::Sender<List>,
+    /// How many windows each sink has been denied.
+    skipped: Vec<Counter>,
+    capacity: usize,
+    metrics: Arc<Metrics>,
+}
+
+struct List {
+    /// Of one term, oldest first; without those that every sink is past.
+    pending: VecDeque<Pending>,
+    /// A cursor for each sink: the last window that it has, or will never have.
+    cursors: Vec<Option<Window>>,
+    /// Nothing more is appended.
+    ended: bool,
+}
+
+impl List {
+    fn next(&self, sink: usize) -> Option<&Pending> {
+        let cursor = self.cursors[sink];
+        let first = self.pending.partition_point(|pending| Some(pending.count.window) <= cursor);
+        self.pending.get(first).filter(|pending| pending.grant.is_valid())
+    }
+
+    fn delivered(&self) -> Option<Window> {
+        self.cursors.iter().min().copied().flatten()
+    }
+}
+
+impl Unpublished {
+    /// For sinks with these counters of skipped windows, numbered in this order.
+    pub(super) fn new(skipped: Vec<Counter>, capacity: usize, metrics: Arc<Metrics>) -> Self {
+        let list = List { pending: VecDeque::new(), cursors: vec![None; skipped.len()], ended: false };
+        Self { list: watch::channel(list).0, skipped, capacity, metrics }
+    }
+
+    /// If there is no room, the oldest makes some.
+    pub(super) fn push(&self, pending: Pending) {
+        self.update(|list| {
+            list.pending.push_back(pending);
+            if list.pending.len() > self.capacity
+                && let Some(Pending { count: WindowCount { window, .. }, .. }) = list.pending.pop_front()
+            {
+                error!(%window, "a sink hangs: a window past retention is skipped");
+                let behind = list.cursors.iter_mut().zip(&self.skipped);
+                for (cursor, skipped) in behind.filter(|(cursor, _)| **cursor < Some(window)) {
+                    skipped.increment(1);
+                    *cursor = Some(window);
+                }
+            }
+        });
+    }
+
+    /// The term is over. What it leaves is appended again by the next leader, which may be this instance.
+    pub(super) fn clear(&self) {
+        self.update(|list| list.pending.clear());
+    }
+
+    /// Nothing more will be appended.
+    pub(super) fn end(&self) {
+        self.update(|list| list.ended = true);
+    }
+
+    /// Waits for the next count for a sink; none when there will be no more, or no more that is `wanted`.
+    pub(super) async fn next(&self, sink: usize, wanted: impl Fn(&Pending) -> bool) -> Option<Pending> {
+        let next = |list: &List| list.next(sink).filter(|pending| wanted(pending)).cloned();
+        let mut list = self.list.subscribe();
+        let list = list.wait_for(|list| list.ended || next(list).is_some()).await.ok()?;
+        next(&list)
+    }
+
+    /// A sink has a window.
+    pub(super) fn taken(&self, sink: usize, window: Window) {
+        self.update(|list| list.cursors[sink] = list.cursors[sink].max(Some(window)));
+    }
+
+    /// A sink will never have a window.
+    pub(super) fn skip(&self, sink: usize, window: Window) {
+        self.skipped[sink].increment(1);
+        self.taken(sink, window);
+    }
+
+    /// No sink will have so many windows, which are not in the list.
+    pub(super) fn skip_unlisted(&self, windows: u64) {
+        self.skipped.iter().for_each(|skipped| skipped.increment(windows));
+    }
+
+    /// The last window that every sink is past.
+    pub(super) fn delivered(&self) -> Option<Window> {
+        self.list.borrow().delivered()
+    }
+
+    /// Waits until every sink is past a window after this one.
+    pub(super) async fn delivered_after(&self, window: Option<Window>) {
+        // It ends with `self`.
+        let _ = self.list.subscribe().wait_for(|list| list.delivered() > window).await;
+    }
+
+    fn update(&self, change: impl FnOnce(&mut List)) {
+        self.list.send_modify(|list| {
+            change(list);
+            let delivered = list.delivered();
+            while list.pending.front().is_some_and(|pending| Some(pending.count.window) <= delivered) {
+                list.pending.pop_front();
+            }
+            self.metrics.unpublished_windows.set(list.pending.len() as f64);
+            if let Some(window) = delivered {
+                self.metrics.last_published_window.set(window.unix_seconds() as f64);
+            }
+        });
+    }
+}
