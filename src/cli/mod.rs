@@ -139,7 +139,7 @@ fn serve(flags: ServeFlags, warning: Option<String>) -> ExitCode {
         Ok(settings) => settings,
         Err(message) => return senseless(&message),
     };
-    let (log, progress) = logging::start(settings.logging.clone(), settings.sinks.is_only_the_log());
+    let (log, windows) = logging::start(settings.logging.clone(), settings.sinks.is_only_the_log());
     if let Some(warning) = warning {
         warn!("{warning}");
     }
@@ -148,7 +148,7 @@ fn serve(flags: ServeFlags, warning: Option<String>) -> ExitCode {
         let signals = Signals::new().context("cannot listen for signals")?;
         let stop = CancellationToken::new();
         tokio::select! {
-            result = serve::run(settings, listeners, progress, stop.clone()) => result,
+            result = serve::run(settings, listeners, windows, stop.clone()) => result,
             () = signals.hurry(stop) => bail!("stopped at once by a second signal, the last count may be lost"),
         }
     });

@@ -26,7 +26,7 @@ use crate::model::window::{Clock, SystemClock, WindowLength};
 use crate::platform::workers::Workers;
 use crate::publish::Publisher;
 use crate::store::Counting;
-use crate::telemetry::log_progress::LogProgress;
+use crate::telemetry::logging::WindowLog;
 use crate::telemetry::metrics::Metrics;
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
@@ -40,7 +40,7 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(250);
 pub async fn run(
     settings: Settings,
     listeners: Listeners,
-    log: LogProgress,
+    log: Option<WindowLog>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(mut service) = start(settings, listeners, log, &shutdown).await? else {
@@ -57,7 +57,7 @@ pub async fn run(
 async fn start(
     settings: Settings,
     listeners: Listeners,
-    log: LogProgress,
+    log: Option<WindowLog>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<Service>> {
     let Settings { counting, http: limits, .. } = &settings;

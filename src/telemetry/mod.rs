@@ -1,5 +1,5 @@
 //! What the service says of itself: metrics and the log.
 
-pub mod log_progress;
 pub mod logging;
 pub mod metrics;
+mod standard_output;

@@ -3,19 +3,15 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use thiserror::Error;
-use tokio::task::JoinHandle;
 
+use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::grant::Grant;
 use crate::model::window::WindowCount;
 use crate::publish::record::Record;
-
-/// How long a line may take to be written.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC).
 ///
@@ -24,15 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct FileSink {
     dir: PathBuf,
     origin: Origin,
-    /// A line that took too long. It may still be written, so nothing else is until that is known.
-    late: Option<Writing>,
-}
-
-/// A line that is on its way to a file.
-struct Writing {
-    count: WindowCount,
-    path: PathBuf,
-    task: JoinHandle<io::Result<()>>,
+    lines: Lines,
 }
 
 /// The directory cannot be written to.
@@ -51,7 +39,7 @@ impl FileSink {
     /// [`UnwritableLogDir`] when they cannot.
     pub fn open(dir: &Path, origin: Origin) -> Result<Self, UnwritableLogDir> {
         fs::create_dir_all(dir).and_then(|()| try_to_write(dir)).map_err(unwritable(dir))?;
-        Ok(Self { dir: dir.to_owned(), origin, late: None })
+        Ok(Self { dir: dir.to_owned(), origin, lines: Lines::default() })
     }
 
     /// Sees whether [`FileSink::open`] would succeed, without making `dir`. Returns whether it exists.
@@ -65,17 +53,6 @@ impl FileSink {
         try_to_write(there.unwrap_or(Path::new("."))).map_err(unwritable(dir))?;
         Ok(there == Some(dir))
     }
-
-    /// Waits for a line, but not for long: a file may be on a server that is away.
-    async fn wait_for(&mut self, mut writing: Writing) -> Result<(), SinkError> {
-        let Ok(done) = tokio::time::timeout(TIMEOUT, &mut writing.task).await else {
-            let error = cannot_write(&writing.path, &format!("no answer within {} s", TIMEOUT.as_secs()));
-            self.late = Some(writing);
-            return Err(error);
-        };
-        let done = done.map_err(SinkError::unavailable)?;
-        done.map_err(|error| cannot_write(&writing.path, &error.to_string()))
-    }
 }
 
 #[async_trait]
@@ -85,24 +62,12 @@ impl CountSink for FileSink {
     }
 
     async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        if let Some(late) = self.late.take() {
-            let same = late.count == *count;
-            let written = self.wait_for(late).await;
-            if same || self.late.is_some() {
-                return written;
-            }
-        }
         let line = Record::new(count, &self.origin, grant).line();
         let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
         let to = path.clone();
-        let task = tokio::task::spawn_blocking(move || append(&to, line));
-        self.wait_for(Writing { count: *count, path, task }).await
+        self.lines.write(count, path.display(), move || append(&to, line)).await
     }
-}
-
-fn cannot_write(path: &Path, cause: &str) -> SinkError {
-    SinkError::unavailable(format!("cannot write to {}: {cause}", path.display()))
 }
 
 fn unwritable(dir: &Path) -> impl FnOnce(io::Error) -> UnwritableLogDir {

@@ -2,6 +2,7 @@
 
 pub mod file;
 pub mod kafka;
+mod lines;
 pub mod log;
 pub mod settings;
 pub mod stream;

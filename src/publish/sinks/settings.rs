@@ -9,7 +9,7 @@ use crate::publish::sinks::log::LogSink;
 use crate::publish::sinks::stream::StreamSink;
 use crate::publish::sinks::{CountSink, Origin};
 use crate::redis::Redis;
-use crate::telemetry::log_progress::LogProgress;
+use crate::telemetry::logging::WindowLog;
 use crate::telemetry::metrics::Metrics;
 
 /// Where counts go.
@@ -39,11 +39,11 @@ impl Sinks {
         origin: &Origin,
         redis: Option<&Redis>,
         retention: Duration,
-        log: LogProgress,
+        log: Option<WindowLog>,
         metrics: &Metrics,
     ) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
         let mut sinks: Vec<Box<dyn CountSink>> = Vec::new();
-        if log.has_windows {
+        if let Some(log) = log {
             sinks.push(Box::new(LogSink::new(origin.clone(), log)));
         }
         if let Some(dir) = &self.log_dir {

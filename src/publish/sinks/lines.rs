@@ -1,0 +1,55 @@
+//! What takes a line for each window and may hang: a file, standard output.
+
+use std::fmt::Display;
+use std::io;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::SinkError;
+use crate::model::window::WindowCount;
+
+/// How long a line may take to be written: a file may be on a server that is away, a reader may have paused.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Writes one line after another, each on a thread that may block.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// A line that took too long. It may still be written, so nothing else is until that is known.
+    late: Option<(WindowCount, JoinHandle<io::Result<()>>)>,
+}
+
+impl Lines {
+    /// Writes the line of a count, or waits for it if it is late, with an error that names where it goes.
+    pub(super) async fn write(
+        &mut self,
+        count: &WindowCount,
+        to: impl Display,
+        write: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), SinkError> {
+        let written = self.write_in_turn(count, write).await;
+        written.map_err(|cause| SinkError::unavailable(format!("cannot write to {to}: {cause}")))
+    }
+
+    async fn write_in_turn(
+        &mut self,
+        count: &WindowCount,
+        write: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        if let Some((late, task)) = self.late.take() {
+            let written = self.wait_for(late, task).await;
+            if late == *count || self.late.is_some() {
+                return written;
+            }
+        }
+        self.wait_for(*count, tokio::task::spawn_blocking(write)).await
+    }
+
+    async fn wait_for(&mut self, count: WindowCount, mut task: JoinHandle<io::Result<()>>) -> io::Result<()> {
+        let Ok(done) = tokio::time::timeout(TIMEOUT, &mut task).await else {
+            self.late = Some((count, task));
+            return Err(io::Error::other(format!("no answer within {} s", TIMEOUT.as_secs())));
+        };
+        done?
+    }
+}
