@@ -143,7 +143,6 @@ fn on_stream(key: &str) -> Vec<Try> {
     about.arg("STREAM").arg(key);
     vec![
         command("XADD", key, &[NO_ID, "field", "value"]),
-        command("XREVRANGE", key, &[NO_ID, NO_ID]),
         ("XINFO STREAM", about),
         command("XSETID", key, &[NO_ID]),
     ]

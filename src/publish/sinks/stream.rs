@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::redis::{RedisError, Value, from_redis_value_ref};
+use ::redis::{FromRedisValue, ParsingError, RedisError, Value, from_redis_value, from_redis_value_ref};
 use async_trait::async_trait;
 
 use super::{CountSink, Origin, SinkError};
@@ -32,7 +32,7 @@ pub struct StreamSink {
 }
 
 /// Where an entry is in a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Id {
     milliseconds: u64,
     sequence: u64,
@@ -41,7 +41,8 @@ struct Id {
 /// An entry: its id and its fields.
 type Entry = (Id, HashMap<String, String>);
 
-/// What is in a stream.
+/// What is in a stream. One that does not exist is like one that never had an entry.
+#[derive(Default)]
 struct Contents {
     newest: Option<Entry>,
     /// The highest id that it ever had.
@@ -64,93 +65,45 @@ impl StreamSink {
         Self { redis: redis.another(), key, origin, length }
     }
 
-    /// Why the stream did not take a count. It is tried again.
-    ///
-    /// A stream remembers the highest id that it ever had, and takes none before it. If that can be a window's, the stream has
-    /// had the count, be it that whoever reads it has deleted it since. An entry of somebody else with a later id, which was
-    /// deleted, would stop the stream until that time comes. So what the stream remembers is set back: no further than to
-    /// just before the count, so that it goes on to refuse older ones.
-    async fn give_way(&self, count: &WindowCount) -> Result<SinkError, SinkError> {
-        let key = &self.key;
-        let Some(Contents { newest, remembered }) = self.contents().await? else {
-            return Ok(SinkError::unavailable(format!("the stream {key} was deleted just now")));
-        };
-        let newest_id = newest.as_ref().map_or(Id::FIRST, |entry| entry.0);
-        if remembered == newest_id {
-            let is_ours = newest.as_ref().is_some_and(|entry| self.window(entry).is_some());
-            return Ok(SinkError::unavailable(if is_ours {
-                format!(
-                    "the stream {key} has a later count already: another instance published it, or the clock was set back"
-                )
-            } else {
-                format!(
-                    "the stream {key} has an entry {newest_id} that is later than the count: delete it with XDEL"
-                )
-            }));
-        }
-        if self.window_of(remembered).is_some() {
-            return Ok(SinkError::unavailable(format!(
-                "the stream {key} has had a count {remembered}, which was deleted: this one is no later"
-            )));
-        }
-        let set_back_to = newest_id.max(Id::before(count.window));
-        let mut set_back = ::redis::cmd("XSETID");
-        set_back.arg(key).arg(set_back_to.to_string());
-        let done =
-            self.redis.run(Call::Publish, async |connection| set_back.exec_async(connection).await).await;
-        Ok(SinkError::unavailable(match done {
-            Ok(()) => format!(
-                "somebody added an entry {remembered} to the stream {key}, and deleted it: the stream was set back to \
-                 {set_back_to}"
-            ),
-            Err(error) => format!("{} ({error})", deleted_later(key, remembered)),
-        }))
-    }
-
-    /// What is in the stream; none if it is not there.
+    /// Looks at the stream as the sink would, and changes nothing.
     ///
     /// # Errors
     ///
-    /// [`SinkError`]; fatal where it is no stream.
-    async fn contents(&self) -> Result<Option<Contents>, SinkError> {
-        let mut newest = ::redis::cmd("XREVRANGE");
-        newest.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
+    /// [`SinkError`]: no count could be published.
+    pub async fn preflight(&self) -> Result<StreamPreflight, SinkError> {
+        let contents = self.contents().await?;
+        let last = self.last_of(&contents)?;
+        let Contents { newest, remembered } = contents;
+        let was_deleted = newest.is_none_or(|(newest, _)| newest != remembered);
+        let in_the_future =
+            self.window_of(remembered).is_none() && remembered.milliseconds > unix_milliseconds();
+        let holds_up = (was_deleted && in_the_future).then(|| deleted_later(&self.key, remembered));
+        Ok(StreamPreflight { last, holds_up })
+    }
+
+    /// Fatal where the key holds something else.
+    async fn contents(&self) -> Result<Contents, SinkError> {
         let mut about = ::redis::cmd("XINFO");
         about.arg("STREAM").arg(&self.key);
         let asked = self.redis.run(Call::Publish, async |connection| {
-            let newest: Vec<(String, _)> = match newest.query_async(connection).await {
+            match about.query_async::<HashMap<String, Value>>(connection).await {
+                Err(error) if is_missing(&error) => Ok(Ok(HashMap::new())),
                 Err(error) if is_wrong_type(&error) => {
-                    return Ok(Err(SinkError::Fatal(format!("{}: {error}", self.key))));
+                    Ok(Err(SinkError::Fatal(format!("{}: {error}", self.key))))
                 }
-                newest => newest?,
-            };
-            let about: HashMap<String, Value> = match about.query_async(connection).await {
-                Err(error) if is_missing(&error) => return Ok(Ok(None)),
-                about => about?,
-            };
-            let remembered = about.get("last-generated-id").unwrap_or(&Value::Nil);
-            Ok(Ok(Some((newest.into_iter().next(), from_redis_value_ref::<String>(remembered)?))))
+                about => about.map(Ok),
+            }
         });
-        let Some((newest, remembered)) = asked.await.map_err(SinkError::unavailable)?? else {
-            return Ok(None);
-        };
-        let id = |text: &str| {
-            Id::read(text)
-                .ok_or_else(|| SinkError::unavailable(format!("the stream {}: '{text}' is no id", self.key)))
-        };
-        let newest = newest.map(|(text, fields)| Ok((id(&text)?, fields))).transpose()?;
-        Ok(Some(Contents { newest, remembered: id(&remembered)? }))
+        let about = asked.await.map_err(SinkError::unavailable)??;
+        let Some(remembered) = about.get("last-generated-id") else { return Ok(Contents::default()) };
+        let newest = about.get("last-entry").unwrap_or(&Value::Nil);
+        Ok(Contents {
+            newest: from_redis_value_ref(newest).map_err(SinkError::unavailable)?,
+            remembered: from_redis_value_ref(remembered).map_err(SinkError::unavailable)?,
+        })
     }
 
-    /// The window that the stream had last; none if it had none.
-    ///
-    /// # Errors
-    ///
-    /// [`SinkError`]; fatal where it has an entry that is not ours, or is no stream.
-    async fn last(&self) -> Result<Option<Window>, SinkError> {
-        self.contents().await?.map_or(Ok(None), |contents| self.last_of(&contents))
-    }
-
+    /// The window that the stream had last, be it that its entry was deleted. Fatal where the newest entry is not ours.
     fn last_of(&self, Contents { newest, remembered }: &Contents) -> Result<Option<Window>, SinkError> {
         let foreign = |id: Id| {
             SinkError::Fatal(format!(
@@ -166,22 +119,45 @@ impl StreamSink {
         Ok(there.max(deleted))
     }
 
-    /// Looks at the stream as the sink would, and changes nothing.
+    /// Why the stream did not take a count. It is tried again.
     ///
-    /// # Errors
-    ///
-    /// [`SinkError`]: no count could be published.
-    pub async fn preflight(&self) -> Result<StreamPreflight, SinkError> {
-        let Some(contents) = self.contents().await? else {
-            return Ok(StreamPreflight { last: None, holds_up: None });
-        };
-        let last = self.last_of(&contents)?;
-        let Contents { newest, remembered } = contents;
-        let was_deleted = newest.is_none_or(|(newest, _)| newest != remembered);
-        let in_the_future =
-            self.window_of(remembered).is_none() && remembered.milliseconds > unix_milliseconds();
-        let holds_up = (was_deleted && in_the_future).then(|| deleted_later(&self.key, remembered));
-        Ok(StreamPreflight { last, holds_up })
+    /// A stream remembers the highest id that it ever had, and takes none before it. If that can be a window's, the stream has
+    /// had the count, be it that a consumer has deleted it since. An entry of another program with a later id, which was
+    /// deleted, would stop the stream until that time comes. So what the stream remembers is set back: no further than to
+    /// just before the count, so that it goes on to refuse older ones.
+    async fn give_way(&self, count: &WindowCount) -> Result<String, SinkError> {
+        let key = &self.key;
+        let Contents { newest, remembered } = self.contents().await?;
+        if remembered < Id::of(count.window) {
+            return Ok(format!("the stream {key} was changed just now"));
+        }
+        if let Some(newest) = newest.as_ref().filter(|(id, _)| *id == remembered) {
+            return Ok(match self.window(newest) {
+                Some(_) => format!(
+                    "the stream {key} has a later count already: another instance published it, or the clock was set back"
+                ),
+                None => format!(
+                    "the stream {key} has an entry {remembered} that is later than the count: delete it with XDEL"
+                ),
+            });
+        }
+        if self.window_of(remembered).is_some() {
+            return Ok(format!(
+                "the stream {key} has had a count {remembered}, which was deleted: this one is no later"
+            ));
+        }
+        let set_back_to = newest.map_or(Id::FIRST, |(id, _)| id).max(Id::before(count.window));
+        let mut set_back = ::redis::cmd("XSETID");
+        set_back.arg(key).arg(set_back_to.to_string());
+        let done =
+            self.redis.run(Call::Publish, async |connection| set_back.exec_async(connection).await).await;
+        Ok(match done {
+            Ok(()) => format!(
+                "somebody added an entry {remembered} to the stream {key}, and deleted it: the stream was set back to \
+                 {set_back_to}"
+            ),
+            Err(error) => format!("{} ({error})", deleted_later(key, remembered)),
+        })
     }
 
     /// The window of an entry or, if windows had another length then, the one of ours in which it ends.
@@ -210,7 +186,7 @@ impl CountSink for StreamSink {
     }
 
     async fn resume(&mut self, _grant: &Grant) -> Result<Option<Window>, SinkError> {
-        self.last().await
+        self.last_of(&self.contents().await?)
     }
 
     async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
@@ -232,7 +208,10 @@ impl CountSink for StreamSink {
                 Err(error) if is_not_newer(&error) => Ok(false),
                 done => done.map(|()| true),
             });
-        if answer.await.map_err(SinkError::unavailable)? { Ok(()) } else { Err(self.give_way(count).await?) }
+        if answer.await.map_err(SinkError::unavailable)? {
+            return Ok(());
+        }
+        Err(SinkError::unavailable(self.give_way(count).await?))
     }
 }
 
@@ -249,10 +228,15 @@ impl Id {
     fn before(window: Window) -> Self {
         Self { milliseconds: Self::of(window).milliseconds.saturating_sub(1), sequence: 0 }
     }
+}
 
-    fn read(text: &str) -> Option<Self> {
-        let (milliseconds, sequence) = text.split_once('-')?;
-        Some(Self { milliseconds: milliseconds.parse().ok()?, sequence: sequence.parse().ok()? })
+impl FromRedisValue for Id {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let text: String = from_redis_value(value)?;
+        let parts = text.split_once('-').and_then(|(milliseconds, sequence)| {
+            Some(Self { milliseconds: milliseconds.parse().ok()?, sequence: sequence.parse().ok()? })
+        });
+        parts.ok_or_else(|| format!("'{text}' is no id of a stream").into())
     }
 }
 

@@ -1,6 +1,7 @@
-//! What librdkafka tells of itself: its log, its errors, its statistics.
+//! What all clients of Kafka share: their limits, and what librdkafka tells of itself in its log, errors and statistics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::metrics::{Counter, Gauge};
 use parking_lot::Mutex;
@@ -13,6 +14,23 @@ use tracing::{debug, error};
 
 use crate::publish::sinks::SinkError;
 use crate::telemetry::metrics::Metrics;
+
+/// How long a call to the brokers may take.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+/// The only partition that is used.
+pub(super) const PARTITION: i32 = 0;
+
+/// What is left to say of most errors is that trying again may help.
+pub(super) fn failure(error: KafkaError) -> SinkError {
+    match error.rdkafka_error_code() {
+        Some(
+            RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::InvalidProducerEpoch,
+        ) => SinkError::Fenced,
+        _ => SinkError::unavailable(error),
+    }
+}
 
 /// Listens to a client.
 #[derive(Clone)]

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::warn;
 
-use super::common::{PARTITION, TIMEOUT, failure};
+use super::client::{PARTITION, TIMEOUT, failure};
 use super::settings::KafkaSettings;
 use crate::model::window::Window;
 use crate::publish::record::{ACCEPTED_IDS, COMPLETE, WINDOW_SECONDS};
@@ -54,81 +54,118 @@ struct Value {
 /// # Errors
 ///
 /// [`SinkError`]; fatal for a record that is not of this namespace.
-pub fn read(settings: &KafkaSettings, origin: &Origin, mut each: impl FnMut(Entry)) -> Result<(), SinkError> {
-    let committed: BaseConsumer = settings.consumer("read_committed").create().map_err(failure)?;
-    let (low, _) = committed.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
-    read_since(settings, origin, &committed, low, &mut each)
+pub fn read(settings: &KafkaSettings, origin: &Origin, each: impl FnMut(Entry)) -> Result<(), SinkError> {
+    let committed = Reader::new(settings, origin, "read_committed")?;
+    let (first, _) = committed.offsets()?;
+    committed.read_since(first, each)
 }
 
 /// The last committed window. The caller has fenced all before him; if somebody fences him meanwhile and adds one, he
 /// can publish nothing himself.
 pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<Window>, SinkError> {
-    let all: BaseConsumer = settings.consumer("read_uncommitted").create().map_err(failure)?;
-    let (low, end) = all.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
-    let committed: BaseConsumer = settings.consumer("read_committed").create().map_err(failure)?;
-    wait_for_transactions(settings, &committed, end)?;
+    let (first, end) = Reader::new(settings, origin, "read_uncommitted")?.offsets()?;
+    let committed = Reader::new(settings, origin, "read_committed")?;
+    committed.wait_for_transactions(end)?;
     let mut look = FIRST_LOOK;
     loop {
-        let from = (end - look).max(low);
+        let from = (end - look).max(first);
         let mut last = None;
-        read_since(settings, origin, &committed, from, &mut |entry| last = Some(entry))?;
+        committed.read_since(from, |entry| last = Some(entry))?;
         if let Some(Entry { start, seconds, .. }) = last {
             // If windows had another length then, the one of ours in which it ends.
             return Ok(Some(origin.window.starting_at(start + seconds.max(1) - 1)));
         }
-        if from == low {
+        if from == first {
             return Ok(None);
         }
         look *= 8;
     }
 }
 
-/// Until committed readers can read to `end`.
-fn wait_for_transactions(
-    settings: &KafkaSettings,
-    committed: &BaseConsumer,
-    end: i64,
-) -> Result<(), SinkError> {
-    let started = Instant::now();
-    let mut warned = false;
-    loop {
-        let (_, stable) = committed.fetch_watermarks(&settings.topic, PARTITION, TIMEOUT).map_err(failure)?;
-        if stable >= end {
-            return Ok(());
-        }
-        if started.elapsed() > PATIENCE {
-            return Err(SinkError::unavailable("another producer's open transaction holds the topic up"));
-        }
-        if !warned && started.elapsed() > Duration::from_secs(1) {
-            warn!(
-                topic = settings.topic,
-                "another producer's open transaction holds the topic up, waiting for it"
-            );
-            warned = true;
-        }
-        thread::sleep(ASK_AGAIN_AFTER);
-    }
+struct Reader<'a> {
+    settings: &'a KafkaSettings,
+    origin: &'a Origin,
+    consumer: BaseConsumer,
 }
 
-/// Those from an offset on.
-fn read_since(
-    settings: &KafkaSettings,
-    origin: &Origin,
-    committed: &BaseConsumer,
-    from: i64,
-    each: &mut dyn FnMut(Entry),
-) -> Result<(), SinkError> {
-    let mut partitions = TopicPartitionList::new();
-    partitions.add_partition_offset(&settings.topic, PARTITION, Offset::Offset(from)).map_err(failure)?;
-    committed.assign(&partitions).map_err(failure)?;
-    loop {
-        match committed.poll(TIMEOUT) {
-            None => return Err(SinkError::unavailable("Kafka does not answer in time")),
-            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
-            Some(Err(error)) if is_passing(&error) => {}
-            Some(Err(error)) => return Err(failure(error)),
-            Some(Ok(record)) => each(entry(settings, origin, &record)?),
+impl<'a> Reader<'a> {
+    fn new(settings: &'a KafkaSettings, origin: &'a Origin, isolation: &str) -> Result<Self, SinkError> {
+        let consumer = settings.consumer(isolation).create().map_err(failure)?;
+        Ok(Self { settings, origin, consumer })
+    }
+
+    /// The first one that there is, and the one after the last that this reader may read.
+    fn offsets(&self) -> Result<(i64, i64), SinkError> {
+        self.consumer.fetch_watermarks(&self.settings.topic, PARTITION, TIMEOUT).map_err(failure)
+    }
+
+    /// Until this reader may read to `end`.
+    fn wait_for_transactions(&self, end: i64) -> Result<(), SinkError> {
+        let started = Instant::now();
+        let mut warned = false;
+        while self.offsets()?.1 < end {
+            if started.elapsed() > PATIENCE {
+                return Err(SinkError::unavailable("another producer's open transaction holds the topic up"));
+            }
+            if !warned && started.elapsed() > Duration::from_secs(1) {
+                warn!(
+                    topic = self.settings.topic,
+                    "another producer's open transaction holds the topic up, waiting for it"
+                );
+                warned = true;
+            }
+            thread::sleep(ASK_AGAIN_AFTER);
         }
+        Ok(())
+    }
+
+    fn read_since(&self, from: i64, mut each: impl FnMut(Entry)) -> Result<(), SinkError> {
+        let mut partitions = TopicPartitionList::new();
+        let from = Offset::Offset(from);
+        partitions.add_partition_offset(&self.settings.topic, PARTITION, from).map_err(failure)?;
+        self.consumer.assign(&partitions).map_err(failure)?;
+        loop {
+            match self.consumer.poll(TIMEOUT) {
+                None => return Err(SinkError::unavailable("Kafka does not answer in time")),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
+                Some(Err(error)) if is_passing(&error) => {}
+                Some(Err(error)) => return Err(failure(error)),
+                Some(Ok(record)) => each(self.entry(&record)?),
+            }
+        }
+    }
+
+    fn entry(&self, record: &BorrowedMessage<'_>) -> Result<Entry, SinkError> {
+        let foreign = |what: &str| {
+            SinkError::Fatal(format!(
+                "the topic {} has {what} at offset {}: it needs a topic of its own, with --kafka-topic or another \
+                 --namespace",
+                self.settings.topic,
+                record.offset()
+            ))
+        };
+        let key = String::from_utf8_lossy(record.key().unwrap_or_default());
+        if key != self.origin.namespace {
+            return Err(foreign(&format!("a record with the key '{key}'")));
+        }
+        let value: Option<Value> = record.payload().and_then(|value| serde_json::from_slice(value).ok());
+        let start = value.as_ref().and_then(|value| OffsetDateTime::parse(&value.timestamp, &Rfc3339).ok());
+        let start = start.and_then(|start| u64::try_from(start.unix_timestamp()).ok());
+        let Some((Value { unique_request_count, .. }, start)) = value.zip(start) else {
+            return Err(foreign("a record that is no count"));
+        };
+        let header = |key: &str| {
+            let header = record.headers()?.iter().find(|header| header.key == key)?;
+            std::str::from_utf8(header.value?).ok()
+        };
+        let seconds = header(WINDOW_SECONDS).and_then(|seconds| seconds.parse().ok());
+        Ok(Entry {
+            start,
+            seconds: seconds.unwrap_or_else(|| u64::from(self.origin.window.seconds())),
+            unique_request_count,
+            accepted_ids: header(ACCEPTED_IDS).and_then(|ids| ids.parse().ok()),
+            complete: header(COMPLETE) == Some("true"),
+        })
     }
 }
 
@@ -138,43 +175,4 @@ fn is_passing(error: &KafkaError) -> bool {
         error.rdkafka_error_code(),
         Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown)
     )
-}
-
-fn entry(
-    settings: &KafkaSettings,
-    origin: &Origin,
-    record: &BorrowedMessage<'_>,
-) -> Result<Entry, SinkError> {
-    let foreign = |what: String| {
-        SinkError::Fatal(format!(
-            "the topic {} has {what} at offset {}: it needs a topic of its own, with --kafka-topic or another \
-             --namespace",
-            settings.topic,
-            record.offset()
-        ))
-    };
-    let key = String::from_utf8_lossy(record.key().unwrap_or_default());
-    if key != origin.namespace {
-        return Err(foreign(format!("a record with the key '{key}'")));
-    }
-    let value: Option<Value> = record.payload().and_then(|value| serde_json::from_slice(value).ok());
-    let parsed = value.and_then(|value| {
-        let start = OffsetDateTime::parse(&value.timestamp, &Rfc3339).ok()?;
-        Some((u64::try_from(start.unix_timestamp()).ok()?, value.unique_request_count))
-    });
-    let Some((start, unique_request_count)) = parsed else {
-        return Err(foreign("a record that is no count".to_owned()));
-    };
-    let header = |key: &str| {
-        let header = record.headers()?.iter().find(|header| header.key == key)?;
-        std::str::from_utf8(header.value?).ok()
-    };
-    let seconds = header(WINDOW_SECONDS).and_then(|seconds| seconds.parse().ok());
-    Ok(Entry {
-        start,
-        seconds: seconds.unwrap_or_else(|| u64::from(origin.window.seconds())),
-        unique_request_count,
-        accepted_ids: header(ACCEPTED_IDS).and_then(|ids| ids.parse().ok()),
-        complete: header(COMPLETE) == Some("true"),
-    })
 }

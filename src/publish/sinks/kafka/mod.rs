@@ -17,7 +17,6 @@
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
 
 mod client;
-mod common;
 pub mod ledger;
 mod preflight;
 mod settings;

@@ -2,14 +2,12 @@
 
 use std::time::SystemTime;
 
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{FutureProducer, Producer};
 use tokio::runtime::Handle;
 
-use super::client::Watcher;
-use super::common::{PARTITION, TIMEOUT, failure};
+use super::client::{TIMEOUT, Watcher, failure};
 use super::ledger;
 use super::settings::KafkaSettings;
-use super::topic::millis;
 use crate::model::window::Window;
 use crate::publish::sinks::{Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
@@ -64,11 +62,7 @@ fn try_to_write(
 ) -> Result<(), SinkError> {
     producer.init_transactions(TIMEOUT).map_err(failure)?;
     producer.begin_transaction().map_err(failure)?;
-    let record = FutureRecord::to(&settings.topic)
-        .partition(PARTITION)
-        .key(&origin.namespace)
-        .payload("headcount check")
-        .timestamp(millis(time));
+    let record = settings.record(&origin.namespace, b"headcount check", time);
     let sent = producer.send_result(record).map_err(|(error, _)| failure(error));
     let flushed = producer.flush(TIMEOUT).map_err(failure);
     producer.abort_transaction(TIMEOUT).map_err(failure)?;

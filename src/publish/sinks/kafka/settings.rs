@@ -1,16 +1,15 @@
-//! How Kafka is reached: what librdkafka makes of the options, and the topic.
+//! How Kafka is reached, and what librdkafka makes of the options.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{Client, ClientContext, DefaultClientContext};
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::BaseProducer;
-use tokio::runtime::Handle;
-use tracing::{info, warn};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, FutureRecord};
+use tracing::warn;
 
-use super::common::{TIMEOUT, failure};
+use super::client::{PARTITION, TIMEOUT, failure};
 use crate::platform::secret;
 use crate::publish::sinks::SinkError;
 
@@ -162,15 +161,17 @@ impl KafkaSettings {
 
     /// For the one who publishes to the topic: there is one at a time.
     pub(super) fn producer(&self) -> ClientConfig {
-        let mut config = self.config();
-        config.set("transactional.id", format!("headcount.{}", self.topic));
-        config
+        self.transactional("headcount")
     }
 
-    /// For one who only tries to.
+    /// For a check, which must not fence that one.
     pub(super) fn trial_producer(&self) -> ClientConfig {
+        self.transactional("headcount-check")
+    }
+
+    fn transactional(&self, prefix: &str) -> ClientConfig {
         let mut config = self.config();
-        config.set("transactional.id", format!("headcount-check.{}", self.topic));
+        config.set("transactional.id", format!("{prefix}.{}", self.topic));
         config
     }
 
@@ -188,51 +189,24 @@ impl KafkaSettings {
         config
     }
 
-    /// How many partitions it has; none if it does not exist.
-    pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
-        let metadata = client.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(failure)?;
-        let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
-        Ok(there.map(|topic| topic.partitions().len()).sum())
-    }
-
-    /// Makes the topic with one partition if there is none, else sees that it can be a record.
-    pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
-        if self.partitions(client)? > 0 {
-            return self.see_that_it_takes_records();
-        }
-        self.make_topic(&admin_options())?;
-        info!(topic = self.topic, "made a topic in Kafka");
-        Ok(())
-    }
-
-    /// Whether the topic could be made.
-    pub(super) fn try_to_make_topic(&self) -> Result<(), SinkError> {
-        self.make_topic(&admin_options().validate_only(true))
-    }
-
-    fn make_topic(&self, options: &AdminOptions) -> Result<(), SinkError> {
-        // As many replicas as the brokers' default says.
-        let topic =
-            NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
-        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], options));
-        for made in made.map_err(failure)? {
-            match made {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((topic, error)) => {
-                    return Err(SinkError::unavailable(format!("cannot make the topic {topic}: {error}")));
-                }
-            }
-        }
-        Ok(())
+    /// A record for the topic, in the only partition that is used.
+    pub(super) fn record<'a>(
+        &'a self,
+        namespace: &'a str,
+        value: &'a [u8],
+        time: SystemTime,
+    ) -> FutureRecord<'a, str, [u8]> {
+        let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        FutureRecord::to(&self.topic)
+            .partition(PARTITION)
+            .key(namespace)
+            .payload(value)
+            .timestamp(since_1970.as_millis() as i64)
     }
 
     pub(super) fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
         self.config().create().map_err(failure)
     }
-}
-
-fn admin_options() -> AdminOptions {
-    AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
 }
 
 #[cfg(test)]

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{FutureProducer, Producer};
 use tokio::runtime::Handle;
 use tracing::info;
 
-use super::client::Watcher;
-use super::common::{PARTITION, TIMEOUT, failure};
+use super::client::{TIMEOUT, Watcher, failure};
 use super::ledger;
 use super::settings::KafkaSettings;
-use super::topic::millis;
 use crate::coordination::grant::Grant;
 use crate::model::window::{Window, WindowCount};
 use crate::publish::record::Record;
@@ -101,12 +99,7 @@ impl CountSink for KafkaSink {
                 settings.see_that_it_takes_records()?;
             }
             let time = ended.min(SystemTime::now());
-            let record = FutureRecord::to(&settings.topic)
-                .partition(PARTITION)
-                .key(&origin.namespace)
-                .payload(&value)
-                .timestamp(millis(time))
-                .headers(headers);
+            let record = settings.record(&origin.namespace, &value, time).headers(headers);
             producer.begin_transaction().map_err(failure)?;
             // What becomes of the record is what becomes of the transaction, which waits for it.
             let sent = producer.send_result(record).map_err(|(error, _)| error);

@@ -1,15 +1,15 @@
-//! What a topic is set to, and what of that keeps our records out.
+//! The topic: how it is made, what it is set to, and what of that keeps our records out.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Handle;
-use tracing::debug;
+use tracing::{debug, info};
 
-use super::common::PARTITION;
+use super::client::{PARTITION, TIMEOUT, failure};
 use super::settings::KafkaSettings;
 use crate::publish::sinks::SinkError;
 
@@ -40,63 +40,94 @@ impl Described<'_> {
         self.setting(name)?.parse().ok()
     }
 
-    /// Settings under which no record of ours is taken, or none stays.
-    ///
-    /// All records have the same key: compaction would leave the last one.
-    fn see_that_it_takes_records(&self) -> Result<(), SinkError> {
+    /// The setting under which no record of ours is taken, or none stays.
+    fn against_records(&self) -> Option<SinkError> {
         let topic = self.topic;
+        // All records have the same key: compaction would leave the last one.
         if let Some(policy) = self.setting("cleanup.policy").filter(|policy| policy.contains("compact")) {
-            return Err(SinkError::Fatal(format!(
+            return Some(SinkError::Fatal(format!(
                 "the topic {topic} has cleanup.policy={policy}, which would delete all windows but the last: set it \
                  to delete"
             )));
         }
-        let largest = self.number("max.message.bytes").filter(|largest| *largest < LARGEST_BATCH);
-        largest.map_or(Ok(()), |largest| {
-            Err(SinkError::unavailable(format!(
-                "the topic {topic} has max.message.bytes={largest}, too few for a record: set it to {LARGEST_BATCH} \
-                 or more"
-            )))
-        })
+        let largest = self.number("max.message.bytes").filter(|largest| *largest < LARGEST_BATCH)?;
+        Some(SinkError::unavailable(format!(
+            "the topic {topic} has max.message.bytes={largest}, too few for a record: set it to {LARGEST_BATCH} or more"
+        )))
     }
 
-    /// What kept a record out that is so old, if it is a setting. The brokers have the last word, whose clocks differ:
-    /// so nobody asks before the record was refused.
-    fn see_that_it_takes(&self, age: Duration) -> Result<(), SinkError> {
-        self.see_that_it_takes_records()?;
-        let of_writers = self.setting("message.timestamp.type") != Some("LogAppendTime");
-        let oldest = self.number("message.timestamp.before.max.ms").filter(|_| of_writers);
-        let age = age.as_millis();
-        match oldest.filter(|oldest| u128::from(*oldest) < age) {
-            None => Ok(()),
-            Some(oldest) => Err(SinkError::unavailable(format!(
-                "the topic {} has message.timestamp.before.max.ms={oldest}, too few for a window that ended {age} ms \
-                 ago: set it to --retention or more",
-                self.topic
-            ))),
+    /// The setting that kept a record of this age out. The brokers have the last word, whose clocks differ: so nobody
+    /// asks before a record was refused.
+    fn against_age(&self, age: Duration) -> Option<SinkError> {
+        if self.setting("message.timestamp.type") == Some("LogAppendTime") {
+            return None;
         }
+        let (topic, age) = (self.topic, age.as_millis());
+        let oldest =
+            self.number("message.timestamp.before.max.ms").filter(|oldest| u128::from(*oldest) < age)?;
+        Some(SinkError::unavailable(format!(
+            "the topic {topic} has message.timestamp.before.max.ms={oldest}, too few for a window that ended {age} ms \
+             ago: set it to --retention or more"
+        )))
     }
 
-    /// What let the brokers wait with a record, if it is a lack of replicas.
-    fn see_that_it_has(&self, Replicas { all, in_sync }: &Replicas) -> Result<(), SinkError> {
-        let Some(needed) = self.number("min.insync.replicas") else { return Ok(()) };
+    /// The setting that let the brokers wait with a record.
+    fn against_replicas(&self, Replicas { all, in_sync }: &Replicas) -> Option<SinkError> {
+        let (topic, needed) = (self.topic, self.number("min.insync.replicas")?);
         // Brokers since Kafka 3.7 ask for no more than there are. They take the record.
         let what = if needed > *all as u64 {
             format!("more than its replicas: set it to {all}, or give the topic more replicas")
         } else if needed > *in_sync as u64 {
             format!("and only {in_sync} of its {all} replicas in sync: start the brokers of the others")
         } else {
-            return Ok(());
+            return None;
         };
-        let topic = self.topic;
-        Err(SinkError::unavailable(format!("the topic {topic} has min.insync.replicas={needed}, {what}")))
+        Some(SinkError::unavailable(format!("the topic {topic} has min.insync.replicas={needed}, {what}")))
     }
 }
 
 impl KafkaSettings {
+    /// How many partitions it has; none if it does not exist.
+    pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
+        let metadata = client.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(failure)?;
+        let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
+        Ok(there.map(|topic| topic.partitions().len()).sum())
+    }
+
+    /// Makes the topic with one partition if there is none, else sees that it can be a record.
+    pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
+        if self.partitions(client)? > 0 {
+            return self.see_that_it_takes_records();
+        }
+        self.make_topic(&admin_options())?;
+        info!(topic = self.topic, "made a topic in Kafka");
+        Ok(())
+    }
+
+    /// Whether the topic could be made.
+    pub(super) fn try_to_make_topic(&self) -> Result<(), SinkError> {
+        self.make_topic(&admin_options().validate_only(true))
+    }
+
+    fn make_topic(&self, options: &AdminOptions) -> Result<(), SinkError> {
+        // As many replicas as the brokers' default says.
+        let topic =
+            NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
+        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], options));
+        for made in made.map_err(failure)? {
+            match made {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, error)) => {
+                    return Err(SinkError::unavailable(format!("cannot make the topic {topic}: {error}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Looks for settings under which no record of ours is taken, or none stays.
     pub(super) fn see_that_it_takes_records(&self) -> Result<(), SinkError> {
-        self.describe()?.see_that_it_takes_records()
+        self.describe()?.against_records().map_or(Ok(()), Err)
     }
 
     /// A record with this time was not taken. If a setting of the topic is the reason, it is named.
@@ -109,26 +140,24 @@ impl KafkaSettings {
         let SinkError::Unavailable(error) = error else { return error };
         let age = SystemTime::now().duration_since(time).unwrap_or_default();
         let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
-        let looked = self.describe().and_then(|described| {
-            described.see_that_it_takes(age)?;
-            // librdkafka does not say that it lacks replicas: it tries until the time is over.
-            let replicas = match code {
-                Some(RDKafkaErrorCode::OperationTimedOut) if !described.settings.is_empty() => {
-                    self.replicas(client)
-                }
-                _ => None,
-            };
-            replicas.map_or(Ok(()), |replicas| described.see_that_it_has(&replicas))
+        // librdkafka does not say that it lacks replicas: it tries until the time is over.
+        let lacks_replicas = |described: &Described<'_>| {
+            let is_late = code == Some(RDKafkaErrorCode::OperationTimedOut);
+            let replicas = (is_late && !described.settings.is_empty()).then(|| self.replicas(client));
+            described.against_replicas(&replicas.flatten()?)
+        };
+        let named = self.describe().ok().and_then(|described| {
+            let named = described.against_records().or_else(|| described.against_age(age));
+            named.or_else(|| lacks_replicas(&described))
         });
-        match looked {
-            Ok(()) => {
-                SinkError::unavailable(format!("the topic {} did not take a record: {error}", self.topic))
-            }
-            Err(named) => {
-                debug!(topic = self.topic, %error, "a record was not taken");
-                named
-            }
-        }
+        let Some(named) = named else {
+            return SinkError::unavailable(format!(
+                "the topic {} did not take a record: {error}",
+                self.topic
+            ));
+        };
+        debug!(topic = self.topic, %error, "a record was not taken");
+        named
     }
 
     fn describe(&self) -> Result<Described<'_>, SinkError> {
@@ -149,9 +178,8 @@ impl KafkaSettings {
     }
 }
 
-/// A record's time as Kafka has it.
-pub(super) fn millis(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT))
 }
 
 #[cfg(test)]
@@ -163,15 +191,15 @@ mod tests {
         Described { topic: "counts", settings: settings.collect() }
     }
 
-    fn said(looked: Result<(), SinkError>) -> String {
-        looked.map_or_else(|error| error.to_string(), |()| String::new())
+    fn said(named: Option<SinkError>) -> String {
+        named.map(|error| error.to_string()).unwrap_or_default()
     }
 
     /// The broker of the other tests takes records where there are fewer replicas than asked for.
     #[test]
     fn replicas_that_are_not_there_are_named() {
         let two = described(&[("min.insync.replicas", "2")]);
-        let looked = |all, in_sync| said(two.see_that_it_has(&Replicas { all, in_sync }));
+        let looked = |all, in_sync| said(two.against_replicas(&Replicas { all, in_sync }));
         assert_eq!(looked(2, 2), "");
         let expected = "the topic counts has min.insync.replicas=2, more than its replicas: set it to 1,";
         assert!(looked(1, 1).starts_with(expected), "{}", looked(1, 1));
@@ -183,7 +211,7 @@ mod tests {
         let oldest = ("message.timestamp.before.max.ms", "1000");
         let looked = |kind: &str, age| {
             let described = described(&[oldest, ("message.timestamp.type", kind)]);
-            said(described.see_that_it_takes(Duration::from_millis(age)))
+            said(described.against_age(Duration::from_millis(age)))
         };
         assert_eq!(looked("CreateTime", 1000), "");
         assert!(looked("CreateTime", 1001).contains("message.timestamp.before.max.ms=1000"));
