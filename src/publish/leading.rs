@@ -66,14 +66,13 @@ impl<'a> Leading<'a> {
             let stopping = stop.is_cancelled();
             let round = self.round(stopping).await;
             let failed = round.is_err();
-            let goes_on = matches!(round, Ok(true));
-            if stopping && (self.publisher.coordinator.outlives_process() || !failed && !goes_on) {
+            if stopping && (self.publisher.coordinator.outlives_process() || matches!(round, Ok(false))) {
                 return;
             }
-            let pause = match () {
-                () if failed => wait,
-                () if goes_on => Duration::ZERO,
-                () => self.until_next(),
+            let pause = match round {
+                Err(_) => wait,
+                Ok(true) => Duration::ZERO,
+                Ok(false) => self.until_next(),
             };
             wait = if failed { (2 * wait).min(LONGEST_SLEEP) } else { RETRY_AFTER };
             self.say_how_it_went(round);

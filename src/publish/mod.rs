@@ -13,7 +13,7 @@
 mod delivery;
 mod dependencies;
 mod leading;
-pub mod record;
+mod record;
 pub mod sinks;
 mod unpublished;
 

@@ -9,24 +9,21 @@ use super::sinks::Origin;
 use crate::coordination::grant::Grant;
 use crate::model::window::{UniqueCount, WindowCount};
 
-/// The attribute that says how long the window is.
-pub const WINDOW_SECONDS: &str = "window_seconds";
-/// The attribute that says how many ids were accepted.
-pub const ACCEPTED_IDS: &str = "accepted_ids";
-/// The attribute that says whether the count is whole.
-pub const COMPLETE: &str = "complete";
+// Attributes that are read again from where records go.
+pub(super) const WINDOW_SECONDS: &str = "window_seconds";
+pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
+pub(super) const COMPLETE: &str = "complete";
 
 /// A closed window, as it is published.
-#[derive(Debug, Clone, Copy)]
-pub struct Record<'a> {
+pub(super) struct Record<'a> {
     count: &'a WindowCount,
     origin: &'a Origin,
     fencing_token: u64,
 }
 
 /// A record in one line of JSON.
-#[derive(Debug, Serialize)]
-pub struct Line<'a> {
+#[derive(Serialize)]
+pub(super) struct Line<'a> {
     #[serde(flatten)]
     count: &'a WindowCount,
     mode: &'static str,
@@ -34,18 +31,17 @@ pub struct Line<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// Of a count that is published under a grant.
-    pub fn new(count: &'a WindowCount, origin: &'a Origin, grant: &Grant) -> Self {
+    pub(super) fn new(count: &'a WindowCount, origin: &'a Origin, grant: &Grant) -> Self {
         Self { count, origin, fencing_token: grant.token() }
     }
 
     /// What the main topic has, and nothing but that.
-    pub fn value(&self) -> UniqueCount {
+    pub(super) fn value(&self) -> UniqueCount {
         UniqueCount { timestamp: self.count.window, unique_request_count: self.count.unique_request_count }
     }
 
     /// What there is to say beside the value.
-    pub fn attributes(&self) -> [(&'static str, String); 7] {
+    pub(super) fn attributes(&self) -> [(&'static str, String); 7] {
         let Self { count, origin, fencing_token } = self;
         [
             ("mode", origin.mode.as_str().to_owned()),
@@ -59,7 +55,7 @@ impl<'a> Record<'a> {
     }
 
     /// In one line, without what only a shared topic or stream needs.
-    pub fn line(&self) -> Line<'a> {
+    pub(super) fn line(&self) -> Line<'a> {
         let Origin { mode, standard_error, .. } = *self.origin;
         Line { count: self.count, mode: mode.as_str(), standard_error }
     }

@@ -135,3 +135,71 @@ impl Unpublished {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::model::window::WindowLength;
+
+    fn window(number: u64) -> Window {
+        "10s".parse::<WindowLength>().unwrap().starting_at(number * 10)
+    }
+
+    fn push(list: &Unpublished, number: u64, grant: &Grant) {
+        let count = WindowCount {
+            window: window(number),
+            unique_request_count: number,
+            accepted_ids: number,
+            complete: true,
+        };
+        list.push(Pending { count, grant: grant.clone(), since: UNIX_EPOCH });
+    }
+
+    fn next(list: &Unpublished, sink: usize) -> Option<Window> {
+        list.list.borrow().next(sink).map(|pending| pending.count.window)
+    }
+
+    fn list(capacity: usize) -> (Unpublished, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new());
+        let skipped = ["slow", "fast"].map(|sink| metrics.published_windows(sink, "skipped"));
+        (Unpublished::new(skipped.to_vec(), capacity, Arc::clone(&metrics)), metrics)
+    }
+
+    /// Sink 0 hangs: it loses the oldest windows, the other one does not.
+    #[test]
+    fn a_full_list_skips_only_for_sinks_that_are_behind() {
+        let (list, metrics) = list(3);
+        let grant = Grant::for_ever();
+        for number in 1..=5 {
+            push(&list, number, &grant);
+            list.taken(1, window(number));
+        }
+        assert_eq!((next(&list, 0), next(&list, 1)), (Some(window(3)), None));
+        assert_eq!(list.delivered(), Some(window(2)));
+        let skipped =
+            |sink| format!(r#"headcount_published_windows_total{{sink="{sink}",result="skipped"}} "#);
+        let rendered = metrics.render();
+        assert!(rendered.contains(&(skipped("slow") + "2")) && rendered.contains(&(skipped("fast") + "0")));
+        // What hung comes to an end: cursors never go back.
+        list.taken(0, window(1));
+        assert_eq!(next(&list, 0), Some(window(3)));
+    }
+
+    #[test]
+    fn a_new_term_repeats_nothing_that_a_sink_has() {
+        let (list, _) = list(10);
+        let grant = Grant::until(1, tokio::time::Instant::now() + std::time::Duration::from_secs(60));
+        push(&list, 1, &grant);
+        push(&list, 2, &grant);
+        list.taken(1, window(1));
+        grant.revoke();
+        assert_eq!((next(&list, 0), next(&list, 1)), (None, None), "the term is over");
+        list.clear();
+        let grant = Grant::for_ever();
+        push(&list, 1, &grant);
+        push(&list, 2, &grant);
+        assert_eq!((next(&list, 0), next(&list, 1)), (Some(window(1)), Some(window(2))));
+    }
+}

@@ -10,15 +10,14 @@ use crate::model::window::WindowCount;
 use crate::telemetry::logging::{WINDOWS, WindowLog};
 
 /// Logs every count as an event at level info, and waits until the line is written to standard output.
-pub struct LogSink {
+pub(super) struct LogSink {
     origin: Origin,
     log: WindowLog,
     lines: Lines,
 }
 
 impl LogSink {
-    /// Into this log.
-    pub fn new(origin: Origin, log: WindowLog) -> Self {
+    pub(super) fn new(origin: Origin, log: WindowLog) -> Self {
         Self { origin, log, lines: Lines::default() }
     }
 }

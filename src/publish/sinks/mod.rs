@@ -3,9 +3,9 @@
 pub mod file;
 pub mod kafka;
 mod lines;
-pub mod log;
+mod log;
 pub mod settings;
-pub mod stream;
+pub(crate) mod stream;
 
 use std::error::Error;
 

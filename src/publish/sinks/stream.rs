@@ -23,8 +23,7 @@ const NAMESPACE: &str = "namespace";
 /// However short windows are, clocks of instances may differ by so much.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
-/// Publishes to a stream.
-pub struct StreamSink {
+pub(crate) struct StreamSink {
     redis: Redis,
     key: String,
     origin: Origin,
@@ -50,27 +49,20 @@ struct Contents {
 }
 
 /// What there is before the start.
-#[derive(Debug)]
-pub struct StreamPreflight {
-    /// The last published window.
-    pub last: Option<Window>,
+pub(crate) struct StreamPreflight {
+    pub(crate) last: Option<Window>,
     /// What will keep counts waiting, and what to do.
-    pub holds_up: Option<String>,
+    pub(crate) holds_up: Option<String>,
 }
 
 impl StreamSink {
-    /// Over a connection of its own.
-    pub fn new(redis: &Redis, key: String, origin: Origin, retention: Duration) -> Self {
+    pub(crate) fn new(redis: &Redis, key: String, origin: Origin, retention: Duration) -> Self {
         let length = retention.as_secs() / u64::from(origin.window.seconds());
         Self { redis: redis.another(), key, origin, length }
     }
 
     /// Looks at the stream as the sink would, and changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`SinkError`]: no count could be published.
-    pub async fn preflight(&self) -> Result<StreamPreflight, SinkError> {
+    pub(crate) async fn preflight(&self) -> Result<StreamPreflight, SinkError> {
         let contents = self.contents().await?;
         let last = self.last_of(&contents)?;
         let Contents { newest, remembered } = contents;

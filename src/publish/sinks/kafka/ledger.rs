@@ -29,18 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// A published window, as its record has it.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry {
-    /// Its start, in seconds since 1970.
-    pub start: u64,
+pub(crate) struct Entry {
+    /// In seconds since 1970.
+    pub(crate) start: u64,
     /// Its length.
-    pub seconds: u64,
-    /// How many different ids.
-    pub unique_request_count: u64,
-    /// How many ids were accepted, repeats among them, if it says so.
-    pub accepted_ids: Option<u64>,
-    /// Whether the count is whole.
-    pub complete: bool,
+    pub(crate) seconds: u64,
+    pub(crate) unique_request_count: u64,
+    /// None if its record does not say so.
+    pub(crate) accepted_ids: Option<u64>,
+    pub(crate) complete: bool,
 }
 
 #[derive(Deserialize)]
@@ -49,12 +46,12 @@ struct Value {
     unique_request_count: u64,
 }
 
-/// Reads all committed records, oldest first, as they are now.
-///
-/// # Errors
-///
-/// [`SinkError`]; fatal for a record that is not of this namespace.
-pub fn read(settings: &KafkaSettings, origin: &Origin, each: impl FnMut(Entry)) -> Result<(), SinkError> {
+/// Reads all committed records, oldest first, as they are now. One that is not of this namespace is a fatal error.
+pub(crate) fn read(
+    settings: &KafkaSettings,
+    origin: &Origin,
+    each: impl FnMut(Entry),
+) -> Result<(), SinkError> {
     let committed = Reader::new(settings, origin, "read_committed")?;
     let (first, _) = committed.offsets()?;
     committed.read_since(first, each)

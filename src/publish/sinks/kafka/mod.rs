@@ -17,12 +17,12 @@
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
 
 mod client;
-pub mod ledger;
+pub(crate) mod ledger;
 mod preflight;
 mod settings;
 mod sink;
 mod topic;
 
-pub use self::preflight::{Preflight, preflight};
+pub(crate) use self::preflight::{Preflight, preflight};
 pub use self::settings::KafkaSettings;
 pub use self::sink::KafkaSink;

@@ -13,22 +13,17 @@ use crate::publish::sinks::{Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
 
 /// What there is.
-#[derive(Debug)]
-pub struct Preflight {
+pub(crate) struct Preflight {
     /// Partitions of the topic; none if it does not exist.
-    pub partitions: usize,
+    pub(crate) partitions: usize,
     /// The last published window.
-    pub last: Result<Option<Window>, SinkError>,
-    /// Whether the topic can be written to.
-    pub writable: Result<(), SinkError>,
+    pub(crate) last: Result<Option<Window>, SinkError>,
+    pub(crate) writable: Result<(), SinkError>,
 }
 
-/// Looks. The transaction that is tried is another one than the sink's, and aborted: readers do not see it.
-///
-/// # Errors
-///
-/// [`SinkError`] when the brokers cannot be reached.
-pub fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
+/// The transaction that is tried is another one than the sink's, and aborted: readers do not see it. It is an error if
+/// the brokers cannot be reached.
+pub(crate) fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
     let watcher = Watcher::new(&Metrics::new());
     let config = settings.trial_producer();
     let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
