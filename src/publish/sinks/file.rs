@@ -5,7 +5,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use thiserror::Error;
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
@@ -23,31 +22,19 @@ pub struct FileSink {
     lines: Lines,
 }
 
-/// The directory cannot be written to.
-#[derive(Debug, Error)]
-#[error("cannot write to '{dir}', choose another directory with --log-dir: {cause}")]
-pub struct UnwritableLogDir {
-    dir: String,
-    cause: io::Error,
-}
-
 impl FileSink {
     /// Sees whether files can be written in `dir`, which is made if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`UnwritableLogDir`] when they cannot.
-    pub fn open(dir: &Path, origin: Origin) -> Result<Self, UnwritableLogDir> {
+    /// [`SinkError`] when they cannot.
+    pub fn open(dir: &Path, origin: Origin) -> Result<Self, SinkError> {
         fs::create_dir_all(dir).and_then(|()| try_to_write(dir)).map_err(unwritable(dir))?;
         Ok(Self { dir: dir.to_owned(), origin, lines: Lines::default() })
     }
 
     /// Sees whether [`FileSink::open`] would succeed, without making `dir`. Returns whether it exists.
-    ///
-    /// # Errors
-    ///
-    /// [`UnwritableLogDir`] when it would not.
-    pub fn preflight(dir: &Path) -> Result<bool, UnwritableLogDir> {
+    pub(crate) fn preflight(dir: &Path) -> Result<bool, SinkError> {
         let is_there = |path: &&Path| path.symlink_metadata().is_ok();
         let there = dir.ancestors().filter(|path| !path.as_os_str().is_empty()).find(is_there);
         try_to_write(there.unwrap_or(Path::new("."))).map_err(unwritable(dir))?;
@@ -70,9 +57,11 @@ impl CountSink for FileSink {
     }
 }
 
-fn unwritable(dir: &Path) -> impl FnOnce(io::Error) -> UnwritableLogDir {
-    let dir = dir.display().to_string();
-    |cause| UnwritableLogDir { dir, cause }
+fn unwritable(dir: &Path) -> impl FnOnce(io::Error) -> SinkError {
+    let dir = dir.display();
+    move |cause| {
+        SinkError::Fatal(format!("cannot write to '{dir}', choose another directory with --log-dir: {cause}"))
+    }
 }
 
 /// Writes a file and deletes it. A byte in it needs room, which a name alone does not.

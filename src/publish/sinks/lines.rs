@@ -20,29 +20,21 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Writes the line of a count, or waits for it if it is late, with an error that names where it goes.
+    /// Writes the line of a count, or waits for it if it is late. An error names where it goes.
     pub(super) async fn write(
         &mut self,
         count: &WindowCount,
         to: impl Display,
         write: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> Result<(), SinkError> {
-        let written = self.write_in_turn(count, write).await;
-        written.map_err(|cause| SinkError::unavailable(format!("cannot write to {to}: {cause}")))
-    }
-
-    async fn write_in_turn(
-        &mut self,
-        count: &WindowCount,
-        write: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> io::Result<()> {
+        let failed = |cause: io::Error| SinkError::unavailable(format!("cannot write to {to}: {cause}"));
         if let Some((late, task)) = self.late.take() {
             let written = self.wait_for(late, task).await;
             if late == *count || self.late.is_some() {
-                return written;
+                return written.map_err(failed);
             }
         }
-        self.wait_for(*count, tokio::task::spawn_blocking(write)).await
+        self.wait_for(*count, tokio::task::spawn_blocking(write)).await.map_err(failed)
     }
 
     async fn wait_for(&mut self, count: WindowCount, mut task: JoinHandle<io::Result<()>>) -> io::Result<()> {

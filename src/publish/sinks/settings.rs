@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::publish::sinks::file::{FileSink, UnwritableLogDir};
+use crate::publish::sinks::file::FileSink;
 use crate::publish::sinks::kafka::{KafkaSettings, KafkaSink};
 use crate::publish::sinks::log::LogSink;
 use crate::publish::sinks::stream::StreamSink;
-use crate::publish::sinks::{CountSink, Origin};
+use crate::publish::sinks::{CountSink, Origin, SinkError};
 use crate::redis::Redis;
 use crate::telemetry::logging::WindowLog;
 use crate::telemetry::metrics::Metrics;
@@ -33,7 +33,7 @@ impl Sinks {
     ///
     /// # Errors
     ///
-    /// [`UnwritableLogDir`].
+    /// [`SinkError`] when the directory of files cannot be written to.
     pub fn open(
         self,
         origin: &Origin,
@@ -41,7 +41,7 @@ impl Sinks {
         retention: Duration,
         log: Option<WindowLog>,
         metrics: &Metrics,
-    ) -> Result<Vec<Box<dyn CountSink>>, UnwritableLogDir> {
+    ) -> Result<Vec<Box<dyn CountSink>>, SinkError> {
         let mut sinks: Vec<Box<dyn CountSink>> = Vec::new();
         if let Some(log) = log {
             sinks.push(Box::new(LogSink::new(origin.clone(), log)));
