@@ -13,10 +13,8 @@ use tracing::{info, warn};
 use crate::cli::settings::Settings;
 use crate::coordination::grant::Grant;
 use crate::coordination::lease::Lease;
-use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig, window_setting};
-use crate::coordination::standalone::Alone;
-use crate::coordination::{Coordinator, ID_KEY, NO_ID_KEY};
-use crate::model::id_key::IdKey;
+use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use crate::coordination::{self, Coordinator};
 use crate::model::mode::Mode;
 use crate::platform::workers::Workers;
 use crate::redis::keys::Keys;
@@ -45,7 +43,7 @@ pub struct Backend {
     /// Remembers the ids.
     pub counter: Arc<dyn UniqueCounter>,
     /// Coordinates the instances.
-    pub coordinator: Arc<dyn Coordinator>,
+    pub coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
     pub grant: watch::Receiver<Option<Grant>>,
     /// Which process leads, as far as is known here.
@@ -83,7 +81,7 @@ impl Backend {
             process,
             redis: None,
             counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
-            coordinator: Arc::new(Alone::new(draining)),
+            coordinator: Arc::new(Coordinator::standalone(draining)),
             grant: watch::channel(Some(Grant::for_ever())).1,
             counting: tokio::spawn(std::future::pending()),
             lease: tokio::spawn(std::future::pending()),
@@ -131,7 +129,7 @@ impl Backend {
             process,
             redis: Some(redis),
             counter: Arc::new(counter),
-            coordinator: Arc::new(coordinator),
+            coordinator: Arc::new(Coordinator::Redis(coordinator)),
             grant: lease.grant(),
             leader: lease.leader(),
             counting: tokio::spawn(counting_tasks.run(Arc::clone(workers))),
@@ -188,29 +186,24 @@ pub struct Coordination {
 impl Coordination {
     /// Does nothing yet.
     pub fn new(settings: &Settings, redis: &Redis, process: &str) -> Self {
-        let keys = Keys::new(&settings.namespace);
+        let (keys, counting) = (Keys::new(&settings.namespace), &settings.counting);
         let config = RedisCoordinatorConfig {
             keys: keys.clone(),
             process: process.to_owned(),
-            window: settings.counting.window,
-            retention: settings.counting.retention,
-            settings: shared_settings(&settings.counting),
+            window: counting.window,
+            retention: counting.retention,
+            settings: coordination::Settings::new(
+                counting.mode,
+                counting.window,
+                counting.shards,
+                counting.id_key.as_ref(),
+            ),
         };
         Self {
             coordinator: RedisCoordinator::new(config, redis),
             lease: Lease::new(redis, keys, process.to_owned(), settings.lease_ttl),
         }
     }
-}
-
-/// What all instances of a namespace have to agree on.
-fn shared_settings(counting: &Counting) -> Vec<(&'static str, String)> {
-    vec![
-        ("mode", counting.mode.as_str().to_owned()),
-        ("window", window_setting(counting.window)),
-        ("shards", counting.shards.count().to_string()),
-        (ID_KEY, counting.id_key.as_ref().map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
-    ]
 }
 
 /// The machine's name, and a number that no other process has.

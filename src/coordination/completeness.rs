@@ -12,7 +12,7 @@
 //! 6. The store has all that instances said they had added: nothing expired, was replaced, was evicted, or was restored
 //!    from an older state.
 //!
-//! One thing cannot be known: an instance that is cut off alone, for longer than reports live, goes on accepting ids,
+//! One thing cannot be known: an instance that is cut off alone, for longer than heartbeats live, goes on accepting ids,
 //! and the others take it for dead. It is missed in the window in which it was last heard, and not in later ones.
 //!
 //! What else is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, the

@@ -12,26 +12,26 @@ use tokio_util::sync::CancellationToken;
 pub struct Grant {
     token: u64,
     /// None: for ever.
-    term: Option<Arc<Term>>,
+    life: Option<Arc<Life>>,
 }
 
 #[derive(Debug)]
-struct Term {
+struct Life {
     until: Mutex<Instant>,
-    /// Somebody else publishes: the lease is not worth having.
+    /// Another instance publishes: the lease is not worth having.
     given_up: CancellationToken,
 }
 
 impl Grant {
-    /// For a process that is alone.
+    /// For a standalone instance.
     pub fn for_ever() -> Self {
-        Self { token: 0, term: None }
+        Self { token: 0, life: None }
     }
 
     /// Until a moment.
     pub fn until(token: u64, until: Instant) -> Self {
         let (until, given_up) = (Mutex::new(until), CancellationToken::new());
-        Self { token, term: Some(Arc::new(Term { until, given_up })) }
+        Self { token, life: Some(Arc::new(Life { until, given_up })) }
     }
 
     /// The fencing token.
@@ -39,22 +39,22 @@ impl Grant {
         self.token
     }
 
-    /// Whether it is certain that nobody else has one.
+    /// Whether it is certain that no other instance has one.
     pub fn is_valid(&self) -> bool {
         let is_valid =
-            |term: &Arc<Term>| !term.given_up.is_cancelled() && Instant::now() < *term.until.lock();
-        self.term.as_ref().is_none_or(is_valid)
+            |life: &Arc<Life>| !life.given_up.is_cancelled() && Instant::now() < *life.until.lock();
+        self.life.as_ref().is_none_or(is_valid)
     }
 
-    /// Whether it can end: that of a process that is alone cannot.
+    /// Whether it can end: that of a standalone instance cannot.
     pub fn can_end(&self) -> bool {
-        self.term.is_some()
+        self.life.is_some()
     }
 
     /// Moves its end on.
     pub fn extend(&self, to: Instant) {
-        if let Some(term) = &self.term {
-            *term.until.lock() = to;
+        if let Some(life) = &self.life {
+            *life.until.lock() = to;
         }
     }
 
@@ -65,21 +65,21 @@ impl Grant {
 
     /// Ends it although Redis would go on granting it: others are to have the lease.
     pub fn give_up(&self) {
-        if let Some(term) = &self.term {
-            term.given_up.cancel();
+        if let Some(life) = &self.life {
+            life.given_up.cancel();
         }
     }
 
     /// Waits until it is given up.
     pub async fn given_up(&self) {
-        match &self.term {
-            Some(term) => term.given_up.cancelled().await,
+        match &self.life {
+            Some(life) => life.given_up.cancelled().await,
             None => std::future::pending().await,
         }
     }
 
     /// Whether it was given up.
     pub fn is_given_up(&self) -> bool {
-        self.term.as_ref().is_some_and(|term| term.given_up.is_cancelled())
+        self.life.as_ref().is_some_and(|life| life.given_up.is_cancelled())
     }
 }

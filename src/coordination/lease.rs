@@ -1,10 +1,10 @@
 //! The lease: which instance leads.
 //!
-//! A key with a time to live holds the name of the leader. Whoever finds it free takes it and gets a fencing
-//! token that is higher than all before; whoever has it prolongs it at a third of its time. The grant that the
-//! publisher sees ends, by the monotonic clock, a whole time to live after the moment *before* the call that
-//! took or prolonged it: so it ends here before it ends in Redis, however long the answer took. When Redis
-//! cannot be asked, the grant simply runs out.
+//! A key with a time to live holds the id of the instance that leads. An instance that finds it free takes it and gets a
+//! fencing token that is higher than all before; the leader prolongs it at a third of its time. The term that the publisher
+//! sees ends, by the monotonic clock, a whole time to live after the moment *before* the call that took or prolonged the
+//! lease: so it ends here before it ends in Redis, however long the answer took. When Redis cannot be asked, the term
+//! simply runs out.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::coordination::grant::Grant;
-use crate::coordination::scripts;
+use super::grant::Grant;
+use super::scripts;
 use crate::model::timing::{LEASE_LOOKED_AT_EVERY, TIME_FOR_OTHERS};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage;
@@ -34,7 +34,7 @@ pub struct Lease {
 /// What became of a try to take the lease.
 enum Taken {
     Granted(Grant),
-    /// Somebody else has it.
+    /// Another instance has it.
     Held {
         by: String,
         /// For so long at most.
@@ -43,7 +43,7 @@ enum Taken {
 }
 
 impl Lease {
-    /// Of `holder`, which is unlike any other.
+    /// Of the instance with the id `holder`.
     pub fn new(redis: &Redis, keys: Keys, holder: String, ttl: Duration) -> Self {
         Self {
             redis: redis.another(),
@@ -60,12 +60,12 @@ impl Lease {
         self.grant.subscribe()
     }
 
-    /// Who has it, as far as is known here.
+    /// The id of the instance that leads, as far as is known here.
     pub fn leader(&self) -> watch::Receiver<Option<String>> {
         self.leader.subscribe()
     }
 
-    /// Who has it now, if anybody.
+    /// The id of the instance that leads now, if any.
     ///
     /// # Errors
     ///

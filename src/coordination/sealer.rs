@@ -1,18 +1,18 @@
-//! The sealer: seals this instance's windows as they end, and reports how far it is.
+//! The sealer: seals this instance's windows as they end, and sends heartbeats that say how far it is.
 //!
-//! Every instance has one, whether it leads or not. A round is: seal what has ended, report, and take note
-//! of what has been closed. It comes at the end of every window and at least once a second, because the
-//! reports are also what shows that this instance lives.
+//! Every instance has one, whether it leads or not. A round is: seal what has ended, send a heartbeat, and take note of what
+//! has been closed. It comes at the end of every window and at least once a second, because the heartbeats are also what
+//! shows that this instance lives.
 //!
-//! A window that the others have closed without this instance (it was away for too long) is sealed here
-//! too: ids that come for it now are counted in the next one. What was accepted for it while Redis could not be
-//! reached is missing from its count; that is all that can be said then, and it is said.
+//! A window that the others have closed without this instance (it was away for too long) is sealed here too: ids that come
+//! for it now are counted in the next one. What was accepted for it while Redis could not be reached is missing from its
+//! count; that is all that can be said then, and it is said.
 //!
 //! # After an interruption
 //!
-//! The report comes first: from then on the others wait for what is to be sealed. If the store has lost
-//! what it held, that is everything that is not published, so the report says so until it is
-//! restored. And the reports go on while something takes long: whoever hands over millions of ids lives.
+//! The heartbeat comes first: from then on the others wait for what is to be sealed. If the store has lost what it held, that
+//! is everything that is not published, so the heartbeat says so until it is restored. And the heartbeats go on while
+//! something takes long: an instance that sends millions of pending ids lives.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,22 +21,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::coordination::{ClosedWindows, Coordinator, Report, ReportError, Reported};
-use crate::model::timing::{HEARTBEAT_AGAIN, HEARTBEAT_EVERY, MISSED};
+use super::closed::ClosedWindows;
+use super::coordinator::Coordinator;
+use super::heartbeat::{Report, Reported};
+use super::presence::Presence;
+use super::settings::ReportError;
+use crate::model::timing::{HEARTBEAT_AGAIN, HEARTBEAT_EVERY};
 use crate::model::window::{Clock, ClockOffset, Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::store::UniqueCounter;
 use crate::telemetry::metrics::Metrics;
 
-/// Seals and reports.
+/// Seals, and sends heartbeats.
 pub struct Sealer {
     clock: Arc<dyn Clock>,
     counter: Arc<dyn UniqueCounter>,
-    coordinator: Arc<dyn Coordinator>,
+    coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     /// Shows the windows that are closed.
     closed: ClosedWindows,
@@ -47,7 +50,7 @@ pub struct Sealer {
     restoring: Option<Window>,
     /// How often it has lost something.
     losses: u64,
-    /// The watermark as it was last reported.
+    /// The watermark of the last heartbeat.
     told: Window,
     /// The last round failed.
     interrupted: bool,
@@ -65,7 +68,7 @@ impl Sealer {
     pub async fn introduce(
         clock: Arc<dyn Clock>,
         counter: Arc<dyn UniqueCounter>,
-        coordinator: Arc<dyn Coordinator>,
+        coordinator: Arc<Coordinator>,
         window: WindowLength,
         metrics: Arc<Metrics>,
         closed: ClosedWindows,
@@ -88,7 +91,7 @@ impl Sealer {
             clock_is_off: false,
             clock_is_wrong: watch::channel(false).0,
         };
-        sealer.report().await?;
+        sealer.send_heartbeat().await?;
         Ok(sealer)
     }
 
@@ -102,12 +105,12 @@ impl Sealer {
         self.clock_is_wrong.subscribe()
     }
 
-    /// Seals and reports until `stop`. Then everything is sealed, the running window too, and reported;
+    /// Seals and sends heartbeats until `stop`. Then everything is sealed, the running window too, and the others are told;
     /// that is tried until it is done. Nothing may be added to the counter after `stop`.
     ///
     /// # Errors
     ///
-    /// [`ReportError::Disagreement`] when others have taken over the namespace and count differently.
+    /// [`ReportError`] when others have taken over the namespace and count differently.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReportError> {
         let mut wait = HEARTBEAT_AGAIN;
         loop {
@@ -133,11 +136,11 @@ impl Sealer {
     fn say_how_it_went(&mut self, round: Result<(), Unavailable>) {
         match round {
             Err(error) if !self.interrupted => {
-                warn!(%error, "cannot seal and report, trying again");
+                warn!(%error, "cannot seal or send heartbeats, trying again");
                 self.interrupted = true;
             }
             Ok(()) if self.interrupted => {
-                info!("sealing and reporting again");
+                info!("sealing and sending heartbeats again");
                 self.interrupted = false;
             }
             _ => {}
@@ -161,13 +164,13 @@ impl Sealer {
         if *self.watermark.borrow() < running {
             self.seal(running.previous()).await?;
         }
-        self.report().await
+        self.send_heartbeat().await
     }
 
     /// After an interruption.
     async fn come_back(&mut self) -> Result<(), ReportError> {
         if self.interrupted {
-            self.report().await?;
+            self.send_heartbeat().await?;
         }
         Ok(())
     }
@@ -177,7 +180,7 @@ impl Sealer {
         let newest = self.counter.windows().last().copied();
         let last = newest.map_or(self.running(), |newest| newest.max(self.running()));
         self.seal(last).await?;
-        self.report().await
+        self.send_heartbeat().await
     }
 
     /// Seals one window after another, so that the oldest can be closed while later ones are sealed.
@@ -186,7 +189,7 @@ impl Sealer {
         let before = self.counter.windows().into_iter().filter(|window| (first..last).contains(window));
         for window in before.chain([last]) {
             let counter = Arc::clone(&self.counter);
-            self.while_reporting(async move { counter.seal(window).await }).await?;
+            self.while_it_lives(async move { counter.seal(window).await }).await?;
             if *self.watermark.borrow() <= window {
                 self.watermark.send_replace(window.next());
             }
@@ -194,16 +197,16 @@ impl Sealer {
         Ok(())
     }
 
-    /// Reports, and does what is due to what it is told.
-    async fn report(&mut self) -> Result<(), ReportError> {
+    /// Sends a heartbeat, and does what is due to what it is told.
+    async fn send_heartbeat(&mut self) -> Result<(), ReportError> {
         let reported = loop {
-            let reported = self.report_once().await?;
+            let reported = self.send_once().await?;
             if self.restoring.is_none() {
                 break reported;
             }
             if !reported.lost {
                 let (counter, losses) = (Arc::clone(&self.counter), self.losses);
-                self.while_reporting(async move { counter.restore().await }).await?;
+                self.while_it_lives(async move { counter.restore().await }).await?;
                 // Once more if it was lost again meanwhile.
                 self.restoring = self.restoring.filter(|_| self.losses != losses);
             }
@@ -237,7 +240,7 @@ impl Sealer {
         }
     }
 
-    async fn report_once(&mut self) -> Result<Reported, ReportError> {
+    async fn send_once(&mut self) -> Result<Reported, ReportError> {
         let sealed = *self.watermark.borrow();
         let watermark = self.restoring.map_or(sealed, |restoring| restoring.min(sealed));
         let report = Report {
@@ -267,22 +270,22 @@ impl Sealer {
         Ok(reported)
     }
 
-    /// Goes on reporting while something takes long.
-    async fn while_reporting<T>(&mut self, work: impl Future<Output = T>) -> T {
+    /// Goes on sending heartbeats while something takes long.
+    async fn while_it_lives<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         tokio::select! {
             biased;
             done = &mut work => done,
-            never = self.keep_reporting() => match never {},
+            never = self.go_on_sending() => match never {},
         }
     }
 
-    async fn keep_reporting(&mut self) -> Infallible {
+    async fn go_on_sending(&mut self) -> Infallible {
         loop {
             tokio::time::sleep(HEARTBEAT_EVERY).await;
             self.presence.note(*self.watermark.borrow());
-            if let Err(error) = self.report_once().await {
-                debug!(%error, "cannot report");
+            if let Err(error) = self.send_once().await {
+                debug!(%error, "cannot send a heartbeat");
             }
         }
     }
@@ -314,7 +317,7 @@ impl Sealer {
     }
 }
 
-/// Later than any report, and still exact in the numbers of the scripts: in the year 2255.
+/// Later than any heartbeat, and still exact in the numbers of the scripts: in the year 2255.
 fn never() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(9_000_000_000)
 }
@@ -324,69 +327,6 @@ fn unless_disagreed(round: Result<(), ReportError>) -> Result<Result<(), Unavail
     match round {
         Ok(()) => Ok(Ok(())),
         Err(ReportError::Unavailable(error)) => Ok(Err(error)),
-        Err(error @ ReportError::Disagreement { .. }) => Err(error),
-    }
-}
-
-/// Since when this process has been there without a break, at the pace of the clock.
-struct Presence {
-    clock: Arc<dyn Clock>,
-    window: WindowLength,
-    since: SystemTime,
-    /// The last look at the clock.
-    looked: (SystemTime, Instant),
-    clock_was_behind: bool,
-}
-
-impl Presence {
-    fn new(clock: Arc<dyn Clock>, window: WindowLength) -> Self {
-        let now = clock.now();
-        Self { clock, window, since: now, looked: (now, Instant::now()), clock_was_behind: false }
-    }
-
-    fn since(&self) -> SystemTime {
-        self.since
-    }
-
-    /// Looks at the clock.
-    fn note(&mut self, watermark: Window) {
-        let now = self.clock.now();
-        let (last, at) = self.looked;
-        self.looked = (now, Instant::now());
-        if self.window.window_at(last).end() + MISSED < now || at.elapsed() > MISSED {
-            self.since = now;
-            warn!("this process was stopped for a while, or its clock set forward");
-        }
-        let behind = watermark.start().duration_since(now).unwrap_or_default();
-        if behind <= self.window.duration() {
-            self.clock_was_behind = false;
-            return;
-        }
-        // The window that ids go to meanwhile is not whole: it has too many.
-        self.since = watermark.start() + Duration::from_nanos(1);
-        if !self.clock_was_behind {
-            self.clock_was_behind = true;
-            error!(
-                behind = %humantime::format_duration(Duration::from_secs(behind.as_secs())),
-                window = %watermark,
-                "the clock was set back: all ids are counted in one window until it has caught up"
-            );
-        }
-    }
-
-    /// By the clock that all share this is another window: it is not this instance that was there in it.
-    fn is_elsewhere(&mut self, watermark: Window) {
-        self.since = self.since.max(watermark.start() + Duration::from_nanos(1));
-    }
-
-    /// Goes on looking while something takes long, which is not the same as being stopped.
-    async fn while_doing<T>(&mut self, watermark: Window, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = tokio::time::sleep(HEARTBEAT_EVERY) => self.note(watermark),
-            }
-        }
+        Err(error) => Err(error),
     }
 }

@@ -1,22 +1,21 @@
-//! A process that is alone: it agrees with itself.
+//! A standalone instance: it agrees with itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{CloseError, Coordinator, Report, ReportError, Reported, Resume, Standing};
-use crate::coordination::completeness::Attendance;
-use crate::coordination::grant::Grant;
+use super::closed::Resume;
+use super::completeness::Attendance;
+use super::heartbeat::{Report, Reported};
+use super::membership::Standing;
 use crate::model::window::{Window, WindowCount};
-use crate::platform::unavailable::Unavailable;
 
-/// Coordinates nobody. What it knows is gone with the process.
-pub struct Alone {
+/// What the only instance knows. It is gone with the process.
+pub struct Standalone {
     state: Mutex<State>,
-    /// Cancelled when ids are no longer accepted from everybody: windows that are closed from then on are
-    /// incomplete, because there is nobody else to accept them.
+    /// Cancelled when ids are no longer accepted from everybody: windows that are closed from then on are incomplete,
+    /// because no other instance accepts them.
     draining: CancellationToken,
 }
 
@@ -24,67 +23,43 @@ pub struct Alone {
 struct State {
     first: Option<Window>,
     report: Option<Report>,
-    last: Option<WindowCount>,
+    last: Option<Window>,
 }
 
-impl Alone {
+impl Standalone {
     /// Before the first window.
-    pub fn new(draining: CancellationToken) -> Self {
+    pub(super) fn new(draining: CancellationToken) -> Self {
         Self { state: Mutex::default(), draining }
     }
-}
 
-#[async_trait]
-impl Coordinator for Alone {
-    async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
+    pub(super) fn report(&self, report: &Report) -> Reported {
         let mut state = self.state.lock();
         state.first.get_or_insert(report.watermark);
         state.report = Some(*report);
-        let closed = state.last.map(|last| last.window);
-        // Nobody could count it again.
-        Ok(Reported { closed, published: closed, ..Reported::default() })
+        // What is closed is as good as published: nobody could count it again.
+        Reported { closed: state.last, published: state.last, ..Reported::default() }
     }
 
-    async fn leave(&self) -> Result<(), Unavailable> {
-        Ok(())
+    pub(super) fn resume(&self) -> Option<Resume> {
+        self.state.lock().first.map(|next| Resume { next, stored: BTreeMap::new() })
     }
 
-    async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
-        Ok(self.state.lock().first.map(|next| Resume { next, stored: BTreeMap::new() }))
-    }
-
-    async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
-        let Some(report) = self.state.lock().report else { return Ok(None) };
+    pub(super) fn standing(&self, window: Window) -> Option<Standing> {
+        let report = self.state.lock().report?;
         let throughout = report.since <= window.start() && !self.draining.is_cancelled();
-        let attendance = Attendance { throughout, ..Attendance::FULL };
-        let sealed = window < report.watermark;
-        let (open, left) = (false, BTreeSet::new());
-        Ok(sealed.then_some(Standing {
-            open,
-            left,
-            attendance,
+        (window < report.watermark).then_some(Standing {
+            open: false,
+            left: BTreeSet::new(),
+            attendance: Attendance { throughout, ..Attendance::FULL },
             parties: BTreeSet::new(),
             attended: Some(window.max(window.length().window_at(report.since))),
             joined: 0,
             time: None,
-        }))
+        })
     }
 
-    async fn close(
-        &self,
-        _grant: &Grant,
-        count: &WindowCount,
-        _standing: &Standing,
-    ) -> Result<WindowCount, CloseError> {
-        self.state.lock().last = Some(*count);
-        Ok(*count)
-    }
-
-    async fn mark_published(&self, _grant: &Grant, _window: Window) -> Result<(), CloseError> {
-        Ok(())
-    }
-
-    fn outlives_process(&self) -> bool {
-        false
+    pub(super) fn close(&self, count: &WindowCount) -> WindowCount {
+        self.state.lock().last = Some(count.window);
+        *count
     }
 }

@@ -18,7 +18,7 @@ pub struct Publisher {
     /// Counts it.
     pub counter: Arc<dyn UniqueCounter>,
     /// Knows who has sealed it, and keeps the count.
-    pub coordinator: Arc<dyn Coordinator>,
+    pub coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
     pub grant: watch::Receiver<Option<Grant>>,
     /// How far this instance has sealed.

@@ -139,7 +139,8 @@ async fn a_second_loss_before_anything_is_closed() {
         server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
         // Its windows are sealed, then it says so.
         let deadline = Instant::now() + PATIENCE;
-        let again = |event: &serde_json::Value| event["fields"]["message"] == "sealing and reporting again";
+        let again =
+            |event: &serde_json::Value| event["fields"]["message"] == "sealing and sending heartbeats again";
         while !server.log().iter().any(again) {
             assert!(Instant::now() < deadline, "it does not seal");
             tokio::time::sleep(Duration::from_millis(5)).await;

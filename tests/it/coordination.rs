@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use headcount::coordination::grant::Grant;
 use headcount::coordination::lease::Lease;
 use headcount::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
-use headcount::coordination::{CloseError, Coordinator, REMEMBERED, Report, Standing};
+use headcount::coordination::{CloseError, REMEMBERED, Report, Settings, Standing};
+use headcount::model::mode::Mode;
+use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowCount, WindowLength};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
@@ -49,7 +51,7 @@ impl Instance {
             process: name.to_owned(),
             window: window().length(),
             retention: Duration::from_secs(600),
-            settings: vec![("mode", "hll".to_owned())],
+            settings: Settings::new(Mode::Hll, window().length(), Shards::ONE, None),
         };
         Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }
     }
@@ -217,6 +219,46 @@ async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
     // And is told, so that it adds no more.
     let report = report_of(window);
     assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
+}
+
+/// A later version may store more of a heartbeat: the fields that are known count. What lacks one of them is no heartbeat.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_may_have_fields_that_nobody_knows() {
+    let server = RedisServer::start();
+    let leader = Instance::new("leader", &server);
+    let (window, instances) = (window(), Keys::new("coordination").instances());
+    leader.has_sealed(window).await;
+    let grant = leader.lead_and_die().await;
+    let alone = standing(&leader, window).await;
+    let stored = || ::redis::cmd("HGET").arg(&instances).arg("leader").query(&mut server.connect());
+    let heartbeat: String = stored().unwrap();
+    let fields: serde_json::Value = serde_json::from_str(&heartbeat).unwrap();
+    let names: Vec<_> = fields.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["at", "newest", "pending", "since", "watermark"]);
+    let time: (u64, u64) = ::redis::cmd("TIME").query(&mut server.connect()).unwrap();
+    let age = time.0 * 1_000_000 + time.1 - fields["at"].as_u64().unwrap();
+    assert!(age < 5_000_000, "to the microsecond, in Redis's time: {age}");
+
+    let store = |name: &str, fields: &serde_json::Value| {
+        ::redis::cmd("HSET").arg(&instances).arg(name).arg(fields.to_string()).exec(&mut server.connect())
+    };
+    for field in names {
+        let mut less = fields.clone();
+        less.as_object_mut().unwrap().remove(field);
+        store("nobody", &less).unwrap();
+        let there = leader.coordinator.survey().await.unwrap().instances;
+        assert_eq!(there, 1, "without {field} it is no heartbeat");
+    }
+    let still_alone = standing(&leader, window).await;
+    assert_eq!(still_alone, Standing { time: still_alone.time, ..alone });
+    let mut more = fields.clone();
+    more["watermark"] = window.unix_seconds().into();
+    more["version"] = serde_json::json!({"number": 3, "of": ["later", null]});
+    store("later", &more).unwrap();
+    let open = standing(&leader, window).await;
+    assert!(open.open && leader.coordinator.survey().await.unwrap().instances == 2, "{open:?}");
+    let unforced = Standing { open: false, ..open };
+    assert_eq!(leader.close(&grant, window, 3, &unforced).await, Err(CloseError::Open));
 }
 
 /// Until only one instance lives, which goes on reporting.

@@ -245,6 +245,14 @@ async fn nonsense_in_what_instances_share_stops_nobody() {
     // Words, what a lax reader takes for a number, and what is no text.
     const NONSENSE: [&[u8]; 8] =
         [b"nonsense", b"1e300", b"inf", b"nan", b"-5", b"1.5", b"99999999999", b"\xff\xfe"];
+    // The same in the place of a heartbeat, of an instance that would live for long and have all windows open.
+    let nested = [b"[".repeat(2_000), b"]".repeat(2_000)].concat();
+    let mut heartbeats =
+        vec![b"{}".to_vec(), b"[0,0,0,0,9e15]".to_vec(), b"0 0 0 0 9000000000000000".to_vec(), nested];
+    for watermark in ["1e300", "inf", "nan", "-5", "1.5", "\"0\"", "null", "[]", "9007199254740993", "0\0"] {
+        let others = r#""newest":0,"since":0,"pending":0,"at":9000000000000000"#;
+        heartbeats.push(format!(r#"{{"watermark":{watermark},{others}}}"#).into_bytes());
+    }
     let redis = Redis::start();
     let mut fleet = Fleet::start(2, &redis, "nonsense", &["--lease-ttl", "1s"]).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -266,6 +274,19 @@ async fn nonsense_in_what_instances_share_stops_nobody() {
         }
         fleet.wait_published(next_window(Duration::ZERO).await).await;
     }
+    for (number, heartbeat) in heartbeats.iter().enumerate() {
+        for field in [format!("nobody-{number}"), format!("~nobody-{number}")] {
+            ::redis::cmd("HSET")
+                .arg(keys.instances())
+                .arg(field)
+                .arg(heartbeat)
+                .exec(&mut connection)
+                .unwrap();
+        }
+    }
+    ::redis::cmd("HSET").arg(keys.instances()).arg(b"no\0body\xff").arg("{}").exec(&mut connection).unwrap();
+    let published = fleet.wait_published(next_window(Duration::ZERO).await).await;
+    assert!(published.last_key_value().unwrap().1[0].1.complete, "nobody has vanished: {published:?}");
     for nonsense in NONSENSE {
         // Each by itself where one is enough to stop a leader.
         ::redis::cmd("SET").arg(keys.token()).arg(nonsense).exec(&mut connection).unwrap();

@@ -284,7 +284,10 @@ async fn an_instance_that_left_before_a_loss_is_missed() {
     wait_for("the others to report", || {
         let reports: BTreeMap<String, String> =
             redis::cmd("HGETALL").arg(&reports).query(&mut redis.connect()).unwrap();
-        let at = |report: &String| report.rsplit(' ').next().unwrap().parse::<u128>().unwrap();
+        let at = |heartbeat: &String| {
+            let heartbeat: serde_json::Value = serde_json::from_str(heartbeat).unwrap();
+            u128::from(heartbeat["at"].as_u64().unwrap())
+        };
         let since = reports.iter().filter(|(name, report)| !name.starts_with('~') && left < at(report));
         (since.count() == 2).then_some(())
     })

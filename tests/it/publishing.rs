@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use headcount::coordination::grant::Grant;
 use headcount::coordination::sealer::Sealer;
-use headcount::coordination::standalone::Alone;
-use headcount::coordination::{ClosedWindows, ReportError};
+use headcount::coordination::{ClosedWindows, Coordinator, ReportError};
 use headcount::model::id::Id;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -62,7 +61,7 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let counter = Arc::new(MemoryCounter::new(Mode::Exact, Shards::ONE));
     let metrics = Arc::new(Metrics::new());
     let draining = CancellationToken::new();
-    let coordinator = Arc::new(Alone::new(draining.clone()));
+    let coordinator = Arc::new(Coordinator::standalone(draining.clone()));
     let (stop_sealer, stop) = (CancellationToken::new(), CancellationToken::new());
     let closed = ClosedWindows::new(Arc::clone(&metrics));
     let sealer = Sealer::introduce(

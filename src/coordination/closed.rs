@@ -1,0 +1,148 @@
+//! Closed windows: where a leader goes on, how a count is stored, and which counts are remembered.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::model::window::{Window, WindowCount};
+use crate::platform::unavailable::Unavailable;
+use crate::telemetry::metrics::Metrics;
+
+/// So many closed windows are remembered, for those who ask: an hour of minutes.
+pub const REMEMBERED: usize = 60;
+
+/// Where a new leader goes on.
+#[derive(Debug, Clone)]
+pub struct Resume {
+    /// The oldest window that is not published.
+    pub next: Window,
+    /// Counts that are stored and not marked as published.
+    pub stored: BTreeMap<Window, WindowCount>,
+}
+
+/// A count was not stored, or a mark not made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CloseError {
+    /// There is a newer grant.
+    #[error("another instance leads")]
+    Fenced,
+    /// An instance has the window open after all, or may have had it open meanwhile: look again.
+    #[error("an instance has the window open")]
+    Open,
+    /// Redis could not be asked.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// A count as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredCount {
+    unique_request_count: u64,
+    accepted_ids: u64,
+    complete: bool,
+}
+
+/// What close.lua is given. A window is the second of its start; durations are in µs.
+#[derive(Serialize)]
+pub(super) struct Close<'a> {
+    pub(super) instance_id: &'a str,
+    /// The fencing token.
+    pub(super) token: u64,
+    pub(super) window: u64,
+    pub(super) window_end: u64,
+    /// As it will be stored.
+    pub(super) count: String,
+    /// Close it though an instance has it open.
+    pub(super) despite_open: bool,
+    /// How many instances had joined before the window was counted.
+    pub(super) joined: u64,
+    pub(super) lives_for: u64,
+    /// How long counts are kept.
+    pub(super) keep_for: u64,
+    pub(super) never_ahead: u64,
+}
+
+pub(super) fn to_stored(count: &WindowCount) -> Result<String, Unavailable> {
+    let &WindowCount { unique_request_count, accepted_ids, complete, .. } = count;
+    serde_json::to_string(&StoredCount { unique_request_count, accepted_ids, complete })
+        .map_err(Unavailable::because)
+}
+
+pub(super) fn from_stored(window: Window, text: &str) -> Option<WindowCount> {
+    let StoredCount { unique_request_count, accepted_ids, complete } = serde_json::from_str(text).ok()?;
+    Some(WindowCount { window, unique_request_count, accepted_ids, complete })
+}
+
+/// The last windows that are closed, by this instance or another: [`REMEMBERED`] of them. Clones are the same.
+#[derive(Clone)]
+pub struct ClosedWindows {
+    /// Oldest first.
+    counts: Arc<Mutex<VecDeque<WindowCount>>>,
+    metrics: Arc<Metrics>,
+}
+impl ClosedWindows {
+    /// None yet; the last one is shown in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { counts: Arc::default(), metrics }
+    }
+
+    /// The last one so far.
+    pub fn last(&self) -> Option<WindowCount> {
+        self.counts.lock().back().copied()
+    }
+
+    /// This one, if it is remembered.
+    pub fn get(&self, window: Window) -> Option<WindowCount> {
+        self.counts.lock().iter().rfind(|count| count.window == window).copied()
+    }
+
+    /// All that are remembered, oldest first.
+    pub fn all(&self) -> Vec<WindowCount> {
+        self.counts.lock().iter().copied().collect()
+    }
+
+    /// Moves on, if this one is newer than all before.
+    pub fn advance(&self, count: WindowCount) {
+        let mut counts = self.counts.lock();
+        if counts.back().is_none_or(|last| last.window < count.window) {
+            if counts.len() == REMEMBERED {
+                counts.pop_front();
+            }
+            counts.push_back(count);
+            self.metrics.unique_ids.set(count.unique_request_count as f64);
+            self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::window::WindowLength;
+
+    #[test]
+    fn the_last_windows_are_remembered_each_once_and_in_order() {
+        let closed = ClosedWindows::new(Arc::new(Metrics::new()));
+        let length: WindowLength = "10s".parse().unwrap();
+        let count = |number: u64| WindowCount {
+            window: length.starting_at(number * 10),
+            unique_request_count: number,
+            accepted_ids: number,
+            complete: true,
+        };
+        assert_eq!((closed.last(), closed.all()), (None, vec![]));
+        // Told by the others and by oneself, in any order.
+        for number in [1, 2, 2, 1, 5, 4] {
+            closed.advance(count(number));
+        }
+        assert_eq!(closed.all(), [1, 2, 5].map(count));
+        (6..=64).map(count).for_each(|count| closed.advance(count));
+        let expected: Vec<_> = (5..=64).map(count).collect();
+        assert_eq!((closed.all(), closed.last()), (expected, Some(count(64))));
+        assert_eq!(closed.get(length.starting_at(60)), Some(count(6)));
+        assert_eq!(closed.get(length.starting_at(10)), None, "forgotten");
+    }
+}

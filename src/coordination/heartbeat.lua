@@ -1,0 +1,131 @@
+-- Takes an instance's heartbeat, if the instance is set up as the others are.
+--
+-- A script, because two instances that disagree must not both find the namespace empty, and because the answer has to be
+-- the last closed window at the very moment from which the heartbeat counts: a window that is closed later waits for
+-- this instance, one that was closed earlier is in the answer.
+--
+-- KEYS: config, instances, counts, published.
+-- ARGV: `Ask` of heartbeat.rs as JSON. A window is the second of its start; times and durations are in microseconds.
+-- Returns `Answer` of heartbeat.rs as JSON.
+local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local ask = cjson.decode(ARGV[1])
+for name, value in pairs(ask) do
+  if value == cjson.null then
+    ask[name] = nil
+  end
+end
+local id, mine = ask.instance_id, ask.heartbeat
+
+for _, setting in ipairs(ask.settings) do
+  local name, ours = setting[1], setting[2]
+  local theirs = redis.call('HGET', CONFIG, name)
+  if theirs and theirs ~= ours then
+    return json({differs = {setting = name, theirs = theirs}})
+  end
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local before = heartbeat_of(redis.call('HGET', INSTANCES, id))
+if ask.acknowledged and (not before or before.at < ask.acknowledged) then
+  return json({lost = {}})
+end
+
+-- Under names that are nobody's: an instance that finds a heartbeat of its own does not notice that something is lost.
+redis.call('HDEL', INSTANCES, '?' .. id)
+for name, known in pairs(ask.others or {}) do
+  name = string.gsub(name, '^[?~]', '')
+  local there = -1
+  for _, mark in ipairs({'', '~', '?'}) do
+    local stored = heartbeat_of(redis.call('HGET', INSTANCES, mark .. name))
+    there = math.max(there, stored and stored.at or -1)
+  end
+  -- One that is older than what was known is of a snapshot: what came after that is lost as well.
+  if name ~= id and there < known.at then
+    -- What it had sealed is lost too. If it lives, it adds that again before its own heartbeat says so.
+    known.watermark = 0
+    redis.call('HSET', INSTANCES, '?' .. name, json(known))
+  end
+end
+
+local is_known = redis.call('EXISTS', CONFIG) == 1
+local others, others_live, any_fresh, any_stale = {}, false, false, false
+for name, other in pairs(heartbeats(INSTANCES)) do
+  if has_left(name) then
+    others[name] = other
+  elseif name ~= id then
+    local silent_for = now - other.at
+    others_live = others_live or silent_for < ask.lives_for
+    any_fresh = any_fresh or silent_for < ask.fresh_for
+    any_stale = any_stale or silent_for >= ask.fresh_for
+    -- One that was there when this instance was last heard of was perhaps cut off too, and took ids for later windows.
+    -- If it is still there, its next heartbeat says what is true.
+    if ask.heard_at and ask.heard_at - other.at < ask.lives_for and other.newest < mine.newest then
+      other.newest = mine.newest
+      redis.call('HSET', INSTANCES, name, json(other))
+    end
+    others[name] = other
+  end
+end
+
+for _, setting in ipairs(ask.settings) do
+  local name, ours = setting[1], setting[2]
+  -- What is left of windows of another length is nobody's.
+  if name == 'window' and redis.call('HGET', PUBLISHED, 'window') ~= ours then
+    redis.call('DEL', COUNTS, PUBLISHED)
+    redis.call('HSET', PUBLISHED, 'window', ours)
+  end
+  redis.call('HSET', CONFIG, name, ours)
+end
+-- An instance that was not counted among the living until now may be adding to any window.
+if not before or now - before.at >= ask.lives_for then
+  redis.call('HSET', CONFIG, 'joined', json((number(redis.call('HGET', CONFIG, 'joined')) or 0) + 1))
+end
+-- Since when some instance has always been there: one that comes while nobody is begins anew, one that was there longer
+-- than was known makes it earlier.
+local since = number(redis.call('HGET', CONFIG, 'since'))
+local returns = before and before.since == mine.since
+if not since or (others_live and mine.since < since) or not (others_live or returns) then
+  redis.call('HSET', CONFIG, 'since', json(mine.since))
+end
+local interrupted = number(redis.call('HGET', CONFIG, 'interrupted')) or 0
+if ask.heard_at then
+  redis.call('HSET', CONFIG, 'interrupted', json(now))
+end
+mine.at = now
+redis.call('HSET', INSTANCES, id, json(mine))
+redis.call('PEXPIRE', CONFIG, json(ask.keep_for / 1000))
+redis.call('PEXPIRE', INSTANCES, json(ask.keep_for / 1000))
+
+-- What begins later than any clock says was written by somebody else.
+local function window_in(key, field)
+  local start = number(redis.call('HGET', key, field))
+  return start and start * 1000000 < now + ask.never_ahead and start or nil
+end
+
+-- A server that has lost it, or a replica that never got it, is told.
+local first = window_in(PUBLISHED, 'first')
+-- Those who have left are not in the way, and those who report all the time know whether they were cut off.
+local unsure = not is_known or not first or now - interrupted < ask.grace or any_stale and not any_fresh
+if not first or ask.first and ask.first < first then
+  first = ask.first or mine.watermark
+  redis.call('HSET', PUBLISHED, 'first', json(first))
+end
+local published = window_in(PUBLISHED, 'last')
+if ask.published and (published or -1) < ask.published then
+  published = ask.published
+  redis.call('HSET', PUBLISHED, 'last', json(published))
+end
+
+local closed = window_in(COUNTS, 'last')
+-- One by one: there are many more while they cannot be published.
+local news = {}
+if closed then
+  local oldest = math.max((ask.knows or -1) + 1, closed - (ask.remembered - 1) * ask.window_seconds)
+  for start = closed, oldest, -ask.window_seconds do
+    local count = redis.call('HGET', COUNTS, json(start))
+    news[json(start)] = count and not string.find(count, '[^ -~]') and count or nil
+  end
+end
+return json({taken = {now = now, first = first, closed = closed, published = published, unsure = unsure,
+  others = others, news = news}})

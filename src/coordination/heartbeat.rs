@@ -1,0 +1,141 @@
+//! The heartbeat: what an instance says of itself every second, and what it is told.
+//!
+//! Both are JSON between this file and `heartbeat.lua`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::window::{Window, WindowCount};
+
+/// What an instance says about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    /// The oldest window that it has not sealed.
+    pub watermark: Window,
+    /// The newest window that it may have added to.
+    pub newest: Window,
+    /// It has accepted ids without a break since then.
+    pub since: SystemTime,
+    /// It could not send a heartbeat for a while.
+    pub interrupted: bool,
+    /// Accepted ids that the store does not have yet.
+    pub kept_ids: u64,
+    /// The last closed window that it knows the count of.
+    pub knows: Option<Window>,
+}
+
+/// What an instance is told.
+#[derive(Debug, Clone, Default)]
+pub struct Reported {
+    /// The last window that is closed: nothing that is added to it now would be counted.
+    pub closed: Option<Window>,
+    /// Counts of closed windows after the last one that it knows, oldest first; of those that are remembered.
+    pub news: Vec<WindowCount>,
+    /// The last window that every sink has: it will not be counted again.
+    pub published: Option<Window>,
+    /// What the instances shared may be lost, and this heartbeat was not taken: restore, then send it again.
+    pub lost: bool,
+    /// What time it is there.
+    pub time: Option<SystemTime>,
+}
+
+/// A heartbeat as it is stored, with the fields that docs/instances.md lists. `heartbeats.lua` alone decides what is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Heartbeat {
+    /// The oldest window that the instance has not sealed: the second of its start.
+    pub(super) watermark: u64,
+    /// The newest window that it may have added to, likewise.
+    pub(super) newest: u64,
+    /// Since when it has accepted ids without a break, in µs.
+    pub(super) since: u64,
+    /// Accepted ids that Redis does not have yet.
+    pub(super) pending: u64,
+    /// When Redis took the heartbeat, in µs of Redis's clock. The script sets it.
+    pub(super) at: u64,
+}
+
+/// Heartbeats by the names of their fields.
+pub(super) type Heartbeats = BTreeMap<String, Heartbeat>;
+
+/// What the script is given. A window is the second of its start; times and durations are in µs.
+#[derive(Serialize)]
+pub(super) struct Ask<'a> {
+    pub(super) instance_id: &'a str,
+    /// Names and values.
+    pub(super) settings: &'a [(&'static str, String)],
+    pub(super) heartbeat: Heartbeat,
+    /// When the last heartbeat was taken; none before the first, and after a loss.
+    pub(super) acknowledged: Option<u64>,
+    /// When this instance was last heard of, if that was before an interruption.
+    pub(super) heard_at: Option<u64>,
+    /// The others' heartbeats as they were last known, if they may be lost.
+    pub(super) others: Option<&'a Heartbeats>,
+    /// The first window of the namespace, as far as this instance knows.
+    pub(super) first: Option<u64>,
+    /// The last published window, as far as this instance knows.
+    pub(super) published: Option<u64>,
+    /// The last closed window that it knows the count of.
+    pub(super) knows: Option<u64>,
+    /// How many closed windows instances remember.
+    pub(super) remembered: usize,
+    pub(super) window_seconds: u32,
+    pub(super) fresh_for: u64,
+    pub(super) lives_for: u64,
+    pub(super) grace: u64,
+    /// How long config and heartbeats are kept.
+    pub(super) keep_for: u64,
+    pub(super) never_ahead: u64,
+}
+
+/// What the script answers.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    Taken(Taken),
+    /// This server does not have the instance's last heartbeat.
+    Lost {},
+    /// Others have another value.
+    Differs {
+        setting: String,
+        theirs: String,
+    },
+}
+
+/// The heartbeat is stored.
+#[derive(Deserialize)]
+pub(super) struct Taken {
+    pub(super) now: u64,
+    /// The first window of the namespace.
+    pub(super) first: u64,
+    pub(super) closed: Option<u64>,
+    pub(super) published: Option<u64>,
+    /// Others may have been there and not said so yet.
+    pub(super) unsure: bool,
+    pub(super) others: Heartbeats,
+    /// Counts that the instance does not know, as they are stored.
+    pub(super) news: BTreeMap<String, String>,
+}
+
+impl Heartbeat {
+    pub(super) fn of(report: &Report) -> Self {
+        Self {
+            watermark: report.watermark.unix_seconds(),
+            newest: report.newest.unix_seconds(),
+            // Rounded up, so that no instance is there from earlier on than it was.
+            since: report.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().div_ceil(1000)
+                as u64,
+            pending: report.kept_ids,
+            at: 0,
+        }
+    }
+}
+
+pub(super) fn from_micros(micros: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(micros)
+}
+
+pub(super) fn in_micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}

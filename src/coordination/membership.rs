@@ -1,0 +1,119 @@
+//! The membership view: which instances are there, and how they stand to a window.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use serde::Deserialize;
+
+use super::completeness::Attendance;
+use super::heartbeat::{Heartbeat, Heartbeats, from_micros};
+use crate::model::timing::LIVES;
+use crate::model::window::Window;
+
+/// How the name of the field begins under which the heartbeat of an instance stays that has left.
+const LEFT: char = '~';
+
+/// How all instances stand to a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// An instance that lives has not sealed it.
+    pub open: bool,
+    /// What those instances have left to do: it changes as long as they get on.
+    pub left: BTreeSet<(u64, u64)>,
+    /// Whether some instance was there at every moment of it, and none vanished that had it open.
+    pub attendance: Attendance,
+    /// Ids of instances that have sealed it, and were there in it.
+    pub parties: BTreeSet<String>,
+    /// The first window, this one or a later one, in which some instance was there; none if none is known.
+    pub attended: Option<Window>,
+    /// How many instances have come so far; one that comes while the window is counted may be too late for it.
+    pub joined: u64,
+    /// What time it is where that is known.
+    pub time: Option<SystemTime>,
+}
+
+/// What membership.lua answers.
+#[derive(Deserialize)]
+pub(super) struct Members {
+    /// Redis's clock, in µs.
+    pub(super) now: u64,
+    /// Since when some instance was always there, in µs.
+    since: Option<u64>,
+    /// How many instances have come so far.
+    joined: Option<u64>,
+    pub(super) settings: BTreeMap<String, String>,
+    heartbeats: Heartbeats,
+}
+
+impl Members {
+    /// How many instances live.
+    pub(super) fn living(&self) -> usize {
+        self.present().filter(|heartbeat| heartbeat.lives(self.now())).count()
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        from_micros(self.now)
+    }
+
+    /// Those that have not left: an instance that left has sealed all that it had.
+    fn present(&self) -> impl Iterator<Item = &Heartbeat> {
+        self.heartbeats.iter().filter(|(name, _)| !name.starts_with(LEFT)).map(|(_, heartbeat)| heartbeat)
+    }
+
+    pub(super) fn stand_to(&self, window: Window) -> Standing {
+        let (now, start) = (self.now(), window.unix_seconds());
+        let (living, gone): (Vec<_>, Vec<_>) = self.present().partition(|heartbeat| heartbeat.lives(now));
+        let left: BTreeSet<_> = living
+            .iter()
+            .filter(|heartbeat| heartbeat.watermark <= start)
+            .map(|heartbeat| (heartbeat.watermark, heartbeat.pending))
+            .collect();
+        let reached = self.heartbeats.iter().filter(|(_, heartbeat)| start <= heartbeat.newest);
+        let attended = reached
+            .clone()
+            .map(|(_, heartbeat)| window.max(window.length().window_at(heartbeat.since())))
+            .min();
+        let parties = reached
+            .filter(|(_, heartbeat)| start < heartbeat.watermark && heartbeat.since() < window.end())
+            .map(|(name, _)| name.trim_start_matches(LEFT).to_owned())
+            .collect();
+        // As long as nobody knew that it was gone, an instance that came did not begin anew.
+        let unnoticed = gone
+            .iter()
+            .any(|heartbeat| heartbeat.at() < window.end() && window.start() < heartbeat.at() + LIVES);
+        let attendance = Attendance {
+            throughout: self.since.is_some_and(|since| from_micros(since) <= window.start()),
+            in_doubt: unnoticed && !living.iter().any(|heartbeat| heartbeat.since() <= window.start()),
+            vanished: gone.iter().any(|heartbeat| heartbeat.watermark <= start && start <= heartbeat.newest),
+            misdated: living.iter().any(|heartbeat| heartbeat.is_misdated()),
+        };
+        Standing {
+            open: !left.is_empty(),
+            left,
+            attendance,
+            parties,
+            attended,
+            joined: self.joined.unwrap_or_default(),
+            time: Some(now),
+        }
+    }
+}
+
+impl Heartbeat {
+    fn since(&self) -> SystemTime {
+        from_micros(self.since)
+    }
+
+    fn at(&self) -> SystemTime {
+        from_micros(self.at)
+    }
+
+    fn lives(&self, now: SystemTime) -> bool {
+        now < self.at() + LIVES
+    }
+
+    /// Whether its clock is wrong: it says itself that it has not been there yet.
+    fn is_misdated(&self) -> bool {
+        self.since() > self.at() + LIVES
+    }
+}
