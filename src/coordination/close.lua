@@ -5,7 +5,13 @@
 -- closed).
 --
 -- KEYS: token, counts, instances, config.
--- ARGV: `Close` of closed.rs as JSON. A window is the second of its start; times and durations are in microseconds.
+-- ARGV: a JSON object. Windows are the seconds of their starts:
+--   instance_id, token
+--   window, window_end
+--   count: as it is to be stored
+--   despite_open: close it though an instance has it open
+--   joined: how many instances had come when it was looked which have it open
+--   keep_for: milliseconds to keep the counts
 -- Returns {'stored', the count that is stored}, {'fenced'}, or {'open'}.
 local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ask = cjson.decode(ARGV[1])
@@ -31,22 +37,22 @@ local now = time[1] * 1000000 + time[2]
 local gone = {}
 for name, heartbeat in pairs(heartbeats(INSTANCES)) do
   local left = has_left(name)
-  local lives = not left and now - heartbeat.at < ask.lives_for
+  local lives = not left and now - heartbeat.at < LIVES
   if lives and heartbeat.watermark <= window and not ask.despite_open then
     return {'open'}
   end
   -- An instance that vanished has no part in later windows, nor was it missing from their beginning.
-  if not lives and heartbeat.newest <= window and (left or heartbeat.at + ask.lives_for <= ask.window_end * 1000000) then
+  if not lives and heartbeat.newest <= window and (left or heartbeat.at + LIVES <= ask.window_end * 1000000) then
     gone[#gone + 1] = name
   end
 end
 redis.call('HSET', COUNTS, json(window), ask.count)
--- What is so much later was written by somebody else.
+-- headcount wrote nothing that is so much later.
 local last = number(redis.call('HGET', COUNTS, 'last')) or -1
-if last > window + ask.never_ahead / 1000000 or window > last then
+if last > window + A_YEAR / 1000000 or window > last then
   redis.call('HSET', COUNTS, 'last', json(window))
 end
-redis.call('PEXPIRE', COUNTS, json(ask.keep_for / 1000))
+redis.call('PEXPIRE', COUNTS, json(ask.keep_for))
 for _, name in ipairs(gone) do
   redis.call('HDEL', INSTANCES, name)
 end

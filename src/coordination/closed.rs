@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use thiserror::Error;
 
 use crate::model::window::{Window, WindowCount};
@@ -45,30 +46,9 @@ struct StoredCount {
     complete: bool,
 }
 
-/// What close.lua is given. A window is the second of its start; durations are in µs.
-#[derive(Serialize)]
-pub(super) struct Close<'a> {
-    pub(super) instance_id: &'a str,
-    /// The fencing token.
-    pub(super) token: u64,
-    pub(super) window: u64,
-    pub(super) window_end: u64,
-    /// As it will be stored.
-    pub(super) count: String,
-    /// Close it though an instance has it open.
-    pub(super) despite_open: bool,
-    /// How many instances had joined before the window was counted.
-    pub(super) joined: u64,
-    pub(super) lives_for: u64,
-    /// How long counts are kept.
-    pub(super) keep_for: u64,
-    pub(super) never_ahead: u64,
-}
-
-pub(super) fn to_stored(count: &WindowCount) -> Result<String, Unavailable> {
+pub(super) fn to_stored(count: &WindowCount) -> String {
     let &WindowCount { unique_request_count, accepted_ids, complete, .. } = count;
-    serde_json::to_string(&StoredCount { unique_request_count, accepted_ids, complete })
-        .map_err(Unavailable::because)
+    json!(StoredCount { unique_request_count, accepted_ids, complete }).to_string()
 }
 
 pub(super) fn from_stored(window: Window, text: &str) -> Option<WindowCount> {

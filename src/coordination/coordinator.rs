@@ -28,11 +28,7 @@ impl Coordinator {
 
     /// Says that this instance lives and how far it has sealed. The first heartbeat introduces it; from then on no
     /// window is closed that it has not sealed, as long as it goes on.
-    ///
-    /// # Errors
-    ///
-    /// [`ReportError::Disagreement`] when the others count differently.
-    pub async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
+    pub(crate) async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
         match self {
             Self::Redis(redis) => redis.report(report).await,
             Self::Standalone(standalone) => Ok(standalone.report(report)),
@@ -40,11 +36,7 @@ impl Coordinator {
     }
 
     /// Leaves, after everything has been sealed: nobody waits for this instance any more.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`]: the others will notice by themselves, later.
-    pub async fn leave(&self) -> Result<(), Unavailable> {
+    pub(crate) async fn leave(&self) -> Result<(), Unavailable> {
         match self {
             Self::Redis(redis) => redis.leave().await,
             Self::Standalone(_) => Ok(()),
@@ -52,11 +44,7 @@ impl Coordinator {
     }
 
     /// Where a new leader goes on; none as long as that cannot be known.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`].
-    pub async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
+    pub(crate) async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
         match self {
             Self::Redis(redis) => redis.resume().await,
             Self::Standalone(standalone) => Ok(standalone.resume()),
@@ -64,11 +52,7 @@ impl Coordinator {
     }
 
     /// How all instances stand to a window; none as long as that cannot be known.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`].
-    pub async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
+    pub(crate) async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
         match self {
             Self::Redis(redis) => redis.standing(window).await,
             Self::Standalone(standalone) => Ok(standalone.standing(window)),
@@ -78,11 +62,7 @@ impl Coordinator {
     /// Stores the count of a window, and answers with the one that is stored: another leader may have been faster, and
     /// the first one stays. It is for the instances as they stood before it was counted: if one of them had the window
     /// open then, it is stored all the same.
-    ///
-    /// # Errors
-    ///
-    /// [`CloseError`], and nothing was stored or, if unavailable, perhaps something was.
-    pub async fn close(
+    pub(crate) async fn close(
         &self,
         grant: &Grant,
         count: &WindowCount,
@@ -95,11 +75,7 @@ impl Coordinator {
     }
 
     /// Marks a window and all before it as published: every sink has them.
-    ///
-    /// # Errors
-    ///
-    /// [`CloseError::Fenced`] or [`CloseError::Unavailable`].
-    pub async fn mark_published(&self, grant: &Grant, window: Window) -> Result<(), CloseError> {
+    pub(crate) async fn mark_published(&self, grant: &Grant, window: Window) -> Result<(), CloseError> {
         match self {
             Self::Redis(redis) => redis.mark_published(grant, window).await,
             // It would not be counted again in any case.
@@ -109,7 +85,7 @@ impl Coordinator {
 
     /// Whether what is counted outlives this instance, so that a window which it leaves unfinished will be closed by
     /// another one or after the next start.
-    pub fn outlives_process(&self) -> bool {
+    pub(crate) fn outlives_process(&self) -> bool {
         matches!(self, Self::Redis(_))
     }
 }

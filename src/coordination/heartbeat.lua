@@ -5,7 +5,17 @@
 -- this instance, one that was closed earlier is in the answer.
 --
 -- KEYS: config, instances, counts, published.
--- ARGV: `Ask` of heartbeat.rs as JSON. A window is the second of its start; times and durations are in microseconds.
+-- ARGV: a JSON object. Windows are the seconds of their starts, times are in microseconds, what is not known is null:
+--   instance_id
+--   settings: pairs of a name and a value
+--   heartbeat: watermark, newest, since, pending
+--   acknowledged: when its last heartbeat was taken; null for a first one, and after a loss
+--   heard_at: when it was last heard of before an interruption; null if there was none
+--   others: the others' heartbeats as it knows them, if they may be lost
+--   first, published: the first window of the stream, and the last published one
+--   knows: the last closed window that it knows the count of
+--   remembered, window_seconds: how many closed windows instances remember, and their length
+--   keep_for: milliseconds to keep config and heartbeats
 -- Returns `Answer` of heartbeat.rs as JSON.
 local CONFIG, INSTANCES, COUNTS, PUBLISHED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ask = cjson.decode(ARGV[1])
@@ -55,12 +65,12 @@ for name, other in pairs(heartbeats(INSTANCES)) do
     others[name] = other
   elseif name ~= id then
     local silent_for = now - other.at
-    others_live = others_live or silent_for < ask.lives_for
-    any_fresh = any_fresh or silent_for < ask.fresh_for
-    any_stale = any_stale or silent_for >= ask.fresh_for
+    others_live = others_live or silent_for < LIVES
+    any_fresh = any_fresh or silent_for < FRESH
+    any_stale = any_stale or silent_for >= FRESH
     -- One that was there when this instance was last heard of was perhaps cut off too, and took ids for later windows.
     -- If it is still there, its next heartbeat says what is true.
-    if ask.heard_at and ask.heard_at - other.at < ask.lives_for and other.newest < mine.newest then
+    if ask.heard_at and ask.heard_at - other.at < LIVES and other.newest < mine.newest then
       other.newest = mine.newest
       redis.call('HSET', INSTANCES, name, json(other))
     end
@@ -78,7 +88,7 @@ for _, setting in ipairs(ask.settings) do
   redis.call('HSET', CONFIG, name, ours)
 end
 -- An instance that was not counted among the living until now may be adding to any window.
-if not before or now - before.at >= ask.lives_for then
+if not before or now - before.at >= LIVES then
   redis.call('HSET', CONFIG, 'joined', json((number(redis.call('HGET', CONFIG, 'joined')) or 0) + 1))
 end
 -- Since when some instance has always been there: one that comes while nobody is begins anew, one that was there longer
@@ -94,19 +104,19 @@ if ask.heard_at then
 end
 mine.at = now
 redis.call('HSET', INSTANCES, id, json(mine))
-redis.call('PEXPIRE', CONFIG, json(ask.keep_for / 1000))
-redis.call('PEXPIRE', INSTANCES, json(ask.keep_for / 1000))
+redis.call('PEXPIRE', CONFIG, json(ask.keep_for))
+redis.call('PEXPIRE', INSTANCES, json(ask.keep_for))
 
--- What begins later than any clock says was written by somebody else.
+-- headcount wrote no window that begins later than any clock says.
 local function window_in(key, field)
   local start = number(redis.call('HGET', key, field))
-  return start and start * 1000000 < now + ask.never_ahead and start or nil
+  return start and start * 1000000 < now + A_YEAR and start or nil
 end
 
 -- A server that has lost it, or a replica that never got it, is told.
 local first = window_in(PUBLISHED, 'first')
--- Those who have left are not in the way, and those who report all the time know whether they were cut off.
-local unsure = not is_known or not first or now - interrupted < ask.grace or any_stale and not any_fresh
+-- Those who have left are not in the way, and an instance whose heartbeats go on knows whether it was cut off.
+local unsure = not is_known or not first or now - interrupted < GRACE or any_stale and not any_fresh
 if not first or ask.first and ask.first < first then
   first = ask.first or mine.watermark
   redis.call('HSET', PUBLISHED, 'first', json(first))

@@ -1,6 +1,6 @@
 //! The heartbeat: what an instance says of itself every second, and what it is told.
 //!
-//! Both are JSON between this file and `heartbeat.lua`.
+//! `heartbeat.lua` takes it, and says what it is given.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,7 +41,7 @@ pub struct Reported {
     pub time: Option<SystemTime>,
 }
 
-/// A heartbeat as it is stored, with the fields that docs/instances.md lists. `heartbeats.lua` alone decides what is one.
+/// A heartbeat as it is stored, with the fields that docs/instances.md lists. `shared.lua` alone decides what is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Heartbeat {
     /// The oldest window that the instance has not sealed: the second of its start.
@@ -58,36 +58,6 @@ pub(super) struct Heartbeat {
 
 /// Heartbeats by the names of their fields.
 pub(super) type Heartbeats = BTreeMap<String, Heartbeat>;
-
-/// What the script is given. A window is the second of its start; times and durations are in µs.
-#[derive(Serialize)]
-pub(super) struct Ask<'a> {
-    pub(super) instance_id: &'a str,
-    /// Names and values.
-    pub(super) settings: &'a [(&'static str, String)],
-    pub(super) heartbeat: Heartbeat,
-    /// When the last heartbeat was taken; none before the first, and after a loss.
-    pub(super) acknowledged: Option<u64>,
-    /// When this instance was last heard of, if that was before an interruption.
-    pub(super) heard_at: Option<u64>,
-    /// The others' heartbeats as they were last known, if they may be lost.
-    pub(super) others: Option<&'a Heartbeats>,
-    /// The first window of the namespace, as far as this instance knows.
-    pub(super) first: Option<u64>,
-    /// The last published window, as far as this instance knows.
-    pub(super) published: Option<u64>,
-    /// The last closed window that it knows the count of.
-    pub(super) knows: Option<u64>,
-    /// How many closed windows instances remember.
-    pub(super) remembered: usize,
-    pub(super) window_seconds: u32,
-    pub(super) fresh_for: u64,
-    pub(super) lives_for: u64,
-    pub(super) grace: u64,
-    /// How long config and heartbeats are kept.
-    pub(super) keep_for: u64,
-    pub(super) never_ahead: u64,
-}
 
 /// What the script answers.
 #[derive(Deserialize)]
@@ -134,8 +104,4 @@ impl Heartbeat {
 
 pub(super) fn from_micros(micros: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_micros(micros)
-}
-
-pub(super) fn in_micros(duration: Duration) -> u64 {
-    duration.as_micros() as u64
 }

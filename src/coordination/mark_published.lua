@@ -2,16 +2,15 @@
 --
 -- A script, because a leader that was asleep must not mark anything.
 --
--- KEYS: token, published, counts. ARGV: token, window, seconds of closed windows to remember,
--- seconds that no clock is ahead.
+-- KEYS: token, published, counts. ARGV: token, window, seconds of closed windows to remember.
 -- Returns 'marked' or 'fenced'.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
 end
 local window = tonumber(ARGV[2])
 local published = number(redis.call('HGET', KEYS[2], 'last')) or -1
--- What is so much later was written by somebody else.
-if published < window or published > window + ARGV[4] then
+-- headcount wrote nothing that is so much later.
+if published < window or published > window + A_YEAR / 1000000 then
   redis.call('HSET', KEYS[2], 'last', ARGV[2])
 end
 -- The last counts are kept, for those who ask for them.

@@ -9,37 +9,33 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::model::timing::{HEARTBEAT_EVERY, MISSED};
-use crate::model::window::{Clock, Window, WindowLength};
+use crate::model::window::{Clock, Window};
 
 pub(super) struct Presence {
     clock: Arc<dyn Clock>,
-    window: WindowLength,
-    since: SystemTime,
+    pub(super) since: SystemTime,
     /// The last look at the clock.
     looked: (SystemTime, Instant),
     clock_was_behind: bool,
 }
 
 impl Presence {
-    pub(super) fn new(clock: Arc<dyn Clock>, window: WindowLength) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         let now = clock.now();
-        Self { clock, window, since: now, looked: (now, Instant::now()), clock_was_behind: false }
+        Self { clock, since: now, looked: (now, Instant::now()), clock_was_behind: false }
     }
 
-    pub(super) fn since(&self) -> SystemTime {
-        self.since
-    }
-
+    /// Looks at the clock, and notices if it was set or the process stopped.
     pub(super) fn note(&mut self, watermark: Window) {
         let now = self.clock.now();
         let (last, at) = self.looked;
         self.looked = (now, Instant::now());
-        if self.window.window_at(last).end() + MISSED < now || at.elapsed() > MISSED {
+        if watermark.length().window_at(last).end() + MISSED < now || at.elapsed() > MISSED {
             self.since = now;
             warn!("this process was stopped for a while, or its clock set forward");
         }
         let behind = watermark.start().duration_since(now).unwrap_or_default();
-        if behind <= self.window.duration() {
+        if behind <= watermark.length().duration() {
             self.clock_was_behind = false;
             return;
         }

@@ -21,17 +21,17 @@
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::time::Instant;
 
-use super::closed::{self, Close, CloseError, REMEMBERED, Resume};
+use super::closed::{self, CloseError, REMEMBERED, Resume};
 use super::grant::Grant;
-use super::heartbeat::{Answer, Ask, Heartbeat, Heartbeats, Report, Reported, Taken, from_micros, in_micros};
+use super::heartbeat::{Answer, Heartbeat, Heartbeats, Report, Reported, Taken, from_micros};
 use super::membership::{Members, Standing};
 use super::scripts;
 use super::settings::{ReportError, Settings};
-use crate::model::timing::{A_YEAR, FRESH, GRACE, LIVES, SHORTEST_SILENCE, SILENCE};
+use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
@@ -141,7 +141,7 @@ impl RedisCoordinator {
         if self.is_elsewhere() {
             return Ok(lost);
         }
-        let answer = self.send(&self.ask(report)?).await?;
+        let answer = self.send(&self.ask(report)).await?;
         match from_json(&answer)? {
             Answer::Taken(taken) => Ok(self.take_note(taken)),
             Answer::Lost {} => {
@@ -151,34 +151,32 @@ impl RedisCoordinator {
                 Ok(lost)
             }
             Answer::Differs { setting, theirs } => {
-                let Self { config: RedisCoordinatorConfig { settings, keys, .. }, .. } = self;
+                let RedisCoordinatorConfig { settings, keys, .. } = &self.config;
                 Err(settings.disagreement(&setting, &theirs, keys.namespace()))
             }
         }
     }
 
-    fn ask(&self, report: &Report) -> Result<String, Unavailable> {
+    fn ask(&self, report: &Report) -> String {
         let RedisCoordinatorConfig { process, window, retention, settings, .. } = &self.config;
-        let memory = self.memory.lock();
-        let is_lost = memory.acknowledged.is_none();
-        to_json(&Ask {
-            instance_id: process,
-            settings: settings.stored(),
-            heartbeat: Heartbeat::of(report),
-            acknowledged: memory.acknowledged,
-            heard_at: memory.heard_at.filter(|_| report.interrupted || is_lost),
-            others: is_lost.then_some(&memory.others),
-            first: memory.first.map(Window::unix_seconds),
-            published: memory.published.map(Window::unix_seconds),
-            knows: report.knows.map(Window::unix_seconds),
-            remembered: REMEMBERED,
-            window_seconds: window.seconds(),
-            fresh_for: in_micros(FRESH),
-            lives_for: in_micros(LIVES),
-            grace: in_micros(GRACE),
-            keep_for: in_micros(SILENCE.min(*retention).max(SHORTEST_SILENCE)),
-            never_ahead: in_micros(A_YEAR),
-        })
+        let Memory { acknowledged, heard_at, others, first, published, .. } = &*self.memory.lock();
+        let is_lost = acknowledged.is_none();
+        let start = |window: Option<Window>| window.map(Window::unix_seconds);
+        let ask = json!({
+            "instance_id": process,
+            "settings": settings.stored(),
+            "heartbeat": Heartbeat::of(report),
+            "acknowledged": acknowledged,
+            "heard_at": heard_at.filter(|_| report.interrupted || is_lost),
+            "others": is_lost.then_some(others),
+            "first": start(*first),
+            "published": start(*published),
+            "knows": start(report.knows),
+            "remembered": REMEMBERED,
+            "window_seconds": window.seconds(),
+            "keep_for": SILENCE.min(*retention).max(SHORTEST_SILENCE).as_millis() as u64,
+        });
+        ask.to_string()
     }
 
     async fn send(&self, ask: &str) -> Result<String, Unavailable> {
@@ -225,7 +223,7 @@ impl RedisCoordinator {
         let members = self.members(Call::Ask).await?;
         let RedisCoordinatorConfig { keys, settings, .. } = &self.config;
         Ok(Survey {
-            disagreements: settings.disagreements(|name| members.settings.get(name), keys.namespace()),
+            disagreements: settings.disagreements(&members.settings, keys.namespace()),
             instances: members.living(),
             time: members.now(),
         })
@@ -299,21 +297,19 @@ impl RedisCoordinator {
             return Err(CloseError::Open);
         }
         let RedisCoordinatorConfig { keys, process, window, retention, .. } = &self.config;
-        let ask = Close {
-            instance_id: process,
-            token: grant.token(),
-            window: count.window.unix_seconds(),
-            window_end: count.window.next().unix_seconds(),
-            count: closed::to_stored(count)?,
-            despite_open: standing.open,
-            joined: standing.joined,
-            lives_for: in_micros(LIVES),
-            keep_for: in_micros(*retention + window.duration()),
-            never_ahead: in_micros(A_YEAR),
-        };
+        let ask = json!({
+            "instance_id": process,
+            "token": grant.token(),
+            "window": count.window.unix_seconds(),
+            "window_end": count.window.next().unix_seconds(),
+            "count": closed::to_stored(count),
+            "despite_open": standing.open,
+            "joined": standing.joined,
+            "keep_for": (*retention + window.duration()).as_millis() as u64,
+        });
         let mut call = scripts::CLOSE.prepare_invoke();
         call.key(keys.token()).key(keys.counts()).key(keys.instances()).key(keys.config());
-        call.arg(to_json(&ask)?);
+        call.arg(ask.to_string());
         let answer: Vec<String> =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
@@ -337,7 +333,7 @@ impl RedisCoordinator {
         let mut call = scripts::MARK_PUBLISHED.prepare_invoke();
         call.key(keys.token()).key(keys.published()).key(keys.counts());
         let remembered = REMEMBERED as u64 * u64::from(window.length().seconds());
-        call.arg(grant.token()).arg(window.unix_seconds()).arg(remembered).arg(A_YEAR.as_secs());
+        call.arg(grant.token()).arg(window.unix_seconds()).arg(remembered);
         let answer: String =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         match &*answer {
@@ -365,10 +361,6 @@ impl RedisCoordinator {
         let start = text.parse().ok().filter(|_| is_number)?;
         Some(self.config.window.starting_at(start))
     }
-}
-
-fn to_json(ask: &impl Serialize) -> Result<String, Unavailable> {
-    serde_json::to_string(ask).map_err(Unavailable::because)
 }
 
 fn from_json<T: DeserializeOwned>(answer: &str) -> Result<T, Unavailable> {

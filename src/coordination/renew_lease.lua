@@ -1,8 +1,8 @@
 -- Prolongs the lease, if it is still the caller's under the same token.
 --
--- A script, because between looking and prolonging the lease could run out and be somebody else's.
+-- A script, because between looking and prolonging the lease could run out and be another instance's.
 --
--- KEYS: lease, token. ARGV: holder, token, time to live (ms).
+-- KEYS: lease, token. ARGV: instance id, token, time to live (ms).
 -- Returns 1, or 0 if it is lost.
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] or redis.pcall('GET', KEYS[2]) ~= ARGV[2] then
   return 0

@@ -1,23 +1,26 @@
-//! The scripts. Each is one because it has to look and to write in one step: between the two, another instance could take
-//! the lease, open a window, or lose its place. Each says so in its first lines.
+//! The scripts. Nearly all look and write in one step: between the two, another instance could take the lease, open a window,
+//! or lose its place. Each says in its first lines why it is a script.
 
 use std::sync::LazyLock;
 
 use ::redis::Script;
 
-/// A script, after the functions that it uses.
-macro_rules! script {
-    ($($file:literal),+) => {
-        LazyLock::new(|| Script::new(concat!($(include_str!($file)),+)))
-    };
-}
+use crate::model::timing::{A_YEAR, FRESH, GRACE, LIVES};
 
-pub(super) static TAKE_LEASE: LazyLock<Script> = script!("number.lua", "take_lease.lua");
-pub(super) static RENEW_LEASE: LazyLock<Script> = script!("renew_lease.lua");
-pub(super) static RELEASE_LEASE: LazyLock<Script> = script!("release_lease.lua");
-pub(super) static HEARTBEAT: LazyLock<Script> = script!("number.lua", "heartbeats.lua", "heartbeat.lua");
-pub(super) static MEMBERSHIP: LazyLock<Script> = script!("number.lua", "heartbeats.lua", "membership.lua");
-pub(super) static LEAVE: LazyLock<Script> = script!("leave.lua");
-pub(super) static CLOSE: LazyLock<Script> = script!("number.lua", "heartbeats.lua", "close.lua");
+pub(super) static TAKE_LEASE: LazyLock<Script> = LazyLock::new(|| script(include_str!("take_lease.lua")));
+pub(super) static RENEW_LEASE: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew_lease.lua")));
+pub(super) static RELEASE_LEASE: LazyLock<Script> =
+    LazyLock::new(|| script(include_str!("release_lease.lua")));
+pub(super) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| script(include_str!("heartbeat.lua")));
+pub(super) static MEMBERSHIP: LazyLock<Script> = LazyLock::new(|| script(include_str!("membership.lua")));
+pub(super) static LEAVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("leave.lua")));
+pub(super) static CLOSE: LazyLock<Script> = LazyLock::new(|| script(include_str!("close.lua")));
 /// Marks windows as published, if the token is the newest.
-pub static MARK_PUBLISHED: LazyLock<Script> = script!("number.lua", "mark_published.lua");
+pub static MARK_PUBLISHED: LazyLock<Script> = LazyLock::new(|| script(include_str!("mark_published.lua")));
+
+/// After the durations and the functions that scripts share.
+fn script(text: &str) -> Script {
+    let [fresh, lives, grace, a_year] = [FRESH, LIVES, GRACE, A_YEAR].map(|duration| duration.as_micros());
+    let durations = format!("local FRESH, LIVES, GRACE, A_YEAR = {fresh}, {lives}, {grace}, {a_year}\n");
+    Script::new(&(durations + include_str!("shared.lua") + text))
+}

@@ -73,7 +73,7 @@ impl Sealer {
         metrics: Arc<Metrics>,
         closed: ClosedWindows,
     ) -> Result<Self, ReportError> {
-        let presence = Presence::new(Arc::clone(&clock), window);
+        let presence = Presence::new(Arc::clone(&clock));
         let told = window.window_at(clock.now());
         let watermark = watch::channel(told).0;
         let mut sealer = Self {
@@ -247,7 +247,7 @@ impl Sealer {
             watermark,
             newest: sealed.max(self.running()),
             // An instance whose clock is wrong is not there in the windows that it means.
-            since: if *self.clock_is_wrong.borrow() { never() } else { self.presence.since() },
+            since: if *self.clock_is_wrong.borrow() { never() } else { self.presence.since },
             interrupted: self.interrupted,
             kept_ids: self.counter.unacknowledged_ids(),
             knows: self.closed.last().map(|count| count.window),

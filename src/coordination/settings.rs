@@ -2,6 +2,8 @@
 //!
 //! `{<ns>}:config` holds each of them, under its name. An instance that finds another value there exits and says both.
 
+use std::collections::BTreeMap;
+
 use thiserror::Error;
 
 use crate::model::id_key::IdKey;
@@ -83,13 +85,13 @@ impl Settings {
     }
 
     /// How what is stored differs.
-    pub(super) fn disagreements<'a>(
-        &'a self,
-        stored: impl Fn(&str) -> Option<&'a String>,
+    pub(super) fn disagreements(
+        &self,
+        stored: &BTreeMap<String, String>,
         namespace: &str,
     ) -> Vec<ReportError> {
         let differing = self.stored.iter().filter_map(|(setting, ours)| {
-            let theirs = stored(setting).filter(|theirs| *theirs != ours)?;
+            let theirs = stored.get(*setting).filter(|theirs| *theirs != ours)?;
             Some(self.disagreement(setting, theirs, namespace))
         });
         differing.collect()

@@ -3,13 +3,13 @@
 -- A script, because looking, taking and raising the token have to be one step. The token is at least the
 -- time in microseconds, so that it rises even over a server that has lost the last one, or has nonsense there.
 --
--- Keys of another type are nobody's: they are put aside. A lease that never ends is given an end: one that lives prolongs
--- it.
+-- Keys of another type are not headcount's: they are put aside. A lease that never ends is given an end: a leader that
+-- lives prolongs it.
 --
--- KEYS: lease, token, and for each the key that something else is put under. ARGV: holder, time to live (ms), ms to keep
--- what is put aside.
--- Returns {'granted', token, holder, aside} or {'held', milliseconds until it may be free, its holder, aside}, where aside
--- says which key was put aside and what type it was of, a space between; '' for none.
+-- KEYS: lease, token, and for each the key that something else is put under.
+-- ARGV: instance id, time to live (ms), ms to keep what is put aside.
+-- Returns {'granted', token, instance id, aside}, or {'held', ms until it may be free, id of the leader, aside}. Aside is
+-- the key that was put aside and its type, a space between; '' for none.
 local aside = ''
 for i = 1, 2 do
   local found = redis.call('TYPE', KEYS[i]).ok

@@ -1,4 +1,11 @@
--- What stands before every script that touches heartbeats: how they are stored, here and nowhere else.
+-- What stands before every script, after the durations FRESH, LIVES, GRACE and A_YEAR, in microseconds.
+
+-- A number that is stored as a text; nil for what is none, and so not headcount's. tonumber would take 1e300, inf and nan.
+local function number(text)
+  return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
+end
+
+-- How heartbeats are stored, here and nowhere else.
 --
 -- A heartbeat is a JSON object in a field of {<ns>}:instances, under its instance's id. The field of an instance that has
 -- left begins with '~'; what others remember of an instance whose heartbeat was lost is under '?' and its id.
@@ -21,8 +28,7 @@ local function json(value)
   return '{' .. table.concat(fields, ',') .. '}'
 end
 
--- The heartbeat that is stored as a text; nil if it is none, and so somebody else's. Other fields are of a later version:
--- they are left out.
+-- The heartbeat that is stored as a text; nil if it is none. Other fields are of a later version: they are left out.
 local function heartbeat_of(text)
   local is_json, document = pcall(cjson.decode, text)
   if not is_json or type(document) ~= 'table' then
