@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use ::redis::Pipeline;
 use serde::Deserialize;
 
-use crate::cli::backend::process_name;
+use crate::cli::backend::{Coordination, process_name};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
+use crate::coordination::ReportError;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
@@ -130,6 +131,9 @@ async fn compare(
         Ok(redis) => redis,
         Err(error) => return findings.add(Verdict::Fail, "counts", error),
     };
+    if let Some(error) = other_layout(settings, &redis).await {
+        return findings.add(Verdict::Fail, "settings", error);
+    }
     let keys = Keys::new(&settings.namespace);
     let length = settings.counting.window;
     let mut ask = ::redis::cmd("HGET");
@@ -174,6 +178,18 @@ async fn compare(
     }
     let named = differ.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
     findings.add(Verdict::Fail, "counts", format_args!("{} of {compared} differ: {named}", differ.len()))
+}
+
+/// Why what the namespace holds cannot be read, if instances of another version use it.
+async fn other_layout(settings: &Settings, redis: &Redis) -> Option<ReportError> {
+    let coordinator = Coordination::new(settings, redis, &process_name()).coordinator;
+    match coordinator.survey().await {
+        Ok(survey) => {
+            let mut disagreements = survey.disagreements.into_iter();
+            disagreements.find(|error| matches!(error, ReportError::Layout { .. }))
+        }
+        Err(error) => Some(error.into()),
+    }
 }
 
 /// What Redis says of a published count.

@@ -26,4 +26,4 @@ pub use self::closed::{CloseError, ClosedWindows, REMEMBERED, Resume};
 pub use self::coordinator::Coordinator;
 pub use self::heartbeat::{Report, Reported};
 pub use self::membership::Standing;
-pub use self::settings::{ReportError, Settings};
+pub use self::settings::{LAYOUT, ReportError, Settings};

@@ -1,6 +1,10 @@
-//! What all instances of a namespace have to agree on: their settings.
+//! What all instances of a namespace have to agree on: their settings, and the layout of the keys.
 //!
 //! `{<ns>}:config` holds each of them, under its name. An instance that finds another value there exits and says both.
+//!
+//! The layout says what is stored in which form. It gets another number when an older version could misread what a newer one
+//! stores. Version one stored no layout, which makes it layout 1, and it compares only the settings that it knows. So `mode`
+//! is stored as `hll;layout=2`: version one finds a mode that is not its own, and refuses as well.
 
 use std::collections::BTreeMap;
 
@@ -12,18 +16,19 @@ use crate::model::shard::Shards;
 use crate::model::window::WindowLength;
 use crate::platform::unavailable::Unavailable;
 
-/// Names, as they are stored. The script that takes heartbeats knows `window` too.
-const MODE: &str = "mode";
-const WINDOW: &str = "window";
-const SHARDS: &str = "shards";
-/// It is told by its fingerprint, because it is a secret.
-const ID_KEY: &str = "id-key";
-/// Its value where there is none.
+/// The layout of the keys that this version reads and writes.
+pub const LAYOUT: &str = "2";
+/// The layout where none is stored.
+const LAYOUT_OF_VERSION_ONE: &str = "1";
+
+/// Between the mode and the layout.
+const AND_LAYOUT: &str = ";layout=";
+/// The fingerprint where there is no key.
 const NO_ID_KEY: &str = "none";
 
 /// The settings of this instance.
 pub struct Settings {
-    /// Names and values as they are stored.
+    /// Names and values as they are stored. The layout is the first, because without it the others mean nothing.
     stored: Vec<(&'static str, String)>,
 }
 
@@ -46,6 +51,17 @@ pub enum ReportError {
         /// What they share.
         namespace: String,
     },
+    /// Another version of headcount uses the namespace.
+    #[error(
+        "the keys of --namespace {namespace} have layout {theirs}, but this version of headcount needs layout \
+         {LAYOUT}: give it another --namespace (docs/instances.md, \"Move to another layout\")"
+    )]
+    Layout {
+        /// Its number there.
+        theirs: String,
+        /// What they share.
+        namespace: String,
+    },
     /// Redis could not be asked.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -54,8 +70,8 @@ pub enum ReportError {
 /// What to do with a flag that is something else for the others.
 fn remedy(setting: &str, theirs: &str) -> String {
     match (setting, theirs) {
-        (ID_KEY, NO_ID_KEY) => "leave it out".to_owned(),
-        (ID_KEY, _) => "give it the key that has this fingerprint".to_owned(),
+        ("id-key", NO_ID_KEY) => "leave it out".to_owned(),
+        ("id-key", _) => "give it the key that has this fingerprint".to_owned(),
         _ => format!("set it to {theirs}"),
     }
 }
@@ -64,10 +80,12 @@ impl Settings {
     /// As this instance is set up.
     pub fn new(mode: Mode, window: WindowLength, shards: Shards, id_key: Option<&IdKey>) -> Self {
         let stored = vec![
-            (MODE, mode.as_str().to_owned()),
-            (WINDOW, format!("{}s", window.seconds())),
-            (SHARDS, shards.count().to_string()),
-            (ID_KEY, id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
+            ("layout", LAYOUT.to_owned()),
+            ("mode", format!("{}{AND_LAYOUT}{LAYOUT}", mode.as_str())),
+            ("window", format!("{}s", window.seconds())),
+            ("shards", shards.count().to_string()),
+            // Told by its fingerprint, because it is a secret.
+            ("id-key", id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
         ];
         Self { stored }
     }
@@ -80,11 +98,23 @@ impl Settings {
     pub(super) fn disagreement(&self, setting: &str, theirs: &str, namespace: &str) -> ReportError {
         let namespace = namespace.to_owned();
         let ours = self.stored.iter().find(|(name, _)| *name == setting).map_or("", |(_, ours)| ours);
+        let (ours, theirs) = match setting {
+            "layout" => return ReportError::Layout { theirs: theirs.to_owned(), namespace },
+            "mode" => {
+                let (theirs, layout) =
+                    theirs.split_once(AND_LAYOUT).unwrap_or((theirs, LAYOUT_OF_VERSION_ONE));
+                if layout != LAYOUT {
+                    return ReportError::Layout { theirs: layout.to_owned(), namespace };
+                }
+                (ours.split(AND_LAYOUT).next().unwrap_or_default(), theirs)
+            }
+            _ => (ours, theirs),
+        };
         let (setting, ours, theirs) = (setting.to_owned(), ours.to_owned(), theirs.to_owned());
         ReportError::Disagreement { setting, ours, theirs, namespace }
     }
 
-    /// How what is stored differs.
+    /// How what is stored differs: only in the layout, if that is another.
     pub(super) fn disagreements(
         &self,
         stored: &BTreeMap<String, String>,
@@ -94,6 +124,30 @@ impl Settings {
             let theirs = stored.get(*setting).filter(|theirs| *theirs != ours)?;
             Some(self.disagreement(setting, theirs, namespace))
         });
-        differing.collect()
+        let mut differing: Vec<_> = differing.collect();
+        if matches!(differing.first(), Some(ReportError::Layout { .. })) {
+            differing.truncate(1);
+        }
+        differing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_is_said_before_a_mode() {
+        let settings = Settings::new(Mode::Hll, "60s".parse().unwrap(), Shards::ONE, None);
+        let said = |setting, theirs| settings.disagreement(setting, theirs, "ns").to_string();
+        for (setting, theirs, number) in
+            [("mode", "hll", 1), ("mode", "exact", 1), ("mode", "exact;layout=3", 3), ("layout", "3", 3)]
+        {
+            let said = said(setting, theirs);
+            let both = format!("have layout {number}, but this version of headcount needs layout 2");
+            assert!(said.contains(&both) && said.contains("another --namespace"), "{said}");
+        }
+        let said = said("mode", "exact;layout=2");
+        assert!(said.starts_with("--mode is hll here, but exact for the other instances"), "{said}");
     }
 }

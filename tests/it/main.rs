@@ -37,6 +37,7 @@ mod instances;
 mod kafka;
 mod kafka_faults;
 mod kafka_topic;
+mod layouts;
 mod leadership;
 mod lines;
 mod live_page;

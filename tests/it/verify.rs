@@ -164,6 +164,14 @@ async fn a_key_that_lost_ids_is_told_from_a_wrong_record() {
     assert_eq!(code, 0, "{lines:?}");
     assert!(lines.contains(&format!("{lost}: 1: {window}")), "{lines:?}");
 
+    // A later version stores what this one cannot read: it says so, and compares nothing.
+    let config = Keys::new(&namespace).config();
+    ::redis::cmd("HSET").arg(&config).arg(&[("layout", "3")]).exec(&mut redis.connect()).unwrap();
+    let (code, lines) = run("verify", &args);
+    let said = "have layout 3, but this version of headcount needs layout 2";
+    assert!(code == 1 && about(&lines, "settings").contains(said), "{lines:?}");
+    assert!(lines.iter().all(|line| !line.contains(" counts:") && !line.contains(lost)), "{lines:?}");
+
     // All of it is as it was before the window was closed.
     redis.restart();
     let (code, lines) = run("verify", &args);
