@@ -31,17 +31,6 @@ pub struct Lease {
     leader: watch::Sender<Option<String>>,
 }
 
-/// What became of a try to take the lease.
-enum Taken {
-    Granted(Grant),
-    /// Another instance has it.
-    Held {
-        by: String,
-        /// For so long at most.
-        remaining: Duration,
-    },
-}
-
 impl Lease {
     /// Of the instance with the id `holder`.
     pub fn new(redis: &Redis, keys: Keys, holder: String, ttl: Duration) -> Self {
@@ -105,7 +94,6 @@ impl Lease {
 
     /// One step, and how long to wait until the next.
     async fn round(&self) -> Duration {
-        let a_third = self.ttl / 3;
         let held = self.grant.borrow().clone();
         if let Some(grant) = &held
             && grant.is_given_up()
@@ -118,24 +106,8 @@ impl Lease {
             return self.ttl.min(TIME_FOR_OTHERS);
         }
         let step = match held {
-            Some(grant) => self.renew(&grant).await.map(|renewed| {
-                if !renewed && !grant.is_given_up() {
-                    warn!(fencing_token = grant.token(), "the lease is lost");
-                    self.lose(&grant);
-                }
-                if renewed { a_third } else { Duration::ZERO }
-            }),
-            None => self.take().await.map(|taken| match taken {
-                Taken::Granted(grant) => {
-                    self.know_leader(Some(self.holder.clone()));
-                    self.grant.send_replace(Some(grant));
-                    a_third
-                }
-                Taken::Held { by, remaining } => {
-                    self.know_leader(Some(by));
-                    remaining.min(LEASE_LOOKED_AT_EVERY)
-                }
-            }),
+            Some(grant) => self.renew(&grant).await,
+            None => self.take().await,
         };
         step.unwrap_or_else(|error| {
             debug!(%error, "cannot ask for the lease");
@@ -145,7 +117,7 @@ impl Lease {
                 Some(grant) => self.lose(&grant),
                 None => self.know_leader(None),
             }
-            a_third / 2
+            self.ttl / 6
         })
     }
 
@@ -163,27 +135,28 @@ impl Lease {
         });
     }
 
-    async fn take(&self) -> Result<Taken, Unavailable> {
+    async fn take(&self) -> Result<Duration, Unavailable> {
         let mut call = scripts::TAKE_LEASE.prepare_invoke();
         let (lease, token) = (self.keys.lease(), self.keys.token());
         call.key(&lease).key(&token).key(Keys::damaged(&lease)).key(Keys::damaged(&token));
         call.arg(&self.holder).arg(self.ttl.as_millis() as u64).arg(damage::KEPT);
         let asked = Instant::now();
-        let (outcome, number, by, aside): (String, i64, String, String) =
+        let (outcome, number, leader, aside): (String, i64, String, String) =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
         if let Some((key, found)) = aside.rsplit_once(' ') {
             damage::say(key, found);
         }
         let number = number.unsigned_abs();
-        Ok(match &*outcome {
-            "granted" => Taken::Granted(Grant::until(number, asked + self.ttl)),
-            // A moment more, so that it is over then.
-            _ => Taken::Held { by, remaining: Duration::from_millis(number.saturating_add(1)) },
-        })
+        self.know_leader(Some(leader));
+        if outcome == "granted" {
+            self.grant.send_replace(Some(Grant::until(number, asked + self.ttl)));
+            return Ok(self.ttl / 3);
+        }
+        // A moment more, so that it is over then.
+        Ok(Duration::from_millis(number.saturating_add(1)).min(LEASE_LOOKED_AT_EVERY))
     }
 
-    /// False when it is not ours any more.
-    async fn renew(&self, grant: &Grant) -> Result<bool, Unavailable> {
+    async fn renew(&self, grant: &Grant) -> Result<Duration, Unavailable> {
         let mut call = scripts::RENEW_LEASE.prepare_invoke();
         call.key(self.keys.lease()).key(self.keys.token());
         call.arg(&self.holder).arg(grant.token()).arg(self.ttl.as_millis() as u64);
@@ -193,8 +166,13 @@ impl Lease {
         // A publisher that was told so by Redis has revoked it: that stands.
         if renewed && grant.is_valid() {
             grant.extend(asked + self.ttl);
+            return Ok(self.ttl / 3);
         }
-        Ok(renewed && grant.is_valid())
+        if !grant.is_given_up() {
+            warn!(fencing_token = grant.token(), "the lease is lost");
+            self.lose(grant);
+        }
+        Ok(Duration::ZERO)
     }
 
     async fn release(&self) -> Result<(), Unavailable> {
