@@ -41,7 +41,7 @@ if ask.acknowledged and (not before or before.at < ask.acknowledged) then
   return json({lost = {}})
 end
 
--- Under names that are nobody's: an instance that finds a heartbeat of its own does not notice that something is lost.
+-- Under a name that no instance has: one that found a heartbeat under its own would not notice that something is lost.
 redis.call('HDEL', INSTANCES, '?' .. id)
 for name, known in pairs(ask.others or {}) do
   name = string.gsub(name, '^[?~]', '')
