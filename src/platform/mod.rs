@@ -1,6 +1,5 @@
 //! What knows nothing of counting: threads, locks, bytes and secrets.
 
-pub mod read_mostly;
 pub mod secret;
 pub mod striped;
 pub mod tls;

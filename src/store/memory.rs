@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::RwLock;
 
 use super::id_set::IdSet;
 use super::{AddError, Added, Adding, CountError, Tally, UniqueCounter};
@@ -27,7 +28,6 @@ use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
-use crate::platform::read_mostly::ReadMostly;
 use crate::platform::striped::StripedSum;
 use crate::platform::unavailable::Unavailable;
 
@@ -35,7 +35,7 @@ use crate::platform::unavailable::Unavailable;
 pub struct MemoryCounter {
     mode: Mode,
     shards: Shards,
-    state: ReadMostly<State>,
+    state: RwLock<State>,
 }
 
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl MemoryCounter {
     /// An empty counter. In mode `hll` every open window takes 16 KiB a shard, in mode `exact` 25
     /// to 50 bytes an id.
     pub fn new(mode: Mode, shards: Shards) -> Self {
-        Self { mode, shards, state: ReadMostly::default() }
+        Self { mode, shards, state: RwLock::default() }
     }
 }
 

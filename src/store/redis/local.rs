@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::Counter;
+use parking_lot::RwLock;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -20,7 +21,6 @@ use crate::hll::{Observation, Sketch};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
-use crate::platform::read_mostly::ReadMostly;
 use crate::platform::striped::StripedSum;
 use crate::platform::unavailable::Unavailable;
 use crate::store::AddError;
@@ -41,7 +41,7 @@ pub(super) struct LocalWindows {
     unacknowledged: Arc<Unacknowledged>,
     /// Accepted ids that are given up.
     missed_ids: Counter,
-    state: ReadMostly<State>,
+    state: RwLock<State>,
 }
 
 #[derive(Default)]
@@ -158,7 +158,7 @@ impl LocalWindows {
         unacknowledged: Arc<Unacknowledged>,
         missed_ids: Counter,
     ) -> Self {
-        Self { config, unacknowledged, missed_ids, state: ReadMostly::default() }
+        Self { config, unacknowledged, missed_ids, state: RwLock::default() }
     }
 
     /// Enters a window: until the token is dropped, it cannot be sealed.
