@@ -1,7 +1,6 @@
 //! What knows nothing of counting: threads, locks, bytes and secrets.
 
 pub mod secret;
-pub mod striped;
 pub mod tls;
 pub mod unavailable;
 pub(crate) mod words;

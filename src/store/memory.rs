@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
@@ -28,7 +29,6 @@ use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
-use crate::platform::striped::StripedSum;
 use crate::platform::unavailable::Unavailable;
 
 /// Counts in memory. What it holds is gone with the process.
@@ -52,7 +52,7 @@ struct State {
 
 struct OpenWindow {
     ids: Ids,
-    accepted: StripedSum,
+    accepted: AtomicU64,
 }
 
 enum Ids {
@@ -152,18 +152,18 @@ impl OpenWindow {
             Mode::Hll => Ids::Hll { shards, sketches: (0..shards.count()).map(|_| Sketch::new()).collect() },
             Mode::Exact => Ids::Exact(IdSet::new()),
         };
-        Self { ids, accepted: StripedSum::default() }
+        Self { ids, accepted: AtomicU64::new(0) }
     }
 
     fn add(&self, ids: &[Id]) -> Added {
         let changed = ids.iter().filter(|id| self.ids.add(id)).count();
         // Ordered before the seal by the lock that the caller holds.
-        self.accepted.add(ids.len() as u64);
+        self.accepted.fetch_add(ids.len() as u64, Ordering::Relaxed);
         Added { changed: changed as u64 }
     }
 
     fn tally(&self) -> Tally {
-        let accepted_ids = self.accepted.get();
+        let accepted_ids = self.accepted.load(Ordering::Relaxed);
         Tally { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0 }
     }
 }

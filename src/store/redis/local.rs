@@ -21,7 +21,6 @@ use crate::hll::{Observation, Sketch};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
-use crate::platform::striped::StripedSum;
 use crate::platform::unavailable::Unavailable;
 use crate::store::AddError;
 use crate::store::id_set::IdSet;
@@ -80,7 +79,7 @@ pub(super) struct LocalWindow {
     /// For each shard.
     pub(super) targets: Box<[Arc<Target>]>,
     pub(super) held: Held,
-    accepted: StripedSum,
+    accepted: AtomicU64,
     /// Exact ids of which Redis has said that they were new, of those that were kept for it.
     handed_over_new: AtomicU64,
     /// Something else was in the place of its ids, which are gone.
@@ -269,7 +268,7 @@ impl LocalWindows {
     /// About what one takes in memory when nothing is kept for Redis.
     fn bytes_a_window(&self) -> usize {
         let copies = 1 + usize::from(self.config.remembers_acknowledged());
-        BYTES_A_SHARD * copies * usize::from(self.config.shards.count()) + 2 * StripedSum::bytes()
+        BYTES_A_SHARD * copies * usize::from(self.config.shards.count())
     }
 
     /// Forgets a window and all before it; those that it forgets.
@@ -374,7 +373,7 @@ impl LocalWindow {
                 },
                 Mode::Exact => Held::Ids(IdSet::new()),
             },
-            accepted: StripedSum::default(),
+            accepted: AtomicU64::new(0),
             handed_over_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
             apart: AtomicU64::new(0),
@@ -387,7 +386,7 @@ impl LocalWindow {
 
     /// Notes that ids were accepted.
     pub(super) fn accept(&self, ids: usize) {
-        self.accepted.add(ids as u64);
+        self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
     }
 
     /// Notes that Redis has said that exact ids that were kept for it were new.
@@ -416,7 +415,7 @@ impl LocalWindow {
         let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
         let by_writes: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
         let new = by_writes + self.handed_over_new.load(Ordering::Relaxed);
-        Intake { accepted: self.accepted.get(), new, lost, parts: 0 }
+        Intake { accepted: self.accepted.load(Ordering::Relaxed), new, lost, parts: 0 }
     }
 
     /// Waits until all additions are answered, after the last has entered.

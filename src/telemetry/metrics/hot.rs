@@ -1,7 +1,7 @@
 //! Metrics that every request adds to.
 //!
-//! The exporter's own are shared by all threads, and its histograms keep each value until they are asked. That is a tenth
-//! of what a request costs. So these have a part for each thread, and are shown when somebody asks.
+//! The exporter's histograms keep each value until they are asked, and its counters cannot be read. These are atomics, shown
+//! when somebody asks.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::Counter;
-
-use crate::platform::striped::{Striped, StripedSum};
 
 /// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
 /// instances, so that they add up.
@@ -22,24 +20,24 @@ pub(super) const DURATION_BUCKETS: [f64; 15] =
 pub struct HotCounter(Arc<Shown>);
 
 struct Shown {
-    sum: StripedSum,
+    sum: AtomicU64,
     /// What is shown of it.
     counter: Counter,
 }
 
 impl HotCounter {
     pub(super) fn new(counter: Counter) -> Self {
-        Self(Arc::new(Shown { sum: StripedSum::default(), counter }))
+        Self(Arc::new(Shown { sum: AtomicU64::new(0), counter }))
     }
 
     /// Adds to it.
     pub fn increment(&self, by: u64) {
-        self.0.sum.add(by);
+        self.0.sum.fetch_add(by, Ordering::Relaxed);
     }
 
     /// What was added so far.
     pub fn get(&self) -> u64 {
-        self.0.sum.get()
+        self.0.sum.load(Ordering::Relaxed)
     }
 
     pub(super) fn show(&self) {
@@ -49,7 +47,7 @@ impl HotCounter {
 
 /// A histogram of durations. Clones are the same one.
 #[derive(Clone, Default)]
-pub struct HotDurations(Arc<Striped<Durations>>);
+pub struct HotDurations(Arc<Durations>);
 
 #[derive(Default)]
 struct Durations {
@@ -65,21 +63,19 @@ impl HotDurations {
         // From below: most are short.
         let bucket =
             DURATION_BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(DURATION_BUCKETS.len());
-        let mine = self.0.mine();
-        mine.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        mine.nanoseconds.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+        self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.0.nanoseconds.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// The lines of its series, in the Prometheus text format.
     pub(super) fn show(&self, name: &str, label: &str, value: &str, lines: &mut String) {
-        let sum = |part: &dyn Fn(&Durations) -> u64| self.0.all().map(part).sum::<u64>();
         let mut count = 0;
         for bucket in 0..=DURATION_BUCKETS.len() {
-            count += sum(&|durations| durations.buckets[bucket].load(Ordering::Relaxed));
+            count += self.0.buckets[bucket].load(Ordering::Relaxed);
             let bound = DURATION_BUCKETS.get(bucket).map_or_else(|| "+Inf".to_owned(), ToString::to_string);
             let _ = writeln!(lines, r#"{name}_bucket{{{label}="{value}",le="{bound}"}} {count}"#);
         }
-        let seconds = Duration::from_nanos(sum(&|durations| durations.nanoseconds.load(Ordering::Relaxed)));
+        let seconds = Duration::from_nanos(self.0.nanoseconds.load(Ordering::Relaxed));
         let _ = writeln!(lines, r#"{name}_sum{{{label}="{value}"}} {}"#, seconds.as_secs_f64());
         let _ = writeln!(lines, r#"{name}_count{{{label}="{value}"}} {count}"#);
     }
