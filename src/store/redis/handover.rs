@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ::metrics::Counter;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, Pipeline, RedisResult};
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::{Call, Commands, Redis, Texts, Writer};
 use crate::store::id_set::IdSet;
-use crate::telemetry::metrics::{HotCounter, Metrics};
+use crate::telemetry::metrics::Metrics;
 
 /// How long what is to be merged lives if the merge does not come, in seconds.
 const MERGE_EXPIRES: u64 = 60;
@@ -53,7 +54,7 @@ enum Leave {
 pub(super) struct Handover {
     config: Arc<RedisCounterConfig>,
     redis: Redis,
-    changed_ids: HotCounter,
+    changed_ids: Counter,
 }
 
 impl Handover {

@@ -3,17 +3,16 @@
 //! Handles are made once and kept; nothing is looked up while a request is served. The recorder
 //! belongs to the service, not to the process, so that several can run in one.
 
-mod hot;
-
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::metrics::{Counter, Gauge, Histogram, Label};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use parking_lot::Mutex;
 
-use self::hot::DURATION_BUCKETS;
-pub use self::hot::{HotCounter, HotDurations};
+/// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
+/// instances, so that they add up.
+const DURATION_BUCKETS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// Upper bounds of the buckets of batch sizes: powers of two, up to the largest batch.
 const SIZE_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
@@ -41,7 +40,6 @@ macro_rules! declare {
         pub struct Metrics {
             recorder: PrometheusRecorder,
             process: metrics_process::Collector,
-            routes: Mutex<Vec<RouteMetrics>>,
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
@@ -55,7 +53,7 @@ macro_rules! declare {
                 let ($($field,)+) =
                     ::metrics::with_local_recorder(&recorder, || ($($kind::register($name, Vec::new()),)+));
                 let process = metrics_process::Collector::default();
-                let metrics = Self { recorder, process, routes: Mutex::default(), $($field,)+ };
+                let metrics = Self { recorder, process, $($field,)+ };
                 let _ = [true, false].map(|complete| metrics.closed_windows(complete));
                 metrics
             }
@@ -65,10 +63,10 @@ macro_rules! declare {
 
 declare! {
     /// Ids that were accepted, repeats among them.
-    accepted_ids: HotCounter = "headcount_accepted_ids_total",
+    accepted_ids: Total = "headcount_accepted_ids_total",
     /// Ids that changed the counter: new ones in mode exact, those that raised a register in mode
     /// hll, which are fewer.
-    changed_ids: HotCounter = "headcount_changed_ids_total",
+    changed_ids: Counter = "headcount_changed_ids_total",
     /// Ids that were counted in a later window than the one they arrived in, because that was
     /// sealed already.
     late_ids: Counter = "headcount_late_ids_total",
@@ -139,6 +137,7 @@ impl Metrics {
 
     fn describe_labelled() {
         Counter::describe(REQUESTS, "Requests, by route and by result: ok or the failure reason.");
+        Histogram::describe(REQUEST_DURATION, "From a request's head to its answer, by route.");
         Counter::describe(
             CLOSED_WINDOWS,
             "Windows that this instance closed, as the leader; complete is false where ids may be missing.",
@@ -175,10 +174,10 @@ impl Metrics {
 
     /// What every request to `route` adds to.
     pub fn route(&self, route: &'static str) -> RouteMetrics {
-        let ok = HotCounter::new(self.requests(route, "ok"));
-        let metrics = RouteMetrics { route, ok, duration: HotDurations::default() };
-        self.routes.lock().push(metrics.clone());
-        metrics
+        RouteMetrics {
+            ok: Total::new(self.requests(route, "ok")),
+            duration: self.labelled(REQUEST_DURATION, &[("route", route.into())]),
+        }
     }
 
     /// Windows that were closed, all of whose ids are in the count or perhaps not.
@@ -225,16 +224,7 @@ impl Metrics {
     /// All metrics, those of the process among them, in the Prometheus text format.
     pub fn render(&self) -> String {
         ::metrics::with_local_recorder(&self.recorder, || self.process.collect());
-        let routes = self.routes.lock();
-        let hot = [&self.accepted_ids, &self.changed_ids].into_iter();
-        hot.chain(routes.iter().map(|route| &route.ok)).for_each(HotCounter::show);
-        let mut text = self.handle().render();
-        let _ = writeln!(text, "# HELP {REQUEST_DURATION} From a request's head to its answer, by route.");
-        let _ = writeln!(text, "# TYPE {REQUEST_DURATION} histogram");
-        for RouteMetrics { route, duration, .. } in routes.iter() {
-            duration.show(REQUEST_DURATION, "route", route, &mut text);
-        }
-        text
+        self.handle().render()
     }
 
     /// Folds what histograms have recorded into their buckets. They remember every value until then,
@@ -254,13 +244,34 @@ impl Metrics {
 }
 
 /// What every request to a route adds to.
-#[derive(Clone)]
 pub struct RouteMetrics {
-    route: &'static str,
     /// Requests that went well.
-    pub ok: HotCounter,
+    pub ok: Total,
     /// How long they took, whatever came of them.
-    pub duration: HotDurations,
+    pub duration: Histogram,
+}
+
+/// A counter that can be read: `/status` shows it.
+pub struct Total {
+    counter: Counter,
+    total: AtomicU64,
+}
+
+impl Total {
+    fn new(counter: Counter) -> Self {
+        Self { counter, total: AtomicU64::new(0) }
+    }
+
+    /// Adds to it.
+    pub fn increment(&self, by: u64) {
+        self.counter.increment(by);
+        self.total.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// What was added so far.
+    pub fn get(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
 }
 
 impl Default for Metrics {
@@ -285,7 +296,7 @@ impl Kind for Counter {
     }
 }
 
-impl Kind for HotCounter {
+impl Kind for Total {
     fn describe(name: &'static str, help: &'static str) {
         Counter::describe(name, help);
     }
