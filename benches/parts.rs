@@ -18,8 +18,8 @@ use headcount::model::id_list::{IdList, ListFormat};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
-use headcount::store::UniqueCounter;
-use headcount::store::memory::MemoryCounter;
+use headcount::store::Store;
+use headcount::store::memory::MemoryStore;
 
 /// Ids at random below a million, as benches/load sends them.
 ///
@@ -91,7 +91,7 @@ fn parsing(criterion: &mut Criterion) {
 }
 
 /// A counter in memory never waits.
-fn add(counter: &MemoryCounter, window: Window, ids: &[Id]) {
+fn add(counter: &Store, window: Window, ids: &[Id]) {
     let mut adding = pin!(counter.add(window, ids));
     let Poll::Ready(Ok(_)) = adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
         panic!("it waits, or fails");
@@ -105,7 +105,7 @@ fn memory(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("memory counter");
     for mode in [Mode::Hll, Mode::Exact] {
         for threads in [1, 2] {
-            let counter = MemoryCounter::new(mode, Shards::ONE);
+            let counter = Store::Memory(MemoryStore::new(mode, Shards::ONE));
             for piece in ids.chunks(1_000) {
                 add(&counter, window, piece);
             }

@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::coordination::ClosedWindows;
 use crate::model::window::{UniqueCount, Window};
-use crate::store::{CountError, UniqueCounter};
+use crate::store::{CountError, Store};
 
 #[derive(Clone)]
 pub(super) struct Counts {
-    pub(super) counter: Arc<dyn UniqueCounter>,
+    pub(super) counter: Arc<Store>,
     pub(super) closed: ClosedWindows,
 }
 

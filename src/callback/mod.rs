@@ -47,7 +47,7 @@ use self::task::{Callback, Pending, Task};
 use crate::coordination::ClosedWindows;
 use crate::model::window::{Clock, Window};
 use crate::platform::secret::Secret;
-use crate::store::UniqueCounter;
+use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 
 /// Where callbacks may go, and how many.
@@ -81,7 +81,7 @@ pub struct Dependencies {
     /// The addresses that this service listens on.
     pub own: Vec<SocketAddr>,
     /// Counts the windows that it still has.
-    pub counter: Arc<dyn UniqueCounter>,
+    pub counter: Arc<Store>,
     /// The counts of windows that the store has just evicted.
     pub closed: ClosedWindows,
     /// Stamps callbacks.

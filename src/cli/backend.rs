@@ -20,9 +20,9 @@ use crate::platform::workers::Workers;
 use crate::redis::keys::Keys;
 use crate::redis::server::ServerFacts;
 use crate::redis::{self, CannotConnect, Redis};
-use crate::store::memory::MemoryCounter;
-use crate::store::redis::{RedisCounter, RedisCounterConfig};
-use crate::store::{Counting, UniqueCounter};
+use crate::store::memory::MemoryStore;
+use crate::store::redis::{RedisCounterConfig, RedisStore};
+use crate::store::{Counting, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Bytes that an id takes in a set of Redis, measured with ids of ten digits.
@@ -41,7 +41,7 @@ pub struct Backend {
     /// Redis, if that is where they are.
     pub redis: Option<Redis>,
     /// Remembers the ids.
-    pub counter: Arc<dyn UniqueCounter>,
+    pub counter: Arc<Store>,
     /// Coordinates the instances.
     pub coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
@@ -80,7 +80,7 @@ impl Backend {
             leader: watch::channel(Some(process.clone())).1,
             process,
             redis: None,
-            counter: Arc::new(MemoryCounter::new(counting.mode, counting.shards)),
+            counter: Arc::new(Store::Memory(MemoryStore::new(counting.mode, counting.shards))),
             coordinator: Arc::new(Coordinator::standalone(draining)),
             grant: watch::channel(Some(Grant::for_ever())).1,
             counting: tokio::spawn(std::future::pending()),
@@ -105,7 +105,7 @@ impl Backend {
         }
         let process = process_name();
         let coordination = Coordination::new(settings, &redis, &process);
-        let (counter, counting_tasks) = RedisCounter::new(
+        let (counter, counting_tasks) = RedisStore::new(
             RedisCounterConfig {
                 mode: counting.mode,
                 shards: counting.shards,
@@ -128,7 +128,7 @@ impl Backend {
             name: "redis",
             process,
             redis: Some(redis),
-            counter: Arc::new(counter),
+            counter: Arc::new(Store::Redis(counter)),
             coordinator: Arc::new(Coordinator::Redis(coordinator)),
             grant: lease.grant(),
             leader: lease.leader(),

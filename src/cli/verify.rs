@@ -10,14 +10,13 @@ use crate::cli::backend::{Coordination, process_name};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
 use crate::coordination::ReportError;
-use crate::model::mode::Mode;
-use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::SinkError;
 use crate::publish::sinks::kafka::KafkaSettings;
 use crate::publish::sinks::kafka::ledger::{self, Entry};
 use crate::redis::keys::Keys;
 use crate::redis::{self, Call, Redis, Text, Texts};
+use crate::store::redis::{count_commands, sum_counts};
 use crate::telemetry::metrics::Metrics;
 
 /// Windows that a line names at most; it says how many there are.
@@ -211,7 +210,14 @@ async fn compare_one(
     entry: &Entry,
 ) -> Result<Compared, Unavailable> {
     let window = settings.counting.window.starting_at(entry.start);
-    let Some(there) = count(settings, redis, keys, window).await? else { return Ok(Compared::Gone) };
+    let (mode, shards) = (settings.counting.mode, settings.counting.shards);
+    let mut answers: Vec<u64> = Vec::new();
+    for (_, ask) in count_commands(keys, mode, shards, window) {
+        let some: Vec<u64> =
+            redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+        answers.extend(some);
+    }
+    let Some(there) = sum_counts(&answers) else { return Ok(Compared::Gone) };
     if there == entry.unique_request_count {
         return Ok(Compared::Same);
     }
@@ -234,28 +240,4 @@ async fn compare_one(
 #[derive(Deserialize)]
 struct StoredCount {
     unique_request_count: u64,
-}
-
-/// None when Redis does not have the window any more.
-async fn count(
-    settings: &Settings,
-    redis: &Redis,
-    keys: &Keys,
-    window: Window,
-) -> Result<Option<u64>, Unavailable> {
-    let (mode, shards) = (settings.counting.mode, settings.counting.shards);
-    let command = match mode {
-        Mode::Hll => "PFCOUNT",
-        Mode::Exact => "SCARD",
-    };
-    let mut ask = Pipeline::new();
-    for shard in 0..usize::from(shards.count()) {
-        let key = keys.ids(mode, shard, shards, window);
-        ask.cmd("EXISTS").arg(&key);
-        ask.cmd(command).arg(&key);
-    }
-    let answers: Vec<u64> =
-        redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
-    let (there, counts): (Vec<_>, Vec<_>) = answers.chunks(2).map(|answer| (answer[0], answer[1])).unzip();
-    Ok(there.contains(&1).then(|| counts.iter().sum()))
 }

@@ -32,13 +32,13 @@ use super::settings::ReportError;
 use crate::model::timing::{HEARTBEAT_AGAIN, HEARTBEAT_EVERY};
 use crate::model::window::{Clock, ClockOffset, Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
-use crate::store::UniqueCounter;
+use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 
 /// Seals, and sends heartbeats.
 pub struct Sealer {
     clock: Arc<dyn Clock>,
-    counter: Arc<dyn UniqueCounter>,
+    counter: Arc<Store>,
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     /// Shows the windows that are closed.
@@ -67,7 +67,7 @@ impl Sealer {
     /// [`ReportError`] when it must not, or when nobody could be asked.
     pub async fn introduce(
         clock: Arc<dyn Clock>,
-        counter: Arc<dyn UniqueCounter>,
+        counter: Arc<Store>,
         coordinator: Arc<Coordinator>,
         window: WindowLength,
         metrics: Arc<Metrics>,

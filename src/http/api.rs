@@ -12,13 +12,13 @@ use crate::callback::Callbacks;
 use crate::coordination::ClosedWindows;
 use crate::model::id::Id;
 use crate::model::window::{Clock, Window};
-use crate::store::{Counting, UniqueCounter};
+use crate::store::{Counting, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// What the routes work with.
 pub struct Api {
     /// Remembers the ids.
-    pub counter: Arc<dyn UniqueCounter>,
+    pub counter: Arc<Store>,
     /// Takes the endpoints that requests name.
     pub callbacks: Callbacks,
     /// Stamps requests.

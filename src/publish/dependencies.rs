@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::coordination::grant::Grant;
 use crate::coordination::{ClosedWindows, Coordinator};
 use crate::model::window::{Clock, Window, WindowLength};
-use crate::store::UniqueCounter;
+use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 
 /// What a publisher works with.
@@ -16,7 +16,7 @@ pub struct Publisher {
     /// Says when a window has ended.
     pub clock: Arc<dyn Clock>,
     /// Counts it.
-    pub counter: Arc<dyn UniqueCounter>,
+    pub counter: Arc<Store>,
     /// Knows who has sealed it, and keeps the count.
     pub coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.

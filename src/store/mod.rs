@@ -1,18 +1,17 @@
-//! Counters: what remembers the ids of a window.
+//! What remembers the ids of a window: in memory, or in Redis with the other instances.
 
-mod id_set;
+mod answers;
+mod ids;
 pub mod memory;
 pub mod redis;
+mod windows;
 
 use std::collections::BTreeSet;
-use std::future::{Future, Ready, ready};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use thiserror::Error;
-
+pub use self::answers::{AddError, Added, CountError, Tally};
+use self::memory::MemoryStore;
+use self::redis::RedisStore;
 use crate::hll::Sketch;
 use crate::model::id::Id;
 use crate::model::id_key::IdKey;
@@ -55,180 +54,146 @@ impl Counting {
 
 /// Remembers the ids of each window.
 ///
-/// A window goes through three states: *open*, it takes ids; *sealed*, this process adds nothing more to it
-/// and all that it accepted is in the count; *forgotten*, its count is stored elsewhere. Windows are sealed
-/// in order. A counter never looks at a clock: which window is meant, and when one is over, is said by the
-/// caller.
+/// A window goes through three states: *open*, it takes ids; *sealed*, this instance adds nothing more to it
+/// and all that it accepted is in the count; *evicted*, its count is stored elsewhere. Windows are sealed
+/// in order. A store never looks at a clock: its caller says which window is meant, and when one is over.
 ///
-/// Several processes may share what is behind a counter. A count is then that of all of them, while each
-/// seals for itself.
-#[async_trait]
-pub trait UniqueCounter: Send + Sync {
-    /// Adds ids to a window: all of them, or none if the window is sealed.
+/// In Redis, all instances of a namespace share the ids. A count is then that of all of them, while each instance
+/// seals for itself. What is in memory is not shared, so it is never away and never lost.
+pub enum Store {
+    /// In this instance's memory.
+    Memory(MemoryStore),
+    /// In Redis.
+    Redis(RedisStore),
+}
+
+impl Store {
+    /// Adds ids to a window: all of them, or none if the window is sealed. Memory never waits.
     ///
-    /// When it has ended with `Ok`, the ids are in every count of the window that starts later; adding an
+    /// When this returns `Ok`, the ids are in every count of the window that starts later. Adding an
     /// id again changes nothing but [`Tally::accepted_ids`]. Callers split long lists: other callers
     /// should not have to wait for one.
     ///
     /// # Errors
     ///
     /// [`AddError::Sealed`] and nothing was added; [`AddError::Unavailable`] and some of it may have been.
-    fn add<'a>(&'a self, window: Window, ids: &'a [Id]) -> Adding<'a>;
+    pub async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
+        match self {
+            Self::Memory(store) => store.add(window, ids),
+            Self::Redis(store) => store.add(window, ids).await,
+        }
+    }
 
-    /// Seals a window and all before it. When this returns `Ok`, no addition to them is under way in this
-    /// process, none will succeed, and all that succeeded are in what is shared.
+    /// Seals a window and all before it. When this returns `Ok`, no addition to them is under way on this
+    /// instance, none will succeed, and all that succeeded are in the count.
     ///
     /// # Errors
     ///
     /// [`Unavailable`]: additions are refused from now on all the same; ask again for the rest.
-    async fn seal(&self, window: Window) -> Result<(), Unavailable>;
+    pub async fn seal(&self, window: Window) -> Result<(), Unavailable> {
+        match self {
+            Self::Memory(store) => store.seal(window),
+            Self::Redis(store) => store.seal(window).await?,
+        }
+        Ok(())
+    }
 
-    /// The windows that this process added to and that are not forgotten, oldest first. There may be
-    /// some that are yet to come, by the clock as it is now: it may have been set back.
-    fn windows(&self) -> Vec<Window>;
+    /// The windows that this instance added to and that are not evicted, oldest first. Some may lie in the future, by
+    /// the clock as it is now: it may have been set back.
+    pub fn windows(&self) -> Vec<Window> {
+        match self {
+            Self::Memory(store) => store.windows(),
+            Self::Redis(store) => store.windows(),
+        }
+    }
 
-    /// How many different ids a window has: final once every process has sealed it. A window that was
+    /// How many different ids a window has: final once every instance has sealed it. A window that was
     /// never added to has none.
     ///
     /// # Errors
     ///
-    /// [`CountError::Evicted`] when the window is forgotten.
-    async fn count(&self, window: Window) -> Result<Tally, CountError>;
+    /// [`CountError::Evicted`] when the window is evicted.
+    pub async fn count(&self, window: Window) -> Result<Tally, CountError> {
+        match self {
+            Self::Memory(store) => store.count(window),
+            Self::Redis(store) => store.count(window).await,
+        }
+    }
 
-    /// The same of a window that every process has sealed, and final: what of it is shared is put right first, as far
-    /// as there is something to do it with. `parties` are the processes that are known to have sealed it; what one of them had
-    /// may be missing too. [`Tally::lost_ids`] says whether something may be.
+    /// The final count of a window that every instance has sealed. What Redis lost is made good before, as far as it is
+    /// still known. `parties` are the instances that are known to have sealed the window; what one of them had may be
+    /// missing too. [`Tally::lost_ids`] says whether something may be.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    async fn settle(&self, window: Window, _parties: &BTreeSet<String>) -> Result<Tally, CountError> {
-        self.count(window).await
+    pub async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<Tally, CountError> {
+        match self {
+            Self::Memory(store) => store.count(window),
+            Self::Redis(store) => store.settle(window, parties).await,
+        }
     }
 
-    /// The counts of a window and of all before it are stored: what was kept only to count them is of no more use.
-    async fn closed(&self, _window: Window) {}
+    /// The counts of a window and of all before it are stored: what was kept only to count them goes.
+    pub async fn closed(&self, window: Window) {
+        if let Self::Redis(store) = self {
+            store.closed(window).await;
+        }
+    }
 
-    /// What is still known of a window that somebody has counted before, perhaps long ago; none when nothing is.
+    /// What is still known of a window that somebody has counted before, perhaps long ago. Only Redis remembers such a
+    /// window.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    async fn recall(&self, _window: Window) -> Result<Option<Tally>, Unavailable> {
-        Ok(None)
+    pub async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
+        match self {
+            Self::Memory(_) => Ok(None),
+            Self::Redis(store) => store.recall(window).await,
+        }
     }
 
-    /// Forgets a window and all before it, because their counts are stored.
-    async fn forget(&self, window: Window);
+    /// Evicts a window and all before it, because their counts are stored.
+    pub async fn forget(&self, window: Window) {
+        match self {
+            Self::Memory(store) => store.forget(window),
+            Self::Redis(store) => store.forget(window).await,
+        }
+    }
 
-    /// Adds once more what this process has of windows that are not forgotten, because what is shared was
-    /// lost. In mode `exact` that is only what has not been shared yet: nobody has the other ids any more.
+    /// Adds once more what this instance has of windows that are not evicted, because Redis lost what it held. In
+    /// mode `exact` that is only the pending ids: nobody has the other ones any more.
     ///
     /// # Errors
     ///
     /// [`Unavailable`]: some of it may be there again.
-    async fn restore(&self) -> Result<(), Unavailable> {
-        Ok(())
-    }
-
-    /// Whether ids are kept here for now, or refused, because what is shared cannot be reached.
-    fn is_degraded(&self) -> bool {
-        false
-    }
-
-    /// Ids that were accepted and that what is shared does not have yet.
-    fn unacknowledged_ids(&self) -> u64 {
-        0
-    }
-
-    /// How many ids were accepted for these windows, from one to another, while what is shared could not be reached.
-    /// They are told once.
-    fn take_kept_apart(&self, _first: Window, _last: Window) -> u64 {
-        0
-    }
-}
-
-/// An addition: ended already, or still to be waited for.
-///
-/// A counter in memory never waits. A box, which is what an `async` method of a trait object is, would be a good part of
-/// what an id costs there; so only what waits has one.
-#[must_use = "ids are not safe before it has ended"]
-pub struct Adding<'a>(AddingState<'a>);
-
-enum AddingState<'a> {
-    Done(Ready<Result<Added, AddError>>),
-    UnderWay(Pin<Box<dyn Future<Output = Result<Added, AddError>> + Send + 'a>>),
-}
-
-impl<'a> Adding<'a> {
-    /// One that has ended.
-    pub fn done(result: Result<Added, AddError>) -> Self {
-        Self(AddingState::Done(ready(result)))
-    }
-
-    /// One that is to be waited for.
-    pub fn under_way(rest: impl Future<Output = Result<Added, AddError>> + Send + 'a) -> Self {
-        Self(AddingState::UnderWay(Box::pin(rest)))
-    }
-
-    /// False if it had ended from the start.
-    pub fn is_under_way(&self) -> bool {
-        matches!(self.0, AddingState::UnderWay(_))
-    }
-}
-
-impl Future for Adding<'_> {
-    type Output = Result<Added, AddError>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.get_mut().0 {
-            AddingState::Done(result) => Pin::new(result).poll(context),
-            AddingState::UnderWay(rest) => rest.as_mut().poll(context),
+    pub async fn restore(&self) -> Result<(), Unavailable> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Redis(store) => store.restore().await,
         }
     }
-}
 
-/// What an addition did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Added {
-    /// How many of the ids changed the counter: new ones in mode `exact`, those that raised a
-    /// register in mode `hll`, which are fewer.
-    pub changed: u64,
-}
+    /// Whether Redis is away, so that ids are kept here for now, or refused.
+    pub fn is_degraded(&self) -> bool {
+        self.redis().is_some_and(RedisStore::is_degraded)
+    }
 
-/// The ids were not added.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum AddError {
-    /// The window takes no more ids.
-    #[error("the window is sealed, {open} is open")]
-    Sealed {
-        /// The oldest window that still takes some.
-        open: Window,
-    },
-    /// They could not be kept.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-}
+    /// Pending ids: accepted, and not in Redis yet.
+    pub fn unacknowledged_ids(&self) -> u64 {
+        self.redis().map_or(0, RedisStore::unacknowledged_ids)
+    }
 
-/// There is no count.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum CountError {
-    /// The window is forgotten.
-    #[error("window {0} is not kept any more")]
-    Evicted(Window),
-    /// Nobody could be asked.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-}
+    /// How many ids were accepted for these windows, from one to another, while Redis was away. Each is told once.
+    pub fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
+        self.redis().map_or(0, |store| store.take_kept_apart(first, last))
+    }
 
-/// What a window holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
-    /// Different ids.
-    pub unique_ids: u64,
-    /// All ids, repeats among them.
-    pub accepted_ids: u64,
-    /// How many ids what is shared has had and does not have, or had to be told again. Above zero, some may be
-    /// missing.
-    pub lost_ids: u64,
+    fn redis(&self) -> Option<&RedisStore> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Redis(store) => Some(store),
+        }
+    }
 }

@@ -7,8 +7,8 @@ use headcount::model::id::Id;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::WindowLength;
-use headcount::store::memory::MemoryCounter;
-use headcount::store::{UniqueCounter, standard_error};
+use headcount::store::memory::MemoryStore;
+use headcount::store::{Store, standard_error};
 
 use crate::support::{SplitMix, soak};
 
@@ -41,7 +41,7 @@ fn errors(mode: Mode, shards: u16, sizes: &[u64], streams: u64) -> Vec<Vec<f64>>
 #[tokio::main(flavor = "current_thread")]
 async fn stream_errors(mode: Mode, shards: u16, sizes: &[u64], stream: u64) -> Vec<f64> {
     let window = "24h".parse::<WindowLength>().unwrap().window_at(UNIX_EPOCH);
-    let counter = MemoryCounter::new(mode, Shards::new(shards).unwrap());
+    let counter = Store::Memory(MemoryStore::new(mode, Shards::new(shards).unwrap()));
     // A permutation of all 64-bit numbers, so no id comes twice.
     let mut ids = SplitMix(stream << 40).map(Id::from);
     let mut added = 0;

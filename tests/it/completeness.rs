@@ -16,8 +16,8 @@ use headcount::platform::workers::Workers;
 use headcount::redis::damage::{self, Holds};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Call, Redis as RedisClient};
-use headcount::store::UniqueCounter;
-use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
+use headcount::store::Store;
+use headcount::store::redis::{OnRedisDown, RedisCounterConfig, RedisStore, RedisWrites};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -264,7 +264,7 @@ struct Run {
     url: String,
     namespace: String,
     mode: Mode,
-    living: Vec<(String, Arc<RedisCounter>, bool)>,
+    living: Vec<(String, Arc<Store>, bool)>,
     /// Those who sealed it and left.
     left: Vec<String>,
     joined: usize,
@@ -323,9 +323,9 @@ impl Run {
         let metrics = Metrics::new();
         let redis = RedisClient::new(&Address::parse(&self.url).unwrap(), config.timeout, &metrics).unwrap();
         let workers = Arc::clone(&WORKERS);
-        let (counter, tasks) = RedisCounter::new(config, &redis, 1, &metrics);
+        let (counter, tasks) = RedisStore::new(config, &redis, 1, &metrics);
         tokio::spawn(tasks.run(workers));
-        self.living.push((process, Arc::new(counter), false));
+        self.living.push((process, Arc::new(Store::Redis(counter)), false));
     }
 
     async fn seal(&mut self, instance: usize) {

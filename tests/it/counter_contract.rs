@@ -1,4 +1,4 @@
-//! What every counter promises, as one suite over `&dyn UniqueCounter`.
+//! What every store promises, as one suite over `&Store`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,9 +11,9 @@ use headcount::model::window::{Window, WindowLength};
 use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
-use headcount::store::memory::MemoryCounter;
-use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::store::{AddError, CountError, Tally, UniqueCounter, standard_error};
+use headcount::store::memory::MemoryStore;
+use headcount::store::redis::{OnRedisDown, RedisCounterConfig, RedisStore, RedisWrites};
+use headcount::store::{AddError, CountError, Store, Tally, standard_error};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
@@ -33,27 +33,27 @@ fn ids(range: std::ops::Range<u64>) -> Vec<Id> {
     range.map(Id::from).collect()
 }
 
-async fn unique(counter: &dyn UniqueCounter, window: Window) -> u64 {
+async fn unique(counter: &Store, window: Window) -> u64 {
     counter.count(window).await.unwrap().unique_ids
 }
 
 /// Small counts are exact in both modes: with 16 384 registers, that ten ids fall on fewer than ten is
 /// unlikely, and the ids are fixed. So the suite asks both for the truth, and allows larger counts
 /// five standard errors.
-async fn suite(new: &dyn Fn() -> Arc<dyn UniqueCounter>, standard_error: f64) {
-    first_and_repeated_ids(&*new()).await;
-    edges_of_the_range(&*new()).await;
-    one_id_has_many_spellings(&*new()).await;
-    many_at_once(&*new(), standard_error).await;
+async fn suite(new: &dyn Fn() -> Arc<Store>, standard_error: f64) {
+    first_and_repeated_ids(&new()).await;
+    edges_of_the_range(&new()).await;
+    one_id_has_many_spellings(&new()).await;
+    many_at_once(&new(), standard_error).await;
     many_tasks_at_once(new(), standard_error).await;
-    windows_are_kept_apart(&*new()).await;
-    a_sealed_window_refuses(&*new()).await;
-    sealing_seals_all_before(&*new()).await;
+    windows_are_kept_apart(&new()).await;
+    a_sealed_window_refuses(&new()).await;
+    sealing_seals_all_before(&new()).await;
     a_seal_waits_for_additions(new(), standard_error).await;
-    forgotten_windows_are_evicted(&*new()).await;
+    forgotten_windows_are_evicted(&new()).await;
 }
 
-async fn first_and_repeated_ids(counter: &dyn UniqueCounter) {
+async fn first_and_repeated_ids(counter: &Store) {
     let window = windows().next().unwrap();
     assert_eq!(counter.count(window).await, Ok(Tally::default()), "a window that was never added to");
     assert_eq!(counter.add(window, &[id("1")]).await.unwrap().changed, 1);
@@ -63,7 +63,7 @@ async fn first_and_repeated_ids(counter: &dyn UniqueCounter) {
     assert_eq!(counter.count(window).await, Ok(Tally { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
 }
 
-async fn edges_of_the_range(counter: &dyn UniqueCounter) {
+async fn edges_of_the_range(counter: &Store) {
     let window = windows().next().unwrap();
     let edges = ["0", "-1", "1", "-9223372036854775808", "9223372036854775807", "18446744073709551615"];
     for (before, edge) in edges.into_iter().enumerate() {
@@ -73,13 +73,13 @@ async fn edges_of_the_range(counter: &dyn UniqueCounter) {
     assert_eq!(unique(counter, window).await, edges.len() as u64);
 }
 
-async fn one_id_has_many_spellings(counter: &dyn UniqueCounter) {
+async fn one_id_has_many_spellings(counter: &Store) {
     let window = windows().next().unwrap();
     counter.add(window, &["7", "007", "0000007", "0", "-0", "-7"].map(id)).await.unwrap();
     assert_eq!(unique(counter, window).await, 3);
 }
 
-async fn many_at_once(counter: &dyn UniqueCounter, standard_error: f64) {
+async fn many_at_once(counter: &Store, standard_error: f64) {
     let window = windows().next().unwrap();
     counter.add(window, &ids(0..100_000)).await.unwrap();
     counter.add(window, &ids(50_000..150_000)).await.unwrap();
@@ -88,7 +88,7 @@ async fn many_at_once(counter: &dyn UniqueCounter, standard_error: f64) {
     assert_eq!(tally.accepted_ids, 200_000);
 }
 
-async fn many_tasks_at_once(counter: Arc<dyn UniqueCounter>, standard_error: f64) {
+async fn many_tasks_at_once(counter: Arc<Store>, standard_error: f64) {
     let window = windows().next().unwrap();
     let tasks = (0..64).map(|task| {
         let counter = Arc::clone(&counter);
@@ -106,7 +106,7 @@ async fn many_tasks_at_once(counter: Arc<dyn UniqueCounter>, standard_error: f64
     assert_eq!(tally.accepted_ids, 128_000);
 }
 
-async fn windows_are_kept_apart(counter: &dyn UniqueCounter) {
+async fn windows_are_kept_apart(counter: &Store) {
     let [a, b, c]: [Window; 3] = windows().take(3).collect::<Vec<_>>().try_into().unwrap();
     counter.add(a, &ids(0..3)).await.unwrap();
     counter.add(c, &ids(0..5)).await.unwrap();
@@ -117,7 +117,7 @@ async fn windows_are_kept_apart(counter: &dyn UniqueCounter) {
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
 }
 
-async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
+async fn a_sealed_window_refuses(counter: &Store) {
     let [a, b]: [Window; 2] = windows().take(2).collect::<Vec<_>>().try_into().unwrap();
     counter.add(a, &ids(0..3)).await.unwrap();
     counter.seal(a).await.unwrap();
@@ -140,7 +140,7 @@ async fn a_sealed_window_refuses(counter: &dyn UniqueCounter) {
     assert_eq!(unique(counter, b).await, 10, "nor does it for the window after");
 }
 
-async fn sealing_seals_all_before(counter: &dyn UniqueCounter) {
+async fn sealing_seals_all_before(counter: &Store) {
     let [a, b, c, d]: [Window; 4] = windows().take(4).collect::<Vec<_>>().try_into().unwrap();
     counter.add(a, &ids(0..1)).await.unwrap();
     counter.add(b, &ids(0..2)).await.unwrap();
@@ -153,7 +153,7 @@ async fn sealing_seals_all_before(counter: &dyn UniqueCounter) {
 
 /// Tasks add to whatever window is open while windows are sealed: what was accepted for a window is
 /// in its count, and the count never changes after the seal.
-async fn a_seal_waits_for_additions(counter: Arc<dyn UniqueCounter>, standard_error: f64) {
+async fn a_seal_waits_for_additions(counter: Arc<Store>, standard_error: f64) {
     let rounds: Vec<Window> = windows().take(3).collect();
     let tasks: Vec<_> = (0..8_u64)
         .map(|task| {
@@ -193,7 +193,7 @@ async fn a_seal_waits_for_additions(counter: Arc<dyn UniqueCounter>, standard_er
     }
 }
 
-async fn forgotten_windows_are_evicted(counter: &dyn UniqueCounter) {
+async fn forgotten_windows_are_evicted(counter: &Store) {
     let windows: Vec<Window> = windows().take(6).collect();
     for (number, window) in windows.iter().enumerate() {
         if number != 2 {
@@ -221,7 +221,7 @@ fn assert_near(count: u64, truth: u64, standard_error: f64) {
 
 async fn suite_in_memory(mode: Mode, shards: u16) {
     let shards = Shards::new(shards).unwrap();
-    suite(&|| Arc::new(MemoryCounter::new(mode, shards)), standard_error(mode, shards)).await;
+    suite(&|| Arc::new(Store::Memory(MemoryStore::new(mode, shards))), standard_error(mode, shards)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,8 +239,8 @@ async fn memory_exact() {
     suite_in_memory(Mode::Exact, 1).await;
 }
 
-/// A counter in a namespace of its own; its tasks end with it.
-fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites) -> RedisCounter {
+/// A store in a namespace of its own; its tasks end with it.
+fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites) -> RedisStore {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let namespace = format!("contract-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let config = RedisCounterConfig {
@@ -254,7 +254,7 @@ fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrit
         keys: Keys::new(&namespace),
         process: "test".to_owned(),
     };
-    let (counter, tasks) = RedisCounter::new(config, redis, 2, &Metrics::new());
+    let (counter, tasks) = RedisStore::new(config, redis, 2, &Metrics::new());
     tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));
     counter
 }
@@ -264,7 +264,7 @@ async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: R
     let address = Address::parse(&server.url()).unwrap();
     let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
     redis.wait_for(&address, PATIENCE).await.unwrap();
-    let new = || Arc::new(counter_in_redis(&redis, mode, shards, writes)) as Arc<dyn UniqueCounter>;
+    let new = || Arc::new(Store::Redis(counter_in_redis(&redis, mode, shards, writes)));
     suite(&new, standard_error(mode, shards)).await;
 }
 

@@ -16,8 +16,8 @@ use headcount::publish::Publisher;
 use headcount::publish::sinks::CountSink;
 use headcount::publish::sinks::Origin;
 use headcount::publish::sinks::file::FileSink;
-use headcount::store::UniqueCounter;
-use headcount::store::memory::MemoryCounter;
+use headcount::store::Store;
+use headcount::store::memory::MemoryStore;
 use headcount::telemetry::metrics::Metrics;
 use rustix::fs::OFlags;
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ const RETENTION: Duration = Duration::from_secs(100);
 /// A publisher of windows of ten seconds, at a time that the test sets.
 struct Running {
     clock: ManualClock,
-    counter: Arc<MemoryCounter>,
+    counter: Arc<Store>,
     metrics: Arc<Metrics>,
     closed: ClosedWindows,
     draining: CancellationToken,
@@ -58,7 +58,7 @@ fn origin() -> Origin {
 async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let manual = ManualClock::at(start);
     let clock: Arc<dyn Clock> = Arc::new(manual.clone());
-    let counter = Arc::new(MemoryCounter::new(Mode::Exact, Shards::ONE));
+    let counter = Arc::new(Store::Memory(MemoryStore::new(Mode::Exact, Shards::ONE)));
     let metrics = Arc::new(Metrics::new());
     let draining = CancellationToken::new();
     let coordinator = Arc::new(Coordinator::standalone(draining.clone()));

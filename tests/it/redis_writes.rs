@@ -11,8 +11,8 @@ use headcount::model::window::{Window, WindowLength};
 use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
-use headcount::store::redis::{OnRedisDown, RedisCounter, RedisCounterConfig, RedisWrites};
-use headcount::store::{AddError, UniqueCounter};
+use headcount::store::redis::{OnRedisDown, RedisCounterConfig, RedisStore, RedisWrites};
+use headcount::store::{AddError, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::fleet::assert_same_bytes;
@@ -52,16 +52,16 @@ fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisCounterConfi
     }
 }
 
-fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<RedisCounter> {
+fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<Store> {
     counter_with(url, config(namespace, mode, writes))
 }
 
-fn counter_with(url: &str, config: RedisCounterConfig) -> Arc<RedisCounter> {
+fn counter_with(url: &str, config: RedisCounterConfig) -> Arc<Store> {
     let metrics = Metrics::new();
     let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &metrics).unwrap();
-    let (counter, tasks) = RedisCounter::new(config, &redis, WORKERS, &metrics);
+    let (counter, tasks) = RedisStore::new(config, &redis, WORKERS, &metrics);
     tokio::spawn(tasks.run(workers()));
-    Arc::new(counter)
+    Arc::new(Store::Redis(counter))
 }
 
 /// The string of a namespace's window.
@@ -180,7 +180,7 @@ async fn the_seal_makes_up_for_what_the_server_lost() {
     }
 }
 
-async fn seal_in_the_end(counter: &RedisCounter) {
+async fn seal_in_the_end(counter: &Store) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = counter.seal(window()).await {
         assert!(Instant::now() < deadline, "{error}");
@@ -308,7 +308,8 @@ async fn a_full_redis_is_not_taken_for_one_that_is_back() {
         on_redis_down: OnRedisDown::Fail,
         ..config("full", Mode::Exact, RedisWrites::All)
     };
-    let (counter, tasks) = RedisCounter::new(config, &redis, WORKERS, &metrics);
+    let (store, tasks) = RedisStore::new(config, &redis, WORKERS, &metrics);
+    let counter = Store::Redis(store);
     tokio::spawn(tasks.run(workers()));
     let mut set = ::redis::cmd("CONFIG");
     set.arg("SET").arg("maxmemory").arg("1").exec(&mut server.connect()).unwrap();

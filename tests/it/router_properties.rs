@@ -12,8 +12,8 @@ use headcount::cli::settings::Settings;
 use headcount::coordination::ClosedWindows;
 use headcount::http::{Api, Failure, Phase, routers};
 use headcount::model::window::{Clock, Window};
-use headcount::store::UniqueCounter;
-use headcount::store::memory::MemoryCounter;
+use headcount::store::Store;
+use headcount::store::memory::MemoryStore;
 use headcount::telemetry::metrics::Metrics;
 use http_body_util::BodyExt;
 use proptest::collection::vec;
@@ -32,14 +32,14 @@ struct Flags {
 /// The real router over a counter that the test can reach, at a time that the test sets.
 struct Service {
     router: Router,
-    counter: Arc<MemoryCounter>,
+    counter: Arc<Store>,
     metrics: Arc<Metrics>,
 }
 
 fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let flags = Flags::parse_from(["test"].iter().chain(flags));
     let Settings { counting, http, callbacks, .. } = flags.serve.settings().expect("settings");
-    let counter = Arc::new(MemoryCounter::new(counting.mode, counting.shards));
+    let counter = Arc::new(Store::Memory(MemoryStore::new(counting.mode, counting.shards)));
     let metrics = Arc::new(Metrics::new());
     // Nothing is sent: the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));

@@ -1,5 +1,7 @@
 //! `/api/verve/accept`: one id in the query of a GET, or many in the body of a POST.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -125,11 +127,15 @@ async fn count<'a>(
     let api = &routes.api;
     let arrived_in = window;
     loop {
-        let adding = api.counter.add(window, ids);
-        if adding.is_under_way() {
-            place.get_or_insert_with(|| routes.in_flight.wait());
-        }
-        match adding.await {
+        let mut adding = pin!(api.counter.add(window, ids));
+        let added = poll_fn(|context| {
+            let added = adding.as_mut().poll(context);
+            if added.is_pending() {
+                place.get_or_insert_with(|| routes.in_flight.wait());
+            }
+            added
+        });
+        match added.await {
             Ok(added) => {
                 api.metrics.accepted_ids.increment(ids.len() as u64);
                 api.metrics.changed_ids.increment(added.changed);

@@ -14,9 +14,8 @@ use tracing::{info, warn};
 use super::config::OnRedisDown;
 use crate::platform::unavailable::Unavailable;
 
-/// Whether requests may wait for Redis.
 pub(super) struct Breaker {
-    /// `Relaxed`: whoever sees it a moment late waits for Redis, or keeps an id here, that need not have.
+    /// `Relaxed`: a request that sees it a moment late waits for Redis, or keeps an id here, without need.
     open: AtomicBool,
     opened_at: Mutex<Instant>,
     has_opened: Notify,
@@ -26,7 +25,6 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    /// Closed.
     pub(super) fn new(on_redis_down: OnRedisDown) -> Self {
         Self {
             open: AtomicBool::new(false),
@@ -37,12 +35,11 @@ impl Breaker {
         }
     }
 
-    /// True when nobody is to wait for Redis.
+    /// True when no request may wait for Redis.
     pub(super) fn is_open(&self) -> bool {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Opens it, because of `cause`.
     pub(super) fn open(&self, cause: &Unavailable) {
         let mut opened_at = self.opened_at.lock();
         if self.open.swap(true, Ordering::Relaxed) {
@@ -69,11 +66,11 @@ impl Breaker {
         }
     }
 
-    /// Closes it.
     pub(super) fn close(&self) {
         let opened_at = self.opened_at.lock();
         self.open.store(false, Ordering::Relaxed);
-        let (kept_ids, after) = (self.kept.load(Ordering::Relaxed), in_milliseconds(opened_at.elapsed()));
+        let after = Duration::from_millis(opened_at.elapsed().as_millis() as u64);
+        let (after, kept_ids) = (humantime::format_duration(after), self.kept.load(Ordering::Relaxed));
         match self.on_redis_down {
             OnRedisDown::Count => {
                 info!(%after, kept_ids, "writing to Redis again: it has what was kept here");
@@ -82,12 +79,8 @@ impl Breaker {
         }
     }
 
-    /// Ids were accepted without Redis.
+    /// Counts ids that were accepted without Redis.
     pub(super) fn note_kept(&self, ids: usize) {
         self.kept.fetch_add(ids as u64, Ordering::Relaxed);
     }
-}
-
-fn in_milliseconds(duration: Duration) -> humantime::FormattedDuration {
-    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
 }

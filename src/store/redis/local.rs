@@ -1,14 +1,10 @@
-//! This instance's part of the windows: what it added, and what of that Redis does not have yet.
+//! This instance's windows: what it added to each, and what of that Redis does not have yet.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::iter::Sum;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::Counter;
-use parking_lot::RwLock;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -16,14 +12,15 @@ use tracing::error;
 
 use super::batch::Target;
 use super::config::RedisCounterConfig;
-use super::unacknowledged::Unacknowledged;
-use crate::hll::{Observation, Sketch};
+use super::pending::PendingIds;
+use super::stats::WindowStats;
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
-use crate::store::AddError;
-use crate::store::id_set::IdSet;
+use crate::store::answers::AddError;
+use crate::store::ids::Ids;
+use crate::store::windows::WindowTable;
 
 /// What sealed windows that are not published may take: a day of minutes with one shard. The newest
 /// [`ALWAYS_KEPT`] are kept in any case.
@@ -37,39 +34,27 @@ const BYTES_A_SHARD: usize = 16 << 10;
 /// The windows that this instance has a part in.
 pub(super) struct LocalWindows {
     config: Arc<RedisCounterConfig>,
-    unacknowledged: Arc<Unacknowledged>,
+    pending: Arc<PendingIds>,
     /// Accepted ids that are given up.
     missed_ids: Counter,
-    state: RwLock<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// The oldest window that is not sealed; every window is open before the first seal.
-    watermark: Option<Window>,
-    /// Windows at or past the watermark, and those that are being sealed.
-    open: BTreeMap<Window, Arc<LocalWindow>>,
-    /// Sealed windows that are not forgotten.
-    sealed: BTreeMap<Window, Sealed>,
-    /// The last window that was forgotten.
-    forgotten: Option<Window>,
-    /// The last window that was given up with its ids.
-    given_up: Option<Window>,
+    pub(super) table: WindowTable<LocalWindow, Sealed>,
 }
 
 /// A window that was sealed here.
 #[derive(Clone)]
 pub(super) enum Sealed {
-    /// It can be handed over again.
+    /// It can be replayed.
     Kept(Arc<LocalWindow>),
     /// There were too many of them, or nothing came for it: only how much came is known.
-    Dropped(Window, Intake),
+    Dropped(WindowStats),
 }
 
 impl Sealed {
-    /// Nothing came for it.
-    fn is_idle(&self) -> bool {
-        matches!(self, Self::Dropped(_, intake) if intake.accepted == 0)
+    fn kept(self) -> Option<Arc<LocalWindow>> {
+        match self {
+            Self::Kept(local) => Some(local),
+            Self::Dropped(_) => None,
+        }
     }
 }
 
@@ -78,281 +63,113 @@ pub(super) struct LocalWindow {
     pub(super) window: Window,
     /// For each shard.
     pub(super) targets: Box<[Arc<Target>]>,
-    pub(super) held: Held,
+    /// In mode `hll` all that were added; in mode `exact` the pending ones.
+    pub(super) ids: Ids,
+    /// In mode `hll`, how many ids are pending; the sketches have them.
+    unmerged: AtomicU64,
     accepted: AtomicU64,
-    /// Exact ids of which Redis has said that they were new, of those that were kept for it.
-    handed_over_new: AtomicU64,
-    /// Something else was in the place of its ids, which are gone.
+    /// Ids that were accepted while Redis was away.
+    accepted_apart: AtomicU64,
+    /// Of the exact ids that were pending, how many Redis called new.
+    replayed_new: AtomicU64,
+    /// Something else was in the place of its exact ids, which are gone.
     is_damaged: AtomicBool,
-    /// Ids that were accepted without Redis.
-    apart: AtomicU64,
     /// Additions that have entered and not been answered.
     under_way: TaskTracker,
-    /// Held while it is handed over.
-    pub(super) handing_over: AsyncMutex<()>,
+    /// Held while it is replayed.
+    pub(super) replaying: AsyncMutex<()>,
     /// Redis has this instance's part of it, as a key of its own.
     pub(super) has_part: AtomicBool,
-    /// Counts what is kept, with that of all windows.
-    pub(super) unacknowledged: Arc<Unacknowledged>,
-}
-
-/// What is kept here of a window.
-pub(super) enum Held {
-    /// All that was added, in a sketch for each shard; and how many ids of that are not in Redis yet.
-    Sketches { sketches: Box<[Sketch]>, unmerged: AtomicU64 },
-    /// Exact ids that are not in Redis yet.
-    Ids(IdSet),
-}
-
-/// What came for a window, to one instance or to all.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Intake {
-    /// Ids that were accepted, repeats among them.
-    pub(super) accepted: u64,
-    /// In mode `exact`: of how many Redis has said that they were new. If it has fewer of all instances in the
-    /// end, it has lost some.
-    pub(super) new: u64,
-    /// Those that Redis has lost and nobody has any more.
-    pub(super) lost: u64,
-    /// In how many shards Redis was given this instance's part of the sketch, as a key of its own.
-    pub(super) parts: u64,
-}
-
-impl Intake {
-    /// Of an instance that nothing is known of: something may be missing.
-    pub(super) const UNKNOWN: Self = Self { accepted: 0, new: 0, lost: 1, parts: 0 };
-
-    /// As it is stored: `<accepted> <new> <lost> <parts>`. What is none of ours says nothing, so it is
-    /// [`Self::UNKNOWN`].
-    pub(super) fn read(text: &str) -> Self {
-        let numbers: Result<Vec<u64>, _> = text.split(' ').map(str::parse).collect();
-        match numbers.as_deref() {
-            Ok(&[accepted, new, lost, parts]) => Self { accepted, new, lost, parts },
-            _ => Self::UNKNOWN,
-        }
-    }
-}
-
-impl fmt::Display for Intake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.accepted, self.new, self.lost, self.parts)
-    }
-}
-
-impl Sum for Intake {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, one| Self {
-            accepted: sum.accepted + one.accepted,
-            new: sum.new + one.new,
-            lost: sum.lost + one.lost,
-            parts: sum.parts + one.parts,
-        })
-    }
+    /// Of all windows.
+    pending: Arc<PendingIds>,
 }
 
 impl LocalWindows {
-    /// None yet.
-    pub(super) fn new(
-        config: Arc<RedisCounterConfig>,
-        unacknowledged: Arc<Unacknowledged>,
-        missed_ids: Counter,
-    ) -> Self {
-        Self { config, unacknowledged, missed_ids, state: RwLock::default() }
+    pub(super) fn new(config: Arc<RedisCounterConfig>, missed_ids: Counter) -> Self {
+        let pending = Arc::new(PendingIds::new(config.unacknowledged_max));
+        Self { config, pending, missed_ids, table: WindowTable::default() }
     }
 
     /// Enters a window: until the token is dropped, it cannot be sealed.
     pub(super) fn enter(&self, window: Window) -> Result<(Arc<LocalWindow>, TaskTrackerToken), AddError> {
-        loop {
-            let state = self.state.read();
-            if let Some(open) = state.watermark
-                && window < open
-            {
-                return Err(AddError::Sealed { open });
-            }
-            if let Some(local) = state.open.get(&window) {
-                return Ok((Arc::clone(local), local.under_way.token()));
-            }
-            drop(state);
-            // Made before the lock is taken, and dropped again if another caller was faster.
-            let new = Arc::new(LocalWindow::new(&self.config, window, &self.unacknowledged));
-            let mut state = self.state.write();
-            if state.watermark.is_none_or(|open| open <= window) {
-                state.open.entry(window).or_insert(new);
-                let given_up = state.drop_beyond(self.config.most_windows(window));
-                drop(state);
-                for local in given_up {
-                    let accepted_ids = local.intake().accepted;
-                    self.missed_ids.increment(accepted_ids);
-                    error!(
-                        window = %local.window, accepted_ids,
-                        "Redis was away for longer than --retention: the oldest window that waits for it is given \
-                         up, and its ids are lost"
-                    );
-                }
-            }
+        let new = || {
+            self.give_up_oldest(window);
+            LocalWindow::new(&self.config, window, &self.pending)
+        };
+        self.table.enter(window, new, |local| (Arc::clone(local), local.under_way.token()))
+    }
+
+    /// Without this, an outage that does not end would take all memory.
+    fn give_up_oldest(&self, opening: Window) {
+        for (window, local) in self.table.make_room(self.config.most_windows(opening)) {
+            let accepted_ids = local.stats().accepted;
+            self.missed_ids.increment(accepted_ids);
+            error!(
+                %window, accepted_ids,
+                "Redis was away for longer than --retention: the oldest window that waits for it is given up, \
+                 and its ids are lost"
+            );
         }
     }
 
-    /// Keeps ids here, of which Redis has perhaps some. How many of them change a sketch; of exact ids Redis
-    /// says so when it has them.
-    pub(super) fn keep(&self, local: &LocalWindow, ids: &[Id]) -> Result<u64, Unavailable> {
-        let changed = match &local.held {
-            Held::Sketches { sketches, unmerged } => {
-                let raises = |id: &&Id| {
-                    let shard = self.config.shards.of(id.as_bytes());
-                    sketches[shard].raise(Observation::of(id.as_bytes()))
-                };
-                let changed = ids.iter().filter(raises).count() as u64;
-                self.unacknowledged.add(ids.len() as u64);
-                unmerged.fetch_add(ids.len() as u64, Ordering::Release);
-                changed
-            }
-            Held::Ids(kept) => {
-                let room = || self.unacknowledged.reserve();
-                if !ids.iter().all(|id| kept.insert_if(id, room)) {
-                    return Err(self.unacknowledged.full());
-                }
-                0
-            }
-        };
-        local.apart.fetch_add(ids.len() as u64, Ordering::Relaxed);
-        Ok(changed)
-    }
-
-    /// No addition enters these windows any more.
-    pub(super) fn close_up_to(&self, window: Window) -> Vec<Arc<LocalWindow>> {
-        let mut state = self.state.write();
-        state.watermark = state.watermark.max(Some(window.next()));
-        state.open.range(..=window).map(|(_, local)| Arc::clone(local)).collect()
-    }
-
-    /// Windows up to this one, from the last that was sealed here, that nothing came for: the newest of them, oldest first.
+    /// Windows up to this one that nothing came for, and that Redis has not been told of.
     pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
-        let state = self.state.read();
-        let sealed = state.sealed.last_key_value().map(|(newest, _)| *newest);
-        // Of those that were given up nothing is said either: ids did come for them.
-        let sealed = sealed.max(state.forgotten).max(state.given_up);
-        // An instance that has just come has no part in earlier ones.
-        let Some(sealed) = sealed else {
-            return if state.open.contains_key(&window) { Vec::new() } else { vec![window] };
-        };
-        let back = std::iter::successors(Some(window), |window| Some(window.previous()));
-        let idle =
-            back.take_while(|window| *window > sealed).filter(|window| !state.open.contains_key(window));
-        let mut idle: Vec<_> = idle.take(IDLE_TOLD).collect();
-        idle.reverse();
-        idle
-    }
-
-    /// All of it is in Redis.
-    pub(super) fn sealed(&self, local: Arc<LocalWindow>) {
-        let mut state = self.state.write();
-        state.open.remove(&local.window);
-        let kept = (BYTES_KEPT / self.bytes_a_window()).max(ALWAYS_KEPT);
-        state.sealed.insert(local.window, Sealed::Kept(local));
-        let sketches = state.sealed.values_mut().rev().filter(|sealed| matches!(sealed, Sealed::Kept(_)));
-        // Those before it were dropped earlier.
-        if let Some(old) = sketches.into_iter().nth(kept)
-            && let Sealed::Kept(local) = old
-        {
-            *old = Sealed::Dropped(local.window, local.intake());
-        }
+        self.table.unopened_up_to(window, IDLE_TOLD)
     }
 
     /// Redis knows that this instance has nothing of it.
-    pub(super) fn sealed_idle(&self, window: Window) {
-        let nothing = Sealed::Dropped(window, Intake::default());
-        self.state.write().sealed.entry(window).or_insert(nothing);
+    pub(super) fn note_sealed_idle(&self, window: Window) {
+        self.table.note_sealed(window, Sealed::Dropped(WindowStats::default()));
     }
 
-    /// About what one takes in memory when nothing is kept for Redis.
-    fn bytes_a_window(&self) -> usize {
+    /// All of it is in Redis. It is kept, so that it can be merged again; of many, the newest.
+    pub(super) fn note_sealed(&self, local: Arc<LocalWindow>) {
+        self.table.note_sealed(local.window, Sealed::Kept(local));
         let copies = 1 + usize::from(self.config.remembers_acknowledged());
-        BYTES_A_SHARD * copies * usize::from(self.config.shards.count())
+        let bytes_a_window = BYTES_A_SHARD * copies * usize::from(self.config.shards.count());
+        let most = (BYTES_KEPT / bytes_a_window).max(ALWAYS_KEPT);
+        // Those before it were dropped earlier.
+        if let Some(oldest) = self.kept().rev().nth(most) {
+            self.table.note_sealed(oldest.window, Sealed::Dropped(oldest.stats()));
+        }
     }
 
-    /// Forgets a window and all before it; those that it forgets.
-    pub(super) fn forget(&self, window: Window) -> Vec<Window> {
-        let mut state = self.state.write();
-        state.forgotten = state.forgotten.max(Some(window));
-        let kept = state.sealed.split_off(&window.next());
-        std::mem::replace(&mut state.sealed, kept).into_keys().collect()
+    /// Those of which Redis has this instance's part, up to a window.
+    pub(super) fn with_part(&self, last: Window) -> impl Iterator<Item = Arc<LocalWindow>> {
+        self.kept().filter(move |local| local.window <= last && local.has_part.load(Ordering::Relaxed))
     }
 
-    /// True when a window is forgotten. That it is old says nothing: the clock may have been set.
-    pub(super) fn is_evicted(&self, window: Window) -> bool {
-        self.state.read().forgotten >= Some(window)
-    }
-
-    /// Those up to a window of which Redis has this instance's part.
-    pub(super) fn with_part(&self, last: Window) -> Vec<Arc<LocalWindow>> {
-        let state = self.state.read();
-        let kept = state.sealed.range(..=last).filter_map(|(_, sealed)| match sealed {
-            Sealed::Kept(local) => Some(local),
-            Sealed::Dropped(..) => None,
-        });
-        kept.filter(|local| local.has_part.load(Ordering::Relaxed)).cloned().collect()
-    }
-
-    /// Those that are not forgotten.
+    /// Those that something came for and that are not evicted, oldest first.
     pub(super) fn all(&self) -> Vec<Window> {
-        let state = self.state.read();
-        let sealed = state.sealed.iter().filter(|(_, sealed)| !sealed.is_idle()).map(|(window, _)| window);
-        sealed.chain(state.open.keys()).copied().collect()
+        let is_idle = |sealed: &Sealed| matches!(sealed, Sealed::Dropped(stats) if stats.accepted == 0);
+        let sealed = self.table.sealed().into_iter().filter(|(_, sealed)| !is_idle(sealed));
+        let sealed = sealed.map(|(window, _)| window);
+        sealed.chain(self.open().iter().map(|local| local.window)).collect()
     }
 
     /// Those that are not sealed, oldest first.
     pub(super) fn open(&self) -> Vec<Arc<LocalWindow>> {
-        self.state.read().open.values().cloned().collect()
+        self.table.open().into_iter().map(|(_, local)| local).collect()
     }
 
-    /// Those that are sealed and not forgotten, oldest first.
-    pub(super) fn all_sealed(&self) -> Vec<Sealed> {
-        self.state.read().sealed.values().cloned().collect()
+    fn kept(&self) -> impl DoubleEndedIterator<Item = Arc<LocalWindow>> {
+        self.table.sealed().into_iter().filter_map(|(_, sealed)| sealed.kept())
     }
 
-    /// What came for a window that is not sealed.
-    pub(super) fn intake(&self, window: Window) -> Option<Intake> {
-        self.state.read().open.get(&window).map(|local| local.intake())
+    pub(super) fn pending_ids(&self) -> u64 {
+        self.pending.count()
     }
 
-    /// Accepted ids that Redis does not have yet.
-    pub(super) fn unacknowledged_ids(&self) -> u64 {
-        self.unacknowledged.ids()
-    }
-
-    /// Ids that were accepted without Redis for these windows; they are told once.
-    pub(super) fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
-        let state = self.state.read();
-        let sealed = state.sealed.range(first..=last).filter_map(|(_, sealed)| match sealed {
-            Sealed::Kept(local) => Some(local),
-            Sealed::Dropped(..) => None,
-        });
-        let open = state.open.range(first..=last).map(|(_, local)| local);
-        open.chain(sealed).map(|local| local.apart.swap(0, Ordering::Relaxed)).sum()
-    }
-}
-
-impl State {
-    /// Keeps the newest. Without this an outage that does not end would take all memory. They are counted, and their
-    /// age does not matter: a clock that was set makes no window old.
-    fn drop_beyond(&mut self, most: usize) -> Vec<Arc<LocalWindow>> {
-        while self.sealed.len() > most {
-            self.sealed.pop_first();
-        }
-        let mut dropped = Vec::new();
-        while self.open.len() > most
-            && let Some((_, oldest)) = self.open.pop_first()
-        {
-            self.given_up = self.given_up.max(Some(oldest.window));
-            dropped.push(oldest);
-        }
-        dropped
+    /// Ids that were accepted for these windows while Redis was away. Each is told once.
+    pub(super) fn take_accepted_apart(&self, first: Window, last: Window) -> u64 {
+        let all = self.open().into_iter().chain(self.kept());
+        let some = all.filter(|local| (first..=last).contains(&local.window));
+        some.map(|local| local.accepted_apart.swap(0, Ordering::Relaxed)).sum()
     }
 }
 
 impl LocalWindow {
-    fn new(config: &RedisCounterConfig, window: Window, unacknowledged: &Arc<Unacknowledged>) -> Self {
+    fn new(config: &RedisCounterConfig, window: Window, pending: &Arc<PendingIds>) -> Self {
         let RedisCounterConfig { mode, shards, keys, .. } = config;
         let command = match mode {
             Mode::Hll => "PFADD",
@@ -366,41 +183,71 @@ impl LocalWindow {
         Self {
             window,
             targets: (0..usize::from(shards.count())).map(target).collect(),
-            held: match mode {
-                Mode::Hll => Held::Sketches {
-                    sketches: (0..shards.count()).map(|_| Sketch::new()).collect(),
-                    unmerged: AtomicU64::new(0),
-                },
-                Mode::Exact => Held::Ids(IdSet::new()),
-            },
+            ids: Ids::new(*mode, *shards),
+            unmerged: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
-            handed_over_new: AtomicU64::new(0),
+            accepted_apart: AtomicU64::new(0),
+            replayed_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
-            apart: AtomicU64::new(0),
             under_way: TaskTracker::new(),
-            handing_over: AsyncMutex::new(()),
+            replaying: AsyncMutex::new(()),
             has_part: AtomicBool::new(false),
-            unacknowledged: Arc::clone(unacknowledged),
+            pending: Arc::clone(pending),
         }
     }
 
-    /// Notes that ids were accepted.
-    pub(super) fn accept(&self, ids: usize) {
+    pub(super) fn note_accepted(&self, ids: usize) {
         self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
     }
 
-    /// Notes that Redis has said that exact ids that were kept for it were new.
-    pub(super) fn note_new(&self, ids: u64, generation: u64) {
-        self.handed_over_new.fetch_add(ids, Ordering::Relaxed);
+    /// Keeps ids here until Redis has them; perhaps it has some. Returns how many of them change a sketch. Whether an
+    /// exact id is new, Redis says when it gets it.
+    pub(super) fn keep(&self, ids: &[Id]) -> Result<u64, Unavailable> {
+        let changed = match &self.ids {
+            Ids::Hll { .. } => {
+                let changed = ids.iter().filter(|id| self.ids.add(id)).count() as u64;
+                self.pending.add(ids.len() as u64);
+                self.unmerged.fetch_add(ids.len() as u64, Ordering::Release);
+                changed
+            }
+            Ids::Exact(kept) => {
+                if !ids.iter().all(|id| kept.insert_if(id, || self.pending.reserve())) {
+                    return Err(self.pending.full());
+                }
+                0
+            }
+        };
+        self.accepted_apart.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        Ok(changed)
+    }
+
+    /// How many ids are pending in the sketches. What the sketches hold afterwards has them all.
+    pub(super) fn unmerged(&self) -> u64 {
+        // Ordered after the registers of these ids.
+        self.unmerged.load(Ordering::Acquire)
+    }
+
+    /// Notes that Redis has as many ids of the sketches.
+    pub(super) fn note_merged(&self, ids: u64) {
+        self.unmerged.fetch_sub(ids, Ordering::Relaxed);
+        self.pending.release(ids);
+    }
+
+    /// Notes that Redis has these pending exact ids, and how many it called new.
+    pub(super) fn note_replayed(&self, ids: &[Id], new: u64, generation: u64) {
+        self.replayed_new.fetch_add(new, Ordering::Relaxed);
         for target in &self.targets {
             target.note_answer(generation);
+        }
+        if let Ids::Exact(pending) = &self.ids {
+            self.pending.release(pending.remove(ids));
         }
     }
 
     /// Notes that the server may have lost something, and is of this generation now.
     pub(super) fn note_loss(&self, generation: u64) {
         let may_hide_a_loss = |target: &Arc<Target>| target.may_hide_a_loss(generation);
-        if matches!(self.held, Held::Ids(_)) && self.targets.iter().any(may_hide_a_loss) {
+        if matches!(self.ids, Ids::Exact(_)) && self.targets.iter().any(may_hide_a_loss) {
             self.note_damage();
         }
     }
@@ -411,11 +258,11 @@ impl LocalWindow {
     }
 
     /// What came so far.
-    pub(super) fn intake(&self) -> Intake {
+    pub(super) fn stats(&self) -> WindowStats {
         let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
-        let by_writes: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
-        let new = by_writes + self.handed_over_new.load(Ordering::Relaxed);
-        Intake { accepted: self.accepted.load(Ordering::Relaxed), new, lost, parts: 0 }
+        let written_new: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
+        let new = written_new + self.replayed_new.load(Ordering::Relaxed);
+        WindowStats { accepted: self.accepted.load(Ordering::Relaxed), new, lost, parts: 0 }
     }
 
     /// Waits until all additions are answered, after the last has entered.
@@ -427,12 +274,12 @@ impl LocalWindow {
     }
 }
 
-/// What is still kept for Redis then is given up.
+/// What is still pending then is given up.
 impl Drop for LocalWindow {
     fn drop(&mut self) {
-        self.unacknowledged.release(match &self.held {
-            Held::Sketches { unmerged, .. } => unmerged.load(Ordering::Relaxed),
-            Held::Ids(ids) => ids.len(),
+        self.pending.release(match &self.ids {
+            Ids::Hll { .. } => self.unmerged.load(Ordering::Relaxed),
+            Ids::Exact(ids) => ids.len(),
         });
     }
 }

@@ -1,25 +1,24 @@
-//! The counter in Redis: for any number of instances that count together.
+//! The store in Redis: for any number of instances that count together.
 //!
 //! # Where an id goes
 //!
 //! First into this instance's own sketch of the window and shard, then as a `PFADD` into the shared one,
-//! through the [pipeline](mod@pipeline). The request is answered when its own reply is there. In mode `exact` it is a `SADD`, and
-//! there is nothing local.
+//! through the [pipeline](mod@pipeline). The request is answered when its own reply is there. In mode `exact` it is a
+//! `SADD`, and there is nothing local.
 //!
 //! # When Redis is away
 //!
 //! A union can wait. So after the first write that fails or is late the [breaker] opens, and no request waits
-//! any more: in mode `hll` it is answered when the local sketch has the id, in mode `exact` when the id is in a set of
-//! those that Redis has not acknowledged, of which there may be so many. A [recovery] hands over what is kept
-//! here when Redis is back, and closes the breaker.
+//! any more. In mode `hll` it is answered when the local sketch has the id. In mode `exact` it is answered when the id
+//! is in the set of [pending] ids, which has a bound. When Redis is back, a [recovery] [replays](replay) what is kept
+//! here, and closes the breaker.
 //!
 //! # The seal
 //!
-//! When a window is over the watermark moves on, under the write half of a lock of which every addition holds
-//! the read half while it enters; so from then on none enters. Those that are under way are waited for:
-//! each has a deadline. Then the local sketch is merged into the shared one, or the exact ids that Redis has
-//! not acknowledged are added, and how many ids were accepted is noted. After that everything that this instance
-//! has accepted for the window is in Redis.
+//! When a window is over the watermark moves on (see [`windows`](super::windows)): from then on no addition enters.
+//! Those that are under way are waited for: each has a deadline. Then the local sketch is merged into the shared one,
+//! or the pending exact ids are added, and how many ids were accepted is noted. After that everything that this
+//! instance has accepted for the window is in Redis.
 //!
 //! The merge looks superfluous, since all ids were sent one by one. It is what makes the count whole when
 //! Redis was flushed, was restarted, or failed over to a replica that had not got the last writes: a sketch of
@@ -34,17 +33,18 @@
 mod batch;
 mod breaker;
 mod config;
-mod handover;
+mod count;
 mod local;
+mod pending;
 mod pipeline;
 mod recovery;
-mod unacknowledged;
+mod replay;
+mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ::redis::aio::MultiplexedConnection;
-use async_trait::async_trait;
+use ::redis::Pipeline as Commands;
 use smallvec::SmallVec;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -52,14 +52,16 @@ use tracing::{debug, warn};
 
 use self::batch::Receipt;
 use self::breaker::Breaker;
-use self::config::SHARDS_A_PIPELINE;
 pub use self::config::{OnRedisDown, RedisCounterConfig, RedisWrites};
-use self::handover::Handover;
-use self::local::{Held, Intake, LocalWindow, LocalWindows, Sealed};
+pub use self::count::{count_commands, sum_counts};
+use self::local::{LocalWindow, LocalWindows, Sealed};
 use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
-use self::unacknowledged::Unacknowledged;
-use super::{AddError, Added, Adding, CountError, Tally, UniqueCounter};
+use self::replay::Replay;
+use self::stats::WindowStats;
+use super::answers::{AddError, Added, CountError, Tally};
+use super::ids::Ids;
+use super::windows::Entry;
 use crate::hll::Observation;
 use crate::model::id::Id;
 use crate::model::mode::Mode;
@@ -72,25 +74,25 @@ use crate::telemetry::metrics::Metrics;
 /// Ids in one command: a large list holds up Redis no longer than many small ones.
 const IDS_A_COMMAND: usize = 1024;
 
-/// Counts in Redis, together with all instances of the namespace.
-pub struct RedisCounter {
+/// Counts in Redis, together with all instances of the namespace. What its methods promise, [`Store`](super::Store) says.
+pub struct RedisStore {
     config: Arc<RedisCounterConfig>,
     redis: Redis,
     breaker: Arc<Breaker>,
     /// One for each worker.
     pipelines: Box<[Pipeline]>,
     local: Arc<LocalWindows>,
-    handover: Arc<Handover>,
+    replay: Arc<Replay>,
 }
 
-/// The tasks behind a counter.
-pub struct RedisCounterTasks {
+/// The tasks behind a store.
+pub struct RedisStoreTasks {
     pipelines: Vec<PipelineTask>,
     recovery: Recovery,
 }
 
-impl RedisCounterTasks {
-    /// Writes, each pipeline on its worker, and finds back to Redis, until the counter is gone.
+impl RedisStoreTasks {
+    /// Writes, each pipeline on its worker, and finds back to Redis, until the store is gone.
     ///
     /// # Errors
     ///
@@ -108,329 +110,274 @@ impl RedisCounterTasks {
     }
 }
 
-/// What Redis has to be told of a request.
-struct News<'a> {
-    /// Ids and their shards, ordered by these.
-    ids: SmallVec<[(usize, &'a Id); 1]>,
-    /// How many ids changed the local sketch.
-    changed: u64,
-}
-
 /// Replies that are to come, one for each write.
 type Receipts = SmallVec<[Receipt; 1]>;
 
-impl RedisCounter {
-    /// A counter for requests on so many workers, and the tasks that do its writing: they have to run.
+impl RedisStore {
+    /// A store for requests on so many workers, and the tasks that do its writing: they have to run.
     pub fn new(
         config: RedisCounterConfig,
         redis: &Redis,
         workers: usize,
         metrics: &Metrics,
-    ) -> (Self, RedisCounterTasks) {
+    ) -> (Self, RedisStoreTasks) {
         let config = Arc::new(config);
         metrics.unacknowledged_ids_max.set(config.most_unacknowledged_ids().unwrap_or_default());
         let breaker = Arc::new(Breaker::new(config.on_redis_down));
-        let unacknowledged = Arc::new(Unacknowledged::new(config.unacknowledged_max));
-        let missed_ids = metrics.missed_ids.clone();
-        let local = Arc::new(LocalWindows::new(Arc::clone(&config), unacknowledged, missed_ids));
-        let handover = Arc::new(Handover::new(Arc::clone(&config), redis, metrics));
+        let local = Arc::new(LocalWindows::new(Arc::clone(&config), metrics.missed_ids.clone()));
+        let replay = Arc::new(Replay::new(Arc::clone(&config), redis, metrics));
         let (pipelines, tasks) = pipelines(workers, redis, config.timeout, &breaker, metrics);
         let recovery = Recovery {
             breaker: Arc::clone(&breaker),
             local: Arc::clone(&local),
-            handover: Arc::clone(&handover),
+            replay: Arc::clone(&replay),
             connections: tasks.iter().map(|task| task.redis().clone()).collect(),
         };
         let (redis, pipelines) = (redis.another(), pipelines.into());
-        let counter = Self { config, redis, breaker, pipelines, local, handover };
-        (counter, RedisCounterTasks { pipelines: tasks, recovery })
+        let store = Self { config, redis, breaker, pipelines, local, replay };
+        (store, RedisStoreTasks { pipelines: tasks, recovery })
     }
 
-    /// That of this worker.
+    /// That of this worker; elsewhere than on a worker any will do.
     fn pipeline(&self) -> &Pipeline {
-        // Elsewhere than on a worker any will do.
         &self.pipelines[workers::current().unwrap_or_default() % self.pipelines.len()]
     }
 
-    /// Adds ids to the local sketch, and says which of them Redis has to be told.
-    fn add_locally<'a>(&self, local: &LocalWindow, ids: &'a [Id]) -> News<'a> {
-        let mut news = News { ids: SmallVec::with_capacity(ids.len()), changed: 0 };
+    pub(super) async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
+        let (local, under_way) = self.local.enter(window)?;
+        let changed = if self.breaker.is_open() {
+            self.keep(&local, ids, Unavailable::because("Redis is away"))?
+        } else {
+            self.write(&local, ids, &under_way).await?
+        };
+        local.note_accepted(ids.len());
+        // Not before: what is not in Redis is kept for it.
+        drop(under_way);
+        Ok(Added { changed })
+    }
+
+    /// Adds ids here and in Redis. Returns how many changed anything.
+    async fn write(
+        &self,
+        local: &LocalWindow,
+        ids: &[Id],
+        under_way: &TaskTrackerToken,
+    ) -> Result<u64, Unavailable> {
+        let (sent, changed) = self.send(local, ids, under_way);
+        let answered = match sent {
+            Ok(receipts) => answers(receipts).await,
+            Err(error) => Err(error),
+        };
+        match answered {
+            Ok(new) if self.config.mode == Mode::Exact => Ok(new),
+            Ok(0) => Ok(0),
+            // PFADD says only whether any did.
+            Ok(_) => Ok(changed.max(1)),
+            // All of them: to find out which are there already would be more work than to add them again.
+            Err(error) => Ok(changed + self.keep(local, ids, error)?),
+        }
+    }
+
+    /// Adds ids to the local sketch, and puts what Redis does not have of them into the pipeline: a command a shard, or
+    /// several if it would be long. Returns also how many changed the local sketch.
+    fn send(
+        &self,
+        local: &LocalWindow,
+        ids: &[Id],
+        under_way: &TaskTrackerToken,
+    ) -> (Result<Receipts, Unavailable>, u64) {
         let pipeline = self.pipeline();
+        let (mut news, mut changed) = (SmallVec::<[(usize, &Id); 1]>::with_capacity(ids.len()), 0);
         for id in ids {
             let shard = self.config.shards.of(id.as_bytes());
-            if let Held::Sketches { sketches, .. } = &local.held {
+            if let Ids::Hll { sketches, .. } = &local.ids {
                 let observation = Observation::of(id.as_bytes());
-                news.changed += u64::from(sketches[shard].raise(observation));
+                changed += u64::from(sketches[shard].raise(observation));
                 if pipeline.is_acknowledged(&local.targets[shard], observation) {
                     continue;
                 }
             }
-            news.ids.push((shard, id));
+            news.push((shard, id));
         }
         if local.targets.len() > 1 {
-            news.ids.sort_unstable_by_key(|(shard, _)| *shard);
+            news.sort_unstable_by_key(|(shard, _)| *shard);
         }
-        news
+        let of_shards = news.chunk_by(|(one, _), (other, _)| one == other);
+        let sent = of_shards.flat_map(|of_a_shard| of_a_shard.chunks(IDS_A_COMMAND)).map(|some| {
+            let target = &local.targets[some[0].0];
+            pipeline.send(target, some.iter().map(|(_, id)| *id), under_way)
+        });
+        let sent: Result<Receipts, _> = sent.collect();
+        (sent.inspect_err(|error| self.breaker.open(error)), changed)
     }
 
-    /// Puts what Redis has to be told into the pipeline: a command a shard, or several if it would be long.
-    fn send(
-        &self,
-        local: &LocalWindow,
-        news: &News<'_>,
-        under_way: &TaskTrackerToken,
-    ) -> Result<Receipts, Unavailable> {
-        let (mut receipts, pipeline) = (Receipts::new(), self.pipeline());
-        for of_a_shard in news.ids.chunk_by(|(one, _), (other, _)| one == other) {
-            for ids in of_a_shard.chunks(IDS_A_COMMAND) {
-                let (target, ids) = (&local.targets[ids[0].0], ids.iter().map(|(_, id)| *id));
-                let sent = pipeline.send(target, ids, under_way);
-                receipts.push(sent.inspect_err(|error| self.breaker.open(error))?);
-            }
-        }
-        Ok(receipts)
-    }
-
-    /// Waits until Redis has been told. How many of the ids were new there; for `PFADD`, how many commands changed
-    /// something.
-    async fn sent(receipts: Receipts) -> Result<u64, Unavailable> {
-        let mut added = 0;
-        for receipt in receipts {
-            added += receipt.await?;
-        }
-        Ok(added)
-    }
-
-    /// Notes that ids are where they are to be, by whatever way.
-    fn accepted(local: &LocalWindow, ids: &[Id], changed: u64) -> Added {
-        local.accept(ids.len());
-        Added { changed }
-    }
-
-    /// What is left to do with ids that Redis does not take.
-    fn without_redis(&self, local: &LocalWindow, ids: &[Id], error: Unavailable) -> Result<u64, Unavailable> {
+    /// Keeps ids here that Redis does not take, or refuses them.
+    fn keep(&self, local: &LocalWindow, ids: &[Id], error: Unavailable) -> Result<u64, Unavailable> {
         match self.config.on_redis_down {
             OnRedisDown::Fail => Err(error),
             OnRedisDown::Count => {
-                let changed = self.local.keep(local, ids)?;
+                let changed = local.keep(ids)?;
                 self.breaker.note_kept(ids.len());
                 Ok(changed)
             }
         }
     }
 
-    /// How many different ids a window has, over all shards.
-    async fn unique_ids(&self, window: Window) -> Result<u64, Unavailable> {
-        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
-        let command = match mode {
-            Mode::Hll => "PFCOUNT",
-            Mode::Exact => "SCARD",
-        };
-        let all: Vec<_> = (0..usize::from(shards.count())).collect();
-        let mut total = 0;
-        for some in all.chunks(SHARDS_A_PIPELINE) {
-            let mut commands = ::redis::Pipeline::new();
-            for shard in some {
-                commands.cmd(command).arg(keys.ids(*mode, *shard, *shards, window));
-            }
-            let of_shards: Vec<_> =
-                some.iter().map(|shard| vec![keys.ids(*mode, *shard, *shards, window)]).collect();
-            let counts: Vec<u64> = self.handover.mending(&of_shards, Call::Count, &commands).await?;
-            total += counts.iter().sum::<u64>();
+    pub(super) async fn seal(&self, window: Window) -> Result<(), Unavailable> {
+        let sealing = self.local.table.close_up_to(window);
+        // First: what is sealed below tells later calls up to where this has been done.
+        for idle in self.local.idle_up_to(window) {
+            self.replay.seal_idle(idle).await?;
+            self.local.note_sealed_idle(idle);
         }
-        Ok(total)
+        for (_, local) in sealing {
+            self.replay.seal(&local).await?;
+            self.local.note_sealed(local);
+        }
+        Ok(())
     }
 
-    /// What a window holds, by what instances said that they accepted, as far as they have sealed it, and what this one
-    /// has so far.
+    pub(super) fn windows(&self) -> Vec<Window> {
+        self.local.all()
+    }
+
+    pub(super) async fn count(&self, window: Window) -> Result<Tally, CountError> {
+        self.local.table.get(window)?;
+        let stats = self.replay.stats(window).await?;
+        Ok(self.tally(window, stats).await?)
+    }
+
+    pub(super) async fn settle(
+        &self,
+        window: Window,
+        parties: &BTreeSet<String>,
+    ) -> Result<Tally, CountError> {
+        self.local.table.get(window)?;
+        // First, because a window that is closed by force may still grow.
+        let mut stats = self.replay.stats(window).await?;
+        for party in parties {
+            // It has sealed the window, and what it said then is gone.
+            stats.entry(party.clone()).or_insert(WindowStats::UNKNOWN);
+        }
+        let in_doubt = match self.config.mode {
+            Mode::Hll => self.replay.gather(window, &stats).await?,
+            Mode::Exact => 0,
+        };
+        let mut tally = self.tally(window, stats).await?;
+        tally.lost_ids += in_doubt;
+        Ok(tally)
+    }
+
+    pub(super) async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
+        if self.unique_ids(window).await?.is_none() {
+            return Ok(None);
+        }
+        let stats = self.replay.stats(window).await?;
+        self.tally(window, stats).await.map(Some)
+    }
+
+    /// What a window holds, by what instances said when they sealed it, and what this one has so far.
     async fn tally(
         &self,
         window: Window,
-        mut intakes: BTreeMap<String, Intake>,
+        mut stats: BTreeMap<String, WindowStats>,
     ) -> Result<Tally, Unavailable> {
-        if let Some(own) = self.local.intake(window) {
-            intakes.insert(self.config.process.clone(), own);
+        if let Ok(Some(Entry::Open(local))) = self.local.table.get(window) {
+            stats.insert(self.config.process.clone(), local.stats());
         }
-        let Intake { accepted, new, lost, .. } = intakes.into_values().sum();
-        let unique_ids = self.unique_ids(window).await?;
+        let sum = |number: fn(&WindowStats) -> u64| stats.values().map(number).sum::<u64>();
+        let (accepted_ids, new) = (sum(|one| one.accepted), sum(|one| one.new));
+        let unique_ids = self.unique_ids(window).await?.unwrap_or_default();
         let missing = match self.config.mode {
             Mode::Exact => new.saturating_sub(unique_ids),
             Mode::Hll => 0,
         };
         // Whatever else is known: there were some.
-        let none_left = u64::from(unique_ids == 0 && accepted > 0);
-        Ok(Tally { unique_ids, accepted_ids: accepted, lost_ids: (lost + missing).max(none_left) })
+        let none_left = u64::from(unique_ids == 0 && accepted_ids > 0);
+        let lost_ids = (sum(|one| one.lost) + missing).max(none_left);
+        Ok(Tally { unique_ids, accepted_ids, lost_ids })
     }
 
-    /// Exact ids take memory and are somebody's: once they are counted they soon expire.
-    async fn let_expire(&self, windows: &[Window]) {
+    async fn unique_ids(&self, window: Window) -> Result<Option<u64>, Unavailable> {
         let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
-        for window in windows {
-            let mut commands = ::redis::Pipeline::new();
-            for shard in 0..usize::from(shards.count()) {
-                let key = keys.ids(*mode, shard, *shards, *window);
-                commands.cmd("EXPIRE").arg(key).arg(2 * window.length().seconds());
-            }
-            if let Err(error) =
-                self.run(Call::Seal, async |connection| commands.exec_async(connection).await).await
-            {
-                warn!(%window, %error, "exact ids expire later than they could");
-            }
+        let mut answers: Vec<u64> = Vec::new();
+        for (of_shards, commands) in count_commands(keys, *mode, *shards, window) {
+            let of_shards: Vec<_> = of_shards.into_iter().map(|key| vec![key]).collect();
+            let some: Vec<u64> = self.replay.mending_ids(&of_shards, Call::Count, &commands).await?;
+            answers.extend(some);
         }
+        Ok(sum_counts(&answers))
     }
 
-    async fn run<T>(
-        &self,
-        call: Call,
-        work: impl AsyncFnOnce(&mut MultiplexedConnection) -> ::redis::RedisResult<T>,
-    ) -> Result<T, Unavailable> {
-        self.redis.run(call, work).await
-    }
-}
-
-#[async_trait]
-impl UniqueCounter for RedisCounter {
-    fn add<'a>(&'a self, window: Window, ids: &'a [Id]) -> Adding<'a> {
-        let (local, under_way) = match self.local.enter(window) {
-            Ok(entered) => entered,
-            Err(error) => return Adding::done(Err(error)),
-        };
-        if self.breaker.is_open() {
-            let kept = self.without_redis(&local, ids, Unavailable::because("Redis is away"));
-            return Adding::done(
-                kept.map(|changed| Self::accepted(&local, ids, changed)).map_err(AddError::from),
-            );
-        }
-        let news = self.add_locally(&local, ids);
-        let (sent, changed) = (self.send(&local, &news, &under_way), news.changed);
-        if let Ok(receipts) = &sent
-            && receipts.is_empty()
-        {
-            return Adding::done(Ok(Self::accepted(&local, ids, changed)));
-        }
-        Adding::under_way(async move {
-            let added = match sent {
-                Ok(receipts) => Self::sent(receipts).await,
-                Err(error) => Err(error),
-            };
-            let changed = match added {
-                Ok(added) if self.config.mode == Mode::Exact => added,
-                // PFADD says only whether any did.
-                Ok(0) => 0,
-                Ok(_) => changed.max(1),
-                // All of them: to find out which are there already would be more work than to add them again.
-                Err(error) => changed + self.without_redis(&local, ids, error)?,
-            };
-            let added = Self::accepted(&local, ids, changed);
-            // Not before: what is not in Redis is kept for it.
-            drop(under_way);
-            Ok(added)
-        })
-    }
-
-    async fn seal(&self, window: Window) -> Result<(), Unavailable> {
-        let sealing = self.local.close_up_to(window);
-        // First: what is sealed below tells later calls up to where this has been done.
-        for idle in self.local.idle_up_to(window) {
-            self.handover.seal_idle(idle).await?;
-            self.local.sealed_idle(idle);
-        }
-        for local in sealing {
-            self.handover.seal(&local).await?;
-            self.local.sealed(local);
-        }
-        Ok(())
-    }
-
-    fn windows(&self) -> Vec<Window> {
-        self.local.all()
-    }
-
-    async fn count(&self, window: Window) -> Result<Tally, CountError> {
-        if self.local.is_evicted(window) {
-            return Err(CountError::Evicted(window));
-        }
-        let intakes = self.handover.intakes(window).await?;
-        Ok(self.tally(window, intakes).await?)
-    }
-
-    async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<Tally, CountError> {
-        if self.local.is_evicted(window) {
-            return Err(CountError::Evicted(window));
-        }
-        // First, because a window that is closed by force may still grow.
-        let mut intakes = self.handover.intakes(window).await?;
-        for party in parties {
-            // It has sealed the window, and what it said then is gone.
-            intakes.entry(party.clone()).or_insert(Intake::UNKNOWN);
-        }
-        let in_doubt = match self.config.mode {
-            Mode::Hll => self.handover.gather(window, &intakes).await?,
-            Mode::Exact => 0,
-        };
-        let mut tally = self.tally(window, intakes).await?;
-        tally.lost_ids += in_doubt;
-        Ok(tally)
-    }
-
-    async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
-        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
-        let mut ask = ::redis::cmd("EXISTS");
-        for shard in 0..usize::from(shards.count()) {
-            ask.arg(keys.ids(*mode, shard, *shards, window));
-        }
-        let there: u64 = self.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
-        if there == 0 {
-            return Ok(None);
-        }
-        let intakes = self.handover.intakes(window).await?;
-        self.tally(window, intakes).await.map(Some)
-    }
-
-    async fn closed(&self, window: Window) {
+    pub(super) async fn closed(&self, window: Window) {
         for local in self.local.with_part(window) {
-            if let Err(error) = self.handover.remove_part(&local).await {
+            if let Err(error) = self.replay.remove_part(&local).await {
                 debug!(window = %local.window, %error, "a part of a closed window expires later than it could");
                 return;
             }
         }
     }
 
-    async fn forget(&self, window: Window) {
-        let forgotten = self.local.forget(window);
+    pub(super) async fn forget(&self, window: Window) {
+        let evicted = self.local.table.evict(window);
         if self.config.mode == Mode::Exact {
-            self.let_expire(&forgotten).await;
+            self.let_expire(&evicted).await;
         }
     }
 
-    async fn restore(&self) -> Result<(), Unavailable> {
+    /// Exact ids take memory and are somebody's: once they are counted they soon expire.
+    async fn let_expire(&self, windows: &[Window]) {
+        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
+        for window in windows {
+            let mut commands = Commands::new();
+            for shard in 0..usize::from(shards.count()) {
+                let key = keys.ids(*mode, shard, *shards, *window);
+                commands.cmd("EXPIRE").arg(key).arg(2 * window.length().seconds());
+            }
+            let expire = self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await);
+            if let Err(error) = expire.await {
+                warn!(%window, %error, "exact ids expire later than they could");
+            }
+        }
+    }
+
+    pub(super) async fn restore(&self) -> Result<(), Unavailable> {
         self.pipeline().forget_acknowledged();
         let generation = self.redis.generation();
-        for sealed in self.local.all_sealed() {
+        for (window, sealed) in self.local.table.sealed() {
             match sealed {
                 Sealed::Kept(local) => {
                     local.note_loss(generation);
-                    self.handover.seal(&local).await?;
+                    self.replay.seal(&local).await?;
                 }
-                Sealed::Dropped(window, intake) => self.handover.report_lost(window, intake).await?,
+                Sealed::Dropped(stats) => self.replay.report_lost(window, stats).await?,
             }
         }
         let open = self.local.open();
         for local in &open {
             local.note_loss(generation);
         }
-        self.handover.hand_over_all(&open).await
+        self.replay.replay_all(&open).await
     }
 
-    fn is_degraded(&self) -> bool {
+    pub(super) fn is_degraded(&self) -> bool {
         self.breaker.is_open()
     }
 
-    fn unacknowledged_ids(&self) -> u64 {
-        self.local.unacknowledged_ids()
+    pub(super) fn unacknowledged_ids(&self) -> u64 {
+        self.local.pending_ids()
     }
 
-    fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
-        self.local.take_kept_apart(first, last)
+    pub(super) fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
+        self.local.take_accepted_apart(first, last)
     }
+}
+
+/// Waits for the replies. Returns how many of the ids were new; for `PFADD`, how many commands changed something.
+async fn answers(receipts: Receipts) -> Result<u64, Unavailable> {
+    let mut added = 0;
+    for receipt in receipts {
+        added += receipt.await?;
+    }
+    Ok(added)
 }

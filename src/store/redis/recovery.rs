@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::breaker::Breaker;
-use super::handover::Handover;
 use super::local::LocalWindows;
+use super::replay::Replay;
 use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::Workers;
 use crate::redis::Writer;
@@ -30,7 +30,7 @@ const CALM: Duration = Duration::from_secs(10);
 pub(super) struct Recovery {
     pub(super) breaker: Arc<Breaker>,
     pub(super) local: Arc<LocalWindows>,
-    pub(super) handover: Arc<Handover>,
+    pub(super) replay: Arc<Replay>,
     /// Those that the writes take.
     pub(super) connections: Vec<Writer>,
 }
@@ -68,8 +68,8 @@ impl Recovery {
         // Each on the worker whose connection it is: that is where it will be used. All at a time, because making one may
         // take a second.
         let probes = self.connections.iter().enumerate().map(|(number, connection)| {
-            let (handover, connection) = (Arc::clone(&self.handover), connection.clone());
-            workers.spawn_on(number, async move { handover.probe(&connection).await })
+            let (replay, connection) = (Arc::clone(&self.replay), connection.clone());
+            workers.spawn_on(number, async move { replay.probe(&connection).await })
         });
         for probe in probes.collect::<Vec<_>>() {
             probe.await.map_err(Unavailable::because)??;
@@ -78,7 +78,7 @@ impl Recovery {
     }
 
     async fn hand_over(&self) -> Result<(), Unavailable> {
-        self.handover.hand_over_all(&self.local.open()).await
+        self.replay.replay_all(&self.local.open()).await
     }
 }
 

@@ -1,7 +1,7 @@
-//! The handing over of what is kept here to Redis.
+//! The replay: Redis gets what this instance has of its windows, at the seal, after an outage and after a loss.
 //!
 //! Everything in here may fail half-way and be done again: a merge is idempotent, adding an id twice is adding
-//! it once, and an id is kept until Redis has said that it has it.
+//! it once, and an id is pending until Redis has said that it has it.
 //!
 //! # Parts
 //!
@@ -22,12 +22,13 @@ use std::sync::atomic::Ordering;
 
 use ::metrics::Counter;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{FromRedisValue, Pipeline, RedisResult};
+use ::redis::{FromRedisValue, Pipeline};
 use tokio::time::Instant;
 
 use super::batch::Target;
 use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
-use super::local::{Held, Intake, LocalWindow};
+use super::local::LocalWindow;
+use super::stats::WindowStats;
 use crate::hll::Sketch;
 use crate::model::id::Id;
 use crate::model::mode::Mode;
@@ -35,12 +36,12 @@ use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::{Call, Commands, Redis, Texts, Writer};
-use crate::store::id_set::IdSet;
+use crate::store::ids::{IdSet, Ids};
 use crate::telemetry::metrics::Metrics;
 
 /// How long what is to be merged lives if the merge does not come, in seconds.
 const MERGE_EXPIRES: u64 = 60;
-/// Exact ids that are handed over in one pipeline: few enough to be done well within `--redis-timeout`.
+/// Exact ids that are replayed in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;
 
 /// What a merge leaves of this instance's sketch beside the shared one.
@@ -50,14 +51,13 @@ enum Leave {
     Part,
 }
 
-/// Hands over to Redis.
-pub(super) struct Handover {
+pub(super) struct Replay {
     config: Arc<RedisCounterConfig>,
     redis: Redis,
     changed_ids: Counter,
 }
 
-impl Handover {
+impl Replay {
     /// Over a connection of its own.
     pub(super) fn new(config: Arc<RedisCounterConfig>, redis: &Redis, metrics: &Metrics) -> Self {
         Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone() }
@@ -77,51 +77,44 @@ impl Handover {
         // Each write has its deadline, so this one only says that something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         let parts = self.give(local, Leave::Part).await?;
-        self.report_intake("HSET", local.window, Intake { parts, ..local.intake() }).await
+        self.store_stats("HSET", local.window, WindowStats { parts, ..local.stats() }).await
     }
 
     /// Says that nothing came for a window here: the leader takes silence for a loss.
     pub(super) async fn seal_idle(&self, window: Window) -> Result<(), Unavailable> {
-        self.report_intake("HSETNX", window, Intake::default()).await
+        self.store_stats("HSETNX", window, WindowStats::default()).await
     }
 
     /// Says that what was accepted for a window is lost, unless Redis still knows of it: then it has the rest
     /// too, which came before.
-    pub(super) async fn report_lost(&self, window: Window, intake: Intake) -> Result<(), Unavailable> {
+    pub(super) async fn report_lost(&self, window: Window, stats: WindowStats) -> Result<(), Unavailable> {
         let lost = match self.config.mode {
             // Those that Redis called new are missing from the set.
             Mode::Exact => 0,
-            Mode::Hll => intake.accepted,
+            Mode::Hll => stats.accepted,
         };
-        self.report_intake("HSETNX", window, Intake { lost, ..intake }).await
+        self.store_stats("HSETNX", window, WindowStats { lost, ..stats }).await
     }
 
-    /// Hands over what is kept of windows, one after another.
-    pub(super) async fn hand_over_all(&self, windows: &[Arc<LocalWindow>]) -> Result<(), Unavailable> {
+    /// Replays what is pending of windows, one after another.
+    pub(super) async fn replay_all(&self, windows: &[Arc<LocalWindow>]) -> Result<(), Unavailable> {
         for local in windows {
-            self.hand_over(local).await?;
+            self.give(local, Leave::Nothing).await?;
         }
         Ok(())
     }
 
-    /// Hands over what is kept of a window, one caller after another.
-    pub(super) async fn hand_over(&self, local: &LocalWindow) -> Result<(), Unavailable> {
-        self.give(local, Leave::Nothing).await.map(drop)
-    }
-
-    /// In how many shards a part was left.
+    /// Returns in how many shards a part was left.
     async fn give(&self, local: &LocalWindow, leave: Leave) -> Result<u64, Unavailable> {
-        let _turn = local.handing_over.lock().await;
-        match &local.held {
-            Held::Sketches { sketches, unmerged } => {
-                // Ordered after the registers of these ids.
-                let ids = unmerged.load(Ordering::Acquire);
+        let _replaying = local.replaying.lock().await;
+        match &local.ids {
+            Ids::Hll { sketches, .. } => {
+                let ids = local.unmerged();
                 let parts = self.merge(local, sketches, leave).await?;
-                unmerged.fetch_sub(ids, Ordering::Relaxed);
-                local.unacknowledged.release(ids);
+                local.note_merged(ids);
                 Ok(parts)
             }
-            Held::Ids(ids) => self.add_all(local, ids).await.map(|()| 0),
+            Ids::Exact(pending) => self.add_all(local, pending).await.map(|()| 0),
         }
     }
 
@@ -135,7 +128,7 @@ impl Handover {
         let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
         let sketches: Vec<_> = sketches.iter().enumerate().filter(|(_, sketch)| !sketch.is_empty()).collect();
         for some in sketches.chunks(SHARDS_A_PIPELINE) {
-            let mut commands = Pipeline::new();
+            let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
             // Nobody may come in between: the merge of another window uses the same key, and so may one that was
             // sent over a connection that was then given up.
             commands.atomic();
@@ -151,27 +144,26 @@ impl Handover {
                 if leave == Leave::Nothing {
                     commands.cmd("DEL").arg(&mine);
                 }
+                of_shards.push(vec![key.clone()]);
             }
-            let of_shards: Vec<_> =
-                some.iter().map(|(shard, _)| vec![local.targets[*shard].key.clone()]).collect();
             if leave == Leave::Part {
                 local.has_part.store(true, Ordering::Relaxed);
             }
-            let () = self.mending(&of_shards, Call::Seal, &commands).await?;
+            let () = self.mending_ids(&of_shards, Call::Seal, &commands).await?;
         }
         Ok(if leave == Leave::Part { sketches.len() as u64 } else { 0 })
     }
 
-    /// Merges the parts of all instances into the sketches of a window that all have sealed. How many ids are in
-    /// doubt, because a part is gone.
+    /// Merges the parts of all instances into the sketches of a window that all have sealed. Returns how many ids are
+    /// in doubt, because a part is gone.
     pub(super) async fn gather(
         &self,
         window: Window,
-        intakes: &BTreeMap<String, Intake>,
+        stats: &BTreeMap<String, WindowStats>,
     ) -> Result<u64, Unavailable> {
         let RedisCounterConfig { mode, keys, shards, .. } = &*self.config;
-        let (with_parts, expected): (Vec<&String>, Vec<&Intake>) =
-            intakes.iter().filter(|(_, intake)| intake.parts > 0).unzip();
+        let (with_parts, expected): (Vec<&String>, Vec<&WindowStats>) =
+            stats.iter().filter(|(_, stats)| stats.parts > 0).unzip();
         if with_parts.is_empty() {
             return Ok(0);
         }
@@ -191,7 +183,7 @@ impl Handover {
                 }
                 of_shards.push([vec![key], parts].concat());
             }
-            let there: Vec<u64> = self.mending(&of_shards, Call::Seal, &commands).await?;
+            let there: Vec<u64> = self.mending_ids(&of_shards, Call::Seal, &commands).await?;
             for (place, there) in there.into_iter().enumerate() {
                 found[place % with_parts.len()] += there;
             }
@@ -207,31 +199,22 @@ impl Handover {
         for shard in 0..usize::from(shards.count()) {
             commands.cmd("DEL").arg(keys.part(shard, *shards, local.window, process));
         }
-        self.run(async |connection| commands.exec_async(connection).await).await?;
+        let remove = async |connection: &mut MultiplexedConnection| commands.exec_async(connection).await;
+        self.redis.run(Call::Seal, remove).await?;
         local.has_part.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    /// What instances accepted for a window, as they said when they sealed it.
-    pub(super) async fn intakes(&self, window: Window) -> Result<BTreeMap<String, Intake>, Unavailable> {
-        let mut get = Pipeline::new();
-        get.cmd("HGETALL").arg(self.config.keys.accepted(window));
-        let (Texts(entries),): (Texts,) = self.with_accepted(window, Call::Count, &get).await?;
-        Ok(entries.into_iter().map(|(process, text)| (process, Intake::read(&text))).collect())
-    }
-
-    /// Adds the exact ids that Redis does not have, as far as they are there already.
-    async fn add_all(&self, local: &LocalWindow, ids: &IdSet) -> Result<(), Unavailable> {
-        let mut some = Vec::new();
-        for stripe in 0..IdSet::STRIPES {
-            some.append(&mut ids.stripe_of(stripe));
-            let is_last = stripe + 1 == IdSet::STRIPES;
-            while some.len() >= IDS_A_PIPELINE || is_last && !some.is_empty() {
-                let rest = some.split_off(some.len().min(IDS_A_PIPELINE));
-                self.add_some(local, &some).await?;
-                local.unacknowledged.release(ids.remove(&some));
-                some = rest;
+    /// Adds as many exact ids as are pending now: while Redis is away, others come meanwhile.
+    async fn add_all(&self, local: &LocalWindow, pending: &IdSet) -> Result<(), Unavailable> {
+        let mut left = pending.len();
+        while left > 0 {
+            let some = pending.some(IDS_A_PIPELINE);
+            if some.is_empty() {
+                break;
             }
+            self.add_some(local, &some).await?;
+            left = left.saturating_sub(some.len() as u64);
         }
         Ok(())
     }
@@ -255,43 +238,39 @@ impl Handover {
         } else {
             // What Redis had of them is gone, and what it calls new from now on may be some of it.
             local.note_damage();
-            self.mending(&of_shards, Call::Seal, &commands).await?
+            self.mending_ids(&of_shards, Call::Seal, &commands).await?
         };
         let new = added.iter().sum();
-        local.note_new(new, self.redis.generation());
+        local.note_replayed(ids, new, self.redis.generation());
         self.changed_ids.increment(new);
         Ok(())
     }
 
-    /// Notes what came for a window.
-    async fn report_intake(
+    /// What instances said of a window when they sealed it.
+    pub(super) async fn stats(&self, window: Window) -> Result<BTreeMap<String, WindowStats>, Unavailable> {
+        let key = self.config.keys.accepted(window);
+        let mut get = Pipeline::new();
+        get.cmd("HGETALL").arg(&key);
+        let (Texts(entries),): (Texts,) = self.mending(Holds::Hash, &[vec![key]], Call::Count, &get).await?;
+        Ok(entries.into_iter().map(|(process, text)| (process, WindowStats::read(&text))).collect())
+    }
+
+    /// If something else is in the place of the hash, what other instances had said is missed when the window is counted.
+    async fn store_stats(
         &self,
         set: &'static str,
         window: Window,
-        intake: Intake,
+        stats: WindowStats,
     ) -> Result<(), Unavailable> {
         let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
-        commands.cmd(set).arg(&key).arg(&self.config.process).arg(intake.to_string());
+        commands.cmd(set).arg(&key).arg(&self.config.process).arg(stats.to_string());
         commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window));
-        self.with_accepted(window, Call::Seal, &commands).await
+        self.mending(Holds::Hash, &[vec![key]], Call::Seal, &commands).await
     }
 
-    /// Does something with the hash of what was accepted. If something else is in its place, that is put aside; what other
-    /// instances had said is missed when the window is counted.
-    async fn with_accepted<T: FromRedisValue>(
-        &self,
-        window: Window,
-        call: Call,
-        commands: &Pipeline,
-    ) -> Result<T, Unavailable> {
-        let key = self.config.keys.accepted(window);
-        self.mend(Holds::Hash, &[vec![key]], call, commands).await
-    }
-
-    /// Does something with keys of a window, by shard; it must be safe to do it twice. If something else is in the
-    /// place of one, that is put aside first.
-    pub(super) async fn mending<T: FromRedisValue>(
+    /// Does something with the keys of ids of a window, those of a shard together. See [`Self::mending`].
+    pub(super) async fn mending_ids<T: FromRedisValue>(
         &self,
         of_shards: &[Vec<String>],
         call: Call,
@@ -301,11 +280,12 @@ impl Handover {
             Mode::Hll => Holds::Sketch,
             Mode::Exact => Holds::Set,
         };
-        self.mend(holds, of_shards, call, commands).await
+        self.mending(holds, of_shards, call, commands).await
     }
 
-    /// The same with keys of any type, those of a slot together.
-    async fn mend<T: FromRedisValue>(
+    /// Does something with keys, those of a slot together; it must be safe to do it twice. If something else is in the
+    /// place of one, that is put aside first.
+    async fn mending<T: FromRedisValue>(
         &self,
         holds: Holds,
         of_slots: &[Vec<String>],
@@ -333,12 +313,5 @@ impl Handover {
             done => done.map(Some),
         };
         self.redis.run(call, work).await
-    }
-
-    async fn run<T>(
-        &self,
-        work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
-    ) -> Result<T, Unavailable> {
-        self.redis.run(Call::Seal, work).await
     }
 }

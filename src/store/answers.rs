@@ -1,0 +1,50 @@
+//! What a store answers.
+
+use thiserror::Error;
+
+use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
+
+/// What an addition did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// How many of the ids changed the store: new ones in mode `exact`, those that raised a
+    /// register in mode `hll`, which are fewer.
+    pub changed: u64,
+}
+
+/// The ids were not added.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AddError {
+    /// The window takes no more ids.
+    #[error("the window is sealed, {open} is open")]
+    Sealed {
+        /// The oldest window that still takes some.
+        open: Window,
+    },
+    /// They could not be kept.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// There is no count.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CountError {
+    /// The window is evicted.
+    #[error("window {0} is not kept any more")]
+    Evicted(Window),
+    /// Nobody could be asked.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// What a window holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Different ids.
+    pub unique_ids: u64,
+    /// All ids, repeats among them.
+    pub accepted_ids: u64,
+    /// How many ids Redis had and lost, or had to be told again. Above zero, some may be missing.
+    pub lost_ids: u64,
+}

@@ -1,0 +1,108 @@
+//! The ids of a window, which many threads add to.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use parking_lot::Mutex;
+
+use crate::hll::Sketch;
+use crate::model::id::Id;
+use crate::model::mode::Mode;
+use crate::model::shard::Shards;
+
+/// Ids as a mode remembers them.
+pub(super) enum Ids {
+    /// A sketch for each shard.
+    Hll { shards: Shards, sketches: Box<[Sketch]> },
+    /// One set, whatever `--shards` says: it has no error that shards could make smaller.
+    Exact(IdSet),
+}
+
+impl Ids {
+    pub(super) fn new(mode: Mode, shards: Shards) -> Self {
+        match mode {
+            Mode::Hll => Self::Hll { shards, sketches: (0..shards.count()).map(|_| Sketch::new()).collect() },
+            Mode::Exact => Self::Exact(IdSet::new()),
+        }
+    }
+
+    /// True when the id changed anything.
+    pub(super) fn add(&self, id: &Id) -> bool {
+        match self {
+            Self::Hll { shards, sketches } => sketches[shards.of(id.as_bytes())].add(id.as_bytes()),
+            Self::Exact(ids) => ids.insert(id),
+        }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            Self::Hll { sketches, .. } => sketches.iter().map(Sketch::estimate).sum(),
+            Self::Exact(ids) => ids.len(),
+        }
+    }
+}
+
+/// A set of ids in many parts with a lock each. An id's stripe is chosen by its hash, which is
+/// keyed: nobody can choose ids that collide.
+///
+/// Stripes also keep every single set small: one that grows moves all it has, and whoever wants in waits.
+/// An id takes 25 to 50 bytes.
+pub(super) struct IdSet {
+    hasher: RandomState,
+    stripes: Box<[Mutex<HashSet<Id>>]>,
+}
+
+impl IdSet {
+    const STRIPES: usize = 256;
+
+    fn new() -> Self {
+        let stripes = (0..Self::STRIPES).map(|_| Mutex::default()).collect();
+        Self { hasher: RandomState::new(), stripes }
+    }
+
+    /// True when the id is new.
+    fn insert(&self, id: &Id) -> bool {
+        self.stripe(id).lock().insert(*id)
+    }
+
+    /// Adds an id unless it is new and there is no `room` for it; true when it is in.
+    pub(super) fn insert_if(&self, id: &Id, room: impl FnOnce() -> bool) -> bool {
+        let mut ids = self.stripe(id).lock();
+        ids.contains(id) || room() && ids.insert(*id)
+    }
+
+    /// Takes ids out; how many of them were in.
+    pub(super) fn remove(&self, ids: &[Id]) -> u64 {
+        ids.iter().filter(|id| self.remove_one(id)).count() as u64
+    }
+
+    fn remove_one(&self, id: &Id) -> bool {
+        let mut ids = self.stripe(id).lock();
+        let was_in = ids.remove(id);
+        if ids.is_empty() {
+            // A set does not give its memory back by itself.
+            *ids = HashSet::new();
+        }
+        was_in
+    }
+
+    /// Some of the ids that are in, or all if there are not more.
+    pub(super) fn some(&self, most: usize) -> Vec<Id> {
+        let mut some = Vec::new();
+        for ids in &self.stripes {
+            some.extend(ids.lock().iter().take(most - some.len()));
+            if some.len() == most {
+                break;
+            }
+        }
+        some
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.stripes.iter().map(|ids| ids.lock().len() as u64).sum()
+    }
+
+    fn stripe(&self, id: &Id) -> &Mutex<HashSet<Id>> {
+        &self.stripes[self.hasher.hash_one(id) as usize % Self::STRIPES]
+    }
+}
