@@ -159,7 +159,7 @@ struct Touched {
     /// Its window cannot be sealed while there is one.
     _under_way: TaskTrackerToken,
     /// What the server will have, by the write that tells it; where that is remembered.
-    observed: Vec<(usize, Observation)>,
+    observed: SmallVec<[(usize, Observation); 1]>,
 }
 
 impl Batch {
@@ -222,7 +222,7 @@ impl Batch {
         let place = self.touched.iter().rposition(|touched| Arc::ptr_eq(&touched.target, target));
         place.unwrap_or_else(|| {
             let target = Arc::clone(target);
-            self.touched.push(Touched { target, _under_way: under_way.clone(), observed: Vec::new() });
+            self.touched.push(Touched { target, _under_way: under_way.clone(), observed: SmallVec::new() });
             self.touched.len() - 1
         })
     }
