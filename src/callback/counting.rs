@@ -10,7 +10,7 @@ use crate::store::{CountError, Store};
 
 #[derive(Clone)]
 pub(super) struct Counts {
-    pub(super) counter: Arc<Store>,
+    pub(super) store: Arc<Store>,
     pub(super) closed: ClosedWindows,
 }
 
@@ -23,11 +23,11 @@ impl Counts {
 
     async fn unique_ids(&self, window: Window) -> Result<u64, String> {
         // During an outage every try would wait for its time-out.
-        if self.counter.is_degraded() {
+        if self.store.is_degraded() {
             return Err("the store is not reachable".to_owned());
         }
-        match (self.counter.count(window).await, self.closed.get(window)) {
-            (Ok(tally), _) => Ok(tally.unique_ids),
+        match (self.store.count(window).await, self.closed.get(window)) {
+            (Ok(counted), _) => Ok(counted.unique_ids),
             // The request came in the window's last moment; since then it was closed and evicted.
             (Err(CountError::Evicted(_)), Some(count)) => Ok(count.unique_request_count),
             (Err(error), _) => Err(error.to_string()),

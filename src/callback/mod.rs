@@ -81,7 +81,7 @@ pub struct Dependencies {
     /// The addresses that this service listens on.
     pub own: Vec<SocketAddr>,
     /// Counts the windows that it still has.
-    pub counter: Arc<Store>,
+    pub store: Arc<Store>,
     /// The counts of windows that the store has just evicted.
     pub closed: ClosedWindows,
     /// Stamps callbacks.
@@ -99,14 +99,14 @@ impl Callbacks {
         dependencies: Dependencies,
         metrics: &Metrics,
     ) -> Result<(Self, CallbackTask), NoClient> {
-        let Dependencies { own, counter, closed, clock } = dependencies;
+        let Dependencies { own, store, closed, clock } = dependencies;
         let guard = Arc::new(Guard::new(settings.enabled, settings.allow, own));
         let outcomes = Outcomes::new(metrics);
         let pending = Pending::new(settings.queue);
         let (queue, submitted) = mpsc::unbounded_channel();
         let task = if settings.enabled {
             let sender = Sender::new(&guard, settings.signing_key, clock, outcomes.clone())?;
-            let (counts, hosts) = (Counts { counter, closed }, Hosts::new(settings.host_rate));
+            let (counts, hosts) = (Counts { store, closed }, Hosts::new(settings.host_rate));
             let concurrency = settings.concurrency as usize;
             let outcomes = outcomes.clone();
             Some(Task::new(submitted, pending.clone(), counts, hosts, concurrency, sender, outcomes))

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::cli::settings::Settings;
-use crate::coordination::grant::Grant;
 use crate::coordination::lease::Lease;
 use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
+use crate::coordination::term::Term;
 use crate::coordination::{self, Coordinator};
 use crate::model::mode::Mode;
 use crate::platform::workers::Workers;
@@ -21,7 +21,7 @@ use crate::redis::keys::Keys;
 use crate::redis::server::ServerFacts;
 use crate::redis::{self, CannotConnect, Redis};
 use crate::store::memory::MemoryStore;
-use crate::store::redis::{RedisCounterConfig, RedisStore};
+use crate::store::redis::{RedisStore, RedisStoreConfig};
 use crate::store::{Counting, Store};
 use crate::telemetry::metrics::Metrics;
 
@@ -37,15 +37,15 @@ pub struct Backend {
     /// For the label `counter` in logs and metrics.
     pub name: &'static str,
     /// This process, unlike any other.
-    pub process: String,
+    pub instance_id: String,
     /// Redis, if that is where they are.
     pub redis: Option<Redis>,
     /// Remembers the ids.
-    pub counter: Arc<Store>,
+    pub store: Arc<Store>,
     /// Coordinates the instances.
     pub coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
-    pub grant: watch::Receiver<Option<Grant>>,
+    pub term: watch::Receiver<Option<Term>>,
     /// Which process leads, as far as is known here.
     pub leader: watch::Receiver<Option<String>>,
     counting: JoinHandle<Result<(), JoinError>>,
@@ -74,15 +74,15 @@ impl Backend {
 
     /// In this process's memory, alone.
     fn in_memory(counting: &Counting, draining: CancellationToken) -> Self {
-        let process = process_name();
+        let instance_id = instance_id();
         Self {
             name: "memory",
-            leader: watch::channel(Some(process.clone())).1,
-            process,
+            leader: watch::channel(Some(instance_id.clone())).1,
+            instance_id,
             redis: None,
-            counter: Arc::new(Store::Memory(MemoryStore::new(counting.mode, counting.shards))),
+            store: Arc::new(Store::Memory(MemoryStore::new(counting.mode, counting.shards))),
             coordinator: Arc::new(Coordinator::standalone(draining)),
-            grant: watch::channel(Some(Grant::for_ever())).1,
+            term: watch::channel(Some(Term::for_ever())).1,
             counting: tokio::spawn(std::future::pending()),
             lease: tokio::spawn(std::future::pending()),
             take_part: CancellationToken::new(),
@@ -103,19 +103,19 @@ impl Backend {
         if counting.mode == Mode::Exact {
             forecast_memory(counting);
         }
-        let process = process_name();
-        let coordination = Coordination::new(settings, &redis, &process);
+        let instance_id = instance_id();
+        let coordination = Coordination::new(settings, &redis, &instance_id);
         let (counter, counting_tasks) = RedisStore::new(
-            RedisCounterConfig {
+            RedisStoreConfig {
                 mode: counting.mode,
                 shards: counting.shards,
                 retention: counting.retention,
                 writes: settings.redis_writes,
                 on_redis_down: settings.on_redis_down,
-                unacknowledged_max: settings.unacknowledged_max,
+                pending_max: settings.pending_max,
                 timeout: server.timeout,
                 keys: Keys::new(&settings.namespace),
-                process: process.clone(),
+                instance_id: instance_id.clone(),
             },
             &redis,
             workers.count(),
@@ -126,11 +126,11 @@ impl Backend {
         let (may_lead, stop) = (take_part.clone(), stop_lease.clone());
         Ok(Self {
             name: "redis",
-            process,
+            instance_id,
             redis: Some(redis),
-            counter: Arc::new(Store::Redis(counter)),
+            store: Arc::new(Store::Redis(counter)),
             coordinator: Arc::new(Coordinator::Redis(coordinator)),
-            grant: lease.grant(),
+            term: lease.term(),
             leader: lease.leader(),
             counting: tokio::spawn(counting_tasks.run(Arc::clone(workers))),
             lease: tokio::spawn(async move {
@@ -142,7 +142,7 @@ impl Backend {
         })
     }
 
-    /// From here on this instance may lead: the others have taken its first report.
+    /// From here on this instance may lead: the others have taken its first heartbeat.
     pub fn take_part(&self) {
         self.take_part.cancel();
     }
@@ -164,7 +164,7 @@ impl Backend {
         self.stop_lease.cancel();
         // One that has not taken part yet would wait for that.
         self.take_part.cancel();
-        if self.coordinator.outlives_process()
+        if self.coordinator.is_shared()
             && let Err(error) = self.lease.await
         {
             warn!(%error, "the lease was not given up");
@@ -185,11 +185,11 @@ pub struct Coordination {
 
 impl Coordination {
     /// Does nothing yet.
-    pub fn new(settings: &Settings, redis: &Redis, process: &str) -> Self {
+    pub fn new(settings: &Settings, redis: &Redis, instance_id: &str) -> Self {
         let (keys, counting) = (Keys::new(&settings.namespace), &settings.counting);
         let config = RedisCoordinatorConfig {
             keys: keys.clone(),
-            process: process.to_owned(),
+            instance_id: instance_id.to_owned(),
             window: counting.window,
             retention: counting.retention,
             settings: coordination::Settings::new(
@@ -201,13 +201,13 @@ impl Coordination {
         };
         Self {
             coordinator: RedisCoordinator::new(config, redis),
-            lease: Lease::new(redis, keys, process.to_owned(), settings.lease_ttl),
+            lease: Lease::new(redis, keys, instance_id.to_owned(), settings.lease_ttl),
         }
     }
 }
 
 /// The machine's name, and a number that no other process has.
-pub fn process_name() -> String {
+pub fn instance_id() -> String {
     let random = RandomState::new().hash_one(process::id());
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     // The scripts take only plain names for ours.

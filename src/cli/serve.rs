@@ -19,7 +19,7 @@ use crate::cli::service::{GOODBYE, Service};
 use crate::cli::settings::Settings;
 use crate::cli::starting::introduce_until;
 use crate::coordination::sealer::Sealer;
-use crate::coordination::{ClosedWindows, ReportError};
+use crate::coordination::{ClosedWindows, HeartbeatError};
 use crate::http::server::{self, Stop};
 use crate::http::{self, Api, LateRouter, Phase};
 use crate::model::window::{Clock, SystemClock, WindowLength};
@@ -90,21 +90,21 @@ async fn start(
     let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
     let (phase, phase_receiver) = watch::channel(Phase::Starting);
 
-    let origin = settings.origin(backend.process.clone());
+    let origin = settings.origin(backend.instance_id.clone());
     let sinks =
         settings.sinks.clone().open(&origin, backend.redis.as_ref(), counting.retention, log, &metrics)?;
     let introduce = || introduce(&clock, &backend, counting.window, &metrics, &closed);
     let Some(sealer) = introduce_until(patience, introduce, shutdown).await? else {
-        // Its first report may have been taken: others need not wait for it.
+        // Its first heartbeat may have been taken: others need not wait for it.
         let _ = tokio::time::timeout(GOODBYE, backend.stop(true)).await;
         return Ok(None);
     };
     backend.take_part();
     let publisher = Publisher {
         clock: Arc::clone(&clock),
-        counter: Arc::clone(&backend.counter),
+        store: Arc::clone(&backend.store),
         coordinator: Arc::clone(&backend.coordinator),
-        grant: backend.grant.clone(),
+        term: backend.term.clone(),
         watermark: sealer.watermark(),
         window: counting.window,
         retention: counting.retention,
@@ -116,18 +116,18 @@ async fn start(
     raise_descriptor_limit(limits.max_connections, settings.callbacks.concurrency, workers.count());
     let dependencies = Dependencies {
         own: addresses.clone(),
-        counter: Arc::clone(&backend.counter),
+        store: Arc::clone(&backend.store),
         closed: closed.clone(),
         clock: Arc::clone(&clock),
     };
     let (callbacks, callback_tasks) = Callbacks::new(settings.callbacks.clone(), dependencies, &metrics)?;
 
     let routers = http::routers(Api {
-        counter: Arc::clone(&backend.counter),
+        store: Arc::clone(&backend.store),
         callbacks,
         clock,
         closed,
-        instance: backend.process.clone(),
+        instance: backend.instance_id.clone(),
         leader: backend.leader.clone(),
         phase: phase_receiver,
         clock_is_wrong: sealer.clock_is_wrong(),
@@ -166,10 +166,10 @@ fn introduce(
     window: WindowLength,
     metrics: &Arc<Metrics>,
     closed: &ClosedWindows,
-) -> impl Future<Output = Result<Sealer, ReportError>> + use<> {
+) -> impl Future<Output = Result<Sealer, HeartbeatError>> + use<> {
     Sealer::introduce(
         Arc::clone(clock),
-        Arc::clone(&backend.counter),
+        Arc::clone(&backend.store),
         Arc::clone(&backend.coordinator),
         window,
         Arc::clone(metrics),

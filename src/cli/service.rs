@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::cli::backend::Backend;
 use crate::cli::settings::Stopping;
-use crate::coordination::ReportError;
+use crate::coordination::HeartbeatError;
 use crate::http::Phase;
 use crate::http::server::Stop;
 
@@ -45,7 +45,7 @@ pub(super) struct Service {
     pub(super) http: JoinHandle<()>,
     pub(super) admin: JoinHandle<()>,
     pub(super) callbacks: JoinHandle<()>,
-    pub(super) sealer: JoinHandle<Result<(), ReportError>>,
+    pub(super) sealer: JoinHandle<Result<(), HeartbeatError>>,
     pub(super) publisher: JoinHandle<Result<(), JoinError>>,
     pub(super) upkeep: JoinHandle<()>,
 }
@@ -101,7 +101,7 @@ impl Service {
         let sealed = tokio::time::timeout_at(end, &mut self.sealer).await;
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;
-        let kept_ids = self.backend.counter.unacknowledged_ids();
+        let pending_ids = self.backend.store.pending_ids();
         // Also when not everything was published: the others need not wait for this instance. But whoever has
         // not sealed everything vanishes.
         let goodbye =
@@ -114,7 +114,7 @@ impl Service {
         self.upkeep.abort();
         let Ok(sealed) = sealed else {
             bail!(
-                "not everything was sealed within --shutdown-timeout: {kept_ids} ids that only this instance has are \
+                "not everything was sealed within --shutdown-timeout: {pending_ids} ids that only this instance has are \
                  lost"
             );
         };

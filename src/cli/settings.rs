@@ -25,7 +25,7 @@ pub struct Settings {
     /// What becomes of ids while Redis is away.
     pub on_redis_down: OnRedisDown,
     /// How many exact ids wait for Redis then.
-    pub unacknowledged_max: u32,
+    pub pending_max: u32,
     /// How long an instance leads without renewing its lease.
     pub lease_ttl: Duration,
     /// How long after its end a window waits for an instance that does not seal it.

@@ -1,4 +1,4 @@
-//! The first report: Redis may be slow, and the service may be told to stop before it is ready.
+//! The first heartbeat: Redis may be slow, and the service may be told to stop before it is ready.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,26 +7,26 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::coordination::ReportError;
+use crate::coordination::HeartbeatError;
 use crate::coordination::sealer::Sealer;
 
-/// The first wait after a first report that was not taken; it doubles up to the other.
-const FIRST_REPORT_AGAIN: Duration = Duration::from_millis(100);
-const FIRST_REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// The first wait after a first heartbeat that was not taken; it doubles up to the other.
+const FIRST_HEARTBEAT_AGAIN: Duration = Duration::from_millis(100);
+const FIRST_HEARTBEAT_AGAIN_MAX: Duration = Duration::from_secs(1);
 
-/// The first report, until it is taken, there is no more time, or `shutdown`, when it is none. An instance that is refused
+/// The first heartbeat, until it is taken, there is no more time, or `shutdown`, when it is none. An instance that is refused
 /// for good does not try again.
 ///
 /// # Errors
 ///
-/// The last [`ReportError`].
+/// The last [`HeartbeatError`].
 pub async fn introduce_until<F>(
     deadline: Instant,
     introduce: impl Fn() -> F,
     shutdown: &CancellationToken,
-) -> Result<Option<Sealer>, ReportError>
+) -> Result<Option<Sealer>, HeartbeatError>
 where
-    F: Future<Output = Result<Sealer, ReportError>>,
+    F: Future<Output = Result<Sealer, HeartbeatError>>,
 {
     tokio::select! {
         introduced = try_until(deadline, introduce) => introduced.map(Some),
@@ -34,17 +34,17 @@ where
     }
 }
 
-async fn try_until<F>(deadline: Instant, introduce: impl Fn() -> F) -> Result<Sealer, ReportError>
+async fn try_until<F>(deadline: Instant, introduce: impl Fn() -> F) -> Result<Sealer, HeartbeatError>
 where
-    F: Future<Output = Result<Sealer, ReportError>>,
+    F: Future<Output = Result<Sealer, HeartbeatError>>,
 {
-    let mut wait = FIRST_REPORT_AGAIN;
+    let mut wait = FIRST_HEARTBEAT_AGAIN;
     loop {
         match introduce().await {
-            Err(ReportError::Unavailable(error)) if Instant::now() + wait < deadline => {
-                debug!(%error, "the first report was not taken, trying again");
+            Err(HeartbeatError::Unavailable(error)) if Instant::now() + wait < deadline => {
+                debug!(%error, "the first heartbeat was not taken, trying again");
                 tokio::time::sleep(wait).await;
-                wait = (2 * wait).min(FIRST_REPORT_AGAIN_MAX);
+                wait = (2 * wait).min(FIRST_HEARTBEAT_AGAIN_MAX);
             }
             outcome => return outcome,
         }

@@ -6,10 +6,10 @@ use std::io::{self, Write};
 use ::redis::Pipeline;
 use serde::Deserialize;
 
-use crate::cli::backend::{Coordination, process_name};
+use crate::cli::backend::{Coordination, instance_id};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
-use crate::coordination::ReportError;
+use crate::coordination::HeartbeatError;
 use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::SinkError;
 use crate::publish::sinks::kafka::KafkaSettings;
@@ -57,7 +57,7 @@ pub async fn run(settings: &Settings, kafka: &KafkaSettings, out: impl Write) ->
 }
 
 async fn read(settings: &Settings, kafka: &KafkaSettings) -> Result<Vec<Entry>, SinkError> {
-    let (origin, kafka) = (settings.origin(process_name()), kafka.clone());
+    let (origin, kafka) = (settings.origin(instance_id()), kafka.clone());
     let read = move || {
         let mut entries = Vec::new();
         ledger::read(&kafka, &origin, |entry| entries.push(entry)).map(|()| entries)
@@ -180,12 +180,12 @@ async fn compare(
 }
 
 /// Why what the namespace holds cannot be read, if instances of another version use it.
-async fn other_layout(settings: &Settings, redis: &Redis) -> Option<ReportError> {
-    let coordinator = Coordination::new(settings, redis, &process_name()).coordinator;
+async fn other_layout(settings: &Settings, redis: &Redis) -> Option<HeartbeatError> {
+    let coordinator = Coordination::new(settings, redis, &instance_id()).coordinator;
     match coordinator.survey().await {
         Ok(survey) => {
             let mut disagreements = survey.disagreements.into_iter();
-            disagreements.find(|error| matches!(error, ReportError::Layout { .. }))
+            disagreements.find(|error| matches!(error, HeartbeatError::Layout { .. }))
         }
         Err(error) => Some(error.into()),
     }

@@ -27,7 +27,7 @@ pub struct Resume {
 /// A count was not stored, or a mark not made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CloseError {
-    /// There is a newer grant.
+    /// There is a newer term.
     #[error("another instance leads")]
     Fenced,
     /// An instance has the window open after all, or may have had it open meanwhile: look again.

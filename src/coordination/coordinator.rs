@@ -3,12 +3,12 @@
 use tokio_util::sync::CancellationToken;
 
 use super::closed::{CloseError, Resume};
-use super::grant::Grant;
-use super::heartbeat::{Report, Reported};
-use super::membership::Standing;
+use super::heartbeat::{Heartbeat, HeartbeatAnswer};
+use super::membership::MembershipView;
 use super::redis::RedisCoordinator;
-use super::settings::ReportError;
+use super::settings::HeartbeatError;
 use super::standalone::Standalone;
+use super::term::Term;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
 
@@ -28,10 +28,10 @@ impl Coordinator {
 
     /// Says that this instance lives and how far it has sealed. The first heartbeat introduces it; from then on no
     /// window is closed that it has not sealed, as long as it goes on.
-    pub(crate) async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
+    pub(crate) async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<HeartbeatAnswer, HeartbeatError> {
         match self {
-            Self::Redis(redis) => redis.report(report).await,
-            Self::Standalone(standalone) => Ok(standalone.report(report)),
+            Self::Redis(redis) => redis.heartbeat(heartbeat).await,
+            Self::Standalone(standalone) => Ok(standalone.heartbeat(heartbeat)),
         }
     }
 
@@ -52,10 +52,13 @@ impl Coordinator {
     }
 
     /// How all instances stand to a window; none as long as that cannot be known.
-    pub(crate) async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
+    pub(crate) async fn membership_view(
+        &self,
+        window: Window,
+    ) -> Result<Option<MembershipView>, Unavailable> {
         match self {
-            Self::Redis(redis) => redis.standing(window).await,
-            Self::Standalone(standalone) => Ok(standalone.standing(window)),
+            Self::Redis(redis) => redis.membership_view(window).await,
+            Self::Standalone(standalone) => Ok(standalone.membership_view(window)),
         }
     }
 
@@ -64,20 +67,20 @@ impl Coordinator {
     /// open then, it is stored all the same.
     pub(crate) async fn close(
         &self,
-        grant: &Grant,
+        term: &Term,
         count: &WindowCount,
-        standing: &Standing,
+        view: &MembershipView,
     ) -> Result<WindowCount, CloseError> {
         match self {
-            Self::Redis(redis) => redis.close(grant, count, standing).await,
+            Self::Redis(redis) => redis.close(term, count, view).await,
             Self::Standalone(standalone) => Ok(standalone.close(count)),
         }
     }
 
     /// Marks a window and all before it as published: every sink has them.
-    pub(crate) async fn mark_published(&self, grant: &Grant, window: Window) -> Result<(), CloseError> {
+    pub(crate) async fn commit_published(&self, term: &Term, window: Window) -> Result<(), CloseError> {
         match self {
-            Self::Redis(redis) => redis.mark_published(grant, window).await,
+            Self::Redis(redis) => redis.commit_published(term, window).await,
             // It would not be counted again in any case.
             Self::Standalone(_) => Ok(()),
         }
@@ -85,7 +88,7 @@ impl Coordinator {
 
     /// Whether what is counted outlives this instance, so that a window which it leaves unfinished will be closed by
     /// another one or after the next start.
-    pub(crate) fn outlives_process(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Redis(_))
     }
 }

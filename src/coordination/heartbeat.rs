@@ -11,7 +11,7 @@ use crate::model::window::{Window, WindowCount};
 
 /// What an instance says about itself.
 #[derive(Debug, Clone, Copy)]
-pub struct Report {
+pub struct Heartbeat {
     /// The oldest window that it has not sealed.
     pub watermark: Window,
     /// The newest window that it may have added to.
@@ -21,14 +21,14 @@ pub struct Report {
     /// It could not send a heartbeat for a while.
     pub interrupted: bool,
     /// Accepted ids that the store does not have yet.
-    pub kept_ids: u64,
+    pub pending_ids: u64,
     /// The last closed window that it knows the count of.
     pub knows: Option<Window>,
 }
 
 /// What an instance is told.
 #[derive(Debug, Clone, Default)]
-pub struct Reported {
+pub struct HeartbeatAnswer {
     /// The last window that is closed: nothing that is added to it now would be counted.
     pub closed: Option<Window>,
     /// Counts of closed windows after the last one that it knows, oldest first; of those that are remembered.
@@ -43,7 +43,7 @@ pub struct Reported {
 
 /// A heartbeat as it is stored, with the fields that docs/instances.md lists. `shared.lua` alone decides what is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Heartbeat {
+pub(super) struct StoredHeartbeat {
     /// The oldest window that the instance has not sealed: the second of its start.
     pub(super) watermark: u64,
     /// The newest window that it may have added to, likewise.
@@ -57,7 +57,7 @@ pub(super) struct Heartbeat {
 }
 
 /// Heartbeats by the names of their fields.
-pub(super) type Heartbeats = BTreeMap<String, Heartbeat>;
+pub(super) type StoredHeartbeats = BTreeMap<String, StoredHeartbeat>;
 
 /// What the script answers.
 #[derive(Deserialize)]
@@ -83,20 +83,20 @@ pub(super) struct Taken {
     pub(super) published: Option<u64>,
     /// Others may have been there and not said so yet.
     pub(super) unsure: bool,
-    pub(super) others: Heartbeats,
+    pub(super) others: StoredHeartbeats,
     /// Counts that the instance does not know, as they are stored.
     pub(super) news: BTreeMap<String, String>,
 }
 
-impl Heartbeat {
-    pub(super) fn of(report: &Report) -> Self {
+impl StoredHeartbeat {
+    pub(super) fn of(heartbeat: &Heartbeat) -> Self {
         Self {
-            watermark: report.watermark.unix_seconds(),
-            newest: report.newest.unix_seconds(),
+            watermark: heartbeat.watermark.unix_seconds(),
+            newest: heartbeat.newest.unix_seconds(),
             // Rounded up, so that no instance is there from earlier on than it was.
-            since: report.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().div_ceil(1000)
+            since: heartbeat.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().div_ceil(1000)
                 as u64,
-            pending: report.kept_ids,
+            pending: heartbeat.pending_ids,
             at: 0,
         }
     }

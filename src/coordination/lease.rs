@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::grant::Grant;
 use super::scripts;
+use super::term::Term;
 use crate::model::timing::{LEASE_LOOKED_AT_EVERY, TIME_FOR_OTHERS};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage;
@@ -27,7 +27,7 @@ pub struct Lease {
     keys: Keys,
     holder: String,
     ttl: Duration,
-    grant: watch::Sender<Option<Grant>>,
+    term: watch::Sender<Option<Term>>,
     leader: watch::Sender<Option<String>>,
 }
 
@@ -39,14 +39,14 @@ impl Lease {
             keys,
             holder,
             ttl,
-            grant: watch::channel(None).0,
+            term: watch::channel(None).0,
             leader: watch::channel(None).0,
         }
     }
 
-    /// The grant, while there is one.
-    pub fn grant(&self) -> watch::Receiver<Option<Grant>> {
-        self.grant.subscribe()
+    /// The term, while there is one.
+    pub fn term(&self) -> watch::Receiver<Option<Term>> {
+        self.term.subscribe()
     }
 
     /// The id of the instance that leads, as far as is known here.
@@ -69,10 +69,10 @@ impl Lease {
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let pause = self.round().await;
-            let held = self.grant.borrow().clone();
+            let held = self.term.borrow().clone();
             let given_up = async {
                 match held {
-                    Some(grant) => grant.given_up().await,
+                    Some(term) => term.given_up().await,
                     None => std::future::pending().await,
                 }
             };
@@ -83,9 +83,9 @@ impl Lease {
             }
         }
         self.know_leader(None);
-        let grant = self.grant.send_replace(None);
-        if let Some(grant) = grant {
-            grant.revoke();
+        let term = self.term.send_replace(None);
+        if let Some(term) = term {
+            term.revoke();
             if let Err(error) = self.release().await {
                 warn!(%error, "cannot give up the lease; it runs out by itself");
             }
@@ -94,11 +94,11 @@ impl Lease {
 
     /// One step, and how long to wait until the next.
     async fn round(&self) -> Duration {
-        let held = self.grant.borrow().clone();
-        if let Some(grant) = &held
-            && grant.is_given_up()
+        let held = self.term.borrow().clone();
+        if let Some(term) = &held
+            && term.is_given_up()
         {
-            self.grant.send_replace(None);
+            self.term.send_replace(None);
             self.know_leader(None);
             if let Err(error) = self.release().await {
                 debug!(%error, "cannot give up the lease; it runs out by itself");
@@ -106,24 +106,24 @@ impl Lease {
             return self.ttl.min(TIME_FOR_OTHERS);
         }
         let step = match held {
-            Some(grant) => self.renew(&grant).await,
+            Some(term) => self.renew(&term).await,
             None => self.take().await,
         };
         step.unwrap_or_else(|error| {
             debug!(%error, "cannot ask for the lease");
-            let held = self.grant.borrow().clone();
+            let held = self.term.borrow().clone();
             match held {
-                Some(grant) if grant.is_valid() => {}
-                Some(grant) => self.lose(&grant),
+                Some(term) if term.is_valid() => {}
+                Some(term) => self.lose(&term),
                 None => self.know_leader(None),
             }
             self.ttl / 6
         })
     }
 
-    fn lose(&self, grant: &Grant) {
-        grant.revoke();
-        self.grant.send_replace(None);
+    fn lose(&self, term: &Term) {
+        term.revoke();
+        self.term.send_replace(None);
         self.know_leader(None);
     }
 
@@ -149,28 +149,28 @@ impl Lease {
         let number = number.unsigned_abs();
         self.know_leader(Some(leader));
         if outcome == "granted" {
-            self.grant.send_replace(Some(Grant::until(number, asked + self.ttl)));
+            self.term.send_replace(Some(Term::until(number, asked + self.ttl)));
             return Ok(self.ttl / 3);
         }
         // A moment more, so that it is over then.
         Ok(Duration::from_millis(number.saturating_add(1)).min(LEASE_LOOKED_AT_EVERY))
     }
 
-    async fn renew(&self, grant: &Grant) -> Result<Duration, Unavailable> {
+    async fn renew(&self, term: &Term) -> Result<Duration, Unavailable> {
         let mut call = scripts::RENEW_LEASE.prepare_invoke();
         call.key(self.keys.lease()).key(self.keys.token());
-        call.arg(&self.holder).arg(grant.token()).arg(self.ttl.as_millis() as u64);
+        call.arg(&self.holder).arg(term.token()).arg(self.ttl.as_millis() as u64);
         let asked = Instant::now();
         let renewed: bool =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
         // A publisher that was told so by Redis has revoked it: that stands.
-        if renewed && grant.is_valid() {
-            grant.extend(asked + self.ttl);
+        if renewed && term.is_valid() {
+            term.extend(asked + self.ttl);
             return Ok(self.ttl / 3);
         }
-        if !grant.is_given_up() {
-            warn!(fencing_token = grant.token(), "the lease is lost");
-            self.lose(grant);
+        if !term.is_given_up() {
+            warn!(fencing_token = term.token(), "the lease is lost");
+            self.lose(term);
         }
         Ok(Duration::ZERO)
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::Deserialize;
 
 use super::completeness::Attendance;
-use super::heartbeat::{Heartbeat, Heartbeats, from_micros};
+use super::heartbeat::{StoredHeartbeat, StoredHeartbeats, from_micros};
 use crate::model::timing::LIVES;
 use crate::model::window::Window;
 
@@ -15,7 +15,7 @@ const LEFT: char = '~';
 
 /// How all instances stand to a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct MembershipView {
     /// An instance that lives has not sealed it.
     pub open: bool,
     /// What those instances have left to do: it changes as long as they get on.
@@ -42,7 +42,7 @@ pub(super) struct Members {
     /// How many instances have come so far.
     joined: Option<u64>,
     pub(super) settings: BTreeMap<String, String>,
-    heartbeats: Heartbeats,
+    heartbeats: StoredHeartbeats,
 }
 
 impl Members {
@@ -56,11 +56,11 @@ impl Members {
     }
 
     /// Those that have not left: an instance that left has sealed all that it had.
-    fn present(&self) -> impl Iterator<Item = &Heartbeat> {
+    fn present(&self) -> impl Iterator<Item = &StoredHeartbeat> {
         self.heartbeats.iter().filter(|(name, _)| !name.starts_with(LEFT)).map(|(_, heartbeat)| heartbeat)
     }
 
-    pub(super) fn stand_to(&self, window: Window) -> Standing {
+    pub(super) fn view_of(&self, window: Window) -> MembershipView {
         let (now, start) = (self.now(), window.unix_seconds());
         let (living, gone): (Vec<_>, Vec<_>) = self.present().partition(|heartbeat| heartbeat.lives(now));
         let left: BTreeSet<_> = living
@@ -87,7 +87,7 @@ impl Members {
             vanished: gone.iter().any(|heartbeat| heartbeat.watermark <= start && start <= heartbeat.newest),
             misdated: living.iter().any(|heartbeat| heartbeat.is_misdated()),
         };
-        Standing {
+        MembershipView {
             open: !left.is_empty(),
             left,
             attendance,
@@ -99,7 +99,7 @@ impl Members {
     }
 }
 
-impl Heartbeat {
+impl StoredHeartbeat {
     fn since(&self) -> SystemTime {
         from_micros(self.since)
     }

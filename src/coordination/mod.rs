@@ -11,7 +11,6 @@
 mod closed;
 pub mod completeness;
 mod coordinator;
-pub mod grant;
 mod heartbeat;
 pub mod lease;
 mod membership;
@@ -21,9 +20,10 @@ pub mod scripts;
 pub mod sealer;
 mod settings;
 mod standalone;
+pub mod term;
 
 pub use self::closed::{CloseError, ClosedWindows, REMEMBERED, Resume};
 pub use self::coordinator::Coordinator;
-pub use self::heartbeat::{Report, Reported};
-pub use self::membership::Standing;
-pub use self::settings::{LAYOUT, ReportError, Settings};
+pub use self::heartbeat::{Heartbeat, HeartbeatAnswer};
+pub use self::membership::MembershipView;
+pub use self::settings::{HeartbeatError, LAYOUT, Settings};

@@ -26,11 +26,13 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::closed::{self, CloseError, REMEMBERED, Resume};
-use super::grant::Grant;
-use super::heartbeat::{Answer, Heartbeat, Heartbeats, Report, Reported, Taken, from_micros};
-use super::membership::{Members, Standing};
+use super::heartbeat::{
+    Answer, Heartbeat, HeartbeatAnswer, StoredHeartbeat, StoredHeartbeats, Taken, from_micros,
+};
+use super::membership::{Members, MembershipView};
 use super::scripts;
-use super::settings::{ReportError, Settings};
+use super::settings::{HeartbeatError, Settings};
+use super::term::Term;
 use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
@@ -43,7 +45,7 @@ pub struct RedisCoordinatorConfig {
     /// The names of the keys.
     pub keys: Keys,
     /// The instance id, unlike any other.
-    pub process: String,
+    pub instance_id: String,
     /// The length of windows.
     pub window: WindowLength,
     /// How long after its end a window may still be published.
@@ -67,7 +69,7 @@ struct Memory {
     /// The same, and a loss does not matter.
     heard_at: Option<u64>,
     /// The others' heartbeats at that time.
-    others: Heartbeats,
+    others: StoredHeartbeats,
     /// The [`Redis::generation`] that it was taken in.
     generation: u64,
     heard: Option<Instant>,
@@ -81,7 +83,7 @@ struct Memory {
 /// What there is in a namespace.
 pub struct Survey {
     /// How its settings differ from this instance's.
-    pub disagreements: Vec<ReportError>,
+    pub disagreements: Vec<HeartbeatError>,
     /// Instances that live.
     pub instances: usize,
     /// What time it is there.
@@ -131,17 +133,17 @@ impl RedisCoordinator {
         elsewhere
     }
 
-    /// Sends a heartbeat. [`super::Coordinator::report`] says what it is for.
+    /// Sends a heartbeat. [`super::Coordinator::heartbeat`] says what it is for.
     ///
     /// # Errors
     ///
-    /// [`ReportError`].
-    pub async fn report(&self, report: &Report) -> Result<Reported, ReportError> {
-        let lost = Reported { lost: true, ..Reported::default() };
+    /// [`HeartbeatError`].
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<HeartbeatAnswer, HeartbeatError> {
+        let lost = HeartbeatAnswer { lost: true, ..HeartbeatAnswer::default() };
         if self.is_elsewhere() {
             return Ok(lost);
         }
-        let answer = self.send(&self.ask(report)).await?;
+        let answer = self.send(&self.ask(heartbeat)).await?;
         match from_json(&answer)? {
             Answer::Taken(taken) => Ok(self.take_note(taken)),
             Answer::Lost {} => {
@@ -157,21 +159,21 @@ impl RedisCoordinator {
         }
     }
 
-    fn ask(&self, report: &Report) -> String {
-        let RedisCoordinatorConfig { process, window, retention, settings, .. } = &self.config;
+    fn ask(&self, heartbeat: &Heartbeat) -> String {
+        let RedisCoordinatorConfig { instance_id, window, retention, settings, .. } = &self.config;
         let Memory { acknowledged, heard_at, others, first, published, .. } = &*self.memory.lock();
         let is_lost = acknowledged.is_none();
         let start = |window: Option<Window>| window.map(Window::unix_seconds);
         let ask = json!({
-            "instance_id": process,
+            "instance_id": instance_id,
             "settings": settings.stored(),
-            "heartbeat": Heartbeat::of(report),
+            "heartbeat": StoredHeartbeat::of(heartbeat),
             "acknowledged": acknowledged,
-            "heard_at": heard_at.filter(|_| report.interrupted || is_lost),
+            "heard_at": heard_at.filter(|_| heartbeat.interrupted || is_lost),
             "others": is_lost.then_some(others),
             "first": start(*first),
             "published": start(*published),
-            "knows": start(report.knows),
+            "knows": start(heartbeat.knows),
             "remembered": REMEMBERED,
             "window_seconds": window.seconds(),
             "keep_for": SILENCE.min(*retention).max(SHORTEST_SILENCE).as_millis() as u64,
@@ -188,21 +190,21 @@ impl RedisCoordinator {
         }
         call.arg(ask);
         let answer =
-            self.redis.run(Call::Report, async |connection| match call.invoke_async(connection).await {
+            self.redis.run(Call::Heartbeat, async |connection| match call.invoke_async(connection).await {
                 Err(error) if is_damage(&error) => Ok(None),
                 answer => answer.map(Some),
             });
         if let Some(answer) = answer.await? {
             return Ok(answer);
         }
-        damage::put_aside(&self.redis, Call::Report, Holds::Hash, &hashes).await?;
-        self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
+        damage::put_aside(&self.redis, Call::Heartbeat, Holds::Hash, &hashes).await?;
+        self.redis.run(Call::Heartbeat, async |connection| call.invoke_async(connection).await).await
     }
 
-    fn take_note(&self, taken: Taken) -> Reported {
+    fn take_note(&self, taken: Taken) -> HeartbeatAnswer {
         let window = |start| self.config.window.starting_at(start);
         let (first, published) = (window(taken.first), taken.published.map(window));
-        let reported = Reported {
+        let answer = HeartbeatAnswer {
             // Nobody closes what is before the first: an instance whose clock is behind has to know.
             closed: taken.closed.map(window).max(published).max(Some(first.previous())),
             news: self.read_counts(taken.news.iter()),
@@ -211,7 +213,7 @@ impl RedisCoordinator {
             time: Some(from_micros(taken.now)),
         };
         self.memory.lock().heard(taken, first, published);
-        reported
+        answer
     }
 
     /// Who is there and how they are set up, without taking part.
@@ -240,8 +242,8 @@ impl RedisCoordinator {
 
     pub(super) async fn leave(&self) -> Result<(), Unavailable> {
         let mut call = scripts::LEAVE.prepare_invoke();
-        call.key(self.config.keys.instances()).arg(&self.config.process);
-        self.redis.run(Call::Report, async |connection| call.invoke_async(connection).await).await
+        call.key(self.config.keys.instances()).arg(&self.config.instance_id);
+        self.redis.run(Call::Heartbeat, async |connection| call.invoke_async(connection).await).await
     }
 
     /// [`super::Coordinator::resume`].
@@ -270,16 +272,16 @@ impl RedisCoordinator {
         Ok(Some(Resume { next, stored: stored.collect() }))
     }
 
-    /// [`super::Coordinator::standing`].
+    /// [`super::Coordinator::view`].
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub async fn standing(&self, window: Window) -> Result<Option<Standing>, Unavailable> {
+    pub async fn membership_view(&self, window: Window) -> Result<Option<MembershipView>, Unavailable> {
         if self.is_in_grace() {
             return Ok(None);
         }
-        Ok(Some(self.members(Call::Close).await?.stand_to(window)))
+        Ok(Some(self.members(Call::Close).await?.view_of(window)))
     }
 
     /// [`super::Coordinator::close`].
@@ -289,22 +291,22 @@ impl RedisCoordinator {
     /// [`CloseError`].
     pub async fn close(
         &self,
-        grant: &Grant,
+        term: &Term,
         count: &WindowCount,
-        standing: &Standing,
+        view: &MembershipView,
     ) -> Result<WindowCount, CloseError> {
         if self.is_in_grace() {
             return Err(CloseError::Open);
         }
-        let RedisCoordinatorConfig { keys, process, window, retention, .. } = &self.config;
+        let RedisCoordinatorConfig { keys, instance_id, window, retention, .. } = &self.config;
         let ask = json!({
-            "instance_id": process,
-            "token": grant.token(),
+            "instance_id": instance_id,
+            "token": term.token(),
             "window": count.window.unix_seconds(),
             "window_end": count.window.next().unix_seconds(),
             "count": closed::to_stored(count),
-            "despite_open": standing.open,
-            "joined": standing.joined,
+            "despite_open": view.open,
+            "joined": view.joined,
             "keep_for": (*retention + window.duration()).as_millis() as u64,
         });
         let mut call = scripts::CLOSE.prepare_invoke();
@@ -323,17 +325,17 @@ impl RedisCoordinator {
         }
     }
 
-    /// [`super::Coordinator::mark_published`].
+    /// [`super::Coordinator::commit_published`].
     ///
     /// # Errors
     ///
     /// [`CloseError::Fenced`] or [`CloseError::Unavailable`].
-    pub async fn mark_published(&self, grant: &Grant, window: Window) -> Result<(), CloseError> {
+    pub async fn commit_published(&self, term: &Term, window: Window) -> Result<(), CloseError> {
         let keys = &self.config.keys;
-        let mut call = scripts::MARK_PUBLISHED.prepare_invoke();
+        let mut call = scripts::COMMIT_PUBLISHED.prepare_invoke();
         call.key(keys.token()).key(keys.published()).key(keys.counts());
         let remembered = REMEMBERED as u64 * u64::from(window.length().seconds());
-        call.arg(grant.token()).arg(window.unix_seconds()).arg(remembered);
+        call.arg(term.token()).arg(window.unix_seconds()).arg(remembered);
         let answer: String =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
         match &*answer {

@@ -16,7 +16,8 @@ pub(super) static MEMBERSHIP: LazyLock<Script> = LazyLock::new(|| script(include
 pub(super) static LEAVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("leave.lua")));
 pub(super) static CLOSE: LazyLock<Script> = LazyLock::new(|| script(include_str!("close.lua")));
 /// Marks windows as published, if the token is the newest.
-pub static MARK_PUBLISHED: LazyLock<Script> = LazyLock::new(|| script(include_str!("mark_published.lua")));
+pub static COMMIT_PUBLISHED: LazyLock<Script> =
+    LazyLock::new(|| script(include_str!("commit_published.lua")));
 
 /// After the durations and the functions that scripts share.
 fn script(text: &str) -> Script {

@@ -26,9 +26,9 @@ use tracing::{debug, error, info, warn};
 
 use super::closed::ClosedWindows;
 use super::coordinator::Coordinator;
-use super::heartbeat::{Report, Reported};
+use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::presence::Presence;
-use super::settings::ReportError;
+use super::settings::HeartbeatError;
 use crate::model::timing::{HEARTBEAT_AGAIN, HEARTBEAT_EVERY};
 use crate::model::window::{Clock, ClockOffset, Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
@@ -38,7 +38,7 @@ use crate::telemetry::metrics::Metrics;
 /// Seals, and sends heartbeats.
 pub struct Sealer {
     clock: Arc<dyn Clock>,
-    counter: Arc<Store>,
+    store: Arc<Store>,
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     /// Shows the windows that are closed.
@@ -64,21 +64,21 @@ impl Sealer {
     ///
     /// # Errors
     ///
-    /// [`ReportError`] when it must not, or when nobody could be asked.
+    /// [`HeartbeatError`] when it must not, or when nobody could be asked.
     pub async fn introduce(
         clock: Arc<dyn Clock>,
-        counter: Arc<Store>,
+        store: Arc<Store>,
         coordinator: Arc<Coordinator>,
         window: WindowLength,
         metrics: Arc<Metrics>,
         closed: ClosedWindows,
-    ) -> Result<Self, ReportError> {
+    ) -> Result<Self, HeartbeatError> {
         let presence = Presence::new(Arc::clone(&clock));
         let told = window.window_at(clock.now());
         let watermark = watch::channel(told).0;
         let mut sealer = Self {
             clock,
-            counter,
+            store,
             coordinator,
             metrics,
             closed,
@@ -110,8 +110,8 @@ impl Sealer {
     ///
     /// # Errors
     ///
-    /// [`ReportError`] when others have taken over the namespace and count differently.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), ReportError> {
+    /// [`HeartbeatError`] when others have taken over the namespace and count differently.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), HeartbeatError> {
         let mut wait = HEARTBEAT_AGAIN;
         loop {
             let round = unless_disagreed(self.round().await)?;
@@ -157,7 +157,7 @@ impl Sealer {
         self.watermark.borrow().length().window_at(self.clock.now())
     }
 
-    async fn round(&mut self) -> Result<(), ReportError> {
+    async fn round(&mut self) -> Result<(), HeartbeatError> {
         self.presence.note(*self.watermark.borrow());
         self.come_back().await?;
         let running = self.running();
@@ -168,27 +168,27 @@ impl Sealer {
     }
 
     /// After an interruption.
-    async fn come_back(&mut self) -> Result<(), ReportError> {
+    async fn come_back(&mut self) -> Result<(), HeartbeatError> {
         if self.interrupted {
             self.send_heartbeat().await?;
         }
         Ok(())
     }
 
-    async fn seal_everything(&mut self) -> Result<(), ReportError> {
+    async fn seal_everything(&mut self) -> Result<(), HeartbeatError> {
         self.come_back().await?;
-        let newest = self.counter.windows().last().copied();
+        let newest = self.store.windows().last().copied();
         let last = newest.map_or(self.running(), |newest| newest.max(self.running()));
         self.seal(last).await?;
         self.send_heartbeat().await
     }
 
     /// Seals one window after another, so that the oldest can be closed while later ones are sealed.
-    async fn seal(&mut self, last: Window) -> Result<(), ReportError> {
+    async fn seal(&mut self, last: Window) -> Result<(), HeartbeatError> {
         let first = *self.watermark.borrow();
-        let before = self.counter.windows().into_iter().filter(|window| (first..last).contains(window));
+        let before = self.store.windows().into_iter().filter(|window| (first..last).contains(window));
         for window in before.chain([last]) {
-            let counter = Arc::clone(&self.counter);
+            let counter = Arc::clone(&self.store);
             self.while_it_lives(async move { counter.seal(window).await }).await?;
             if *self.watermark.borrow() <= window {
                 self.watermark.send_replace(window.next());
@@ -198,38 +198,37 @@ impl Sealer {
     }
 
     /// Sends a heartbeat, and does what is due to what it is told.
-    async fn send_heartbeat(&mut self) -> Result<(), ReportError> {
-        let reported = loop {
-            let reported = self.send_once().await?;
+    async fn send_heartbeat(&mut self) -> Result<(), HeartbeatError> {
+        let answer = loop {
+            let answer = self.send_once().await?;
             if self.restoring.is_none() {
-                break reported;
+                break answer;
             }
-            if !reported.lost {
-                let (counter, losses) = (Arc::clone(&self.counter), self.losses);
+            if !answer.lost {
+                let (counter, losses) = (Arc::clone(&self.store), self.losses);
                 self.while_it_lives(async move { counter.restore().await }).await?;
                 // Once more if it was lost again meanwhile.
                 self.restoring = self.restoring.filter(|_| self.losses != losses);
             }
         };
-        if let Some(closed) = reported.closed
+        if let Some(closed) = answer.closed
             && *self.watermark.borrow() <= closed
         {
             self.seal(closed).await?;
         }
-        if let Some(closed) = reported.closed {
-            self.counter.closed(closed).await;
+        if let Some(closed) = answer.closed {
+            self.store.closed(closed).await;
         }
-        if let Some(published) = reported.published {
-            self.counter.forget(published).await;
+        if let Some(published) = answer.published {
+            self.store.evict(published).await;
         }
-        reported.news.into_iter().for_each(|count| self.closed.advance(count));
+        answer.news.into_iter().for_each(|count| self.closed.advance(count));
         Ok(())
     }
 
     /// Windows that the others have closed while they thought that this instance had them open, or was gone.
     fn say_what_is_missed(&self, closed: Window) {
-        let missed_ids =
-            if self.told <= closed { self.counter.take_kept_apart(self.told, closed) } else { 0 };
+        let missed_ids = if self.told <= closed { self.store.take_missed(self.told, closed) } else { 0 };
         if missed_ids > 0 {
             self.metrics.missed_ids.increment(missed_ids);
             error!(
@@ -240,34 +239,34 @@ impl Sealer {
         }
     }
 
-    async fn send_once(&mut self) -> Result<Reported, ReportError> {
+    async fn send_once(&mut self) -> Result<HeartbeatAnswer, HeartbeatError> {
         let sealed = *self.watermark.borrow();
         let watermark = self.restoring.map_or(sealed, |restoring| restoring.min(sealed));
-        let report = Report {
+        let heartbeat = Heartbeat {
             watermark,
             newest: sealed.max(self.running()),
             // An instance whose clock is wrong is not there in the windows that it means.
             since: if *self.clock_is_wrong.borrow() { never() } else { self.presence.since },
             interrupted: self.interrupted,
-            kept_ids: self.counter.unacknowledged_ids(),
+            pending_ids: self.store.pending_ids(),
             knows: self.closed.last().map(|count| count.window),
         };
         let asked = self.clock.now();
-        let reported = self.presence.while_doing(sealed, self.coordinator.report(&report)).await?;
-        if let Some(time) = reported.time {
+        let answer = self.presence.while_doing(sealed, self.coordinator.heartbeat(&heartbeat)).await?;
+        if let Some(time) = answer.time {
             self.note_offset(ClockOffset::new(time, asked, self.clock.now()));
         }
-        if let Some(closed) = reported.closed {
+        if let Some(closed) = answer.closed {
             self.say_what_is_missed(closed);
         }
-        if reported.lost {
+        if answer.lost {
             warn!("the store may have lost what it held: adding once more what this instance has");
             self.losses += 1;
-            self.restoring = Some(self.counter.windows().first().copied().unwrap_or(sealed));
+            self.restoring = Some(self.store.windows().first().copied().unwrap_or(sealed));
         } else {
             self.told = sealed;
         }
-        Ok(reported)
+        Ok(answer)
     }
 
     /// Goes on sending heartbeats while something takes long.
@@ -323,10 +322,10 @@ fn never() -> SystemTime {
 }
 
 /// What may be over soon is for a log line and another try; a disagreement is not.
-fn unless_disagreed(round: Result<(), ReportError>) -> Result<Result<(), Unavailable>, ReportError> {
+fn unless_disagreed(round: Result<(), HeartbeatError>) -> Result<Result<(), Unavailable>, HeartbeatError> {
     match round {
         Ok(()) => Ok(Ok(())),
-        Err(ReportError::Unavailable(error)) => Ok(Err(error)),
+        Err(HeartbeatError::Unavailable(error)) => Ok(Err(error)),
         Err(error) => Err(error),
     }
 }

@@ -34,7 +34,7 @@ pub struct Settings {
 
 /// An instance cannot take part.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum ReportError {
+pub enum HeartbeatError {
     /// This instance is set up otherwise than those that share its namespace.
     #[error(
         "--{setting} is {ours} here, but {theirs} for the other instances of --namespace {namespace}: \
@@ -95,23 +95,23 @@ impl Settings {
     }
 
     /// What is said when another value is stored, `theirs`.
-    pub(super) fn disagreement(&self, setting: &str, theirs: &str, namespace: &str) -> ReportError {
+    pub(super) fn disagreement(&self, setting: &str, theirs: &str, namespace: &str) -> HeartbeatError {
         let namespace = namespace.to_owned();
         let ours = self.stored.iter().find(|(name, _)| *name == setting).map_or("", |(_, ours)| ours);
         let (ours, theirs) = match setting {
-            "layout" => return ReportError::Layout { theirs: theirs.to_owned(), namespace },
+            "layout" => return HeartbeatError::Layout { theirs: theirs.to_owned(), namespace },
             "mode" => {
                 let (theirs, layout) =
                     theirs.split_once(AND_LAYOUT).unwrap_or((theirs, LAYOUT_OF_VERSION_ONE));
                 if layout != LAYOUT {
-                    return ReportError::Layout { theirs: layout.to_owned(), namespace };
+                    return HeartbeatError::Layout { theirs: layout.to_owned(), namespace };
                 }
                 (ours.split(AND_LAYOUT).next().unwrap_or_default(), theirs)
             }
             _ => (ours, theirs),
         };
         let (setting, ours, theirs) = (setting.to_owned(), ours.to_owned(), theirs.to_owned());
-        ReportError::Disagreement { setting, ours, theirs, namespace }
+        HeartbeatError::Disagreement { setting, ours, theirs, namespace }
     }
 
     /// How what is stored differs: only in the layout, if that is another.
@@ -119,13 +119,13 @@ impl Settings {
         &self,
         stored: &BTreeMap<String, String>,
         namespace: &str,
-    ) -> Vec<ReportError> {
+    ) -> Vec<HeartbeatError> {
         let differing = self.stored.iter().filter_map(|(setting, ours)| {
             let theirs = stored.get(*setting).filter(|theirs| *theirs != ours)?;
             Some(self.disagreement(setting, theirs, namespace))
         });
         let mut differing: Vec<_> = differing.collect();
-        if matches!(differing.first(), Some(ReportError::Layout { .. })) {
+        if matches!(differing.first(), Some(HeartbeatError::Layout { .. })) {
             differing.truncate(1);
         }
         differing

@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::closed::Resume;
 use super::completeness::Attendance;
-use super::heartbeat::{Report, Reported};
-use super::membership::Standing;
+use super::heartbeat::{Heartbeat, HeartbeatAnswer};
+use super::membership::MembershipView;
 use crate::model::window::{Window, WindowCount};
 
 /// What the only instance knows. It is gone with the process.
@@ -22,7 +22,7 @@ pub struct Standalone {
 #[derive(Default)]
 struct State {
     first: Option<Window>,
-    report: Option<Report>,
+    heartbeat: Option<Heartbeat>,
     last: Option<Window>,
 }
 
@@ -32,27 +32,27 @@ impl Standalone {
         Self { state: Mutex::default(), draining }
     }
 
-    pub(super) fn report(&self, report: &Report) -> Reported {
+    pub(super) fn heartbeat(&self, heartbeat: &Heartbeat) -> HeartbeatAnswer {
         let mut state = self.state.lock();
-        state.first.get_or_insert(report.watermark);
-        state.report = Some(*report);
+        state.first.get_or_insert(heartbeat.watermark);
+        state.heartbeat = Some(*heartbeat);
         // What is closed is as good as published: nobody could count it again.
-        Reported { closed: state.last, published: state.last, ..Reported::default() }
+        HeartbeatAnswer { closed: state.last, published: state.last, ..HeartbeatAnswer::default() }
     }
 
     pub(super) fn resume(&self) -> Option<Resume> {
         self.state.lock().first.map(|next| Resume { next, stored: BTreeMap::new() })
     }
 
-    pub(super) fn standing(&self, window: Window) -> Option<Standing> {
-        let report = self.state.lock().report?;
-        let throughout = report.since <= window.start() && !self.draining.is_cancelled();
-        (window < report.watermark).then_some(Standing {
+    pub(super) fn membership_view(&self, window: Window) -> Option<MembershipView> {
+        let heartbeat = self.state.lock().heartbeat?;
+        let throughout = heartbeat.since <= window.start() && !self.draining.is_cancelled();
+        (window < heartbeat.watermark).then_some(MembershipView {
             open: false,
             left: BTreeSet::new(),
             attendance: Attendance { throughout, ..Attendance::FULL },
             parties: BTreeSet::new(),
-            attended: Some(window.max(window.length().window_at(report.since))),
+            attended: Some(window.max(window.length().window_at(heartbeat.since))),
             joined: 0,
             time: None,
         })

@@ -18,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 /// What the routes work with.
 pub struct Api {
     /// Remembers the ids.
-    pub counter: Arc<Store>,
+    pub store: Arc<Store>,
     /// Takes the endpoints that requests name.
     pub callbacks: Callbacks,
     /// Stamps requests.

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::dependencies::Publisher;
 use super::unpublished::{Pending, Unpublished};
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::{Window, WindowCount};
 use crate::publish::sinks::{CountSink, SinkError};
 
@@ -91,14 +91,14 @@ impl Delivery {
     /// Delivers one count after another, each until the sink has it or it is past retention, until there will be no more.
     pub(super) async fn run(mut self) {
         while let Some(pending) = self.next().await {
-            if self.stopped != Some(pending.grant.token()) {
-                let Err(error) = self.try_to_deliver(&pending.count, &pending.grant).await else {
+            if self.stopped != Some(pending.term.token()) {
+                let Err(error) = self.try_to_deliver(&pending.count, &pending.term).await else {
                     self.note_taken(pending.count.window);
                     continue;
                 };
                 self.note_failure(error, &pending);
             }
-            if !pending.grant.is_valid() {
+            if !pending.term.is_valid() {
                 continue;
             }
             if self.is_past_retention(&pending) {
@@ -114,16 +114,16 @@ impl Delivery {
     /// At the stop nothing more is tried of a sink that has stopped.
     async fn next(&mut self) -> Option<Pending> {
         let wanted =
-            |pending: &Pending| !self.stop.is_cancelled() || self.stopped != Some(pending.grant.token());
+            |pending: &Pending| !self.stop.is_cancelled() || self.stopped != Some(pending.term.token());
         self.unpublished.next(self.number, wanted).await
     }
 
     /// A sink that has a record which ends before the count is first given what is missing in between.
-    async fn try_to_deliver(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        if self.resumed != Some(grant.token()) {
-            self.recorded = self.sink.resume(grant).await?;
+    async fn try_to_deliver(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+        if self.resumed != Some(term.token()) {
+            self.recorded = self.sink.resume(term).await?;
             if let Some(recorded) = self.recorded {
-                self.fill(recorded.next(), count.window, grant).await?;
+                self.fill(recorded.next(), count.window, term).await?;
                 if recorded.start() > self.publisher.clock.now() {
                     warn!(
                         sink = self.sink.name(), %recorded,
@@ -131,17 +131,17 @@ impl Delivery {
                     );
                 }
             }
-            self.resumed = Some(grant.token());
+            self.resumed = Some(term.token());
         }
         if self.recorded < Some(count.window) {
-            self.sink.publish(count, grant).await?;
+            self.sink.publish(count, term).await?;
         }
         Ok(())
     }
 
     /// Publishes windows that were published elsewhere, when this sink was not there, or by nobody, because nobody
     /// was there: as incomplete, with what is still known of them.
-    async fn fill(&mut self, from: Window, to: Window, grant: &Grant) -> Result<(), SinkError> {
+    async fn fill(&mut self, from: Window, to: Window, term: &Term) -> Result<(), SinkError> {
         if from >= to {
             return Ok(());
         }
@@ -156,10 +156,10 @@ impl Delivery {
         warn!(sink, from = %first, %to, "a sink lacks windows: it gets what is still known of them, as incomplete");
         let mut window = first;
         while window < to {
-            if !grant.is_valid() || self.stop.is_cancelled() {
+            if !term.is_valid() || self.stop.is_cancelled() {
                 return Err(SinkError::unavailable("there is no time to give it what it lacks"));
             }
-            let known = self.publisher.counter.recall(window).await.map_err(SinkError::unavailable)?;
+            let known = self.publisher.store.recall(window).await.map_err(SinkError::unavailable)?;
             let known = known.unwrap_or_default();
             let count = WindowCount {
                 window,
@@ -167,7 +167,7 @@ impl Delivery {
                 accepted_ids: known.accepted_ids,
                 complete: false,
             };
-            self.sink.publish(&count, grant).await?;
+            self.sink.publish(&count, term).await?;
             window = window.next();
         }
         Ok(())
@@ -185,15 +185,15 @@ impl Delivery {
     }
 
     /// Logs one line when a sink starts to fail, and one for each other reason: the metrics have what lies between.
-    fn note_failure(&mut self, error: SinkError, Pending { count, grant, .. }: &Pending) {
+    fn note_failure(&mut self, error: SinkError, Pending { count, term, .. }: &Pending) {
         self.resumed = None;
         self.retry.increment(1);
         self.failing.failures += 1;
         let sink = self.sink.name();
         match error {
-            SinkError::Fenced if grant.can_end() => {
+            SinkError::Fenced if term.can_end() => {
                 warn!(sink, "another process publishes to a sink: this instance gives up the lease");
-                grant.give_up();
+                term.give_up();
             }
             // Its own transaction may have timed out, while it was stopped; not twice in a row.
             SinkError::Fenced
@@ -215,7 +215,7 @@ impl Delivery {
             }
             error => {
                 error!(sink, %error, "a sink has stopped: set this right, then restart this instance");
-                self.stopped = Some(grant.token());
+                self.stopped = Some(term.token());
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::coordination::{ClosedWindows, Coordinator};
 use crate::model::window::{Clock, Window, WindowLength};
 use crate::store::Store;
@@ -16,11 +16,11 @@ pub struct Publisher {
     /// Says when a window has ended.
     pub clock: Arc<dyn Clock>,
     /// Counts it.
-    pub counter: Arc<Store>,
+    pub store: Arc<Store>,
     /// Knows who has sealed it, and keeps the count.
     pub coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
-    pub grant: watch::Receiver<Option<Grant>>,
+    pub term: watch::Receiver<Option<Term>>,
     /// How far this instance has sealed.
     pub watermark: watch::Receiver<Window>,
     /// The length of windows.

@@ -9,10 +9,10 @@ use tracing::{error, info, warn};
 use super::dependencies::Publisher;
 use super::unpublished::{Pending, Unpublished};
 use crate::coordination::completeness::Evidence;
-use crate::coordination::grant::Grant;
-use crate::coordination::{CloseError, Standing};
+use crate::coordination::term::Term;
+use crate::coordination::{CloseError, MembershipView};
 use crate::model::window::{Window, WindowCount};
-use crate::store::{CountError, Tally};
+use crate::store::{CountError, StoreCount};
 
 /// The longest sleep before the clock is asked again: it may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const WINDOWS_A_ROUND: usize = 100;
 pub(super) struct Leading<'a> {
     publisher: &'a Publisher,
     unpublished: &'a Unpublished,
-    grant: Grant,
+    term: Term,
     /// The oldest window that is not handed to the sinks; not known before the coordinator has been asked.
     next: Option<Window>,
     /// Counts that an earlier leader stored and did not publish.
@@ -42,11 +42,11 @@ pub(super) struct Leading<'a> {
 }
 
 impl<'a> Leading<'a> {
-    pub(super) fn new(publisher: &'a Publisher, unpublished: &'a Unpublished, grant: Grant) -> Self {
+    pub(super) fn new(publisher: &'a Publisher, unpublished: &'a Unpublished, term: Term) -> Self {
         Self {
             publisher,
             unpublished,
-            grant,
+            term,
             next: None,
             stored: BTreeMap::new(),
             committed: None,
@@ -55,18 +55,18 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Closes windows as they end, until the grant is no longer valid or `stop`. After that, all that is
+    /// Closes windows as they end, until the term is no longer valid or `stop`. After that, all that is
     /// sealed is closed.
     pub(super) async fn run(&mut self, stop: &CancellationToken) {
         let mut watermark = self.publisher.watermark.clone();
-        let mut lease = self.publisher.grant.clone();
+        let mut lease = self.publisher.term.clone();
         lease.mark_unchanged();
         let mut wait = RETRY_AFTER;
-        while self.grant.is_valid() {
+        while self.term.is_valid() {
             let stopping = stop.is_cancelled();
             let round = self.round(stopping).await;
             let failed = round.is_err();
-            if stopping && (self.publisher.coordinator.outlives_process() || matches!(round, Ok(false))) {
+            if stopping && (self.publisher.coordinator.is_shared() || matches!(round, Ok(false))) {
                 return;
             }
             let pause = match round {
@@ -106,9 +106,9 @@ impl<'a> Leading<'a> {
     fn say_how_it_went(&mut self, round: Result<bool, CloseError>) {
         match round {
             Err(CloseError::Fenced) => {
-                warn!(fencing_token = self.grant.token(), "another instance has taken the lease");
+                warn!(fencing_token = self.term.token(), "another instance has taken the lease");
                 self.publisher.metrics.lease_fenced.increment(1);
-                self.grant.revoke();
+                self.term.revoke();
             }
             Err(error) if !self.failing => {
                 warn!(%error, "cannot close windows, trying again");
@@ -132,7 +132,7 @@ impl<'a> Leading<'a> {
     /// Whether a window was closed, so that the next one may be due; else it has not ended, or somebody has it open.
     async fn close_next(&mut self, stopping: bool) -> Result<bool, CloseError> {
         let Some(mut next) = self.next else { return Ok(false) };
-        if !self.grant.is_valid() {
+        if !self.term.is_valid() {
             return Ok(false);
         }
         if let Some(count) = self.stored.remove(&next) {
@@ -141,7 +141,7 @@ impl<'a> Leading<'a> {
         }
         let ended = next.end() <= self.publisher.clock.now();
         // What does not outlive the process is closed before its end, or never.
-        let at_the_last = stopping && !self.publisher.coordinator.outlives_process();
+        let at_the_last = stopping && !self.publisher.coordinator.is_shared();
         if !(ended || at_the_last) || *self.publisher.watermark.borrow() <= next {
             return Ok(false);
         }
@@ -150,37 +150,37 @@ impl<'a> Leading<'a> {
             let Some(with_ids) = self.with_ids_from(next) else { return Ok(false) };
             next = with_ids;
         }
-        let Some(standing) = self.publisher.coordinator.standing(next).await? else { return Ok(false) };
-        if standing.open && !self.is_overdue(next, &standing) {
+        let Some(view) = self.publisher.coordinator.membership_view(next).await? else { return Ok(false) };
+        if view.open && !self.is_overdue(next, &view) {
             return Ok(false);
         }
-        if self.skip_past_retention(next, &standing) {
+        if self.skip_past_retention(next, &view) {
             return Ok(true);
         }
-        self.close(next, &standing).await
+        self.close(next, &view).await
     }
 
     /// The first window, this one or a later one, in which this instance has ids.
     fn with_ids_from(&self, first: Window) -> Option<Window> {
-        self.publisher.counter.windows().into_iter().find(|window| *window >= first)
+        self.publisher.store.windows().into_iter().find(|window| *window >= first)
     }
 
     /// Both clocks have to say so: either may have been set. After an outage a window's end is long past, so those
     /// who have it open also have so long from when they last got on.
-    fn is_overdue(&mut self, window: Window, standing: &Standing) -> bool {
+    fn is_overdue(&mut self, window: Window, view: &MembershipView) -> bool {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;
-        if self.left.0 != standing.left {
-            self.left = (standing.left.clone(), Instant::now());
+        if self.left.0 != view.left {
+            self.left = (view.left.clone(), Instant::now());
         }
         let is_stuck = self.left.1.elapsed() >= patience;
-        is_stuck && due <= self.publisher.clock.now() && standing.time.is_none_or(|time| due <= time)
+        is_stuck && due <= self.publisher.clock.now() && view.time.is_none_or(|time| due <= time)
     }
 
     /// Counts a window and has its count stored.
-    async fn close(&mut self, window: Window, standing: &Standing) -> Result<bool, CloseError> {
-        let tally = match self.publisher.counter.settle(window, &standing.parties).await {
-            Ok(tally) => tally,
+    async fn close(&mut self, window: Window, view: &MembershipView) -> Result<bool, CloseError> {
+        let counted = match self.publisher.store.settle(window, &view.parties).await {
+            Ok(counted) => counted,
             Err(CountError::Unavailable(error)) => return Err(error.into()),
             Err(CountError::Evicted(_)) => {
                 self.skip(1, window, "a window that cannot be counted any more is skipped");
@@ -188,8 +188,8 @@ impl<'a> Leading<'a> {
                 return Ok(true);
             }
         };
-        let count = self.judge(window, standing, tally);
-        match self.publisher.coordinator.close(&self.grant, &count, standing).await {
+        let count = self.judge(window, view, counted);
+        match self.publisher.coordinator.close(&self.term, &count, view).await {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
                 self.hand_over(count);
@@ -201,15 +201,15 @@ impl<'a> Leading<'a> {
     }
 
     /// What is published of a window that was counted, and whether it is complete.
-    fn judge(&self, window: Window, standing: &Standing, tally: Tally) -> WindowCount {
-        let Tally { unique_ids, accepted_ids, lost_ids } = tally;
+    fn judge(&self, window: Window, view: &MembershipView, counted: StoreCount) -> WindowCount {
+        let StoreCount { unique_ids, accepted_ids, lost_ids } = counted;
         if lost_ids > 0 {
             error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
         }
         let evidence = Evidence {
             is_over: window.end() <= self.publisher.clock.now(),
-            attendance: standing.attendance,
-            is_open: standing.open,
+            attendance: view.attendance,
+            is_open: view.open,
             lost_ids,
         };
         if let Some(reason) = evidence.gap() {
@@ -229,8 +229,8 @@ impl<'a> Leading<'a> {
     }
 
     fn hand_over(&mut self, count: WindowCount) {
-        let (grant, since) = (self.grant.clone(), self.publisher.clock.now());
-        self.unpublished.push(Pending { count, grant, since });
+        let (term, since) = (self.term.clone(), self.publisher.clock.now());
+        self.unpublished.push(Pending { count, term, since });
         self.publisher.closed.advance(count);
         self.next = Some(count.window.next());
     }
@@ -238,15 +238,15 @@ impl<'a> Leading<'a> {
     /// Goes past empty windows that ended too long ago, to the next one that has ids, in which somebody was there, or
     /// that is within retention. There are some when nobody was there or the clock was set forward; closing them one
     /// by one could take as long.
-    fn skip_past_retention(&mut self, next: Window, standing: &Standing) -> bool {
+    fn skip_past_retention(&mut self, next: Window, view: &MembershipView) -> bool {
         // Both clocks have to say so: either may be wrong.
         let now = self.publisher.clock.now();
-        let now = standing.time.map_or(now, |time| now.min(time));
+        let now = view.time.map_or(now, |time| now.min(time));
         let Some(oldest) = now.checked_sub(self.publisher.retention) else { return false };
         let kept = self.publisher.window.window_at(oldest);
         let with_ids = self.with_ids_from(next);
         let stored = self.stored.keys().next().copied();
-        let target = [with_ids, stored, standing.attended].into_iter().flatten().fold(kept, Window::min);
+        let target = [with_ids, stored, view.attended].into_iter().flatten().fold(kept, Window::min);
         if target <= next {
             return false;
         }
@@ -270,9 +270,9 @@ impl<'a> Leading<'a> {
         let delivered = self.unpublished.delivered();
         if let Some(window) = delivered
             && self.committed < delivered
-            && self.grant.is_valid()
+            && self.term.is_valid()
         {
-            self.publisher.coordinator.mark_published(&self.grant, window).await?;
+            self.publisher.coordinator.commit_published(&self.term, window).await?;
             self.committed = delivered;
         }
         Ok(())

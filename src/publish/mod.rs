@@ -29,7 +29,7 @@ use self::delivery::Delivery;
 pub use self::dependencies::Publisher;
 use self::leading::Leading;
 use self::unpublished::Unpublished;
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::publish::sinks::CountSink;
 
 /// How long sinks that are behind are waited for at the stop when the next leader can go on instead.
@@ -49,8 +49,8 @@ impl Publisher {
         for (number, sink) in sinks.into_iter().enumerate() {
             deliveries.spawn(Delivery::new(sink, number, &publisher, &unpublished, &stop).run());
         }
-        let grant = tokio::select! {
-            grant = publisher.lead_by_turns(&unpublished, &stop) => grant,
+        let term = tokio::select! {
+            term = publisher.lead_by_turns(&unpublished, &stop) => term,
             Some(ended) = deliveries.join_next() => return ended,
         };
         unpublished.end();
@@ -61,15 +61,15 @@ impl Publisher {
             Ok(())
         };
         let mut result = Ok(());
-        if !publisher.coordinator.outlives_process() {
+        if !publisher.coordinator.is_shared() {
             result = last_deliveries.await;
         } else if let Ok(ended) = tokio::time::timeout(LAST_DELIVERIES, last_deliveries).await {
             result = ended;
         } else {
             warn!("sinks that are behind are left to the next leader");
         }
-        if let Some(grant) = grant {
-            publisher.commit_the_last(&grant, &unpublished).await;
+        if let Some(term) = term {
+            publisher.commit_the_last(&term, &unpublished).await;
         }
         result
     }
@@ -81,21 +81,21 @@ impl Publisher {
         Unpublished::new(skipped.collect(), capacity, Arc::clone(&self.metrics))
     }
 
-    /// Leads whenever the lease is here. At the stop it says under which grant, if any.
-    async fn lead_by_turns(&self, unpublished: &Unpublished, stop: &CancellationToken) -> Option<Grant> {
-        let mut grants = self.grant.clone();
+    /// Leads whenever the lease is here. At the stop it says under which term, if any.
+    async fn lead_by_turns(&self, unpublished: &Unpublished, stop: &CancellationToken) -> Option<Term> {
+        let mut terms = self.term.clone();
         loop {
-            let grant = tokio::select! {
-                grant = next_grant(&mut grants) => grant?,
+            let term = tokio::select! {
+                term = next_term(&mut terms) => term?,
                 () = stop.cancelled() => return None,
             };
-            if self.coordinator.outlives_process() {
-                info!(fencing_token = grant.token(), "this instance leads");
+            if self.coordinator.is_shared() {
+                info!(fencing_token = term.token(), "this instance leads");
             }
             self.metrics.leader.set(1.0);
-            Leading::new(self, unpublished, grant.clone()).run(stop).await;
+            Leading::new(self, unpublished, term.clone()).run(stop).await;
             if stop.is_cancelled() {
-                return Some(grant);
+                return Some(term);
             }
             unpublished.clear();
             self.metrics.leader.set(0.0);
@@ -104,18 +104,18 @@ impl Publisher {
     }
 
     /// What is not committed is published again by the next leader.
-    async fn commit_the_last(&self, grant: &Grant, unpublished: &Unpublished) {
+    async fn commit_the_last(&self, term: &Term, unpublished: &Unpublished) {
         if let Some(window) = unpublished.delivered()
-            && grant.is_valid()
-            && let Err(error) = self.coordinator.mark_published(grant, window).await
+            && term.is_valid()
+            && let Err(error) = self.coordinator.commit_published(term, window).await
         {
             warn!(%error, "the last windows are published, but could not be marked so");
         }
     }
 }
 
-/// Waits for a grant that is valid; none when there will be no more.
-async fn next_grant(grants: &mut watch::Receiver<Option<Grant>>) -> Option<Grant> {
-    let valid = |grant: &Option<Grant>| grant.as_ref().is_some_and(Grant::is_valid);
-    grants.wait_for(valid).await.ok()?.clone()
+/// Waits for a term that is valid; none when there will be no more.
+async fn next_term(terms: &mut watch::Receiver<Option<Term>>) -> Option<Term> {
+    let valid = |term: &Option<Term>| term.as_ref().is_some_and(Term::is_valid);
+    terms.wait_for(valid).await.ok()?.clone()
 }

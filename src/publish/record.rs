@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use super::sinks::Origin;
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::{UniqueCount, WindowCount};
 
 // Attributes that are read again from where records go.
@@ -31,8 +31,8 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn new(count: &'a WindowCount, origin: &'a Origin, grant: &Grant) -> Self {
-        Self { count, origin, fencing_token: grant.token() }
+    pub(super) fn new(count: &'a WindowCount, origin: &'a Origin, term: &Term) -> Self {
+        Self { count, origin, fencing_token: term.token() }
     }
 
     /// What the main topic has, and nothing but that.

@@ -8,7 +8,7 @@ use ::metrics::Counter;
 use tokio::sync::watch;
 use tracing::error;
 
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::{Window, WindowCount};
 use crate::telemetry::metrics::Metrics;
 
@@ -17,7 +17,7 @@ use crate::telemetry::metrics::Metrics;
 pub(super) struct Pending {
     pub(super) count: WindowCount,
     /// The term in which it is published.
-    pub(super) grant: Grant,
+    pub(super) term: Term,
     /// Since when it waits. A clock that was wrong by then makes no count old.
     pub(super) since: SystemTime,
 }
@@ -44,7 +44,7 @@ impl List {
     fn next(&self, sink: usize) -> Option<&Pending> {
         let cursor = self.cursors[sink];
         let first = self.pending.partition_point(|pending| Some(pending.count.window) <= cursor);
-        self.pending.get(first).filter(|pending| pending.grant.is_valid())
+        self.pending.get(first).filter(|pending| pending.term.is_valid())
     }
 
     fn delivered(&self) -> Option<Window> {
@@ -147,14 +147,14 @@ mod tests {
         "10s".parse::<WindowLength>().unwrap().starting_at(number * 10)
     }
 
-    fn push(list: &Unpublished, number: u64, grant: &Grant) {
+    fn push(list: &Unpublished, number: u64, term: &Term) {
         let count = WindowCount {
             window: window(number),
             unique_request_count: number,
             accepted_ids: number,
             complete: true,
         };
-        list.push(Pending { count, grant: grant.clone(), since: UNIX_EPOCH });
+        list.push(Pending { count, term: term.clone(), since: UNIX_EPOCH });
     }
 
     fn next(list: &Unpublished, sink: usize) -> Option<Window> {
@@ -171,9 +171,9 @@ mod tests {
     #[test]
     fn a_full_list_skips_only_for_sinks_that_are_behind() {
         let (list, metrics) = list(3);
-        let grant = Grant::for_ever();
+        let term = Term::for_ever();
         for number in 1..=5 {
-            push(&list, number, &grant);
+            push(&list, number, &term);
             list.taken(1, window(number));
         }
         assert_eq!((next(&list, 0), next(&list, 1)), (Some(window(3)), None));
@@ -190,16 +190,16 @@ mod tests {
     #[test]
     fn a_new_term_repeats_nothing_that_a_sink_has() {
         let (list, _) = list(10);
-        let grant = Grant::until(1, tokio::time::Instant::now() + std::time::Duration::from_secs(60));
-        push(&list, 1, &grant);
-        push(&list, 2, &grant);
+        let term = Term::until(1, tokio::time::Instant::now() + std::time::Duration::from_secs(60));
+        push(&list, 1, &term);
+        push(&list, 2, &term);
         list.taken(1, window(1));
-        grant.revoke();
+        term.revoke();
         assert_eq!((next(&list, 0), next(&list, 1)), (None, None), "the term is over");
         list.clear();
-        let grant = Grant::for_ever();
-        push(&list, 1, &grant);
-        push(&list, 2, &grant);
+        let term = Term::for_ever();
+        push(&list, 1, &term);
+        push(&list, 2, &term);
         assert_eq!((next(&list, 0), next(&list, 1)), (Some(window(1)), Some(window(2))));
     }
 }

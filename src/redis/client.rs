@@ -39,7 +39,7 @@ pub enum Call {
     /// To count a window.
     Count,
     /// To take a heartbeat, or a leave.
-    Report,
+    Heartbeat,
     /// To say where a leader goes on, store a count, or mark it as published.
     Close,
     /// To give, prolong or free the lease.
@@ -54,7 +54,7 @@ impl Call {
         Self::Write,
         Self::Seal,
         Self::Count,
-        Self::Report,
+        Self::Heartbeat,
         Self::Close,
         Self::Lease,
         Self::Publish,
@@ -66,7 +66,7 @@ impl Call {
             Self::Write => "write",
             Self::Seal => "seal",
             Self::Count => "count",
-            Self::Report => "report",
+            Self::Heartbeat => "heartbeat",
             Self::Close => "close",
             Self::Lease => "lease",
             Self::Publish => "publish",

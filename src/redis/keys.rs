@@ -4,14 +4,14 @@
 //! | --- | --- | --- |
 //! | `{<ns>:<s>/<S>}:hll:<window>` | HLL string | the sketch of shard s of S |
 //! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
-//! | `{<ns>:<s>/<S>}:merge:<process>` | HLL string | what an instance merges into the sketch, for a moment |
-//! | `{<ns>:<s>/<S>}:part:<window>:<process>` | HLL string | all that an instance added to the sketch, from its seal until the window is closed |
+//! | `{<ns>:<s>/<S>}:merge:<instance id>` | HLL string | what an instance merges into the sketch, for a moment |
+//! | `{<ns>:<s>/<S>}:part:<window>:<instance id>` | HLL string | all that an instance added to the sketch, from its seal until the window is closed |
 //! | `<key of a sketch, set or hash>:damaged` | any | what was found where our sketch, set or hash belongs: an instance put it aside |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries there what it may do |
-//! | `{<ns>}:accepted:<window>` | hash | process → what it accepted, as it sealed the window |
+//! | `{<ns>}:accepted:<window>` | hash | instance id → what it accepted, as it sealed the window |
 //! | `{<ns>}:lease` | string | who leads |
 //! | `{<ns>}:token` | string | the newest fencing token |
-//! | `{<ns>}:instances` | hash | process → its report |
+//! | `{<ns>}:instances` | hash | instance id → its heartbeat |
 //! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
 //! | `{<ns>}:published` | hash | `first` → the window that the stream begins with; `last` → the last published one; `window` → their length |
 //! | `{<ns>}:config` | hash | what all instances have to agree on |
@@ -46,13 +46,13 @@ impl Keys {
     }
 
     /// What an instance merges into a shard.
-    pub fn merge(&self, shard: usize, shards: Shards, process: &str) -> String {
-        format!("{}:merge:{process}", self.shard(shard, shards))
+    pub fn merge(&self, shard: usize, shards: Shards, instance_id: &str) -> String {
+        format!("{}:merge:{instance_id}", self.shard(shard, shards))
     }
 
     /// All that an instance added to a shard of a window.
-    pub fn part(&self, shard: usize, shards: Shards, window: Window, process: &str) -> String {
-        format!("{}:part:{}:{process}", self.shard(shard, shards), window.unix_seconds())
+    pub fn part(&self, shard: usize, shards: Shards, window: Window, instance_id: &str) -> String {
+        format!("{}:part:{}:{instance_id}", self.shard(shard, shards), window.unix_seconds())
     }
 
     /// Where what is found in the place of a key of ours is put.

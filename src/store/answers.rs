@@ -40,7 +40,7 @@ pub enum CountError {
 
 /// What a window holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tally {
+pub struct StoreCount {
     /// Different ids.
     pub unique_ids: u64,
     /// All ids, repeats among them.

@@ -1,11 +1,11 @@
 //! The store in this instance's memory, for a service that runs standalone. What it holds is gone with the instance.
 //!
-//! Ids and registers live until the seal. Of a sealed window only its [`Tally`] stays, until it is evicted: nothing can
+//! Ids and registers live until the seal. Of a sealed window only its [`StoreCount`] stays, until it is evicted: nothing can
 //! be added to it, so there is nothing else to know.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::answers::{AddError, Added, CountError, Tally};
+use super::answers::{AddError, Added, CountError, StoreCount};
 use super::ids::Ids;
 use super::windows::{Entry, WindowTable};
 use crate::model::id::Id;
@@ -17,7 +17,7 @@ use crate::model::window::Window;
 pub struct MemoryStore {
     mode: Mode,
     shards: Shards,
-    windows: WindowTable<OpenWindow, Tally>,
+    windows: WindowTable<OpenWindow, StoreCount>,
 }
 
 struct OpenWindow {
@@ -40,7 +40,7 @@ impl MemoryStore {
     pub(super) fn seal(&self, window: Window) {
         // Nobody waits for the counting, nor for the ids to be freed: both are done outside the lock.
         for (window, open) in self.windows.close_up_to(window) {
-            self.windows.note_sealed(window, open.tally());
+            self.windows.note_sealed(window, open.counted());
         }
     }
 
@@ -49,15 +49,15 @@ impl MemoryStore {
         sealed.chain(self.windows.open().into_iter().map(|(window, _)| window)).collect()
     }
 
-    pub(super) fn count(&self, window: Window) -> Result<Tally, CountError> {
+    pub(super) fn count(&self, window: Window) -> Result<StoreCount, CountError> {
         Ok(match self.windows.get(window)? {
-            Some(Entry::Open(open)) => open.tally(),
-            Some(Entry::Sealed(tally)) => tally,
-            None => Tally::default(),
+            Some(Entry::Open(open)) => open.counted(),
+            Some(Entry::Sealed(counted)) => counted,
+            None => StoreCount::default(),
         })
     }
 
-    pub(super) fn forget(&self, window: Window) {
+    pub(super) fn evict(&self, window: Window) {
         self.windows.evict(window);
     }
 }
@@ -70,8 +70,8 @@ impl OpenWindow {
         Added { changed: changed as u64 }
     }
 
-    fn tally(&self) -> Tally {
+    fn counted(&self) -> StoreCount {
         let accepted_ids = self.accepted.load(Ordering::Relaxed);
-        Tally { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0 }
+        StoreCount { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0 }
     }
 }

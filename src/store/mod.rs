@@ -9,7 +9,7 @@ mod windows;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-pub use self::answers::{AddError, Added, CountError, Tally};
+pub use self::answers::{AddError, Added, CountError, StoreCount};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
@@ -71,7 +71,7 @@ impl Store {
     /// Adds ids to a window: all of them, or none if the window is sealed. Memory never waits.
     ///
     /// When this returns `Ok`, the ids are in every count of the window that starts later. Adding an
-    /// id again changes nothing but [`Tally::accepted_ids`]. Callers split long lists: other callers
+    /// id again changes nothing but [`StoreCount::accepted_ids`]. Callers split long lists: other callers
     /// should not have to wait for one.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Store {
     /// # Errors
     ///
     /// [`CountError::Evicted`] when the window is evicted.
-    pub async fn count(&self, window: Window) -> Result<Tally, CountError> {
+    pub async fn count(&self, window: Window) -> Result<StoreCount, CountError> {
         match self {
             Self::Memory(store) => store.count(window),
             Self::Redis(store) => store.count(window).await,
@@ -122,12 +122,12 @@ impl Store {
 
     /// The final count of a window that every instance has sealed. What Redis lost is made good before, as far as it is
     /// still known. `parties` are the instances that are known to have sealed the window; what one of them had may be
-    /// missing too. [`Tally::lost_ids`] says whether something may be.
+    /// missing too. [`StoreCount::lost_ids`] says whether something may be.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    pub async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<Tally, CountError> {
+    pub async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<StoreCount, CountError> {
         match self {
             Self::Memory(store) => store.count(window),
             Self::Redis(store) => store.settle(window, parties).await,
@@ -147,7 +147,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
+    pub async fn recall(&self, window: Window) -> Result<Option<StoreCount>, Unavailable> {
         match self {
             Self::Memory(_) => Ok(None),
             Self::Redis(store) => store.recall(window).await,
@@ -155,10 +155,10 @@ impl Store {
     }
 
     /// Evicts a window and all before it, because their counts are stored.
-    pub async fn forget(&self, window: Window) {
+    pub async fn evict(&self, window: Window) {
         match self {
-            Self::Memory(store) => store.forget(window),
-            Self::Redis(store) => store.forget(window).await,
+            Self::Memory(store) => store.evict(window),
+            Self::Redis(store) => store.evict(window).await,
         }
     }
 
@@ -181,13 +181,13 @@ impl Store {
     }
 
     /// Pending ids: accepted, and not in Redis yet.
-    pub fn unacknowledged_ids(&self) -> u64 {
-        self.redis().map_or(0, RedisStore::unacknowledged_ids)
+    pub fn pending_ids(&self) -> u64 {
+        self.redis().map_or(0, RedisStore::pending_ids)
     }
 
     /// How many ids were accepted for these windows, from one to another, while Redis was away. Each is told once.
-    pub fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
-        self.redis().map_or(0, |store| store.take_kept_apart(first, last))
+    pub fn take_missed(&self, first: Window, last: Window) -> u64 {
+        self.redis().map_or(0, |store| store.take_missed(first, last))
     }
 
     fn redis(&self) -> Option<&RedisStore> {

@@ -223,7 +223,7 @@ fn a_replica_and_a_full_memory() {
 fn clocks() {
     let redis = Redis::start();
     for (offset, code, verdict, said) in [
-        ("-3s", 0, "warn", "behind that of Redis: ids may be counted in a neighbouring window"),
+        ("-3s", 0, "warn", "behind that of Redis: ids may be stats in a neighbouring window"),
         ("+3s", 0, "warn", "ahead of that of Redis"),
         ("+60s", 1, "FAIL", "more than --close-timeout"),
     ] {
@@ -337,8 +337,8 @@ fn the_stream_is_tried() {
         assert_eq!(redis_cli(&["XLEN", "counts"]), ::redis::Value::Int(1));
 
         let rights = RIGHTS.split_whitespace();
-        let grant = ["ACL", "SETUSER", "half", "on", "nopass", "~counts"];
-        redis_cli(&grant.into_iter().chain(rights).collect::<Vec<_>>());
+        let term = ["ACL", "SETUSER", "half", "on", "nopass", "~counts"];
+        redis_cli(&term.into_iter().chain(rights).collect::<Vec<_>>());
         let as_half = url.replace("redis://", "redis://half:none@");
         let refused = "cannot use XADD, XINFO STREAM, XSETID";
         let (code, _, checked) = stream(&as_half);

@@ -17,7 +17,7 @@ use headcount::redis::damage::{self, Holds};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Call, Redis as RedisClient};
 use headcount::store::Store;
-use headcount::store::redis::{OnRedisDown, RedisCounterConfig, RedisStore, RedisWrites};
+use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -112,7 +112,7 @@ async fn a_clock_that_is_an_hour_behind_loses_nothing() {
 }
 
 /// Something else is written where the running window's ids are. Later windows are not held up, the log says what was
-/// found where, and the window is counted from what the instance has, or says that it is incomplete.
+/// found where, and the window is stats from what the instance has, or says that it is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_replaced_is_put_aside_and_said() {
     let garbage: [(&str, &[&str]); 3] = [("LPUSH", &["x"]), ("SET", &["nonsense"]), ("HSET", &["f", "v"])];
@@ -309,16 +309,16 @@ impl Run {
     fn join(&mut self) {
         let process = format!("process-{}", self.joined);
         self.joined += 1;
-        let config = RedisCounterConfig {
+        let config = RedisStoreConfig {
             mode: self.mode,
             shards: Shards::ONE,
             retention: Duration::from_secs(60),
             writes: RedisWrites::All,
             on_redis_down: OnRedisDown::Count,
-            unacknowledged_max: 100_000,
+            pending_max: 100_000,
             timeout: Duration::from_secs(2),
             keys: self.keys(),
-            process: process.clone(),
+            instance_id: process.clone(),
         };
         let metrics = Metrics::new();
         let redis = RedisClient::new(&Address::parse(&self.url).unwrap(), config.timeout, &metrics).unwrap();
@@ -406,14 +406,14 @@ impl Run {
         }
         let parties = self.living.iter().map(|(process, ..)| process).chain(&self.left).cloned().collect();
         let (_, counter, _) = &self.living[leader % self.living.len()];
-        let tally = counter.settle(Self::window(), &parties).await.unwrap();
+        let stats = counter.settle(Self::window(), &parties).await.unwrap();
         let evidence =
-            Evidence { is_over: true, attendance: self.attendance, is_open: false, lost_ids: tally.lost_ids };
+            Evidence { is_over: true, attendance: self.attendance, is_open: false, lost_ids: stats.lost_ids };
         let truth = match self.mode {
             Mode::Exact => self.accepted.len() as u64,
             Mode::Hll => sketch_of(&self.accepted).estimate(),
         };
-        (tally.unique_ids, evidence.is_complete(), truth)
+        (stats.unique_ids, evidence.is_complete(), truth)
     }
 }
 
@@ -465,7 +465,7 @@ async fn a_window_of_which_only_the_accepted_ids_are_left_is_not_known() {
         ::redis::cmd("DEL").arg(ids).exec(&mut run.server).unwrap();
         let fields: u64 = ::redis::cmd("HLEN").arg(accepted).query(&mut run.server).unwrap();
         assert!(fields > 0, "{mode:?}: what was accepted is there");
-        assert_eq!(recall(&run).await.map(|tally| tally.unique_ids), None, "{mode:?}");
+        assert_eq!(recall(&run).await.map(|stats| stats.unique_ids), None, "{mode:?}");
     }
 }
 

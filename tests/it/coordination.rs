@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use headcount::coordination::grant::Grant;
 use headcount::coordination::lease::Lease;
 use headcount::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
-use headcount::coordination::{CloseError, REMEMBERED, Report, Settings, Standing};
+use headcount::coordination::term::Term;
+use headcount::coordination::{CloseError, Heartbeat, MembershipView, REMEMBERED, Settings};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowCount, WindowLength};
@@ -31,13 +31,13 @@ struct Instance {
 }
 
 /// Of one that was always there, and has `window` open.
-fn report_of(window: Window) -> Report {
-    Report {
+fn report_of(window: Window) -> Heartbeat {
+    Heartbeat {
         watermark: window,
         newest: window,
         since: SystemTime::UNIX_EPOCH,
         interrupted: false,
-        kept_ids: 0,
+        pending_ids: 0,
         knows: None,
     }
 }
@@ -48,7 +48,7 @@ impl Instance {
         let redis = Redis::new(&address, Duration::from_secs(2), &Metrics::new()).unwrap();
         let config = RedisCoordinatorConfig {
             keys: Keys::new("coordination"),
-            process: name.to_owned(),
+            instance_id: name.to_owned(),
             window: window().length(),
             retention: Duration::from_secs(600),
             settings: Settings::new(Mode::Hll, window().length(), Shards::ONE, None),
@@ -58,31 +58,31 @@ impl Instance {
 
     async fn has_sealed(&self, window: Window) {
         let report = report_of(window.next());
-        assert!(!self.coordinator.report(&report).await.unwrap().lost);
+        assert!(!self.coordinator.heartbeat(&report).await.unwrap().lost);
     }
 
-    /// Leads, and then stops for good, as a process that is killed does. The grant is one that never ends here:
+    /// Leads, and then stops for good, as a process that is killed does. The term is one that never ends here:
     /// what is left is the token.
-    async fn lead_and_die(&self) -> Grant {
+    async fn lead_and_die(&self) -> Term {
         let ttl = Duration::from_secs(1);
         let lease = Lease::new(&self.redis, Keys::new("coordination"), self.name.to_owned(), ttl);
-        let mut grant = lease.grant();
+        let mut term = lease.term();
         let leading = tokio::spawn(lease.run(CancellationToken::new()));
-        let token = grant.wait_for(Option::is_some).await.unwrap().as_ref().unwrap().token();
+        let token = term.wait_for(Option::is_some).await.unwrap().as_ref().unwrap().token();
         leading.abort();
-        Grant::until(token, Instant::now() + Duration::from_secs(3600))
+        Term::until(token, Instant::now() + Duration::from_secs(3600))
     }
 
     async fn close(
         &self,
-        grant: &Grant,
+        term: &Term,
         window: Window,
         unique: u64,
-        standing: &Standing,
+        view: &MembershipView,
     ) -> Result<u64, CloseError> {
         let count =
             WindowCount { window, unique_request_count: unique, accepted_ids: unique, complete: true };
-        let stored = self.coordinator.close(grant, &count, standing).await?;
+        let stored = self.coordinator.close(term, &count, view).await?;
         assert_eq!(stored.window, window);
         Ok(stored.unique_request_count)
     }
@@ -94,12 +94,12 @@ fn fields(server: &RedisServer, command: &str, key: String) -> Vec<String> {
 
 /// As a leader finds them that goes on reporting, once it believes what it reads: nothing was known of the
 /// namespace at first.
-async fn standing(instance: &Instance, window: Window) -> Standing {
+async fn membership_view(instance: &Instance, window: Window) -> MembershipView {
     let deadline = Instant::now() + PATIENCE;
     loop {
         instance.has_sealed(window).await;
-        if let Some(standing) = instance.coordinator.standing(window).await.unwrap() {
-            return standing;
+        if let Some(view) = instance.coordinator.membership_view(window).await.unwrap() {
+            return view;
         }
         assert!(Instant::now() < deadline, "the reports are never believed");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -118,29 +118,29 @@ async fn an_old_token_stores_nothing() {
     let next =
         async |instance: &Instance| instance.coordinator.resume().await.unwrap().map(|resume| resume.next);
     let stale = old.lead_and_die().await;
-    let grant = new.lead_and_die().await;
-    assert!(grant.token() > stale.token());
+    let term = new.lead_and_die().await;
+    assert!(term.token() > stale.token());
 
-    let all = standing(&old, window).await;
+    let all = membership_view(&old, window).await;
     assert_eq!(old.close(&stale, window, 1, &all).await, Err(CloseError::Fenced));
-    let forced = Standing { open: true, ..all.clone() };
+    let forced = MembershipView { open: true, ..all.clone() };
     assert_eq!(old.close(&stale, window, 1, &forced).await, Err(CloseError::Fenced), "not by force either");
-    assert_eq!(old.coordinator.mark_published(&stale, window).await, Err(CloseError::Fenced));
+    assert_eq!(old.coordinator.commit_published(&stale, window).await, Err(CloseError::Fenced));
     assert_eq!(fields(&server, "HKEYS", keys.counts()), Vec::<String>::new());
 
     // The newest stores, once and for all.
     assert_eq!(next(&new).await, None, "it was the first, and gives the others time");
-    let all = standing(&new, window).await;
+    let all = membership_view(&new, window).await;
     assert_eq!(next(&new).await, Some(window.next()), "the stream begins where the first one began");
-    assert_eq!(new.close(&grant, window, 7, &all).await, Ok(7));
-    assert_eq!(new.close(&grant, window, 8, &all).await, Ok(7), "the first one stays");
+    assert_eq!(new.close(&term, window, 7, &all).await, Ok(7));
+    assert_eq!(new.close(&term, window, 8, &all).await, Ok(7), "the first one stays");
     let third = Instance::new("third", &server).lead_and_die().await;
     assert_eq!(new.close(&third, window, 9, &forced).await, Ok(7), "under a later token too");
-    assert_eq!(new.close(&grant, window, 9, &all).await, Err(CloseError::Fenced));
+    assert_eq!(new.close(&term, window, 9, &all).await, Err(CloseError::Fenced));
 
     // Only ever forward.
-    new.coordinator.mark_published(&third, window.next()).await.unwrap();
-    new.coordinator.mark_published(&third, window).await.unwrap();
+    new.coordinator.commit_published(&third, window.next()).await.unwrap();
+    new.coordinator.commit_published(&third, window).await.unwrap();
     assert_eq!(next(&new).await, Some(window.next().next()));
 
     // A flushed server knows no token, and gives a higher one. What was published it is told again.
@@ -148,11 +148,11 @@ async fn an_old_token_stores_nothing() {
     assert_eq!(new.close(&third, window.next(), 9, &all).await, Err(CloseError::Fenced));
     assert!(new.lead_and_die().await.token() > third.token());
     let report = report_of(window);
-    assert!(new.coordinator.report(&report).await.unwrap().lost);
+    assert!(new.coordinator.heartbeat(&report).await.unwrap().lost);
     let late = Instance::new("late", &server);
-    assert_eq!(late.coordinator.report(&report).await.unwrap().published, None);
-    assert_eq!(new.coordinator.report(&report).await.unwrap().published, Some(window.next()));
-    assert_eq!(late.coordinator.report(&report).await.unwrap().published, Some(window.next()));
+    assert_eq!(late.coordinator.heartbeat(&report).await.unwrap().published, None);
+    assert_eq!(new.coordinator.heartbeat(&report).await.unwrap().published, Some(window.next()));
+    assert_eq!(late.coordinator.heartbeat(&report).await.unwrap().published, Some(window.next()));
 }
 
 /// Whoever comes is told the last counts; what is older, and published, is forgotten.
@@ -167,20 +167,20 @@ async fn the_last_sixty_counts_are_remembered() {
     windows.reverse();
     let newest = windows[windows.len() - 1];
     leader.has_sealed(newest).await;
-    let grant = leader.lead_and_die().await;
-    let all = standing(&leader, newest).await;
+    let term = leader.lead_and_die().await;
+    let all = membership_view(&leader, newest).await;
     for (number, window) in (0..).zip(&windows) {
-        assert_eq!(leader.close(&grant, *window, number, &all).await, Ok(number));
+        assert_eq!(leader.close(&term, *window, number, &all).await, Ok(number));
     }
     let news = async |knows: Option<Window>| {
-        let report = Report { knows, ..report_of(newest.next()) };
-        let news = late.coordinator.report(&report).await.unwrap().news;
+        let report = Heartbeat { knows, ..report_of(newest.next()) };
+        let news = late.coordinator.heartbeat(&report).await.unwrap().news;
         news.iter().map(|count| (count.window, count.unique_request_count)).collect::<Vec<_>>()
     };
     let counts: Vec<_> = windows.iter().copied().zip(0..).collect();
     assert_eq!(fields(&server, "HKEYS", Keys::new("coordination").counts()).len(), counts.len() + 1);
     assert_eq!(news(None).await, counts[7..], "nothing is published yet, and nothing forgotten");
-    leader.coordinator.mark_published(&grant, newest).await.unwrap();
+    leader.coordinator.commit_published(&term, newest).await.unwrap();
     assert_eq!(fields(&server, "HKEYS", Keys::new("coordination").counts()).len(), REMEMBERED + 1);
     assert_eq!(news(None).await, counts[7..]);
     assert_eq!(news(Some(windows[40])).await, counts[41..]);
@@ -193,32 +193,32 @@ async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
     let (leader, late) = (Instance::new("leader", &server), Instance::new("late", &server));
     let window = window();
     leader.has_sealed(window).await;
-    let grant = leader.lead_and_die().await;
-    let alone = standing(&leader, window).await;
+    let term = leader.lead_and_die().await;
+    let alone = membership_view(&leader, window).await;
     assert!(!alone.open && alone.joined == 1, "{alone:?}");
 
     // It comes between the look and the close, and seals the window even: it may have added to it.
     late.has_sealed(window).await;
-    assert_eq!(leader.close(&grant, window, 3, &alone).await, Err(CloseError::Open));
+    assert_eq!(leader.close(&term, window, 3, &alone).await, Err(CloseError::Open));
     // And after a silence in which it was taken for dead.
-    let both = standing(&leader, window).await;
+    let both = membership_view(&leader, window).await;
     assert!(!both.open && both.joined == 2, "{both:?}");
     wait_for_silence(&leader, window).await;
     late.has_sealed(window).await;
-    assert_eq!(leader.close(&grant, window, 3, &both).await, Err(CloseError::Open));
+    assert_eq!(leader.close(&term, window, 3, &both).await, Err(CloseError::Open));
 
     // With the window open it is waited for.
     late.has_sealed(window.previous()).await;
-    let open = standing(&leader, window).await;
+    let open = membership_view(&leader, window).await;
     assert!(open.open && open.joined == 3, "{open:?}");
     assert_eq!(
-        leader.close(&grant, window, 3, &Standing { open: false, ..open.clone() }).await,
+        leader.close(&term, window, 3, &MembershipView { open: false, ..open.clone() }).await,
         Err(CloseError::Open)
     );
-    assert_eq!(leader.close(&grant, window, 3, &open).await, Ok(3), "by force");
+    assert_eq!(leader.close(&term, window, 3, &open).await, Ok(3), "by force");
     // And is told, so that it adds no more.
     let report = report_of(window);
-    assert_eq!(late.coordinator.report(&report).await.unwrap().closed, Some(window));
+    assert_eq!(late.coordinator.heartbeat(&report).await.unwrap().closed, Some(window));
 }
 
 /// A later version may store more of a heartbeat: the fields that are known count. What lacks one of them is no heartbeat.
@@ -228,8 +228,8 @@ async fn a_heartbeat_may_have_fields_that_nobody_knows() {
     let leader = Instance::new("leader", &server);
     let (window, instances) = (window(), Keys::new("coordination").instances());
     leader.has_sealed(window).await;
-    let grant = leader.lead_and_die().await;
-    let alone = standing(&leader, window).await;
+    let term = leader.lead_and_die().await;
+    let alone = membership_view(&leader, window).await;
     let stored = || ::redis::cmd("HGET").arg(&instances).arg("leader").query(&mut server.connect());
     let heartbeat: String = stored().unwrap();
     let fields: serde_json::Value = serde_json::from_str(&heartbeat).unwrap();
@@ -249,16 +249,16 @@ async fn a_heartbeat_may_have_fields_that_nobody_knows() {
         let there = leader.coordinator.survey().await.unwrap().instances;
         assert_eq!(there, 1, "without {field} it is no heartbeat");
     }
-    let still_alone = standing(&leader, window).await;
-    assert_eq!(still_alone, Standing { time: still_alone.time, ..alone });
+    let still_alone = membership_view(&leader, window).await;
+    assert_eq!(still_alone, MembershipView { time: still_alone.time, ..alone });
     let mut more = fields.clone();
     more["watermark"] = window.unix_seconds().into();
     more["version"] = serde_json::json!({"number": 3, "of": ["later", null]});
     store("later", &more).unwrap();
-    let open = standing(&leader, window).await;
+    let open = membership_view(&leader, window).await;
     assert!(open.open && leader.coordinator.survey().await.unwrap().instances == 2, "{open:?}");
-    let unforced = Standing { open: false, ..open };
-    assert_eq!(leader.close(&grant, window, 3, &unforced).await, Err(CloseError::Open));
+    let unforced = MembershipView { open: false, ..open };
+    assert_eq!(leader.close(&term, window, 3, &unforced).await, Err(CloseError::Open));
 }
 
 /// Until only one instance lives, which goes on reporting.

@@ -12,8 +12,8 @@ use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
-use headcount::store::redis::{OnRedisDown, RedisCounterConfig, RedisStore, RedisWrites};
-use headcount::store::{AddError, CountError, Store, Tally, standard_error};
+use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
+use headcount::store::{AddError, CountError, Store, StoreCount, standard_error};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
@@ -55,12 +55,12 @@ async fn suite(new: &dyn Fn() -> Arc<Store>, standard_error: f64) {
 
 async fn first_and_repeated_ids(counter: &Store) {
     let window = windows().next().unwrap();
-    assert_eq!(counter.count(window).await, Ok(Tally::default()), "a window that was never added to");
+    assert_eq!(counter.count(window).await, Ok(StoreCount::default()), "a window that was never added to");
     assert_eq!(counter.add(window, &[id("1")]).await.unwrap().changed, 1);
     assert_eq!(counter.add(window, &[id("1")]).await.unwrap().changed, 0);
     assert_eq!(counter.add(window, &[id("2"), id("2"), id("1")]).await.unwrap().changed, 1);
     assert_eq!(counter.add(window, &[]).await.unwrap().changed, 0);
-    assert_eq!(counter.count(window).await, Ok(Tally { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
+    assert_eq!(counter.count(window).await, Ok(StoreCount { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
 }
 
 async fn edges_of_the_range(counter: &Store) {
@@ -83,9 +83,9 @@ async fn many_at_once(counter: &Store, standard_error: f64) {
     let window = windows().next().unwrap();
     counter.add(window, &ids(0..100_000)).await.unwrap();
     counter.add(window, &ids(50_000..150_000)).await.unwrap();
-    let tally = counter.count(window).await.unwrap();
-    assert_near(tally.unique_ids, 150_000, standard_error);
-    assert_eq!(tally.accepted_ids, 200_000);
+    let stats = counter.count(window).await.unwrap();
+    assert_near(stats.unique_ids, 150_000, standard_error);
+    assert_eq!(stats.accepted_ids, 200_000);
 }
 
 async fn many_tasks_at_once(counter: Arc<Store>, standard_error: f64) {
@@ -101,9 +101,9 @@ async fn many_tasks_at_once(counter: Arc<Store>, standard_error: f64) {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
-    let tally = counter.count(window).await.unwrap();
-    assert_near(tally.unique_ids, 65_000, standard_error);
-    assert_eq!(tally.accepted_ids, 128_000);
+    let stats = counter.count(window).await.unwrap();
+    assert_near(stats.unique_ids, 65_000, standard_error);
+    assert_eq!(stats.accepted_ids, 128_000);
 }
 
 async fn windows_are_kept_apart(counter: &Store) {
@@ -124,7 +124,7 @@ async fn a_sealed_window_refuses(counter: &Store) {
     assert_eq!(counter.add(a, &ids(0..9)).await, Err(AddError::Sealed { open: b }));
     assert_eq!(
         counter.count(a).await,
-        Ok(Tally { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
+        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
         "final, and nothing of it came in"
     );
     counter.add(b, &ids(0..9)).await.unwrap();
@@ -133,7 +133,7 @@ async fn a_sealed_window_refuses(counter: &Store) {
     counter.seal(a).await.unwrap();
     assert_eq!(
         counter.count(a).await,
-        Ok(Tally { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
+        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
         "sealing again changes nothing"
     );
     counter.add(b, &ids(9..10)).await.unwrap();
@@ -173,23 +173,23 @@ async fn a_seal_waits_for_additions(counter: Arc<Store>, standard_error: f64) {
             })
         })
         .collect();
-    let mut tallies = Vec::new();
+    let mut stats = Vec::new();
     for window in &rounds {
         while counter.count(*window).await.unwrap().accepted_ids < 20_000 {
             tokio::task::yield_now().await;
         }
         counter.seal(*window).await.unwrap();
-        tallies.push(counter.count(*window).await.unwrap());
+        stats.push(counter.count(*window).await.unwrap());
     }
     let mut accepted = Vec::new();
     for task in tasks {
         accepted.extend(task.await.unwrap());
     }
-    for (window, tally) in rounds.iter().zip(tallies) {
+    for (window, stats) in rounds.iter().zip(stats) {
         let of_window = 100 * accepted.iter().filter(|accepted| *accepted == window).count() as u64;
-        assert_eq!(tally.accepted_ids, of_window);
-        assert_near(tally.unique_ids, of_window, standard_error);
-        assert_eq!(counter.count(*window).await, Ok(tally));
+        assert_eq!(stats.accepted_ids, of_window);
+        assert_near(stats.unique_ids, of_window, standard_error);
+        assert_eq!(counter.count(*window).await, Ok(stats));
     }
 }
 
@@ -201,8 +201,8 @@ async fn forgotten_windows_are_evicted(counter: &Store) {
         }
         counter.seal(*window).await.unwrap();
     }
-    counter.forget(windows[3]).await;
-    counter.forget(windows[1]).await;
+    counter.evict(windows[3]).await;
+    counter.evict(windows[1]).await;
     assert_eq!(counter.windows(), windows[4..]);
     for (number, window) in windows.iter().enumerate() {
         let count = counter.count(*window).await;
@@ -243,16 +243,16 @@ async fn memory_exact() {
 fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites) -> RedisStore {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let namespace = format!("contract-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let config = RedisCounterConfig {
+    let config = RedisStoreConfig {
         mode,
         shards,
         retention: Duration::from_secs(60),
         writes,
         on_redis_down: OnRedisDown::Count,
-        unacknowledged_max: 1,
+        pending_max: 1,
         timeout: Duration::from_secs(5),
         keys: Keys::new(&namespace),
-        process: "test".to_owned(),
+        instance_id: "test".to_owned(),
     };
     let (counter, tasks) = RedisStore::new(config, redis, 2, &Metrics::new());
     tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));

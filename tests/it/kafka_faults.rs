@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use headcount::coordination::grant::Grant;
+use headcount::coordination::term::Term;
 use headcount::model::mode::Mode;
 use headcount::model::window::{Window, WindowCount, WindowLength};
 use headcount::publish::sinks::kafka::{KafkaSettings, KafkaSink};
@@ -51,12 +51,12 @@ impl Sink {
 
     /// Publishes the next windows as a delivery does; each has its time.
     async fn publish(&mut self, windows: u64) {
-        let grant = Grant::for_ever();
+        let term = Term::for_ever();
         for _ in 0..windows {
             let count =
                 WindowCount { window: self.next, unique_request_count: 1, accepted_ids: 1, complete: true };
             let deadline = Instant::now() + Duration::from_secs(60);
-            while let Err(error) = self.try_to_publish(&count, &grant).await {
+            while let Err(error) = self.try_to_publish(&count, &term).await {
                 assert!(!matches!(error, SinkError::Fatal(_)), "{error}");
                 assert!(Instant::now() < deadline, "it does not get over {error}");
                 self.resumed = false;
@@ -67,15 +67,15 @@ impl Sink {
         }
     }
 
-    async fn try_to_publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+    async fn try_to_publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
         if !self.resumed {
-            let last = self.kafka.resume(grant).await?;
+            let last = self.kafka.resume(term).await?;
             self.resumed = true;
             if last >= Some(count.window) {
                 return Ok(());
             }
         }
-        self.kafka.publish(count, grant).await
+        self.kafka.publish(count, term).await
     }
 }
 

@@ -193,11 +193,11 @@ async fn an_instance_that_alone_is_cut_off() {
     assert_eq!(told(&published, start), (1, 1, true), "it takes part again");
 }
 
-/// In mode `exact` no more ids than may be are kept; what was answered `ok` is counted.
+/// In mode `exact` no more ids than may be are kept; what was answered `ok` is stats.
 #[tokio::test(flavor = "multi_thread")]
 async fn more_ids_than_may_be_kept_are_refused() {
     let redis = Redis::start();
-    let args = ["--mode", "exact", "--window", "1h", "--unacknowledged-max", "500"];
+    let args = ["--mode", "exact", "--window", "1h", "--pending-max", "500"];
     let url = redis.url();
     let server = Server::start(&[&["--redis-url", &url], &args[..]].concat()).await;
     let mut connection = Connection::open(server.address).await.unwrap();
@@ -222,7 +222,7 @@ async fn more_ids_than_may_be_kept_are_refused() {
     redis.signal("CONT");
     wait_for("Redis to have it all", || {
         let log = server.log();
-        log.iter().find(|event| event["fields"]["kept_ids"] == 501).map(|_| ())
+        log.iter().find(|event| event["fields"]["pending_ids"] == 501).map(|_| ())
     })
     .await;
     assert_eq!(server.metric("headcount_unacknowledged_ids").await, 0.0);
@@ -234,7 +234,7 @@ async fn more_ids_than_may_be_kept_are_refused() {
     for id in 501..=600 {
         assert_eq!(send(id).await.body, "ok", "{id}");
     }
-    let full = server.log().iter().filter(|event| event["fields"]["unacknowledged_max"] == 500).count();
+    let full = server.log().iter().filter(|event| event["fields"]["pending_max"] == 500).count();
     assert_eq!(full, 1, "one line says that it was full");
 }
 

@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headcount::coordination::grant::Grant;
 use headcount::coordination::sealer::Sealer;
-use headcount::coordination::{ClosedWindows, Coordinator, ReportError};
+use headcount::coordination::term::Term;
+use headcount::coordination::{ClosedWindows, Coordinator, HeartbeatError};
 use headcount::model::id::Id;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -42,7 +42,7 @@ struct Running {
     draining: CancellationToken,
     stop_sealer: CancellationToken,
     stop: CancellationToken,
-    sealer: JoinHandle<Result<(), ReportError>>,
+    sealer: JoinHandle<Result<(), HeartbeatError>>,
     task: JoinHandle<Result<(), JoinError>>,
 }
 
@@ -75,9 +75,9 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let sealer = sealer.await.unwrap();
     let publisher = Publisher {
         clock,
-        counter: counter.clone(),
+        store: counter.clone(),
         coordinator,
-        grant: watch::channel(Some(Grant::for_ever())).1,
+        term: watch::channel(Some(Term::for_ever())).1,
         watermark: sealer.watermark(),
         window: window_length(),
         retention: RETENTION,
@@ -355,15 +355,15 @@ async fn files_heal() {
     let file = logs.join("headcount.2023-11-14.jsonl");
     let lines = || std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
 
-    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(window), &Term::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1);
 
     std::fs::remove_dir_all(&logs).unwrap();
-    sink.publish(&count(window.next()), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(window.next()), &Term::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1, "the directory is made again");
 
     std::fs::write(&file, "{\"timestamp\":\"2023-1").unwrap();
-    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(window), &Term::for_ever()).await.unwrap();
     assert_eq!(
         (lines().len(), lines()[0].as_str()),
         (2, "{\"timestamp\":\"2023-1"),
@@ -376,14 +376,14 @@ async fn files_heal() {
 
     std::fs::remove_dir_all(&logs).unwrap();
     std::fs::write(&logs, "in the way").unwrap();
-    assert!(sink.publish(&count(window), &Grant::for_ever()).await.is_err());
+    assert!(sink.publish(&count(window), &Term::for_ever()).await.is_err());
     std::fs::remove_file(&logs).unwrap();
-    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(window), &Term::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1);
 
     // Midnight: by the window's date, not by that of the write.
     let midnight = window_length().window_at(ManualClock::at(1_700_006_400.0).now());
-    sink.publish(&count(midnight), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(midnight), &Term::for_ever()).await.unwrap();
     assert!(logs.join("headcount.2023-11-15.jsonl").exists());
 }
 
@@ -401,14 +401,14 @@ async fn a_file_that_hangs_is_named_and_gets_each_line_once() {
     while pipe.write(&[b' '; 4096]).is_ok() {}
 
     for _ in 0..2 {
-        let refused = sink.publish(&count(window), &Grant::for_ever()).await.unwrap_err().to_string();
+        let refused = sink.publish(&count(window), &Term::for_ever()).await.unwrap_err().to_string();
         assert_eq!(refused, format!("cannot write to {}: no answer within 5 s", file.display()));
     }
     let mut text = String::new();
     let mut read = || _ = pipe.read_to_string(&mut text);
     read();
-    sink.publish(&count(window), &Grant::for_ever()).await.unwrap();
-    sink.publish(&count(window.next()), &Grant::for_ever()).await.unwrap();
+    sink.publish(&count(window), &Term::for_ever()).await.unwrap();
+    sink.publish(&count(window.next()), &Term::for_ever()).await.unwrap();
     read();
     let of_windows: Vec<_> = text.trim().lines().map(|line| line[..35].to_owned()).collect();
     let line = |time: &str| format!(r#"{{"timestamp":"2023-11-14T22:13:{time}Z""#);

@@ -11,7 +11,7 @@ use headcount::model::window::{Window, WindowLength};
 use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
-use headcount::store::redis::{OnRedisDown, RedisCounterConfig, RedisStore, RedisWrites};
+use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
 use headcount::store::{AddError, Store};
 use headcount::telemetry::metrics::Metrics;
 
@@ -38,17 +38,17 @@ fn workers() -> Arc<Workers> {
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisCounterConfig {
-    RedisCounterConfig {
+fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisStoreConfig {
+    RedisStoreConfig {
         mode,
         shards: Shards::ONE,
         retention: Duration::from_secs(60),
         writes,
         on_redis_down: OnRedisDown::Count,
-        unacknowledged_max: 1_000,
+        pending_max: 1_000,
         timeout: TIMEOUT,
         keys: Keys::new(namespace),
-        process: "test".to_owned(),
+        instance_id: "test".to_owned(),
     }
 }
 
@@ -56,7 +56,7 @@ fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<S
     counter_with(url, config(namespace, mode, writes))
 }
 
-fn counter_with(url: &str, config: RedisCounterConfig) -> Arc<Store> {
+fn counter_with(url: &str, config: RedisStoreConfig) -> Arc<Store> {
     let metrics = Metrics::new();
     let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &metrics).unwrap();
     let (counter, tasks) = RedisStore::new(config, &redis, WORKERS, &metrics);
@@ -109,8 +109,8 @@ async fn changed_sends_what_theory_says() {
         }
         assert_eq!(calls(&server, "pfadd") - before, sent as u64);
         assert_same_bytes(&sketch(&server, &namespace), 0..ids);
-        let tally = counter.count(window()).await.unwrap();
-        assert_eq!(tally.accepted_ids, 2 * ids);
+        let stats = counter.count(window()).await.unwrap();
+        assert_eq!(stats.accepted_ids, 2 * ids);
     }
 }
 
@@ -189,7 +189,7 @@ async fn seal_in_the_end(counter: &Store) {
 }
 
 /// Redis hangs: the first request waits for as long as it may, later ones do not wait at all, and all are
-/// counted in the end. A window is not sealed before.
+/// stats in the end. A window is not sealed before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
     let server = RedisServer::start();
@@ -217,19 +217,19 @@ async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
         assert!(counter.seal(window()).await.is_err());
         server.signal("CONT");
         seal_in_the_end(&counter).await;
-        let tally = counter.count(window()).await.unwrap();
-        assert_eq!((tally.accepted_ids, tally.unique_ids), (99, 99));
+        let stats = counter.count(window()).await.unwrap();
+        assert_eq!((stats.accepted_ids, stats.unique_ids), (99, 99));
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }
 }
 
-/// For those who want to know at once. What was refused at once is not counted.
+/// For those who want to know at once. What was refused at once is not stats.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_fail_while_redis_is_away_if_they_are_to() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let config =
-            RedisCounterConfig { on_redis_down: OnRedisDown::Fail, ..config("fail", mode, RedisWrites::All) };
+            RedisStoreConfig { on_redis_down: OnRedisDown::Fail, ..config("fail", mode, RedisWrites::All) };
         let counter = counter_with(&server.url(), config);
         counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
         server.signal("STOP");
@@ -245,9 +245,9 @@ async fn requests_fail_while_redis_is_away_if_they_are_to() {
         wait_for("Redis to be back", || (!counter.is_degraded()).then_some(())).await;
         counter.add(window(), &[Id::from(200_u64)]).await.unwrap();
         seal_in_the_end(&counter).await;
-        let tally = counter.count(window()).await.unwrap();
-        assert_eq!(tally.accepted_ids, 2, "what was not answered ok is not accepted");
-        assert!((2..=3).contains(&tally.unique_ids), "the late one may be counted: {tally:?}");
+        let stats = counter.count(window()).await.unwrap();
+        assert_eq!(stats.accepted_ids, 2, "what was not answered ok is not accepted");
+        assert!((2..=3).contains(&stats.unique_ids), "the late one may be stats: {stats:?}");
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }
 }
@@ -258,10 +258,8 @@ async fn a_connection_that_was_closed_is_made_anew() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     for mode in [Mode::Hll, Mode::Exact] {
-        let config = RedisCounterConfig {
-            on_redis_down: OnRedisDown::Fail,
-            ..config("closed", mode, RedisWrites::All)
-        };
+        let config =
+            RedisStoreConfig { on_redis_down: OnRedisDown::Fail, ..config("closed", mode, RedisWrites::All) };
         let counter = counter_with(&proxy.url(), config);
         for id in 0..20_u64 {
             counter.add(window(), &[Id::from(id)]).await.unwrap();
@@ -304,7 +302,7 @@ async fn a_full_redis_is_not_taken_for_one_that_is_back() {
     let server = RedisServer::start();
     let metrics = Metrics::new();
     let redis = Redis::new(&Address::parse(&server.url()).unwrap(), TIMEOUT, &metrics).unwrap();
-    let config = RedisCounterConfig {
+    let config = RedisStoreConfig {
         on_redis_down: OnRedisDown::Fail,
         ..config("full", Mode::Exact, RedisWrites::All)
     };
@@ -329,7 +327,7 @@ async fn what_cannot_be_restored_is_said() {
     let shards = Shards::new(512).unwrap();
     let counter = counter_with(
         &server.url(),
-        RedisCounterConfig { shards, ..config("dropped", Mode::Hll, RedisWrites::All) },
+        RedisStoreConfig { shards, ..config("dropped", Mode::Hll, RedisWrites::All) },
     );
     // So short that none is past retention.
     let mut windows = vec!["1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())];
@@ -344,14 +342,14 @@ async fn what_cannot_be_restored_is_said() {
     assert_eq!(counter.count(windows[0]).await.unwrap().lost_ids, 0, "nothing is lost yet");
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     counter.restore().await.unwrap();
-    let mut tallies = Vec::new();
+    let mut counts = Vec::new();
     for window in &windows {
-        let tally = counter.count(*window).await.unwrap();
-        assert_eq!(tally.accepted_ids, 2);
-        tallies.push((tally.unique_ids, tally.lost_ids));
+        let stats = counter.count(*window).await.unwrap();
+        assert_eq!(stats.accepted_ids, 2);
+        counts.push((stats.unique_ids, stats.lost_ids));
     }
-    assert_eq!(tallies[..4], [(0, 2); 4]);
-    assert_eq!(tallies[4..], [(2, 0); 8]);
+    assert_eq!(counts[..4], [(0, 2); 4]);
+    assert_eq!(counts[4..], [(2, 0); 8]);
 }
 
 /// A network on which connecting takes longer than a write may: the first write is late, later ones are not.
@@ -361,7 +359,7 @@ async fn a_slow_network_is_connected_to() {
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Fault::Slow(Duration::from_millis(60)));
     let timeout = Duration::from_millis(200);
-    let config = RedisCounterConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
+    let config = RedisStoreConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
     let counter = counter_with(&proxy.url(), config);
     counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
     assert!(counter.is_degraded(), "connecting takes three answers of 120 ms each");
@@ -380,10 +378,10 @@ async fn windows_that_cannot_be_sealed_are_dropped_in_the_end() {
     let retention = Duration::from_secs(10 * 3600);
     for mode in [Mode::Hll, Mode::Exact] {
         // In mode exact as many ids as ten windows have may be kept, and those of dropped windows do not count.
-        let config = RedisCounterConfig {
+        let config = RedisStoreConfig {
             timeout,
             retention,
-            unacknowledged_max: 12,
+            pending_max: 12,
             ..config("away", mode, RedisWrites::All)
         };
         let counter = counter_with(&url, config);

@@ -45,13 +45,13 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let closed = ClosedWindows::new(Arc::clone(&metrics));
     let dependencies = Dependencies {
         own: Vec::new(),
-        counter: counter.clone(),
+        store: counter.clone(),
         closed: closed.clone(),
         clock: Arc::new(clock.clone()),
     };
     let (callbacks, _) = Callbacks::new(callbacks, dependencies, &metrics).expect("a client");
     let routers = routers(Api {
-        counter: counter.clone(),
+        store: counter.clone(),
         callbacks,
         clock: Arc::new(clock.clone()),
         closed,
@@ -256,7 +256,7 @@ fn every_failure_is_listed_once() {
 }
 
 /// The window that a request arrives in may be sealed before its id is added: the clock went back, or
-/// the publisher was faster. The id is counted all the same, in the oldest window that is open.
+/// the publisher was faster. The id is stats all the same, in the oldest window that is open.
 #[tokio::test]
 async fn late_ids_are_stamped_anew() {
     let clock = ManualClock::at(1_700_000_000.0);
@@ -290,14 +290,14 @@ async fn late_ids_are_stamped_anew() {
     assert_eq!(value("headcount_accepted_ids_total"), Some(6.0));
 }
 
-/// The running window may be counted only while it is known.
+/// The running window may be stats only while it is known.
 #[tokio::test]
 async fn a_count_that_cannot_be_had_is_503() {
     let clock = ManualClock::at(1_700_000_000.0);
     let service = service(&clock, &["--window", "10s"]);
     let sealed = "10s".parse::<headcount::model::window::WindowLength>().unwrap().window_at(clock.now());
     service.counter.seal(sealed).await.unwrap();
-    service.counter.forget(sealed).await;
+    service.counter.evict(sealed).await;
     clock.set(1_600_000_000.0);
     let (status, reason, body) = send(&service.router, get("/api/verve/unique")).await;
     assert_eq!((status.as_u16(), reason.as_deref(), &*body), (503, Some("store_unavailable"), "failed"));

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::cli::backend::process_name;
+use crate::cli::backend::instance_id;
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
 use crate::publish::sinks::SinkError;
@@ -14,7 +14,7 @@ pub(super) async fn look(
     kafka: &KafkaSettings,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let (origin, to_look_at) = (settings.origin(process_name()), kafka.clone());
+    let (origin, to_look_at) = (settings.origin(instance_id()), kafka.clone());
     let looked = tokio::task::spawn_blocking(move || preflight(&to_look_at, &origin)).await;
     let Preflight { partitions, last, writable } =
         match looked.unwrap_or_else(|error| Err(SinkError::unavailable(error))) {

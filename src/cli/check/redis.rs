@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use ::redis::Pipeline;
 
 use super::rights::{self, Rights};
-use crate::cli::backend::{Coordination, process_name};
+use crate::cli::backend::{Coordination, instance_id};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
 use crate::model::window::ClockOffset;
@@ -43,7 +43,7 @@ async fn look_at_stream(
 ) -> io::Result<()> {
     let Some(key) = &settings.sinks.stream else { return Ok(()) };
     let sink =
-        StreamSink::new(redis, key.clone(), settings.origin(process_name()), settings.counting.retention);
+        StreamSink::new(redis, key.clone(), settings.origin(instance_id()), settings.counting.retention);
     match sink.preflight().await {
         Err(error) => findings.add(Verdict::Fail, "stream", error),
         Ok(StreamPreflight { holds_up: Some(reason), .. }) => findings.add(Verdict::Warn, "stream", reason),
@@ -146,7 +146,7 @@ async fn look_at_others(
     redis: &Redis,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let Coordination { coordinator, lease } = Coordination::new(settings, redis, &process_name());
+    let Coordination { coordinator, lease } = Coordination::new(settings, redis, &instance_id());
     let asked = SystemTime::now();
     let survey = match coordinator.survey().await {
         Ok(survey) => survey,

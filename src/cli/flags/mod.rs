@@ -72,6 +72,7 @@ impl ServeFlags {
         if redis.redis_stream.is_some() && server.is_none() {
             return Err("'--redis-stream <KEY>' says nothing without '--redis-url'".to_owned());
         }
+        let pending_max = redis.pending_max();
         let kafka = kafka.settings(&redis.namespace)?;
         Ok(Settings {
             namespace: redis.namespace,
@@ -80,7 +81,7 @@ impl ServeFlags {
             redis: server,
             redis_writes: redis.redis_writes,
             on_redis_down: redis.on_redis_down,
-            unacknowledged_max: redis.unacknowledged_max,
+            pending_max,
             lease_ttl: publishing.lease_ttl,
             close_timeout: publishing.close_timeout,
             sinks: Sinks { log_dir: publishing.log_dir, kafka, stream: redis.redis_stream },
@@ -102,5 +103,26 @@ impl StoppingFlags {
             ));
         }
         Ok(Stopping { drain_delay, shutdown_timeout })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        serve: ServeFlags,
+    }
+
+    #[test]
+    fn a_renamed_flag_keeps_its_old_name() {
+        for (flag, expected) in [("--pending-max", 7), ("--unacknowledged-max", 8)] {
+            let cli = Cli::parse_from(["headcount", flag, &expected.to_string()]);
+            assert_eq!(cli.serve.settings().unwrap().pending_max, expected, "{flag}");
+        }
     }
 }

@@ -53,13 +53,20 @@ pub(super) struct RedisFlags {
     #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
     pub(super) on_redis_down: OnRedisDown,
 
-    /// In mode exact, how many different ids are kept while Redis is away; 25 to 50 bytes each. More are
+    /// In mode exact, how many different ids wait for Redis while it is away; 25 to 50 bytes each. More are
     /// refused
     #[arg(
-        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", value_name = "NUMBER", default_value = "5000000",
+        long, env = "HEADCOUNT_PENDING_MAX", value_name = "NUMBER", default_value = "5000000",
         value_parser = values::up_to::<1_000_000_000>
     )]
-    pub(super) unacknowledged_max: u32,
+    pending_max: u32,
+
+    /// The old name of --pending-max
+    #[arg(
+        long, env = "HEADCOUNT_UNACKNOWLEDGED_MAX", hide = true,
+        value_parser = values::up_to::<1_000_000_000>
+    )]
+    unacknowledged_max: Option<u32>,
 
     /// Also publish to the stream with this key
     #[arg(long, env = "HEADCOUNT_REDIS_STREAM", value_name = "KEY")]
@@ -67,6 +74,11 @@ pub(super) struct RedisFlags {
 }
 
 impl RedisFlags {
+    /// How many exact ids wait for Redis, by either name of the flag.
+    pub(super) fn pending_max(&self) -> u32 {
+        self.unacknowledged_max.unwrap_or(self.pending_max)
+    }
+
     /// None without `--redis-url`: then nobody shares the counts.
     pub(super) fn settings(&self) -> Result<Option<redis::Settings>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };

@@ -127,7 +127,7 @@ async fn count<'a>(
     let api = &routes.api;
     let arrived_in = window;
     loop {
-        let mut adding = pin!(api.counter.add(window, ids));
+        let mut adding = pin!(api.store.add(window, ids));
         let added = poll_fn(|context| {
             let added = adding.as_mut().poll(context);
             if added.is_pending() {

@@ -41,7 +41,7 @@ pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
         Phase::Starting => starting(),
         Phase::Ready if clock_is_wrong => plain(StatusCode::SERVICE_UNAVAILABLE, "clock"),
         // What makes all of them degraded must not take all of them out of the load balancer.
-        Phase::Ready if routes.api.counter.is_degraded() => plain(StatusCode::OK, "degraded"),
+        Phase::Ready if routes.api.store.is_degraded() => plain(StatusCode::OK, "degraded"),
         Phase::Ready => plain(StatusCode::OK, "ready"),
         Phase::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining"),
     }
@@ -50,14 +50,14 @@ pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
 /// All metrics, for Prometheus.
 pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let api = &routes.api;
-    let is_degraded = api.counter.is_degraded();
+    let is_degraded = api.store.is_degraded();
     api.metrics.degraded.set(f64::from(is_degraded));
-    api.metrics.unacknowledged_ids.set(api.counter.unacknowledged_ids() as f64);
+    api.metrics.pending_ids.set(api.store.pending_ids() as f64);
     api.metrics.callback_queue_length.set(api.callbacks.waiting() as f64);
     // Nobody is to wait for metrics because of what they would show.
-    let tally = if is_degraded { None } else { api.counter.count(api.running_window()).await.ok() };
+    let counted = if is_degraded { None } else { api.store.count(api.running_window()).await.ok() };
     // Not the number of before: the largest of all instances is taken for that of all.
-    api.metrics.current_unique_ids.set(tally.map_or(f64::NAN, |tally| tally.unique_ids as f64));
+    api.metrics.current_unique_ids.set(counted.map_or(f64::NAN, |counted| counted.unique_ids as f64));
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
 }
 

@@ -53,7 +53,7 @@ async fn read(routes: &Routes) -> impl IntoResponse + use<> {
         mode: api.counting.mode.as_str(),
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
-        degraded: api.counter.is_degraded(),
+        degraded: api.store.is_degraded(),
         requests_total: routes.accept.all.ok.get() + routes.bulk.all.ok.get(),
         accepted_ids_total: api.metrics.accepted_ids.get(),
         current,

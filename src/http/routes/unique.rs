@@ -54,13 +54,13 @@ pub(super) async fn current(routes: &Routes) -> Result<UniqueCount, Failure> {
     routes.in_flight.admit()?;
     let _place = routes.in_flight.wait();
     let api = &routes.api;
-    if api.counter.is_degraded() {
+    if api.store.is_degraded() {
         return Err(Failure::StoreUnavailable);
     }
     let window = api.running_window();
-    let tally = api.counter.count(window).await.map_err(|error| {
+    let counted = api.store.count(window).await.map_err(|error| {
         warn!(%error, "the running window cannot be counted");
         Failure::StoreUnavailable
     })?;
-    Ok(UniqueCount { timestamp: window, unique_request_count: tally.unique_ids })
+    Ok(UniqueCount { timestamp: window, unique_request_count: counted.unique_ids })
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::WindowCount;
 use crate::publish::record::Record;
 
@@ -48,8 +48,8 @@ impl CountSink for FileSink {
         "file"
     }
 
-    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        let line = Record::new(count, &self.origin, grant).line();
+    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+        let line = Record::new(count, &self.origin, term).line();
         let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
         let to = path.clone();

@@ -5,7 +5,7 @@ use tracing::info;
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::WindowCount;
 use crate::telemetry::logging::{WINDOWS, WindowLog};
 
@@ -28,7 +28,7 @@ impl CountSink for LogSink {
         "log"
     }
 
-    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _grant: &Term) -> Result<(), SinkError> {
         let Origin { mode, standard_error, .. } = self.origin;
         let (log, count) = (self.log.clone(), *count);
         let event = move || {

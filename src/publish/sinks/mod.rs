@@ -11,7 +11,7 @@ use std::error::Error;
 
 use async_trait::async_trait;
 
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::mode::Mode;
 use crate::model::window::{Window, WindowCount, WindowLength};
 
@@ -36,13 +36,13 @@ pub trait CountSink: Send {
     /// The word for it in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Begins under a new grant, or anew after an error: says which window is the last that it has, from
+    /// Begins under a new term, or anew after an error: says which window is the last that it has, from
     /// whichever instance. A sink that keeps no record says none, and may be given a window again.
     ///
     /// # Errors
     ///
     /// [`SinkError`]: it is asked again before it is given anything.
-    async fn resume(&mut self, _grant: &Grant) -> Result<Option<Window>, SinkError> {
+    async fn resume(&mut self, _grant: &Term) -> Result<Option<Window>, SinkError> {
         Ok(None)
     }
 
@@ -52,7 +52,7 @@ pub trait CountSink: Send {
     ///
     /// [`SinkError`]: it may have the count or not. It is asked to resume, and given the same count again if it
     /// does not say that it has it.
-    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError>;
+    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError>;
 }
 
 /// The sink could not take a count.

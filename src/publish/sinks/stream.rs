@@ -12,7 +12,7 @@ use ::redis::{FromRedisValue, ParsingError, RedisError, Value, from_redis_value,
 use async_trait::async_trait;
 
 use super::{CountSink, Origin, SinkError};
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::{UniqueCount, Window, WindowCount};
 use crate::publish::record::{Record, WINDOW_SECONDS};
 use crate::redis::{Call, Redis};
@@ -177,12 +177,12 @@ impl CountSink for StreamSink {
         "stream"
     }
 
-    async fn resume(&mut self, _grant: &Grant) -> Result<Option<Window>, SinkError> {
+    async fn resume(&mut self, _grant: &Term) -> Result<Option<Window>, SinkError> {
         self.last_of(&self.contents().await?)
     }
 
-    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
-        let record = Record::new(count, &self.origin, grant);
+    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+        let record = Record::new(count, &self.origin, term);
         let UniqueCount { timestamp, unique_request_count } = record.value();
         let mut add = ::redis::cmd("XADD");
         add.arg(&self.key).arg("MAXLEN").arg(self.length);

@@ -70,10 +70,10 @@ impl Breaker {
         let opened_at = self.opened_at.lock();
         self.open.store(false, Ordering::Relaxed);
         let after = Duration::from_millis(opened_at.elapsed().as_millis() as u64);
-        let (after, kept_ids) = (humantime::format_duration(after), self.kept.load(Ordering::Relaxed));
+        let (after, pending_ids) = (humantime::format_duration(after), self.kept.load(Ordering::Relaxed));
         match self.on_redis_down {
             OnRedisDown::Count => {
-                info!(%after, kept_ids, "writing to Redis again: it has what was kept here");
+                info!(%after, pending_ids, "writing to Redis again: it has what was kept here");
             }
             OnRedisDown::Fail => info!(%after, "writing to Redis again"),
         }

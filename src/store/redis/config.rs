@@ -30,7 +30,7 @@ pub enum OnRedisDown {
 }
 
 /// What a counter in Redis is made of.
-pub struct RedisCounterConfig {
+pub struct RedisStoreConfig {
     /// How ids are remembered.
     pub mode: Mode,
     /// Keys that a window's ids are split over.
@@ -42,16 +42,16 @@ pub struct RedisCounterConfig {
     /// What becomes of ids while Redis is away.
     pub on_redis_down: OnRedisDown,
     /// How many exact ids are kept then.
-    pub unacknowledged_max: u32,
+    pub pending_max: u32,
     /// How long a write may take.
     pub timeout: Duration,
     /// The names of the keys.
     pub keys: Keys,
-    /// This process, unlike any other.
-    pub process: String,
+    /// This instance id, unlike any other.
+    pub instance_id: String,
 }
 
-impl RedisCounterConfig {
+impl RedisStoreConfig {
     /// Whether the registers that Redis has are remembered, in a second sketch.
     pub(super) fn remembers_acknowledged(&self) -> bool {
         self.mode == Mode::Hll && self.writes == RedisWrites::Changed
@@ -69,7 +69,7 @@ impl RedisCounterConfig {
     }
 
     /// How many unacknowledged ids there may be, if that is limited: a sketch has as many as there are.
-    pub(super) fn most_unacknowledged_ids(&self) -> Option<u32> {
-        (self.mode == Mode::Exact).then_some(self.unacknowledged_max)
+    pub(super) fn most_pending_ids(&self) -> Option<u32> {
+        (self.mode == Mode::Exact).then_some(self.pending_max)
     }
 }

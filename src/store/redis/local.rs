@@ -11,7 +11,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
 
 use super::batch::Target;
-use super::config::RedisCounterConfig;
+use super::config::RedisStoreConfig;
 use super::pending::PendingIds;
 use super::stats::WindowStats;
 use crate::model::id::Id;
@@ -33,7 +33,7 @@ const BYTES_A_SHARD: usize = 16 << 10;
 
 /// The windows that this instance has a part in.
 pub(super) struct LocalWindows {
-    config: Arc<RedisCounterConfig>,
+    config: Arc<RedisStoreConfig>,
     pending: Arc<PendingIds>,
     /// Accepted ids that are given up.
     missed_ids: Counter,
@@ -85,8 +85,8 @@ pub(super) struct LocalWindow {
 }
 
 impl LocalWindows {
-    pub(super) fn new(config: Arc<RedisCounterConfig>, missed_ids: Counter) -> Self {
-        let pending = Arc::new(PendingIds::new(config.unacknowledged_max));
+    pub(super) fn new(config: Arc<RedisStoreConfig>, missed_ids: Counter) -> Self {
+        let pending = Arc::new(PendingIds::new(config.pending_max));
         Self { config, pending, missed_ids, table: WindowTable::default() }
     }
 
@@ -169,8 +169,8 @@ impl LocalWindows {
 }
 
 impl LocalWindow {
-    fn new(config: &RedisCounterConfig, window: Window, pending: &Arc<PendingIds>) -> Self {
-        let RedisCounterConfig { mode, shards, keys, .. } = config;
+    fn new(config: &RedisStoreConfig, window: Window, pending: &Arc<PendingIds>) -> Self {
+        let RedisStoreConfig { mode, shards, keys, .. } = config;
         let command = match mode {
             Mode::Hll => "PFADD",
             Mode::Exact => "SADD",

@@ -52,14 +52,14 @@ use tracing::{debug, warn};
 
 use self::batch::Receipt;
 use self::breaker::Breaker;
-pub use self::config::{OnRedisDown, RedisCounterConfig, RedisWrites};
+pub use self::config::{OnRedisDown, RedisStoreConfig, RedisWrites};
 pub use self::count::{count_commands, sum_counts};
 use self::local::{LocalWindow, LocalWindows, Sealed};
 use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
-use super::answers::{AddError, Added, CountError, Tally};
+use super::answers::{AddError, Added, CountError, StoreCount};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
@@ -76,7 +76,7 @@ const IDS_A_COMMAND: usize = 1024;
 
 /// Counts in Redis, together with all instances of the namespace. What its methods promise, [`Store`](super::Store) says.
 pub struct RedisStore {
-    config: Arc<RedisCounterConfig>,
+    config: Arc<RedisStoreConfig>,
     redis: Redis,
     breaker: Arc<Breaker>,
     /// One for each worker.
@@ -116,13 +116,13 @@ type Receipts = SmallVec<[Receipt; 1]>;
 impl RedisStore {
     /// A store for requests on so many workers, and the tasks that do its writing: they have to run.
     pub fn new(
-        config: RedisCounterConfig,
+        config: RedisStoreConfig,
         redis: &Redis,
         workers: usize,
         metrics: &Metrics,
     ) -> (Self, RedisStoreTasks) {
         let config = Arc::new(config);
-        metrics.unacknowledged_ids_max.set(config.most_unacknowledged_ids().unwrap_or_default());
+        metrics.pending_ids_max.set(config.most_pending_ids().unwrap_or_default());
         let breaker = Arc::new(Breaker::new(config.on_redis_down));
         let local = Arc::new(LocalWindows::new(Arc::clone(&config), metrics.missed_ids.clone()));
         let replay = Arc::new(Replay::new(Arc::clone(&config), redis, metrics));
@@ -241,17 +241,17 @@ impl RedisStore {
         self.local.all()
     }
 
-    pub(super) async fn count(&self, window: Window) -> Result<Tally, CountError> {
+    pub(super) async fn count(&self, window: Window) -> Result<StoreCount, CountError> {
         self.local.table.get(window)?;
         let stats = self.replay.stats(window).await?;
-        Ok(self.tally(window, stats).await?)
+        Ok(self.counted(window, stats).await?)
     }
 
     pub(super) async fn settle(
         &self,
         window: Window,
         parties: &BTreeSet<String>,
-    ) -> Result<Tally, CountError> {
+    ) -> Result<StoreCount, CountError> {
         self.local.table.get(window)?;
         // First, because a window that is closed by force may still grow.
         let mut stats = self.replay.stats(window).await?;
@@ -263,27 +263,27 @@ impl RedisStore {
             Mode::Hll => self.replay.gather(window, &stats).await?,
             Mode::Exact => 0,
         };
-        let mut tally = self.tally(window, stats).await?;
-        tally.lost_ids += in_doubt;
-        Ok(tally)
+        let mut counted = self.counted(window, stats).await?;
+        counted.lost_ids += in_doubt;
+        Ok(counted)
     }
 
-    pub(super) async fn recall(&self, window: Window) -> Result<Option<Tally>, Unavailable> {
+    pub(super) async fn recall(&self, window: Window) -> Result<Option<StoreCount>, Unavailable> {
         if self.unique_ids(window).await?.is_none() {
             return Ok(None);
         }
         let stats = self.replay.stats(window).await?;
-        self.tally(window, stats).await.map(Some)
+        self.counted(window, stats).await.map(Some)
     }
 
     /// What a window holds, by what instances said when they sealed it, and what this one has so far.
-    async fn tally(
+    async fn counted(
         &self,
         window: Window,
         mut stats: BTreeMap<String, WindowStats>,
-    ) -> Result<Tally, Unavailable> {
+    ) -> Result<StoreCount, Unavailable> {
         if let Ok(Some(Entry::Open(local))) = self.local.table.get(window) {
-            stats.insert(self.config.process.clone(), local.stats());
+            stats.insert(self.config.instance_id.clone(), local.stats());
         }
         let sum = |number: fn(&WindowStats) -> u64| stats.values().map(number).sum::<u64>();
         let (accepted_ids, new) = (sum(|one| one.accepted), sum(|one| one.new));
@@ -295,11 +295,11 @@ impl RedisStore {
         // Whatever else is known: there were some.
         let none_left = u64::from(unique_ids == 0 && accepted_ids > 0);
         let lost_ids = (sum(|one| one.lost) + missing).max(none_left);
-        Ok(Tally { unique_ids, accepted_ids, lost_ids })
+        Ok(StoreCount { unique_ids, accepted_ids, lost_ids })
     }
 
     async fn unique_ids(&self, window: Window) -> Result<Option<u64>, Unavailable> {
-        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
+        let RedisStoreConfig { mode, shards, keys, .. } = &*self.config;
         let mut answers: Vec<u64> = Vec::new();
         for (of_shards, commands) in count_commands(keys, *mode, *shards, window) {
             let of_shards: Vec<_> = of_shards.into_iter().map(|key| vec![key]).collect();
@@ -318,7 +318,7 @@ impl RedisStore {
         }
     }
 
-    pub(super) async fn forget(&self, window: Window) {
+    pub(super) async fn evict(&self, window: Window) {
         let evicted = self.local.table.evict(window);
         if self.config.mode == Mode::Exact {
             self.let_expire(&evicted).await;
@@ -327,7 +327,7 @@ impl RedisStore {
 
     /// Exact ids take memory and are somebody's: once they are counted they soon expire.
     async fn let_expire(&self, windows: &[Window]) {
-        let RedisCounterConfig { mode, shards, keys, .. } = &*self.config;
+        let RedisStoreConfig { mode, shards, keys, .. } = &*self.config;
         for window in windows {
             let mut commands = Commands::new();
             for shard in 0..usize::from(shards.count()) {
@@ -364,11 +364,11 @@ impl RedisStore {
         self.breaker.is_open()
     }
 
-    pub(super) fn unacknowledged_ids(&self) -> u64 {
+    pub(super) fn pending_ids(&self) -> u64 {
         self.local.pending_ids()
     }
 
-    pub(super) fn take_kept_apart(&self, first: Window, last: Window) -> u64 {
+    pub(super) fn take_missed(&self, first: Window, last: Window) -> u64 {
         self.local.take_accepted_apart(first, last)
     }
 }

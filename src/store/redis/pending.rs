@@ -45,10 +45,10 @@ impl PendingIds {
     pub(super) fn full(&self) -> Unavailable {
         if !self.was_full.swap(true, Ordering::Relaxed) {
             error!(
-                unacknowledged_max = self.max,
-                "--unacknowledged-max is reached: new ids are refused until Redis is back"
+                pending_max = self.max,
+                "--pending-max is reached: new ids are refused until Redis is back"
             );
         }
-        Unavailable::because("--unacknowledged-max is reached")
+        Unavailable::because("--pending-max is reached")
     }
 }

@@ -26,7 +26,7 @@ use ::redis::{FromRedisValue, Pipeline};
 use tokio::time::Instant;
 
 use super::batch::Target;
-use super::config::{RedisCounterConfig, SHARDS_A_PIPELINE};
+use super::config::{RedisStoreConfig, SHARDS_A_PIPELINE};
 use super::local::LocalWindow;
 use super::stats::WindowStats;
 use crate::hll::Sketch;
@@ -52,21 +52,21 @@ enum Leave {
 }
 
 pub(super) struct Replay {
-    config: Arc<RedisCounterConfig>,
+    config: Arc<RedisStoreConfig>,
     redis: Redis,
     changed_ids: Counter,
 }
 
 impl Replay {
     /// Over a connection of its own.
-    pub(super) fn new(config: Arc<RedisCounterConfig>, redis: &Redis, metrics: &Metrics) -> Self {
+    pub(super) fn new(config: Arc<RedisStoreConfig>, redis: &Redis, metrics: &Metrics) -> Self {
         Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone() }
     }
 
     /// Whether a server takes writes.
     pub(super) async fn probe(&self, writer: &Writer) -> Result<(), Unavailable> {
-        let RedisCounterConfig { keys, shards, process, timeout, .. } = &*self.config;
-        let (key, seconds) = (keys.merge(0, *shards, process), MERGE_EXPIRES.to_string());
+        let RedisStoreConfig { keys, shards, instance_id, timeout, .. } = &*self.config;
+        let (key, seconds) = (keys.merge(0, *shards, instance_id), MERGE_EXPIRES.to_string());
         let mut write = Commands::default();
         write.add(&[b"SET", key.as_bytes(), b"", b"EX", seconds.as_bytes()]);
         writer.send(Call::Ask, &write, 0, Instant::now() + *timeout).await.map(drop)
@@ -125,7 +125,7 @@ impl Replay {
         sketches: &[Sketch],
         leave: Leave,
     ) -> Result<u64, Unavailable> {
-        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
         let sketches: Vec<_> = sketches.iter().enumerate().filter(|(_, sketch)| !sketch.is_empty()).collect();
         for some in sketches.chunks(SHARDS_A_PIPELINE) {
             let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
@@ -135,8 +135,8 @@ impl Replay {
             for (shard, sketch) in some {
                 let Target { key, keep_for, .. } = &*local.targets[*shard];
                 let (mine, lives) = match leave {
-                    Leave::Nothing => (keys.merge(*shard, *shards, process), 1000 * MERGE_EXPIRES),
-                    Leave::Part => (keys.part(*shard, *shards, local.window, process), *keep_for),
+                    Leave::Nothing => (keys.merge(*shard, *shards, instance_id), 1000 * MERGE_EXPIRES),
+                    Leave::Part => (keys.part(*shard, *shards, local.window, instance_id), *keep_for),
                 };
                 commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("PX").arg(lives);
                 commands.cmd("PFMERGE").arg(key).arg(&mine);
@@ -161,7 +161,7 @@ impl Replay {
         window: Window,
         stats: &BTreeMap<String, WindowStats>,
     ) -> Result<u64, Unavailable> {
-        let RedisCounterConfig { mode, keys, shards, .. } = &*self.config;
+        let RedisStoreConfig { mode, keys, shards, .. } = &*self.config;
         let (with_parts, expected): (Vec<&String>, Vec<&WindowStats>) =
             stats.iter().filter(|(_, stats)| stats.parts > 0).unzip();
         if with_parts.is_empty() {
@@ -173,8 +173,10 @@ impl Replay {
             let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
             for shard in some {
                 let key = keys.ids(*mode, *shard, *shards, window);
-                let parts: Vec<_> =
-                    with_parts.iter().map(|process| keys.part(*shard, *shards, window, process)).collect();
+                let parts: Vec<_> = with_parts
+                    .iter()
+                    .map(|instance_id| keys.part(*shard, *shards, window, instance_id))
+                    .collect();
                 commands.cmd("PFMERGE").arg(&key).arg(&parts).ignore();
                 commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window)).ignore();
                 // After the merge: one that is still there was there then.
@@ -194,10 +196,10 @@ impl Replay {
 
     /// Removes this instance's part of a window: it is closed.
     pub(super) async fn remove_part(&self, local: &LocalWindow) -> Result<(), Unavailable> {
-        let RedisCounterConfig { keys, shards, process, .. } = &*self.config;
+        let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
         let mut commands = Pipeline::new();
         for shard in 0..usize::from(shards.count()) {
-            commands.cmd("DEL").arg(keys.part(shard, *shards, local.window, process));
+            commands.cmd("DEL").arg(keys.part(shard, *shards, local.window, instance_id));
         }
         let remove = async |connection: &mut MultiplexedConnection| commands.exec_async(connection).await;
         self.redis.run(Call::Seal, remove).await?;
@@ -252,7 +254,7 @@ impl Replay {
         let mut get = Pipeline::new();
         get.cmd("HGETALL").arg(&key);
         let (Texts(entries),): (Texts,) = self.mending(Holds::Hash, &[vec![key]], Call::Count, &get).await?;
-        Ok(entries.into_iter().map(|(process, text)| (process, WindowStats::read(&text))).collect())
+        Ok(entries.into_iter().map(|(instance_id, text)| (instance_id, WindowStats::read(&text))).collect())
     }
 
     /// If something else is in the place of the hash, what other instances had said is missed when the window is counted.
@@ -264,7 +266,7 @@ impl Replay {
     ) -> Result<(), Unavailable> {
         let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
-        commands.cmd(set).arg(&key).arg(&self.config.process).arg(stats.to_string());
+        commands.cmd(set).arg(&key).arg(&self.config.instance_id).arg(stats.to_string());
         commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window));
         self.mending(Holds::Hash, &[vec![key]], Call::Seal, &commands).await
     }

@@ -92,9 +92,9 @@ declare! {
     degraded: Gauge = "headcount_degraded",
     /// Ids that were accepted and that Redis has not acknowledged: different ones in mode exact, all in mode
     /// hll.
-    unacknowledged_ids: Gauge = "headcount_unacknowledged_ids",
+    pending_ids: Gauge = "headcount_unacknowledged_ids",
     /// How many of them there may be; 0 where there is no such limit, as in mode hll.
-    unacknowledged_ids_max: Gauge = "headcount_unacknowledged_ids_max",
+    pending_ids_max: Gauge = "headcount_unacknowledged_ids_max",
     /// Ids that were accepted while Redis was away, for windows that the others closed without this instance.
     missed_ids: Counter = "headcount_missed_ids_total",
     /// Kafka brokers that this instance is connected to, while it publishes there.

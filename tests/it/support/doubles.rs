@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use headcount::coordination::grant::Grant;
+use headcount::coordination::term::Term;
 use headcount::model::window::{Clock, WindowCount};
 use headcount::publish::sinks::{CountSink, SinkError};
 
@@ -58,7 +58,7 @@ impl CountSink for TestSink {
         self.name
     }
 
-    async fn publish(&mut self, count: &WindowCount, _grant: &Grant) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _grant: &Term) -> Result<(), SinkError> {
         let mut refusals = self.refusals.lock().unwrap();
         if *refusals > 0 {
             *refusals -= 1;

@@ -12,7 +12,7 @@ use tracing::info;
 use super::client::{TIMEOUT, Watcher, failure};
 use super::ledger;
 use super::settings::KafkaSettings;
-use crate::coordination::grant::Grant;
+use crate::coordination::term::Term;
 use crate::model::window::{Window, WindowCount};
 use crate::publish::record::Record;
 use crate::publish::sinks::{CountSink, Origin, SinkError};
@@ -55,10 +55,10 @@ impl CountSink for KafkaSink {
         "kafka"
     }
 
-    async fn resume(&mut self, grant: &Grant) -> Result<Option<Window>, SinkError> {
+    async fn resume(&mut self, term: &Term) -> Result<Option<Window>, SinkError> {
         let old = self.producer.take();
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let (watcher, grant) = (self.watcher.clone(), grant.clone());
+        let (watcher, term) = (self.watcher.clone(), term.clone());
         let (producer, last) = self
             .blocking(move || {
                 drop(old);
@@ -66,7 +66,7 @@ impl CountSink for KafkaSink {
                     settings.producer().create_with_context(watcher).map_err(failure)?;
                 // Each time: it may have been deleted, or the brokers may have come back empty.
                 settings.prepare_topic(producer.client())?;
-                if !grant.is_valid() {
+                if !term.is_valid() {
                     return Err(SinkError::unavailable("the lease has ended"));
                 }
                 producer.init_transactions(TIMEOUT).map_err(failure)?;
@@ -82,12 +82,12 @@ impl CountSink for KafkaSink {
         Ok(last)
     }
 
-    async fn publish(&mut self, count: &WindowCount, grant: &Grant) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
         let Some(producer) = self.producer.clone() else {
             return Err(SinkError::unavailable("no connection to Kafka"));
         };
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let record = Record::new(count, &self.origin, grant);
+        let record = Record::new(count, &self.origin, term);
         let value = serde_json::to_vec(&record.value()).map_err(SinkError::unavailable)?;
         let (headers, ended) = (headers(&record), count.window.end());
         let look = self.looked.elapsed() > LOOK_EVERY;

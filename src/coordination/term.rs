@@ -1,4 +1,4 @@
-//! The grant: the right to close and publish windows.
+//! The term: the right to close and publish windows.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The right to close and publish windows, until a moment that is moved on as long as the lease is renewed.
-/// Clones are the same grant.
+/// Clones are the same term.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub struct Term {
     token: u64,
     /// None: for ever.
     life: Option<Arc<Life>>,
@@ -22,7 +22,7 @@ struct Life {
     given_up: CancellationToken,
 }
 
-impl Grant {
+impl Term {
     /// For a standalone instance.
     pub fn for_ever() -> Self {
         Self { token: 0, life: None }
