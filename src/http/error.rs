@@ -1,7 +1,7 @@
 //! What can be wrong with a request, and what the client is told.
 //!
 //! Every refusal of the API is a [`Failure`]; the one `match` in [`Failure::parts`] maps each to a
-//! status and a reason. The body is always `failed`: the reason is for people and for metrics. The
+//! status, a reason and what that means. The body is always `failed`: the reason is for people and for metrics. The
 //! cause of a failure of ours is logged where it is handled, and never sent.
 
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -22,42 +22,31 @@ pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// What a request without the token lacks.
 const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="headcount""#);
 
-/// Why a request is refused.
+/// Why a request is refused: [`Failure::parts`] says what each means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "what each means stands once, where the description of the API takes it from"
+)]
 pub enum Failure {
-    /// There is no id in the request.
     MissingId,
-    /// An id is no integer in range; in a bulk body the one at `line`, counted from 1.
+    /// `line` is that of a text body, or the element of a JSON array, counted from 1.
     InvalidId {
-        /// Line of a text body, element of a JSON array.
         line: Option<usize>,
     },
-    /// More than one `id` parameter.
     RepeatedId,
-    /// The endpoint is no http or https URL, is too long, or is given twice.
     InvalidEndpoint,
-    /// The endpoint is where callbacks must not go.
     ForbiddenEndpoint,
-    /// A bulk body that could not be read, or that is no JSON array; any body that is in chunks twice.
     InvalidBody,
-    /// A bulk body over the limit.
     BodyTooLarge,
-    /// A bulk body of another type, or compressed.
     UnsupportedMediaType,
-    /// The header `host` is missing, is there twice, or is none.
     InvalidHost,
-    /// A `transfer-encoding` of something else than `chunked`.
     UnsupportedTransferEncoding,
-    /// There is a token, and the request does not bear it.
     Unauthorized,
-    /// The route does not know this method.
     MethodNotAllowed {
-        /// Those it knows.
         allow: &'static str,
     },
-    /// More connections than the service takes.
     Overloaded,
-    /// The counter could not answer.
     StoreUnavailable,
 }
 
@@ -85,24 +74,57 @@ impl Failure {
         self.parts().1
     }
 
-    fn parts(self) -> (StatusCode, &'static str) {
+    /// Its status, its reason, and what that means.
+    pub(super) fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
         match self {
-            Self::MissingId => (StatusCode::BAD_REQUEST, "missing_id"),
-            Self::InvalidId { .. } => (StatusCode::BAD_REQUEST, "invalid_id"),
-            Self::RepeatedId => (StatusCode::BAD_REQUEST, "repeated_id"),
-            Self::InvalidEndpoint => (StatusCode::BAD_REQUEST, "invalid_endpoint"),
-            Self::ForbiddenEndpoint => (StatusCode::BAD_REQUEST, "forbidden_endpoint"),
-            Self::InvalidBody => (StatusCode::BAD_REQUEST, "invalid_body"),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
-            Self::InvalidHost => (StatusCode::BAD_REQUEST, "invalid_host"),
-            Self::UnsupportedTransferEncoding => {
-                (StatusCode::NOT_IMPLEMENTED, "unsupported_transfer_encoding")
+            Self::MissingId => (S::BAD_REQUEST, "missing_id", "there is no id."),
+            Self::InvalidId { .. } => {
+                (S::BAD_REQUEST, "invalid_id", "an id is no integer that fits 64 bits.")
             }
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-            Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+            Self::RepeatedId => (S::BAD_REQUEST, "repeated_id", "there is more than one `id`."),
+            Self::InvalidEndpoint => {
+                let meaning = "the endpoint is no http or https URL, is too long, or is given twice.";
+                (S::BAD_REQUEST, "invalid_endpoint", meaning)
+            }
+            Self::ForbiddenEndpoint => {
+                (S::BAD_REQUEST, "forbidden_endpoint", "callbacks must not go to this endpoint.")
+            }
+            Self::InvalidBody => {
+                let meaning =
+                    "the body breaks off, does not come in time, is chunked twice, or is no JSON array.";
+                (S::BAD_REQUEST, "invalid_body", meaning)
+            }
+            Self::BodyTooLarge => {
+                (S::PAYLOAD_TOO_LARGE, "body_too_large", "the body is over `--body-limit`.")
+            }
+            Self::UnsupportedMediaType => {
+                let meaning = "the body is of another media type, or compressed.";
+                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", meaning)
+            }
+            Self::InvalidHost => {
+                (S::BAD_REQUEST, "invalid_host", "the header `host` is missing, there twice, or no host.")
+            }
+            Self::UnsupportedTransferEncoding => {
+                let meaning = "the `transfer-encoding` is another than `chunked`.";
+                (S::NOT_IMPLEMENTED, "unsupported_transfer_encoding", meaning)
+            }
+            Self::Unauthorized => {
+                let meaning = "there is an `--api-token`, and the request does not bear it, once.";
+                (S::UNAUTHORIZED, "unauthorized", meaning)
+            }
+            Self::MethodNotAllowed { .. } => {
+                (S::METHOD_NOT_ALLOWED, "method_not_allowed", "the path does not know this method.")
+            }
+            Self::Overloaded => {
+                let meaning = "there are as many connections, waiting requests or bytes of bodies as the service takes.";
+                (S::SERVICE_UNAVAILABLE, "overloaded", meaning)
+            }
+            Self::StoreUnavailable => {
+                let meaning =
+                    "Redis is away, and the id cannot be kept here, or the question was for a count.";
+                (S::SERVICE_UNAVAILABLE, "store_unavailable", meaning)
+            }
         }
     }
 }
@@ -128,7 +150,7 @@ impl From<Refused> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let (status, reason) = self.parts();
+        let (status, reason, _) = self.parts();
         let mut response = (
             status,
             [

@@ -9,7 +9,7 @@ mod token;
 
 pub use self::api::{Api, Phase};
 pub use self::error::Failure;
-pub use self::routes::{Routers, routers};
+pub use self::routes::{Routers, description, routers};
 pub use self::server::late::LateRouter;
 pub use self::settings::Settings;
 pub use self::token::ApiToken;

@@ -1,7 +1,11 @@
 //! The mode: how ids are remembered.
 
-/// How ids are remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// How ids are remembered: with a `HyperLogLog`, or exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In a HyperLogLog: a few kilobytes for any number of ids, and a standard error
     Hll,

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
 
 /// Seconds in a day; every window length divides it.
 const DAY: u32 = 86_400;
@@ -151,27 +152,32 @@ impl Serialize for Window {
     }
 }
 
-/// What goes out as JSON: into the stream, to callbacks, and as a part of what is read.
-#[derive(Debug, Clone, Copy, Serialize)]
+/// A window's count so far.
+// It goes out as JSON: into the stream, to callbacks, and as a part of what is read.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[schema(examples(json!({ "timestamp": "2026-11-23T04:13:00Z", "unique_request_count": 4 })))]
 pub struct UniqueCount {
-    /// The window's start.
+    /// The window's start, UTC.
     pub timestamp: Window,
     /// How many different ids.
     pub unique_request_count: u64,
 }
 
-/// The count of a closed window, as every sink gets it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// A closed window.
+// As every sink gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(examples(json!({
+    "timestamp": "2026-11-23T04:12:00Z", "unique_request_count": 1, "accepted_ids": 1, "complete": true
+})))]
 pub struct WindowCount {
-    /// The window; its start on the wire.
+    /// The window: its start on the wire, UTC.
     #[serde(rename = "timestamp")]
     pub window: Window,
     /// How many different ids: an estimate in mode `hll`, the truth in mode `exact`.
     pub unique_request_count: u64,
     /// How many ids were accepted, repeats among them.
     pub accepted_ids: u64,
-    /// Whether all of the window is in the count. It is not when the service was not up from the
-    /// window's start to its end.
+    /// False where ids may be missing, or were not accepted from the window's start to its end.
     pub complete: bool,
 }
 

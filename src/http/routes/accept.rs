@@ -14,6 +14,7 @@ use url::form_urlencoded;
 
 use super::bulk;
 use super::in_flight::Place;
+use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
@@ -21,6 +22,9 @@ use crate::model::id::Id;
 use crate::model::id_list::IdList;
 use crate::model::window::Window;
 use crate::store::AddError;
+
+/// The methods of this route.
+pub(super) const ONLY_ACCEPT: Failure = Failure::MethodNotAllowed { allow: "GET, POST" };
 
 /// The answer to a request whose ids are counted.
 struct Counted;
@@ -47,14 +51,29 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
             routes.bulk.answer(started, result.map(|()| Counted))
         }
         _ => {
-            let failure = Failure::MethodNotAllowed { allow: "GET, POST" };
-            let failure = routes.api.admit(request.headers()).err().unwrap_or(failure);
+            let failure = routes.api.admit(request.headers()).err().unwrap_or(ONLY_ACCEPT);
             routes.accept.answer(started, Err::<&str, _>(failure))
         }
     }
 }
 
-async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
+/// Count one id
+///
+/// Answers `ok` once the id is counted. It is not safe, because it counts, but it may be repeated: within a window an id
+/// counts once. A request that fails counts nothing; with a 503 it may have. Parameters that are not listed are ignored.
+#[utoipa::path(
+    get, path = "/api/verve/accept", operation_id = "acceptId", tag = "ids",
+    params(
+        ("id" = Id, Query, description = "The id, in decimal, and only once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
+            `1e3` and white space are refused."),
+        ("endpoint" = Option<String>, Query, format = "uri", pattern = "^[Hh][Tt][Tt][Pp][Ss]?://", max_length = 2048,
+            description = "Where to send the count so far, once, after the answer. An http or https URL without user, \
+            password or fragment, on port 80, 443 or from 1024 on, at a public address unless `--callback-allow` opens \
+            more; only once, and only with `--callbacks on`.")
+    ),
+    security((), ("token" = []))
+)]
+pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
     let api = &routes.api;
     api.admit(headers)?;
     routes.in_flight.admit()?;
@@ -67,7 +86,27 @@ async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) -> Result<(
     Ok(())
 }
 
-async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
+/// Count many ids
+///
+/// Answers `ok` once all ids are counted. One bad id refuses the whole body. The ids are counted in the window in which
+/// the request arrived; should that be closed before all are in, the rest goes to the next.
+#[utoipa::path(
+    post, path = "/api/verve/accept", operation_id = "acceptIds", tag = "ids",
+    request_body(
+        description = "The ids: up to `--body-limit` bytes, not compressed. Parameters of the media type, such as a \
+            charset, are ignored.",
+        content(
+            (Lines = "text/plain", examples(("three" = (value = json!("1\n2\n2\n"))))),
+            (Lines = "application/x-ndjson", examples(("three" = (value = json!("1\n2\n2\n"))))),
+            (inline(Ids) = "application/json", examples(
+                ("two" = (value = json!([3, 4]))),
+                ("ends" = (value = json!([i64::MIN, u64::MAX])))
+            ))
+        )
+    ),
+    security((), ("token" = []))
+)]
+pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let mut window = api.window_now();
     if let Err(failure) = api.admit(request.headers()).and_then(|()| routes.in_flight.admit()) {

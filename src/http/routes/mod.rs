@@ -2,8 +2,10 @@
 
 mod accept;
 pub(super) mod bulk;
+mod description;
 mod in_flight;
 pub(super) mod ops;
+mod schemas;
 mod state;
 mod status;
 mod ui;
@@ -17,6 +19,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 
+pub use self::description::description;
 use self::state::Routes;
 use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
@@ -43,7 +46,7 @@ pub fn routers(api: Api) -> Routers {
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
-        .route("/openapi.json", get(ops::openapi))
+        .route("/openapi.json", get(description::openapi))
         .merge(ui);
     let finish = |router: Router<Arc<Routes>>| {
         router

@@ -1,4 +1,4 @@
-//! Routes for operations: `/livez`, `/readyz`, `/metrics`, `/openapi.json`.
+//! Routes for operations: `/livez`, `/readyz`, `/metrics`.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::schemas::Exposition;
 use super::state::Routes;
 use crate::http::api::Phase;
 use crate::http::error::{NO_STORE, TEXT};
@@ -14,13 +15,14 @@ use crate::http::error::{NO_STORE, TEXT};
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// What all routes answer, after `OpenAPI` 3.1. It is written by hand, and the tests hold the service to it.
-const DESCRIPTION: &str = include_str!("openapi.json");
-
 /// Where orchestrators ask whether to restart the process.
 pub(in crate::http) const LIVEZ: &str = "/livez";
 
-/// The process answers. It ends by itself when one of its parts does.
+/// Does the process live?
+///
+/// Answered also where the connections are at their cap: who is full is not dead.
+#[utoipa::path(get, path = "/livez", operation_id = "live", tag = "operations")]
+// The process ends by itself when one of its parts does.
 pub(in crate::http) async fn livez() -> Response {
     plain(StatusCode::OK, "alive")
 }
@@ -34,7 +36,10 @@ fn starting() -> Response {
     plain(StatusCode::SERVICE_UNAVAILABLE, "starting")
 }
 
-/// Whether a load balancer should send requests here.
+/// Should a load balancer send requests here?
+///
+/// It stays 200 while Redis is away, because an outage of Redis must not take all instances out of the load balancer.
+#[utoipa::path(get, path = "/readyz", operation_id = "ready", tag = "operations")]
 pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
     let clock_is_wrong = *routes.api.clock_is_wrong.borrow();
     match *routes.api.phase.borrow() {
@@ -47,7 +52,14 @@ pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
     }
 }
 
-/// All metrics, for Prometheus.
+/// Metrics for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations",
+    responses((
+        status = 200, description = "All metrics, in the text format 0.0.4 of Prometheus.", body = inline(Exposition),
+        content_type = "text/plain"
+    ))
+)]
 pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let api = &routes.api;
     let is_degraded = api.store.is_degraded();
@@ -59,12 +71,6 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     // Not the number of before: the largest of all instances is taken for that of all.
     api.metrics.current_unique_ids.set(counted.map_or(f64::NAN, |counted| counted.unique_ids as f64));
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
-}
-
-/// The description of the API. It is not to be cached, because another version may answer the next request.
-pub(super) async fn openapi() -> Response {
-    let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, NO_STORE)];
-    (headers, DESCRIPTION).into_response()
 }
 
 fn plain(status: StatusCode, body: &'static str) -> Response {

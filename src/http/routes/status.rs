@@ -8,31 +8,70 @@ use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use quanta::Instant;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::state::Routes;
 use super::unique;
 use crate::http::error::NO_STORE;
+use crate::model::mode::Mode;
 use crate::model::window::{UniqueCount, WindowCount};
 
-#[derive(Serialize)]
-struct Status {
+/// How this instance does, and what was counted.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "version": "0.1.0",
+    "instance": "web-1/3a977ecc20ba8a6e",
+    "leader": "web-1/3a977ecc20ba8a6e",
+    "mode": "hll",
+    "standard_error": 0.008_125,
+    "window_seconds": 60,
+    "degraded": false,
+    "requests_total": 123,
+    "accepted_ids_total": 456,
+    "current": { "timestamp": "2026-11-23T04:13:00Z", "unique_request_count": 4 },
+    "windows": [{
+        "timestamp": "2026-11-23T04:12:00Z", "unique_request_count": 1, "accepted_ids": 1, "complete": true
+    }]
+})))]
+pub(super) struct Status {
+    /// Of the service.
     version: &'static str,
+    /// This one: the host and a number that each start has anew.
+    #[schema(pattern = "^.+/[0-9a-f]{16}$")]
     instance: String,
+    /// The one that closes windows, if it is known.
+    #[schema(required, pattern = "^.+/[0-9a-f]{16}$")]
     leader: Option<String>,
-    mode: &'static str,
+    #[schema(inline)]
+    mode: Mode,
+    /// Relative to the truth: two of three counts are within one of it, 95 of 100 within two; 0 when exact.
+    #[schema(minimum = 0, maximum = 1)]
     standard_error: f64,
+    /// Length of a window. It divides a day.
+    #[schema(minimum = 1, maximum = 86_400)]
     window_seconds: u32,
+    /// True while Redis is away.
     degraded: bool,
-    /// Of this instance since its start.
+    /// Requests with ids that this instance has answered `ok` since its start.
     requests_total: u64,
-    /// The same.
+    /// Ids that this instance has accepted since its start, repeats among them.
     accepted_ids_total: u64,
-    /// None while it cannot be known.
+    /// Null while it cannot be known, as when Redis is away.
+    #[schema(required)]
     current: Option<UniqueCount>,
-    /// Oldest first.
+    /// The last closed windows, oldest first.
+    #[schema(max_items = 60)]
     windows: Vec<WindowCount>,
 }
 
+/// The data of the live page
+///
+/// The running window's count, the last closed windows, and how this instance does.
+#[utoipa::path(
+    get, path = "/status", tag = "counts",
+    responses((status = 200, description = "The data.", body = Status)),
+    security((), ("token" = []))
+)]
 pub(super) async fn status(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
     let result = match routes.api.admit_reader(&request) {
@@ -50,7 +89,7 @@ async fn read(routes: &Routes) -> impl IntoResponse + use<> {
         version: env!("CARGO_PKG_VERSION"),
         instance: api.instance.clone(),
         leader: api.leader.borrow().clone(),
-        mode: api.counting.mode.as_str(),
+        mode: api.counting.mode,
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
         degraded: api.store.is_degraded(),

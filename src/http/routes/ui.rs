@@ -25,7 +25,14 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy(PAGE)).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// The page. Everybody may have it: it has no numbers.
+/// The live page
+///
+/// Shows what `/status` says. With `--no-ui` it is 404.
+#[utoipa::path(
+    get, path = "/", tag = "counts",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html"))
+)]
+// Everybody may have it: it has no numbers.
 pub(super) async fn page() -> Response {
     let headers = [
         (CONTENT_TYPE, HTML),

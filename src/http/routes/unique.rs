@@ -9,20 +9,43 @@ use axum::response::{IntoResponse, Response};
 use quanta::Instant;
 use serde::Serialize;
 use tracing::warn;
+use utoipa::ToSchema;
 
 use super::state::Routes;
 use crate::http::error::{Failure, NO_STORE};
+use crate::model::mode::Mode;
 use crate::model::window::{UniqueCount, WindowCount};
 
-#[derive(Serialize)]
-struct Unique {
-    mode: &'static str,
+/// Counts, and how they are made.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "mode": "hll",
+    "standard_error": 0.008_125,
+    "window_seconds": 60,
+    "current": { "timestamp": "2026-11-23T04:13:00Z", "unique_request_count": 4 },
+    "last": { "timestamp": "2026-11-23T04:12:00Z", "unique_request_count": 1, "accepted_ids": 1, "complete": true }
+})))]
+pub(super) struct Unique {
+    #[schema(inline)]
+    mode: Mode,
+    /// Relative to the truth: two of three counts are within one of it, 95 of 100 within two; 0 when exact.
+    #[schema(minimum = 0, maximum = 1)]
     standard_error: f64,
+    /// Length of a window. It divides a day.
+    #[schema(minimum = 1, maximum = 86_400)]
     window_seconds: u32,
     current: UniqueCount,
+    /// Null before the first window is closed.
+    #[schema(required)]
     last: Option<WindowCount>,
 }
 
+/// The running window's count, and the last closed window
+#[utoipa::path(
+    get, path = "/api/verve/unique", operation_id = "uniqueCount", tag = "counts",
+    responses((status = 200, description = "The counts.", body = Unique)),
+    security((), ("token" = []))
+)]
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
     let result = match routes.api.admit_reader(&request) {
@@ -36,7 +59,7 @@ async fn read(routes: &Routes) -> Result<impl IntoResponse + use<>, Failure> {
     let current = current(routes).await?;
     let api = &routes.api;
     let unique = Unique {
-        mode: api.counting.mode.as_str(),
+        mode: api.counting.mode,
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
         current,

@@ -1,0 +1,322 @@
+//! What `/openapi.json` serves: the API after `OpenAPI` 3.1.
+//!
+//! utoipa derives the schemas from the types of the answers, and the operations from the handlers. The refusals are
+//! read off the answers that each [`Failure`] makes. The rest is what utoipa 6 has no words for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use utoipa::openapi::schema::{AdditionalProperties, Schema};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Object, RefOr};
+use utoipa::{Modify, OpenApi as _, ToSchema};
+
+use super::accept;
+use super::ops;
+use super::status;
+use super::ui;
+use super::unique;
+use crate::http::api::ONLY_READ;
+use crate::http::error::{Failure, NO_STORE};
+
+/// The description as JSON. It is made once, when somebody first asks.
+pub fn description() -> Bytes {
+    static DESCRIPTION: LazyLock<Bytes> = LazyLock::new(|| {
+        let mut description = json!(Derived::openapi());
+        complete(&mut description);
+        format!("{description:#}").into()
+    });
+    DESCRIPTION.clone()
+}
+
+/// What every description has.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "for its schema")]
+pub(super) struct OpenApi {
+    #[schema(pattern = r"^3\.1\.")]
+    openapi: String,
+    info: Object,
+    paths: Object,
+}
+
+/// This description
+#[utoipa::path(
+    get, path = "/openapi.json", operation_id = "describe", tag = "operations",
+    responses((status = 200, description = "An OpenAPI 3.1 description.", body = inline(OpenApi)))
+)]
+// It is not to be cached, because another version may answer the next request.
+pub(super) async fn openapi() -> Response {
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, NO_STORE)];
+    (headers, description()).into_response()
+}
+
+/// What utoipa derives.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "headcount",
+        description = "Clients send ids; the service counts how many different ones came in each window, a minute \
+            unless it is told otherwise. Counts are estimates with a stated standard error, or exact.\n\n\
+            Every refusal says why in the header `failure-reason`; the body is `failed`. What is no HTTP gets a bare \
+            400, and a head of more than 32 KB or a hundred headers a bare 431; neither is listed at the operations. \
+            No answer is to be cached.",
+        license(name = "MIT", identifier = "MIT")
+    ),
+    servers((url = "/")),
+    tags(
+        (name = "ids", description = "Sending ids. With `--api-token` it takes the token."),
+        (name = "counts", description = "Reading counts. With `--api-token` it takes the token."),
+        (name = "operations", description = "For those who run the service. `--admin-listen` moves these to an \
+            address of their own; where they are not, they are 404. None takes the token.")
+    ),
+    paths(
+        ui::page, status::status, accept::accept_one, accept::accept_many, unique::unique,
+        ops::livez, ops::readyz, ops::metrics, openapi
+    ),
+    modifiers(&Shared)
+)]
+struct Derived;
+
+/// What all schemas and operations share.
+struct Shared;
+
+impl Modify for Shared {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let Some(components) = &mut description.components else { return };
+        let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
+            "The token of `--api-token`. Without that flag everybody may ask. It is looked at before all else.",
+        ));
+        components.add_security_scheme("token", SecurityScheme::Http(token.build()));
+        for schema in components.schemas.values_mut() {
+            if let RefOr::T(Schema::Object(object)) = schema
+                && !object.properties.is_empty()
+            {
+                object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
+        }
+    }
+}
+
+/// Adds the refusals, the answers of one word, HEAD, and what utoipa cannot say.
+fn complete(description: &mut Value) {
+    description["info"]["summary"] =
+        json!("Counts how many different integer ids arrive in each window of time.");
+    let Some(paths) = description["paths"].as_object_mut() else { return };
+    for (path, operations) in paths.iter_mut() {
+        let Some(operations) = operations.as_object_mut() else { continue };
+        for (method, operation) in operations.iter_mut() {
+            complete_operation(path, method, operation);
+        }
+        if !operations.contains_key("post")
+            && let Some(mut head) = operations.get("get").cloned()
+        {
+            let id = head["operationId"].as_str().unwrap_or_default();
+            let (first, rest) = id.split_at_checked(1).unwrap_or_default();
+            head["operationId"] = json!(format!("head{}{rest}", first.to_uppercase()));
+            head["summary"] = json!("The same without the body");
+            if let Some(head) = head.as_object_mut() {
+                head.remove("description");
+            }
+            operations.insert("head".to_owned(), head);
+        }
+    }
+    let accept = &mut paths["/api/verve/accept"]["get"];
+    for (parameter, examples) in [
+        json!({
+            "small": { "value": 42 },
+            "negative": { "value": -7 },
+            "lowest": { "value": i64::MIN },
+            "highest": { "value": u64::MAX },
+        }),
+        json!({ "hook": { "value": "https://hooks.invalid/headcount" } }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        accept["parameters"][parameter]["examples"] = examples;
+    }
+    // It may be left out, but not be null.
+    accept["parameters"][1]["schema"]["type"] = json!("string");
+    accept["callbacks"] = json!({ "count": { "{$request.query.endpoint}": { "post": callback() } } });
+}
+
+fn complete_operation(path: &str, method: &str, operation: &mut Value) {
+    if operation["security"].is_null() {
+        operation["security"] = json!([]);
+    }
+    let responses = &mut operation["responses"];
+    let ok = match path {
+        "/api/verve/accept" => Some(words("What was sent is counted.", &["ok"])),
+        ops::LIVEZ => Some(words("It answers.", &["alive"])),
+        "/readyz" => Some(words("Yes. It is `degraded` while Redis is away.", &["ready", "degraded"])),
+        _ => None,
+    };
+    if let Some(ok) = ok {
+        responses["200"] = ok;
+    }
+    responses["200"]["headers"] =
+        json!({ "cache-control": header("cache-control", &["no-store".to_owned()].into(), true) });
+    responses["404"] = words("The path is not served at this address.", &["not found"]);
+    responses["404"]["headers"] = responses["200"]["headers"].clone();
+    for (status, response) in refusals(&failures(path, method)) {
+        responses[status] = response;
+    }
+    if path == "/readyz" {
+        let full = responses["503"].take();
+        let states = ["starting", "clock", "draining", "failed"];
+        responses["503"] = words(
+            "No: it is starting or going down; `clock`: the clock of its machine is off; or it is full, which is \
+             `failed`.",
+            &states,
+        );
+        responses["503"]["headers"] = full["headers"].clone();
+        for name in ["failure-reason", "retry-after"] {
+            let header = &mut responses["503"]["headers"][name];
+            header["required"] = json!(false);
+            header["description"] =
+                json!(format!("There if the body is `failed`. {}", meaning_of_header(name)));
+        }
+    }
+}
+
+/// What an operation refuses.
+fn failures(path: &str, method: &str) -> Vec<Failure> {
+    let (is_accept, is_of_api) = (path == "/api/verve/accept", path.starts_with("/api/"));
+    let mut failures = vec![if is_accept { accept::ONLY_ACCEPT } else { ONLY_READ }];
+    if path != ops::LIVEZ {
+        failures.push(Failure::Overloaded);
+    }
+    if is_of_api || path == "/status" {
+        failures.push(Failure::Unauthorized);
+    }
+    if is_of_api {
+        failures.push(Failure::StoreUnavailable);
+    }
+    match method {
+        "get" if is_accept => failures.extend([
+            Failure::MissingId,
+            Failure::InvalidId { line: None },
+            Failure::RepeatedId,
+            Failure::InvalidEndpoint,
+            Failure::ForbiddenEndpoint,
+        ]),
+        "post" => failures.extend([
+            Failure::MissingId,
+            Failure::InvalidId { line: Some(1) },
+            Failure::InvalidBody,
+            Failure::InvalidHost,
+            Failure::BodyTooLarge,
+            Failure::UnsupportedMediaType,
+            Failure::UnsupportedTransferEncoding,
+        ]),
+        _ => {}
+    }
+    failures
+}
+
+/// The answers to these failures, by status: with the headers that they have.
+fn refusals(failures: &[Failure]) -> BTreeMap<String, Value> {
+    let mut by_status = BTreeMap::<String, Vec<Failure>>::new();
+    for failure in failures {
+        by_status.entry(failure.parts().0.as_str().to_owned()).or_default().push(*failure);
+    }
+    let describe = |(status, failures): (String, Vec<Failure>)| {
+        let mut headers = BTreeMap::<String, (usize, BTreeSet<String>)>::new();
+        for failure in &failures {
+            for (name, value) in failure.into_response().headers() {
+                let (times, values) = headers.entry(name.to_string()).or_default();
+                *times += 1;
+                values.extend(value.to_str().map(str::to_owned));
+            }
+        }
+        headers.remove(CONTENT_TYPE.as_str());
+        let headers: Map<_, _> = headers
+            .into_iter()
+            .map(|(name, (times, values))| (name.clone(), header(&name, &values, times == failures.len())))
+            .collect();
+        let meanings = failures.iter().map(|failure| {
+            let (_, reason, meaning) = failure.parts();
+            format!("`{reason}`: {meaning}")
+        });
+        let mut response = words(&meanings.collect::<Vec<_>>().join(" "), &["failed"]);
+        response["headers"] = json!(headers);
+        (status, response)
+    };
+    by_status.into_iter().map(describe).collect()
+}
+
+/// An answer that is one of a few words.
+fn words(description: &str, words: &[&str]) -> Value {
+    json!({
+        "description": description,
+        "content": { "text/plain": { "schema": { "type": "string", "enum": words } } },
+    })
+}
+
+fn header(name: &str, values: &BTreeSet<String>, required: bool) -> Value {
+    let mut header = json!({ "description": meaning_of_header(name), "required": required });
+    match name {
+        "failure-line" | "retry-after" => {
+            header["schema"] = json!({ "type": "integer", "minimum": 1 });
+            header["example"] = json!(if name == "failure-line" { 6777 } else { 1 });
+        }
+        _ => header["schema"] = json!({ "type": "string", "enum": values }),
+    }
+    header
+}
+
+fn meaning_of_header(name: &str) -> &'static str {
+    match name {
+        "allow" => "The methods of this path.",
+        "cache-control" => "Counts are never to be cached, nor is what is wrong with a request.",
+        "failure-line" => {
+            "With `invalid_id`: which id, counted from 1. It is the line, or in JSON the element."
+        }
+        "failure-reason" => "What is wrong, in one word.",
+        "retry-after" => "Seconds after which to come back.",
+        "www-authenticate" => "What is lacking.",
+        _ => "",
+    }
+}
+
+/// What the service sends to the endpoint that a request names.
+fn callback() -> Value {
+    let parameter = |name: &str, required: bool, description: &str, schema: Value, example: Value| {
+        json!({
+            "name": name, "in": "header", "required": required, "description": description, "schema": schema,
+            "example": example,
+        })
+    };
+    json!({
+        "operationId": "receiveCount",
+        "summary": "The count so far, that id included",
+        "description": "Sent once, whatever comes of it. It has a second to connect and five in all; redirects are not \
+            followed, and the body of the answer is not read.",
+        "parameters": [
+            parameter("user-agent", true, "The service and its version.",
+                json!({ "type": "string", "pattern": "^headcount/" }),
+                json!(concat!("headcount/", env!("CARGO_PKG_VERSION")))),
+            parameter("webhook-id", true, "Unlike any other, so that a repeat can be told.",
+                json!({ "type": "string", "pattern": "^msg_[0-9a-f]{24}$" }), json!("msg_9f86d081884c7d650000002a")),
+            parameter("webhook-timestamp", true, "When it was sent, in seconds after 1970.",
+                json!({ "type": "integer", "minimum": 0 }), json!(1_795_453_448)),
+            parameter("webhook-signature", false, "With `--callback-secret`, after Standard Webhooks: `v1,` and the \
+                HMAC-SHA256 of `<webhook-id>.<webhook-timestamp>.<body>` in Base64.",
+                json!({ "type": "string", "pattern": "^v1,[0-9A-Za-z+/]{43}=$" }),
+                json!("v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=")),
+        ],
+        "requestBody": {
+            "required": true,
+            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/UniqueCount" } } },
+        },
+        "responses": {
+            "2XX": { "description": "Taken." },
+            "default": { "description": "Logged and counted as a failure. There is no second try." },
+        },
+    })
+}
