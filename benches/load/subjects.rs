@@ -233,9 +233,15 @@ mod service {
     }
 
     pub fn unique(address: SocketAddr) -> f64 {
-        let json: serde_json::Value =
-            serde_json::from_str(&get(address, "/api/verve/unique")).expect("an object");
-        json["current"]["unique_request_count"].as_f64().expect("a number")
+        // On a busy machine the store may have been away for a moment: then it has no number yet.
+        for _ in 0..100 {
+            let json = serde_json::from_str::<serde_json::Value>(&get(address, "/api/verve/unique"));
+            if let Some(count) = json.ok().and_then(|json| json["current"]["unique_request_count"].as_f64()) {
+                return count;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("{address} says no number for ten seconds");
     }
 
     fn get(address: SocketAddr, path: &str) -> String {

@@ -33,21 +33,18 @@ const BYTES_A_KEYED_ID: f64 = 70.0;
 const FORECAST_RATE: f64 = 10_000.0;
 
 /// A counter, a coordinator, and the tasks behind them.
-pub struct Backend {
+pub(super) struct Backend {
     /// For the label `counter` in logs and metrics.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// This process, unlike any other.
-    pub instance_id: String,
-    /// Redis, if that is where they are.
-    pub redis: Option<Redis>,
-    /// Remembers the ids.
-    pub store: Arc<Store>,
-    /// Coordinates the instances.
-    pub coordinator: Arc<Coordinator>,
+    pub(super) instance_id: String,
+    pub(super) redis: Option<Redis>,
+    pub(super) store: Arc<Store>,
+    pub(super) coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
-    pub term: watch::Receiver<Option<Term>>,
+    pub(super) term: watch::Receiver<Option<Term>>,
     /// Which process leads, as far as is known here.
-    pub leader: watch::Receiver<Option<String>>,
+    pub(super) leader: watch::Receiver<Option<String>>,
     counting: JoinHandle<Result<(), JoinError>>,
     lease: JoinHandle<()>,
     take_part: CancellationToken,
@@ -56,11 +53,7 @@ pub struct Backend {
 
 impl Backend {
     /// Where the settings say. In Redis it waits until that answers.
-    ///
-    /// # Errors
-    ///
-    /// [`CannotConnect`] when it does not in time.
-    pub async fn new(
+    pub(super) async fn new(
         settings: &Settings,
         workers: &Arc<Workers>,
         metrics: &Metrics,
@@ -143,12 +136,12 @@ impl Backend {
     }
 
     /// From here on this instance may lead: the others have taken its first heartbeat.
-    pub fn take_part(&self) {
+    pub(super) fn take_part(&self) {
         self.take_part.cancel();
     }
 
     /// Waits for a task to end that should not.
-    pub async fn ended(&mut self) -> anyhow::Error {
+    pub(super) async fn ended(&mut self) -> anyhow::Error {
         let (part, ended) = tokio::select! {
             ended = &mut self.counting => ("counting in Redis", ended.and_then(std::convert::identity)),
             ended = &mut self.lease => ("the lease", ended),
@@ -159,8 +152,8 @@ impl Backend {
         }
     }
 
-    /// Gives up the lease and, unless something is not `sealed`, says goodbye.
-    pub async fn stop(self, sealed: bool) {
+    /// Gives up the lease and, unless something is not `sealed`, leaves.
+    pub(super) async fn stop(self, sealed: bool) {
         self.stop_lease.cancel();
         // One that has not taken part yet would wait for that.
         self.take_part.cancel();
@@ -170,22 +163,20 @@ impl Backend {
             warn!(%error, "the lease was not given up");
         }
         if sealed && let Err(error) = self.coordinator.leave().await {
-            warn!(%error, "cannot say goodbye; the others notice by themselves");
+            warn!(%error, "cannot leave in order; the others notice by themselves");
         }
     }
 }
 
 /// How an instance takes part in a namespace.
-pub struct Coordination {
-    /// Reports and closes.
-    pub coordinator: RedisCoordinator,
-    /// Competes for the lease.
-    pub lease: Lease,
+pub(super) struct Coordination {
+    pub(super) coordinator: RedisCoordinator,
+    pub(super) lease: Lease,
 }
 
 impl Coordination {
     /// Does nothing yet.
-    pub fn new(settings: &Settings, redis: &Redis, instance_id: &str) -> Self {
+    pub(super) fn new(settings: &Settings, redis: &Redis, instance_id: &str) -> Self {
         let (keys, counting) = (Keys::new(&settings.namespace), &settings.counting);
         let config = RedisCoordinatorConfig {
             keys: keys.clone(),
@@ -207,7 +198,7 @@ impl Coordination {
 }
 
 /// The machine's name, and a number that no other process has.
-pub fn instance_id() -> String {
+pub(super) fn instance_id() -> String {
     let random = RandomState::new().hash_one(process::id());
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     // The scripts take only plain names for ours.

@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
-use std::path::PathBuf;
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::hll::Sketch;
@@ -20,25 +19,10 @@ const BUFFER: usize = 256 * 1024;
 /// A count that is quicker than this shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What to count.
-#[derive(Debug, Clone, Args)]
-pub struct CountArgs {
-    /// The text, any bytes; standard input without it, or with -. A line is held in memory whole
-    file: Option<PathBuf>,
-
-    /// How to count
-    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
-    mode: Mode,
-}
-
 /// Counts the different lines, as `sort -u | wc -l` does: a line ends in LF, the last one need not,
-/// and whatever else is in it counts. The result is a line for standard output.
-///
-/// # Errors
-///
-/// A line for the user when the file cannot be opened or read.
-pub fn run(args: &CountArgs) -> anyhow::Result<String> {
-    let name = args.file.as_ref().filter(|file| file.as_os_str() != "-");
+/// and whatever else is in it counts. Standard input is read without a file, or with `-`.
+pub(super) fn run(file: Option<&Path>, mode: Mode) -> anyhow::Result<()> {
+    let name = file.filter(|file| file.as_os_str() != "-");
     let unreadable = || {
         let name = name.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
         format!("cannot read '{name}'")
@@ -52,9 +36,9 @@ pub fn run(args: &CountArgs) -> anyhow::Result<String> {
         None => (Box::new(io::stdin().lock()), None),
     };
     let lines = BufReader::with_capacity(BUFFER, text);
-    let mut seen = Seen::new(args.mode);
+    let mut seen = Seen::new(mode);
     count(lines, &mut seen, Progress::new(size)).with_context(unreadable)?;
-    Ok(seen.to_string())
+    writeln!(io::stdout(), "{seen}").context("cannot write the result to standard output")
 }
 
 fn count(mut text: impl BufRead, seen: &mut Seen, mut progress: Progress) -> io::Result<()> {

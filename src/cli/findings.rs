@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// As it should be.
     Ok,
     /// It would serve, but not as one would wish.
@@ -15,28 +15,21 @@ pub enum Verdict {
 }
 
 /// Where findings go: a line each, as they come.
-pub struct Findings<W> {
+pub(super) struct Findings<W> {
     out: W,
     failed: bool,
 }
 
 impl<W: Write> Findings<W> {
-    /// None yet.
-    pub fn new(out: W) -> Self {
+    pub(super) fn new(out: W) -> Self {
         Self { out, failed: false }
     }
 
-    /// Whether one of them is that something is wrong.
-    pub fn failed(&self) -> bool {
+    pub(super) fn failed(&self) -> bool {
         self.failed
     }
 
-    /// Writes one.
-    ///
-    /// # Errors
-    ///
-    /// [`io::Error`] when no more can be written.
-    pub fn add(&mut self, verdict: Verdict, subject: &str, text: impl Display) -> io::Result<()> {
+    pub(super) fn add(&mut self, verdict: Verdict, subject: &str, text: impl Display) -> io::Result<()> {
         self.failed |= verdict == Verdict::Fail;
         writeln!(self.out, "{verdict} {subject}: {text}")?;
         self.out.flush()

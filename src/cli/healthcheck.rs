@@ -11,18 +11,12 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::cli::flags::ListenFlags;
-
 /// How long the answer may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks `/livez` where a service with these flags has it.
-///
-/// # Errors
-///
-/// A line for the user unless the answer is 200.
-pub async fn run(addresses: &ListenFlags) -> anyhow::Result<()> {
-    let address = reachable(addresses.admin_listen.unwrap_or(addresses.listen));
+/// Asks `/livez` of a service that listens on `address`.
+pub(super) async fn run(address: SocketAddr) -> anyhow::Result<()> {
+    let address = reachable(address);
     let status = tokio::time::timeout(TIMEOUT, ask(address))
         .await
         .map_err(|_| anyhow!("{address} does not answer within {TIMEOUT:?}"))?

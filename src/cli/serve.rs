@@ -7,17 +7,15 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::callback::{self, Callbacks, Dependencies};
 use crate::cli::backend::Backend;
 use crate::cli::listeners::Listeners;
-use crate::cli::service::{GOODBYE, Service};
+use crate::cli::service::{LEAVING, Server, Service};
 use crate::cli::settings::Settings;
-use crate::cli::starting::introduce_until;
 use crate::coordination::sealer::Sealer;
 use crate::coordination::{ClosedWindows, HeartbeatError};
 use crate::http::server::{self, Stop};
@@ -31,6 +29,10 @@ use crate::telemetry::metrics::Metrics;
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
 const UPKEEP_EVERY: Duration = Duration::from_millis(250);
+/// The first wait after a first heartbeat that was not taken; it doubles up to the other.
+const HEARTBEAT_AGAIN: Duration = Duration::from_millis(100);
+const HEARTBEAT_AGAIN_MAX: Duration = Duration::from_secs(1);
+
 /// Serves until `shutdown`, then stops in order. A shutdown while it starts ends it at once: nothing has been accepted.
 ///
 /// # Errors
@@ -63,43 +65,34 @@ async fn start(
     let Settings { counting, http: limits, .. } = &settings;
     let metrics = Arc::new(Metrics::new());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (stop_http, stop_admin, stop_callbacks) = (Stop::default(), Stop::default(), Stop::default());
     let workers = Workers::start(limits.threads)
         .context("cannot start the threads that serve connections, is --threads too high?")?;
     let workers = Arc::new(workers);
     let addresses = listeners.addresses().context("a listener has no address")?;
-    // Whoever asks meanwhile is told.
-    let (public, operations) = (LateRouter::starting(), LateRouter::starting());
-    let serve = |listener, router: &LateRouter, stop: &Stop| {
-        let (metrics, workers) = (Arc::clone(&metrics), Arc::clone(&workers));
-        spawn_server(listener, router.clone(), limits, metrics, workers, stop.clone())
-    };
-    let http = serve(listeners.public, &public, &stop_http);
-    let admin = match listeners.admin {
-        Some(listener) => serve(listener, &operations, &stop_admin),
-        None => tokio::spawn(std::future::pending()),
-    };
-    let patience = settings.redis.as_ref().map_or(Duration::ZERO, |redis| redis.wait);
-    let patience = Instant::now() + patience;
-    let connecting = Backend::new(&settings, &workers, &metrics, stop_http.drain.clone());
+    // Requests that come while the service starts are answered too.
+    let server = |listener| start_server(listener, limits, &metrics, &workers);
+    let (public, admin) = (server(Some(listeners.public)), server(listeners.admin));
+
+    let deadline = Instant::now() + settings.redis.as_ref().map_or(Duration::ZERO, |redis| redis.wait);
+    let connecting = Backend::new(&settings, &workers, &metrics, public.stop.drain.clone());
     let backend = tokio::select! {
         connected = connecting => connected?,
         () = shutdown.cancelled() => return Ok(None),
     };
     let closed = ClosedWindows::new(Arc::clone(&metrics));
-    let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
-    let (phase, phase_receiver) = watch::channel(Phase::Starting);
-
     let origin = settings.origin(backend.instance_id.clone());
     let sinks =
         settings.sinks.clone().open(&origin, backend.redis.as_ref(), counting.retention, log, &metrics)?;
-    let introduce = || introduce(&clock, &backend, counting.window, &metrics, &closed);
-    let Some(sealer) = introduce_until(patience, introduce, shutdown).await? else {
-        // Its first heartbeat may have been taken: others need not wait for it.
-        let _ = tokio::time::timeout(GOODBYE, backend.stop(true)).await;
-        return Ok(None);
+    let sealer = tokio::select! {
+        sealer = introduce(&backend, &clock, counting.window, &metrics, &closed, deadline) => sealer?,
+        () = shutdown.cancelled() => {
+            // Its first heartbeat may have been taken: others need not wait for it.
+            let _ = tokio::time::timeout(LEAVING, backend.stop(true)).await;
+            return Ok(None);
+        }
     };
     backend.take_part();
+
     let publisher = Publisher {
         clock: Arc::clone(&clock),
         store: Arc::clone(&backend.store),
@@ -112,16 +105,14 @@ async fn start(
         metrics: Arc::clone(&metrics),
         closed: closed.clone(),
     };
-    set_info(&metrics, backend.name, counting);
-    raise_descriptor_limit(limits.max_connections, settings.callbacks.concurrency, workers.count());
     let dependencies = Dependencies {
         own: addresses.clone(),
         store: Arc::clone(&backend.store),
         closed: closed.clone(),
         clock: Arc::clone(&clock),
     };
-    let (callbacks, callback_tasks) = Callbacks::new(settings.callbacks.clone(), dependencies, &metrics)?;
-
+    let (callbacks, callback_task) = Callbacks::new(settings.callbacks.clone(), dependencies, &metrics)?;
+    let (phase, phase_receiver) = watch::channel(Phase::Starting);
     let routers = http::routers(Api {
         store: Arc::clone(&backend.store),
         callbacks,
@@ -135,22 +126,25 @@ async fn start(
         settings: limits.clone(),
         metrics: Arc::clone(&metrics),
     });
-    public.arrive(routers.public);
-    routers.admin.into_iter().for_each(|routes| operations.arrive(routes));
+    set_info(&metrics, backend.name, counting);
+    raise_descriptor_limit(limits.max_connections, settings.callbacks.concurrency, workers.count());
+    public.routes.arrive(routers.public);
+    routers.admin.into_iter().for_each(|routes| admin.routes.arrive(routes));
+
+    let stop_callbacks = Stop::default();
+    let (stop_sealer, stop_publisher) = (CancellationToken::new(), CancellationToken::new());
     let service = Service {
         sealer: tokio::spawn(sealer.run(stop_sealer.clone())),
         publisher: tokio::spawn(publisher.run(sinks, stop_publisher.clone())),
-        http,
-        admin,
         callbacks: tokio::spawn(
-            callback_tasks.run(stop_callbacks.drain.clone(), stop_callbacks.abort.clone()),
+            callback_task.run(stop_callbacks.drain.clone(), stop_callbacks.abort.clone()),
         ),
         upkeep: tokio::spawn(keep_up(metrics)),
+        public,
+        admin,
         backend,
         stopping: settings.stopping,
         phase,
-        stop_http,
-        stop_admin,
         stop_callbacks,
         stop_sealer,
         stop_publisher,
@@ -160,33 +154,54 @@ async fn start(
     Ok(Some(service))
 }
 
-fn introduce(
-    clock: &Arc<dyn Clock>,
+/// Without a listener, a task that never ends takes the server's place.
+fn start_server(
+    listener: Option<TcpListener>,
+    limits: &http::Settings,
+    metrics: &Arc<Metrics>,
+    workers: &Arc<Workers>,
+) -> Server {
+    let (routes, stop) = (LateRouter::starting(), Stop::default());
+    let (limits, metrics, workers) = (limits.clone(), Arc::clone(metrics), Arc::clone(workers));
+    let (late, stopped) = (routes.clone(), stop.clone());
+    let task = tokio::spawn(async move {
+        match listener {
+            Some(listener) => server::serve(listener, late, &limits, metrics, workers, stopped).await,
+            None => std::future::pending().await,
+        }
+    });
+    Server { task, stop, routes }
+}
+
+/// Sends the first heartbeat, until it is taken or there is no more time. An instance that is refused for good does not
+/// try again.
+async fn introduce(
     backend: &Backend,
+    clock: &Arc<dyn Clock>,
     window: WindowLength,
     metrics: &Arc<Metrics>,
     closed: &ClosedWindows,
-) -> impl Future<Output = Result<Sealer, HeartbeatError>> + use<> {
-    Sealer::introduce(
-        Arc::clone(clock),
-        Arc::clone(&backend.store),
-        Arc::clone(&backend.coordinator),
-        window,
-        Arc::clone(metrics),
-        closed.clone(),
-    )
-}
-
-fn spawn_server(
-    listener: TcpListener,
-    router: LateRouter,
-    limits: &http::Settings,
-    metrics: Arc<Metrics>,
-    workers: Arc<Workers>,
-    stop: Stop,
-) -> JoinHandle<()> {
-    let limits = limits.clone();
-    tokio::spawn(async move { server::serve(listener, router, &limits, metrics, workers, stop).await })
+    deadline: Instant,
+) -> Result<Sealer, HeartbeatError> {
+    let mut wait = HEARTBEAT_AGAIN;
+    loop {
+        let introduced = Sealer::introduce(
+            Arc::clone(clock),
+            Arc::clone(&backend.store),
+            Arc::clone(&backend.coordinator),
+            window,
+            Arc::clone(metrics),
+            closed.clone(),
+        );
+        match introduced.await {
+            Err(HeartbeatError::Unavailable(error)) if Instant::now() + wait < deadline => {
+                debug!(%error, "the first heartbeat was not taken, trying again");
+                tokio::time::sleep(wait).await;
+                wait = (2 * wait).min(HEARTBEAT_AGAIN_MAX);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn set_info(metrics: &Metrics, backend: &'static str, counting: &Counting) {
@@ -221,7 +236,7 @@ fn raise_descriptor_limit(connections: u32, callbacks: u32, workers: usize) {
     }
 }
 
-/// Said when it is true: whoever waits for this line may send requests.
+/// Comes last: a client that waits for this line may send requests.
 fn log_start(backend: &str, counting: &Counting, addresses: &[SocketAddr]) {
     info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -7,7 +7,7 @@
 //! 3. Callbacks that wait are sent.
 //! 4. The sealer seals everything, the running window too.
 //! 5. The publisher closes what it can and hands what is left to the sinks.
-//! 6. The lease is given up, and the others are told goodbye.
+//! 6. The lease is given up, and the instance leaves: the others need not wait for it.
 //!
 //! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 4 to 6: a client
 //! that never finishes its request is cut off, so that the counts of all others come out.
@@ -24,38 +24,45 @@ use tracing::{info, warn};
 use crate::cli::backend::Backend;
 use crate::cli::settings::Stopping;
 use crate::coordination::HeartbeatError;
-use crate::http::Phase;
 use crate::http::server::Stop;
+use crate::http::{LateRouter, Phase};
 
-/// What is kept back of the shutdown time-out for giving up the lease and saying goodbye.
-pub(super) const GOODBYE: Duration = Duration::from_secs(1);
+/// What is kept back of the shutdown time-out for giving up the lease and leaving.
+pub(super) const LEAVING: Duration = Duration::from_secs(1);
 /// What is kept back of the shutdown time-out for the last publish, at most half of it.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
 
 /// The running parts.
 pub(super) struct Service {
+    /// For the API.
+    pub(super) public: Server,
+    /// For operations, if they have an address of their own.
+    pub(super) admin: Server,
     pub(super) backend: Backend,
     pub(super) stopping: Stopping,
     pub(super) phase: watch::Sender<Phase>,
-    pub(super) stop_http: Stop,
-    pub(super) stop_admin: Stop,
     pub(super) stop_callbacks: Stop,
     pub(super) stop_sealer: CancellationToken,
     pub(super) stop_publisher: CancellationToken,
-    pub(super) http: JoinHandle<()>,
-    pub(super) admin: JoinHandle<()>,
     pub(super) callbacks: JoinHandle<()>,
     pub(super) sealer: JoinHandle<Result<(), HeartbeatError>>,
     pub(super) publisher: JoinHandle<Result<(), JoinError>>,
     pub(super) upkeep: JoinHandle<()>,
 }
 
+/// A server, which is there before its routes are.
+pub(super) struct Server {
+    pub(super) task: JoinHandle<()>,
+    pub(super) stop: Stop,
+    pub(super) routes: LateRouter,
+}
+
 impl Service {
     /// Waits for a part to end that should not.
     pub(super) async fn ended(&mut self) -> anyhow::Error {
         tokio::select! {
-            ended = &mut self.http => returned("the HTTP server", ended),
-            ended = &mut self.admin => returned("the HTTP server for operations", ended),
+            ended = &mut self.public.task => returned("the HTTP server", ended),
+            ended = &mut self.admin.task => returned("the HTTP server for operations", ended),
             ended = &mut self.callbacks => returned("the callbacks", ended),
             ended = self.backend.ended() => ended,
             ended = &mut self.sealer => failed("the sealer", ended),
@@ -77,20 +84,20 @@ impl Service {
         self.phase.send_replace(Phase::Draining);
         tokio::time::sleep(drain_delay).await;
 
-        self.stop_http.drain.cancel();
-        let drained = tokio::time::timeout_at(deadline - last_publish, &mut self.http).await;
+        self.public.stop.drain.cancel();
+        let drained = tokio::time::timeout_at(deadline - last_publish, &mut self.public.task).await;
         // Whichever way, when the server has ended it is sure that nobody adds an id.
         if let Ok(ended) = drained {
             part(ended)?;
         } else {
             warn!("clients that have not finished their requests are cut off");
-            self.stop_http.abort.cancel();
-            part((&mut self.http).await)?;
+            self.public.stop.abort.cancel();
+            part((&mut self.public.task).await)?;
         }
 
         // Before the windows are sealed, and then forgotten, that they are to tell of.
         self.stop_callbacks.drain.cancel();
-        let end = deadline - GOODBYE.min(last_publish / 2);
+        let end = deadline - LEAVING.min(last_publish / 2);
         if tokio::time::timeout_at(deadline - last_publish, &mut self.callbacks).await.is_err() {
             self.stop_callbacks.abort.cancel();
             // At once: it only has to say how many are left.
@@ -102,15 +109,14 @@ impl Service {
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;
         let pending_ids = self.backend.store.pending_ids();
-        // Also when not everything was published: the others need not wait for this instance. But whoever has
-        // not sealed everything vanishes.
-        let goodbye =
-            tokio::time::timeout(GOODBYE, self.backend.stop(matches!(sealed, Ok(Ok(Ok(())))))).await;
-        if goodbye.is_err() {
-            warn!("no time to give up the lease and say goodbye");
+        // Also when not everything was published: the others need not wait for this instance. But an instance that
+        // has not sealed everything does not leave, it vanishes.
+        let left = tokio::time::timeout(LEAVING, self.backend.stop(matches!(sealed, Ok(Ok(Ok(())))))).await;
+        if left.is_err() {
+            warn!("no time to give up the lease and leave");
         }
-        self.stop_admin.drain.cancel();
-        self.stop_admin.abort.cancel();
+        self.admin.stop.drain.cancel();
+        self.admin.stop.abort.cancel();
         self.upkeep.abort();
         let Ok(sealed) = sealed else {
             bail!(

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Signals that come so soon after the first one say nothing new.
-pub const SAME_WISH: Duration = Duration::from_secs(1);
+pub(super) const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// The signals that ask a service to stop.
-pub struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     /// None if the process was started to ignore it.
@@ -27,11 +27,7 @@ pub struct Signals {
 
 impl Signals {
     /// From here on they do not end the process.
-    ///
-    /// # Errors
-    ///
-    /// When the system does not let us.
-    pub fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let hang_up = (!ignores_hang_up()).then(|| signal(SignalKind::hangup())).transpose()?;
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -41,7 +37,7 @@ impl Signals {
     }
 
     /// Cancels `stop` at the first signal, and returns at one that comes later than [`SAME_WISH`] after it.
-    pub async fn hurry(mut self, stop: CancellationToken) {
+    pub(super) async fn hurry(mut self, stop: CancellationToken) {
         self.next().await;
         stop.cancel();
         let first = Instant::now();

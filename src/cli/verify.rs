@@ -23,11 +23,7 @@ use crate::telemetry::metrics::Metrics;
 const NAMED: usize = 5;
 
 /// Writes what it finds to `out`; true if nothing is wrong.
-///
-/// # Errors
-///
-/// [`io::Error`] when `out` takes no more.
-pub async fn run(settings: &Settings, kafka: &KafkaSettings, out: impl Write) -> io::Result<bool> {
+pub(super) async fn run(settings: &Settings, kafka: &KafkaSettings, out: impl Write) -> io::Result<bool> {
     let mut findings = Findings::new(out);
     let entries = match read(settings, kafka).await {
         Ok(entries) => entries,

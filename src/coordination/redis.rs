@@ -272,7 +272,7 @@ impl RedisCoordinator {
         Ok(Some(Resume { next, stored: stored.collect() }))
     }
 
-    /// [`super::Coordinator::view`].
+    /// [`super::Coordinator::membership_view`].
     ///
     /// # Errors
     ///

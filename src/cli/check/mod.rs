@@ -15,11 +15,7 @@ use crate::cli::settings::Settings;
 use crate::publish::sinks::file::FileSink;
 
 /// Writes what it finds to `out`; true if nothing failed.
-///
-/// # Errors
-///
-/// [`io::Error`] when `out` takes no more.
-pub async fn run(settings: &Settings, out: impl Write) -> io::Result<bool> {
+pub(super) async fn run(settings: &Settings, out: impl Write) -> io::Result<bool> {
     let mut findings = Findings::new(out);
     if let Some(server) = &settings.redis {
         redis::look(settings, server, &mut findings).await?;

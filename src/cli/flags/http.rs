@@ -10,10 +10,9 @@ use crate::http::{ApiToken, Settings};
 use crate::platform::secret::SecretArg;
 use crate::platform::workers;
 
-/// Where the service listens.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "HTTP")]
-pub struct ListenFlags {
+pub(super) struct ListenFlags {
     /// Address to listen on
     #[arg(
         long,
@@ -22,11 +21,11 @@ pub struct ListenFlags {
         default_value = "0.0.0.0:8080",
         value_parser = values::address
     )]
-    pub listen: SocketAddr,
+    pub(super) listen: SocketAddr,
 
     /// Address for /livez, /readyz, /metrics, /openapi.json and the live page; they leave --listen then
     #[arg(long, env = "HEADCOUNT_ADMIN_LISTEN", value_name = "ADDRESS", value_parser = values::address)]
-    pub admin_listen: Option<SocketAddr>,
+    pub(super) admin_listen: Option<SocketAddr>,
 }
 
 /// Addresses and limits.

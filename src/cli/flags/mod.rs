@@ -1,128 +1,140 @@
-//! The flags: the only place that knows the command line. It makes plain settings of them, one struct for each part.
+//! The command line: the flags, and the plain settings that they become.
 //!
-//! What a flag takes is looked at by its parser. What two flags must agree on is looked at by [`ServeFlags::settings`].
+//! What one flag takes is checked by its parser, what two flags must agree on by [`ServeFlags::settings`].
 
 mod callbacks;
 mod counting;
+mod exposed;
 mod http;
 mod logging;
 mod publishing;
 mod redis;
+mod serve;
 mod values;
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use self::http::{HttpFlags, ListenFlags};
-use crate::cli::settings::{Settings, Stopping};
-use crate::publish::sinks::settings::Sinks;
+pub use self::http::HttpFlags;
+use self::http::ListenFlags;
+pub use self::serve::ServeFlags;
+use crate::cli::settings::Settings;
+use crate::model::mode::Mode;
+use crate::publish::sinks::kafka::KafkaSettings;
 
-/// All that can be said about serving.
-#[derive(Debug, Clone, Args)]
-pub struct ServeFlags {
+/// Counts how many different integer ids arrive each minute
+///
+/// Without a command and without flags it serves: on port 8080, in memory, with HyperLogLog.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+struct Flags {
+    #[command(subcommand)]
+    command: Option<CommandFlags>,
+
     #[command(flatten)]
-    counting: counting::CountingFlags,
-    #[command(flatten)]
-    http: HttpFlags,
-    #[command(flatten)]
-    redis: redis::RedisFlags,
-    #[command(flatten)]
-    publishing: publishing::PublishingFlags,
-    #[command(flatten)]
-    kafka: publishing::KafkaFlags,
-    #[command(flatten)]
-    callbacks: callbacks::CallbackFlags,
-    #[command(flatten)]
-    stopping: StoppingFlags,
-    #[command(flatten)]
-    logging: logging::LoggingFlags,
+    serve: ServeFlags,
 }
 
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Stopping")]
-struct StoppingFlags {
-    /// How long to go on serving after the signal to stop, with /readyz saying no: longer than a
-    /// load balancer takes to notice
-    #[arg(
-        long, env = "HEADCOUNT_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
-        value_parser = values::duration
-    )]
-    drain_delay: Duration,
-
-    /// How long stopping may take in all
-    #[arg(
-        long, env = "HEADCOUNT_SHUTDOWN_TIMEOUT", value_name = "DURATION", default_value = "25s",
-        value_parser = values::positive_duration
-    )]
-    shutdown_timeout: Duration,
+#[derive(Debug, Subcommand)]
+enum CommandFlags {
+    /// Serve requests and publish the count of every window; what happens without a command
+    Serve(Box<ServeFlags>),
+    /// See whether serving with the same flags would go well: a line for each finding, exit code 0 or 1
+    Check(Box<ServeFlags>),
+    /// Read the Kafka topic of a service with these flags: gaps, repeats, wrong counts; exit code 0 or 1
+    Verify(Box<ServeFlags>),
+    /// Count the different lines of a file or of standard input
+    Count(CountFlags),
+    /// Ask a running service whether it lives; exit code 0 or 1
+    Healthcheck(ListenFlags),
 }
 
-impl ServeFlags {
-    /// Reads the files that flags name, and looks at what flags must agree on.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without any secret.
-    pub fn settings(self) -> Result<Settings, String> {
-        let Self { counting, http, redis, publishing, kafka, callbacks, stopping, logging } = self;
-        let counting = counting.settings()?;
-        let http = http.settings()?;
-        let server = redis.settings()?;
-        if redis.redis_stream.is_some() && server.is_none() {
-            return Err("'--redis-stream <KEY>' says nothing without '--redis-url'".to_owned());
+#[derive(Debug, Args)]
+struct CountFlags {
+    /// The text, any bytes; standard input without it, or with -. A line is held in memory whole
+    file: Option<PathBuf>,
+
+    /// How to count
+    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
+    mode: Mode,
+}
+
+/// A command, with its settings.
+pub(super) enum Command {
+    /// Help or the version, which has been printed.
+    Help,
+    Serve {
+        settings: Box<Settings>,
+        /// A line for the log about secrets on the command line.
+        warning: Option<String>,
+    },
+    Check(Box<Settings>),
+    Verify(Box<Settings>, KafkaSettings),
+    Count {
+        file: Option<PathBuf>,
+        mode: Mode,
+    },
+    Healthcheck(SocketAddr),
+}
+
+/// Reads the command line of this process. An error is a line for the user.
+pub(super) fn read() -> Result<Command, String> {
+    let mut command = Flags::command();
+    let read = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        let flags = Flags::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        Ok((matches, flags))
+    });
+    let (matches, flags) = match read {
+        Ok(read) => read,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // Nobody is left to tell when standard output is closed.
+            let _ = error.print();
+            return Ok(Command::Help);
         }
-        let pending_max = redis.pending_max();
-        let kafka = kafka.settings(&redis.namespace)?;
-        Ok(Settings {
-            namespace: redis.namespace,
-            counting,
-            http,
-            redis: server,
-            redis_writes: redis.redis_writes,
-            on_redis_down: redis.on_redis_down,
-            pending_max,
-            lease_ttl: publishing.lease_ttl,
-            close_timeout: publishing.close_timeout,
-            sinks: Sinks { log_dir: publishing.log_dir, kafka, stream: redis.redis_stream },
-            callbacks: callbacks.settings()?,
-            stopping: stopping.settings()?,
-            logging: logging.settings(),
-        })
-    }
+        Err(error) => return Err(in_one_line(&error)),
+    };
+    let settings = |flags: ServeFlags| flags.settings().map(Box::new);
+    Ok(match flags.command.unwrap_or_else(|| CommandFlags::Serve(Box::new(flags.serve))) {
+        CommandFlags::Serve(flags) => Command::Serve {
+            settings: settings(*flags)?,
+            warning: exposed::warning(matches.subcommand_matches("serve").unwrap_or(&matches)),
+        },
+        CommandFlags::Check(flags) => Command::Check(settings(*flags)?),
+        CommandFlags::Verify(flags) => {
+            let settings = settings(*flags)?;
+            let kafka = settings.sinks.kafka.clone().ok_or("'verify' requires '--kafka-brokers'")?;
+            Command::Verify(settings, kafka)
+        }
+        CommandFlags::Count(CountFlags { file, mode }) => Command::Count { file, mode },
+        CommandFlags::Healthcheck(ListenFlags { listen, admin_listen }) => {
+            Command::Healthcheck(admin_listen.unwrap_or(listen))
+        }
+    })
 }
 
-impl StoppingFlags {
-    fn settings(self) -> Result<Stopping, String> {
-        let Self { drain_delay, shutdown_timeout } = self;
-        if drain_delay >= shutdown_timeout {
-            return Err(format!(
-                "invalid value '{}' for '--drain-delay <DURATION>': expected less than --shutdown-timeout, {}",
-                humantime::format_duration(drain_delay),
-                humantime::format_duration(shutdown_timeout),
-            ));
-        }
-        Ok(Stopping { drain_delay, shutdown_timeout })
-    }
+fn in_one_line(error: &clap::Error) -> String {
+    let message = error.render().to_string();
+    let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let words: Vec<_> =
+        lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        serve: ServeFlags,
-    }
-
+    /// A secret that is hidden in the help is warned about on the command line.
     #[test]
-    fn a_renamed_flag_keeps_its_old_name() {
-        for (flag, expected) in [("--pending-max", 7), ("--unacknowledged-max", 8)] {
-            let cli = Cli::parse_from(["headcount", flag, &expected.to_string()]);
-            assert_eq!(cli.serve.settings().unwrap().pending_max, expected, "{flag}");
+    fn every_secret_is_known() {
+        let command = Flags::command();
+        let secrets: Vec<_> = command.get_arguments().filter(|flag| flag.is_hide_env_values_set()).collect();
+        assert!(secrets.len() >= 4);
+        for flag in secrets {
+            assert!(exposed::knows(flag.get_id().as_str()), "{}", flag.get_id());
         }
     }
 }

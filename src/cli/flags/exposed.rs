@@ -23,7 +23,7 @@ const SECRETS: [(&str, IsSecret); 5] = [
 /// A line for the log that names the flags whose values show a secret; none if none does.
 ///
 /// `matches` are those of a command that serves.
-pub fn warning(matches: &ArgMatches) -> Option<String> {
+pub(super) fn warning(matches: &ArgMatches) -> Option<String> {
     let exposed = SECRETS.iter().filter(|(flag, is_secret)| {
         let values =
             matches.get_raw(flag).filter(|_| matches.value_source(flag) == Some(ValueSource::CommandLine));
@@ -46,7 +46,7 @@ pub fn warning(matches: &ArgMatches) -> Option<String> {
 
 /// True of the flags that are looked at.
 #[cfg(test)]
-pub fn knows(flag: &str) -> bool {
+pub(super) fn knows(flag: &str) -> bool {
     SECRETS.iter().any(|(known, _)| *known == flag)
 }
 
