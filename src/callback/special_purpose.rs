@@ -1,9 +1,9 @@
-//! Which addresses are somebody's on the public internet, and which are not.
+//! Which addresses are public on the internet, and which are not.
 //!
-//! The table is that of IANA's special-purpose address registries for
+//! The table has IANA's special-purpose address registries for
 //! [IPv4](https://www.iana.org/assignments/iana-ipv4-special-registry) and
-//! [IPv6](https://www.iana.org/assignments/iana-ipv6-special-registry) (RFC 6890), with what they leave out: multicast, and
-//! all of IPv6 that is not yet given to anybody. The longest block that has an address decides.
+//! [IPv6](https://www.iana.org/assignments/iana-ipv6-special-registry) (RFC 6890), and what they leave out: multicast, and all of
+//! IPv6 that IANA has not given out yet. The longest block that has an address decides.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;

@@ -1,11 +1,11 @@
-//! Signals: the wish to stop, and the wish to stop now.
+//! Signals: a request to stop in order, and a request to stop at once.
 //!
-//! SIGTERM is what service managers send, SIGINT is Ctrl-C, and SIGHUP is what a terminal sends when it is closed.
-//! All three ask the service to stop in order. (It reads no configuration again on SIGHUP; secrets in files are read
-//! again when they are refused.) A process that was started to ignore SIGHUP, as by `nohup`, goes on ignoring it.
+//! Service managers send SIGTERM, Ctrl-C sends SIGINT, and a terminal that is closed sends SIGHUP. All three ask the service to
+//! stop in order. (On SIGHUP it does not read its configuration again; it reads secrets in files again when they are refused.) A
+//! process that was started to ignore SIGHUP, as by `nohup`, goes on ignoring it.
 //!
-//! A tool such as GNU `timeout`, a shell or a supervisor may signal both a process and its group, so that one wish
-//! comes twice. What comes within [`SAME_WISH`] of the first is that same wish; what comes later means: at once.
+//! A tool such as GNU `timeout`, a shell or a supervisor may signal both a process and its group, so that one request comes
+//! twice. Signals within [`SAME_WISH`] of the first are that same request. A later one means: at once.
 
 use std::io;
 use std::time::Duration;

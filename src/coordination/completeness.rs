@@ -3,21 +3,19 @@
 //! A count is called complete only if all of this is known to be true when it is taken:
 //!
 //! 1. The window is over.
-//! 2. At every moment of it some instance accepted ids, and that is certain: no instance may have been the only one
-//!    there and have gone unnoticed.
-//! 3. No instance vanished, and none had lost what it had in the store, before all that it had accepted was in the
-//!    store for good.
+//! 2. At every moment of it some instance accepted ids. This is certain: no instance was the only one there and vanished
+//!    unnoticed.
+//! 3. No instance vanished with ids that the store did not have. No instance that is gone had lost ids in the store.
 //! 4. No instance that lives still has ids for it that the store does not have.
-//! 5. The clock of every instance that lives is right, as far as windows care.
-//! 6. The store has all that instances said they had added: nothing expired, was replaced, was evicted, or was restored
-//!    from an older state.
+//! 5. The clock of every instance that lives is right, to within a window.
+//! 6. The store has all ids that instances said they had added: no key expired, was replaced, was evicted, or was restored from
+//!    an older state.
 //!
-//! One thing cannot be known: an instance that is cut off alone, for longer than heartbeats live, goes on accepting ids,
-//! and the others take it for dead. It is missed in the window in which it was last heard, and not in later ones.
+//! One thing cannot be known. An instance that is cut off alone, for longer than heartbeats live, goes on accepting ids, and
+//! the others take it for dead. The window in which it was last heard is incomplete; later ones are not.
 //!
-//! What else is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, the
-//! [counter](crate::store) knows 6, the leader brings them together. Memory alone has nothing to lose but the process,
-//! and with it the window.
+//! What is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, the [store](crate::store) knows 6,
+//! and the leader brings them together. A standalone instance has nothing to lose but itself, and its windows with it.
 
 /// What is known about a window when it is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! The lease: which instance leads.
 //!
-//! A key with a time to live holds the id of the instance that leads. An instance that finds it free takes it and gets a
-//! fencing token that is higher than all before; the leader prolongs it at a third of its time. The term that the publisher
-//! sees ends, by the monotonic clock, a whole time to live after the moment *before* the call that took or prolonged the
-//! lease: so it ends here before it ends in Redis, however long the answer took. When Redis cannot be asked, the term
-//! simply runs out.
+//! A key with a time to live holds the id of the leader. An instance that finds the key free takes it, and gets a fencing token
+//! that is higher than all before. The leader renews the lease after a third of its time.
+//!
+//! The publisher sees a term. By the monotonic clock it ends one time to live after the moment *before* the call that took or
+//! renewed the lease. So it ends here before it ends in Redis, however long the answer took. When Redis cannot be asked, the
+//! term runs out.
 
 use std::time::Duration;
 

@@ -18,7 +18,7 @@ const LEFT: char = '~';
 pub struct MembershipView {
     /// An instance that lives has not sealed it.
     pub open: bool,
-    /// What those instances have left to do: it changes as long as they get on.
+    /// What those instances have left to do: it changes as long as they make progress.
     pub left: BTreeSet<(u64, u64)>,
     /// Whether some instance was there at every moment of it, and none vanished that had it open.
     pub attendance: Attendance,

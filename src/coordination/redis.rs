@@ -1,22 +1,22 @@
 //! Coordination through Redis.
 //!
-//! Who lives is said by Redis's clock, the only one that all share; which window is meant, by watermarks. So instances need
-//! not have the same time.
+//! Redis's clock says which instances live, because all share it. Watermarks say which window is meant. So the clocks of the
+//! instances may differ.
 //!
-//! # After Redis was away, or has lost everything
+//! # After an outage of Redis, or a loss
 //!
-//! Then the heartbeats say little: the others may only just be coming back, with a window open that nobody knows of any
-//! more. So a leader that has come back itself, has found its own heartbeat gone or its connection leading to another
-//! server, or is new where no instance is known to be there without a break, gives them [`GRACE`] before it believes what it
-//! reads. On a plain change of leader the heartbeats are there, and are believed at once.
+//! At first the stored heartbeats say little. Other instances may only just be coming back, with a window open that no
+//! heartbeat names any more. So the leader waits for [`GRACE`] before it believes what it reads, in three cases: it was cut off
+//! itself; its own heartbeat is gone, or its connection leads to another server; or it is new, and no instance is known to have
+//! been there without a break. After a plain change of leader it believes the heartbeats at once.
 //!
-//! While no instance can send a heartbeat, instances go on taking ids, and one of them may vanish before it can say for
-//! which windows. So an instance that comes back after an interruption assumes it of the others too: until their next
-//! heartbeats, they may have had all windows open that ended meanwhile.
+//! While no instance can send a heartbeat, instances still accept ids, and one of them may vanish. So an instance that comes
+//! back after an interruption assumes the worst of the others. Until their next heartbeats it takes them to have had all
+//! windows open that ended meanwhile.
 //!
-//! With every heartbeat an instance says what it knows of the stream, where it begins and how far it is published; so a
-//! server that has lost that is told again by the first instance that comes. The same goes for the others' heartbeats as
-//! they were last known: an instance that vanished together with them is missed all the same.
+//! Every heartbeat also says what the instance knows of the stream: where it begins and how far it is published. A server that
+//! lost this learns it from the first instance that comes back. The same holds for the last known heartbeats of the others. So
+//! an instance that vanished together with its heartbeat is still missed.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,5 @@
-//! The scripts. Nearly all look and write in one step: between the two, another instance could take the lease, open a window,
-//! or lose its place. Each says in its first lines why it is a script.
+//! The scripts. Nearly all look and write in one step: between two steps another instance could take the lease, open a window,
+//! or lose its place. The first lines of each say why it is a script.
 
 use std::sync::LazyLock;
 

@@ -1,18 +1,18 @@
 //! The sealer: seals this instance's windows as they end, and sends heartbeats that say how far it is.
 //!
-//! Every instance has one, whether it leads or not. A round is: seal what has ended, send a heartbeat, and take note of what
-//! has been closed. It comes at the end of every window and at least once a second, because the heartbeats are also what
-//! shows that this instance lives.
+//! Every instance has one, whether it leads or not. In each round it seals what has ended, sends a heartbeat, and notes which
+//! windows are closed. A round comes at the end of every window, and at least once a second, because the heartbeats show that
+//! this instance lives.
 //!
-//! A window that the others have closed without this instance (it was away for too long) is sealed here too: ids that come
-//! for it now are counted in the next one. What was accepted for it while Redis could not be reached is missing from its
-//! count; that is all that can be said then, and it is said.
+//! If this instance was away for too long, the others close a window without it. The sealer seals that window too: ids that
+//! come for it now are counted in the next one. Ids that this instance accepted for it while Redis was away are missing from
+//! its count. The log and a metric say how many.
 //!
 //! # After an interruption
 //!
-//! The heartbeat comes first: from then on the others wait for what is to be sealed. If the store has lost what it held, that
-//! is everything that is not published, so the heartbeat says so until it is restored. And the heartbeats go on while
-//! something takes long: an instance that sends millions of pending ids lives.
+//! The sealer sends a heartbeat before it seals: from then on the others wait for what it has to seal. If the store has lost
+//! data, all windows that are not published have to be merged again. The heartbeats say so until that is done. Heartbeats go on
+//! while a step takes long, because an instance that sends millions of pending ids lives.
 
 use std::convert::Infallible;
 use std::future::Future;

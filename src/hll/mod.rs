@@ -55,7 +55,7 @@
 //!
 //! # What it does not do
 //!
-//! It cannot list, remove or intersect. Its hash is public: whoever chooses the elements can make it
+//! It cannot list, remove or intersect. Its hash is public: a client that chooses the elements can make it
 //! report nearly anything, unless what it is shown are keyed hashes of them ([`crate::model::id_key`]).
 
 use std::fmt;
@@ -126,7 +126,7 @@ impl Sketch {
         self.raise(Observation::of(element))
     }
 
-    /// Shows what is to be seen of an element to the sketch, as [`Sketch::add`] does.
+    /// Shows an observation of an element to the sketch, as [`Sketch::add`] does.
     pub fn raise(&self, observation: Observation) -> bool {
         raise(&self.registers[usize::from(observation.register)], observation.rank)
     }

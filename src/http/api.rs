@@ -42,7 +42,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Lets in whoever has the token.
+    /// Admits requests that bear the token.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Api {
         }
     }
 
-    /// Lets in whoever has the token and only reads.
+    /// Admits requests that bear the token and only read.
     ///
     /// # Errors
     ///

@@ -15,8 +15,8 @@ const KNOWN_TEXT: &[u8] = b"headcount id key";
 
 /// A secret under which ids are hashed before they are counted.
 ///
-/// The hash of the sketch is public, so whoever chooses the ids chooses what the sketch sees. SipHash-2-4 is
-/// a pseudorandom function: who does not know the key cannot tell one id's hash from another's, so chosen ids
+/// The hash of the sketch is public: a client that chooses its ids chooses what the sketch sees. SipHash-2-4 is
+/// a pseudorandom function: without the key nobody can tell one id's hash from another's, so chosen ids
 /// are as good as random ones. (Aumasson, Bernstein: *SipHash: a fast short-input PRF*, 2012.)
 ///
 /// It is never shown.

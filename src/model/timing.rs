@@ -1,9 +1,9 @@
 //! Every duration of the coordination protocol, and the rule that ties them together.
 //!
-//! An instance sends a heartbeat every [`HEARTBEAT_EVERY`]. One that was not heard of for [`FRESH`] was perhaps cut off, and
-//! closes nothing itself; one that was not heard of for [`LIVES`] is taken for dead. After heartbeats may have been lost, all
-//! that live are given [`GRACE`] to send another: as long as it takes until the last of them is known to be cut off, and the
-//! longest pause between two tries. What is shared outlives that: it is kept for [`SHORTEST_SILENCE`] at the least.
+//! An instance sends a heartbeat every [`HEARTBEAT_EVERY`]. An instance that was not heard of for [`FRESH`] was perhaps cut off,
+//! and closes nothing itself. One that was not heard of for [`LIVES`] is taken for dead. After heartbeats may have been lost,
+//! all that live get [`GRACE`] to send another. That is as long as it takes until the last of them is known to be cut off, plus
+//! the longest pause between two tries. What instances share is kept for longer: for [`SHORTEST_SILENCE`] at least.
 //!
 //! In short: `HEARTBEAT_EVERY < FRESH < LIVES`, `LIVES + FRESH <= GRACE < SHORTEST_SILENCE <= SILENCE`.
 

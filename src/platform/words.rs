@@ -1,7 +1,7 @@
 //! Short texts: ids and lines.
 //!
-//! They are often shorter than a word, and a loop over so few bytes ends where the processor did not foresee it. So what is
-//! on the way of every id takes a word at a time.
+//! They are often shorter than a word. A loop over so few bytes ends where the processor did not predict it. So the code on the
+//! path of every id takes a word at a time.
 
 use memchr::memchr;
 

@@ -1,11 +1,11 @@
 //! Threads that serve requests, each by itself.
 //!
-//! A connection stays on the thread that it was given to, with its timers, and with the pipeline to Redis that its requests go
-//! through. A runtime whose threads take tasks from each other is better where a few tasks have much to do. Requests have little,
-//! and all the same: there most of what the threads do for each other is to wake each other up. With a pipeline between them, two
-//! threads that share their tasks took a quarter more time for a request than one (see docs/design-decisions.md).
+//! A connection stays on the thread that it was given to. So do its timers, and the pipeline to Redis that its requests use. A
+//! runtime whose threads take tasks from each other suits a few tasks with much work. Requests have little work, all of the same
+//! kind: there the threads would mostly wake each other up. With a pipeline between them, two threads that shared their tasks
+//! took a quarter more time for a request than one (see docs/design-decisions.md).
 //!
-//! Everything that is not on the way of a request runs elsewhere.
+//! Everything that is not on the path of a request runs elsewhere.
 
 use std::cell::Cell;
 use std::future::Future;

@@ -157,7 +157,7 @@ impl Delivery {
         let mut window = first;
         while window < to {
             if !term.is_valid() || self.stop.is_cancelled() {
-                return Err(SinkError::unavailable("there is no time to give it what it lacks"));
+                return Err(SinkError::unavailable("the service stops before the sink has what it lacks"));
             }
             let known = self.publisher.store.recall(window).await.map_err(SinkError::unavailable)?;
             let known = known.unwrap_or_default();

@@ -166,7 +166,7 @@ impl<'a> Leading<'a> {
     }
 
     /// Both clocks have to say so: either may have been set. After an outage a window's end is long past, so those
-    /// who have it open also have so long from when they last got on.
+    /// who have it open also have so long from the last time that they made progress.
     fn is_overdue(&mut self, window: Window, view: &MembershipView) -> bool {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;

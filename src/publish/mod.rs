@@ -1,14 +1,13 @@
-//! The publisher: closes windows in order and hands each count to every sink, on the instance that leads.
+//! The publisher: on the instance that leads, it closes windows in order and hands each count to every sink.
 //!
-//! While this instance holds the lease, one loop closes (`leading`): a window that every instance has
-//! sealed is counted once, the count stored, and appended to one list (`unpublished`). For each sink a task of
-//! its own (`delivery`) goes along the list and moves the sink's cursor when the sink has a count, so a sink
-//! that is away holds up nobody but itself. What every cursor is past leaves the list, and is committed as
-//! published; that is where the next leader goes on. So a change of leader may show a sink a window again, with
-//! the same count.
+//! While this instance holds the lease, one loop closes windows (`leading`). When every instance has sealed a window, the loop
+//! counts it once, stores the count, and appends it to one list (`unpublished`). Each sink has a task (`delivery`) that goes
+//! along the list, and a cursor, which moves when the sink has a count. So a sink that is away holds up no other. A count that
+//! every cursor is past leaves the list, and its window is committed as published: there the next leader goes on. After a
+//! change of leader a sink may see a window again, with the same count.
 //!
-//! The list is bounded by the retention: a count that goes past it is skipped, which is logged as an error
-//! and counted in `headcount_published_windows_total`. Empty windows are closed like all others, as 0.
+//! The retention bounds the list. A count that becomes older is skipped: an error is logged, and
+//! `headcount_published_windows_total` counts it. Empty windows are closed like all others, as 0.
 
 mod delivery;
 mod dependencies;

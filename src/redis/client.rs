@@ -1,9 +1,8 @@
-//! The client: a connection that comes back.
+//! The client: a connection that is made again when it fails.
 //!
-//! Every wait has a deadline: a second for a connection, `--redis-timeout` for an answer. A
-//! connection on which something was not answered in time is given up, because nobody knows what state it is
-//! in, and a new one may lead to another server: each is asked which run of a server it is. A caller
-//! that had something from the old one can ask for the number of the [generation](Redis::generation).
+//! Every wait has a deadline: a second for a connection, `--redis-timeout` for an answer. A connection that did not answer in
+//! time is given up, because its state is unknown. A new connection may lead to another server, so each is asked which run of a
+//! server it is. [`Redis::generation`] rises when that changes: a caller that stored something before knows that it may be gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -275,7 +274,7 @@ impl<C: Connection> Shared<C> {
         if password.is_some_and(repeats) {
             let category = error.category();
             return Unavailable::because(format_args!(
-                "Redis: {category}, in words that may have the password in them"
+                "Redis: {category}, message withheld, it may contain the password"
             ));
         }
         unavailable(error)

@@ -1,8 +1,8 @@
-//! Keys of ours that hold something else: somebody wrote there.
+//! Keys of ours that hold something else, because another program wrote there.
 //!
-//! A key of another type answers every command with an error, for ever. It is put aside, under a name that says where it
-//! was, so that the work goes on and nothing of anybody's is lost. What it held of ours is gone; the caller
-//! knows what that means for the counts.
+//! A key of another type answers every command with an error, for ever. So an instance puts it aside, under a name that says
+//! where it was. The work goes on, and nothing of the other program is lost. What the key held of ours is gone; the caller knows
+//! what that means for the counts.
 
 use std::sync::LazyLock;
 

@@ -201,7 +201,7 @@ impl Socket {
         }
         self.received.drain(..read);
         if !self.received.is_empty() {
-            // More replies than commands: nobody knows whose they are.
+            // More replies than commands: it is unknown which reply belongs to which command.
             return Err(unexpected());
         }
         Ok(replies)

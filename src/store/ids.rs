@@ -45,7 +45,7 @@ impl Ids {
 /// A set of ids in many parts with a lock each. An id's stripe is chosen by its hash, which is
 /// keyed: nobody can choose ids that collide.
 ///
-/// Stripes also keep every single set small: one that grows moves all it has, and whoever wants in waits.
+/// Stripes also keep every single set small: one that grows moves all it has, and all other additions wait.
 /// An id takes 25 to 50 bytes.
 pub(super) struct IdSet {
     hasher: RandomState,

@@ -64,7 +64,7 @@ async fn one_that_starts_in_an_outage_waits_for_the_others() {
     assert_right(&published, &truth);
 }
 
-/// The lease may be there before the reports are: whoever has it closes nothing before they are.
+/// The lease may be there before the heartbeats are: the leader closes nothing before they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_is_back_before_the_reports() {
     let mut site = Site::start().await;

@@ -155,7 +155,7 @@ async fn an_old_token_stores_nothing() {
     assert_eq!(late.coordinator.heartbeat(&report).await.unwrap().published, Some(window.next()));
 }
 
-/// Whoever comes is told the last counts; what is older, and published, is forgotten.
+/// An instance that joins is told the last counts. Older ones that are published are evicted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_sixty_counts_are_remembered() {
     let server = RedisServer::start();

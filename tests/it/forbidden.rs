@@ -90,7 +90,7 @@ async fn names_of_what_is_inside() {
         server.wait_for_metric(&callbacks_with("forbidden"), callbacks as f64).await;
     }
     assert_eq!((names.asked("inside.example"), receiver.connections()), (inside.len(), 0));
-    // Which address it has is then for whoever allowed it to know.
+    // The operator who allowed the name answers for its addresses.
     accept(&server, &format!("http://allowed.example.:{}/", receiver.address.port())).await;
     receiver.wait_received(1).await;
     accept(&server, &format!("http://nobody.example:{}/", receiver.address.port())).await;

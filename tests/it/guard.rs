@@ -390,7 +390,7 @@ fn what_is_allowed_is_admitted_and_no_more() {
     ] {
         assert_eq!(verdict(&guard(&[allow]), url), expected, "{url} with {allow}");
     }
-    // Whoever listens on one address is reached by dialling none in particular.
+    // A server that listens on one address is reached by dialling the unspecified address.
     let everything = ["0.0.0.0/0", "::/0"].map(|block| block.parse().unwrap()).to_vec();
     let on_one = Guard::new(true, everything, vec!["127.0.0.1:8080".parse().unwrap()]);
     for url in ["http://0.0.0.0:8080/", "http://[::]:8080/", "http://127.1:8080/"] {

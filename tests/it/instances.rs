@@ -182,7 +182,7 @@ async fn a_flushed_redis_loses_no_window() {
     }
 }
 
-/// Whoever is there first when an empty Redis is back, though he knows nothing: the stream goes on where it was.
+/// An empty Redis is back, and a new instance that knows nothing is there first: the stream goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newcomer_to_an_empty_redis_skips_nothing() {
     let mut redis = Redis::start();

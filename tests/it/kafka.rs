@@ -133,7 +133,7 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     tail.wait_for(last + 1).await;
     let records = committed(&brokers, &topic);
     assert_each_once(&records, 1);
-    assert_eq!(records, tail.records()[..records.len()], "whoever reads later reads the same");
+    assert_eq!(records, tail.records()[..records.len()], "a later reader reads the same");
     let ok: usize = outcomes.iter().map(|outcome| outcome.ok.len()).sum();
     let unanswered: usize = outcomes.iter().map(|outcome| outcome.unanswered + outcome.broken.len()).sum();
     let stats = records.iter().map(Record::count).sum::<u64>() as usize;
@@ -150,7 +150,7 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
 /// A leader that was stopped past its lease is fenced; so is one of two that both believe that they lead; and one
 /// that is asked to stop is succeeded at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_publishes_whoever_believes_to_lead() {
+async fn one_instance_publishes_though_two_believe_to_lead() {
     let (brokers, namespace, redis) = (shared(), namespace("leaders"), Redis::start());
     let url = redis.url();
     let mut fleet = Fleet::start_with(2, &args(&url, &namespace, &brokers)).await;

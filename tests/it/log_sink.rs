@@ -95,7 +95,7 @@ async fn a_full_disk_under_standard_output_costs_no_window() {
     assert!(seconds.len() >= 5 && seconds.windows(2).all(|pair| pair[1] == pair[0] + 1), "{windows:?}");
 }
 
-/// Whoever reads the log pauses for longer than a line may take: each window is there once when they go on.
+/// The reader of the log pauses for longer than a line may take. Each window is there once when the reader goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_pauses_gets_every_window_once() {
     let (reader, mut writer) = std::io::pipe().unwrap();
@@ -112,7 +112,7 @@ async fn a_reader_that_pauses_gets_every_window_once() {
     assert!(windows.len() >= 5 && windows.is_sorted_by(|one, next| one < next), "{windows:?}");
 }
 
-/// Whoever read the log is gone: windows wait, for as long as the retention, and the service goes on.
+/// The reader of the log is gone: windows wait, for as long as the retention, and the service goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_is_gone_is_no_sink() {
     let mut service = Service::start(Stdio::piped(), &["--shutdown-timeout", "2s"]).await;

@@ -238,7 +238,7 @@ async fn more_ids_than_may_be_kept_are_refused() {
     assert_eq!(full, 1, "one line says that it was full");
 }
 
-/// Whoever stops while Redis is away cannot hand over what he keeps, and says so.
+/// An instance that stops while Redis is away cannot replay its pending ids, and says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_redis_is_away_is_no_clean_one() {
     let mut redis = Redis::start();

@@ -95,7 +95,7 @@ async fn an_instance_that_finds_itself_disagreeing_ends() {
     assert!(said.contains("--mode is hll here, but exact for the other instances"), "{said}");
 }
 
-/// A window that nobody published before all went silent is published by whoever comes next.
+/// A window that nobody published before all went silent is published by the next instance that joins.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stream_begins_where_the_namespace_was_first_used() {
     let redis = Redis::start();
@@ -215,7 +215,7 @@ fn what_a_server_says_before_it_hangs_up_is_said() {
     assert!(found.contains("max number of clients reached"), "{found}");
 }
 
-/// The password is changed, in Redis and in the file that it was read from. Whoever has to connect again reads the file again,
+/// The password is changed, in Redis and in the file that it was read from. An instance that has to connect again reads the file again,
 /// and nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_password_is_read_again() {

@@ -90,7 +90,7 @@ async fn a_service_that_waits_for_redis_stops_at_once() {
     }
 }
 
-/// While it starts, it says so, to whoever asks.
+/// While the service starts, it answers every request that it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_starts_answers_that_it_does() {
     let redis = Redis::start();

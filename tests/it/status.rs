@@ -73,7 +73,7 @@ async fn it_is_for_those_with_the_token() {
     assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")));
 }
 
-/// Whoever is asked knows the last sixty windows, also those from before it was started.
+/// Every instance knows the last sixty windows, also those from before it was started.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_instances_know_the_same_windows() {
     let redis = Redis::start();

@@ -1,8 +1,8 @@
 //! Whether a user may use every command that an instance uses, on keys with its names.
 //!
-//! There is no asking: `ACL DRYRUN` is itself a right, came with Redis 7, and knows nothing of a full memory
-//! or a replica. So each command is used, on keys that nobody else has. Most do nothing where there is no
-//! key; those that make one are followed by a `DEL` in the same pipeline, and left out if that is refused.
+//! Redis cannot be asked for that: `ACL DRYRUN` is itself a right, came with Redis 7, and knows nothing of a full memory or a
+//! replica. So each command is tried, on keys of its own. Most do nothing where there is no key. Those that make one are followed
+//! by a `DEL` in the same pipeline, and are left out if that is refused.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};

@@ -1,5 +1,4 @@
-//! Secrets that stand on the command line itself: everybody who can list the processes of the machine reads
-//! them there.
+//! Secrets on the command line itself, where everybody who can list the processes of the machine reads them.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;

@@ -9,7 +9,7 @@ use crate::http::settings::Settings;
 ///
 /// It is for a counter that is slow: what waits takes memory, and who waits for long is better told to
 /// come back. A request that does not wait, as none does for a counter in memory, takes no place; nor does a body that is
-/// still coming, because then whoever sends slowly could keep out all others. Bodies have a bound of their own.
+/// still coming, because then a client that sends slowly could keep out all others. Bodies have a bound of their own.
 pub(super) struct InFlight {
     waiting: AtomicUsize,
     most: usize,

@@ -1,4 +1,4 @@
-//! Who holds how many connections.
+//! How many connections each address holds.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -50,7 +50,7 @@ impl Drop for Place {
     }
 }
 
-/// What counts as one address. Whoever has an IPv6 address has the 2^64 of its network, so these are
+/// What counts as one address. A client with one IPv6 address has the 2^64 of its network, so these are
 /// one; and an IPv4 address is the same one where an IPv6 socket took its connection.
 fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

@@ -1,14 +1,12 @@
-//! A watch over a connection: ends it when its client does not do its part.
+//! A watch over a connection: it ends the connection when the client does not do its part.
 //!
-//! A client owes the server three things. The next request, which may be long in coming: that is what
-//! connections are kept open for. The rest of a request's head once it has begun, which is a few
-//! packets. And to take the answer. Each has a time-out of its own, because one for all would be too
-//! short for the first or too long for the others. hyper has one timer, from an answer to the end of the
-//! next head, and none for writing.
+//! A client owes the server three things: the next request, for which connections are kept open; the rest of a head once it has
+//! begun, which is a few packets; and to take the answer. Each has a time-out of its own, because one for all would be too short
+//! for the first or too long for the others. hyper has one timer, from an answer to the end of the next head, and none for
+//! writing.
 //!
-//! So a connection is in one of four stages. Two belong to the client and have an end; in the others the
-//! server is at work, and what waits for the client there, the body of a bulk request, has a deadline
-//! where it is read.
+//! So a connection is in one of four stages. Two belong to the client and have an end. In the others the server is at work. What
+//! waits for the client there, the body of a bulk request, has a deadline where it is read.
 //!
 //! | stage | from | until the next | time-out |
 //! | --- | --- | --- | --- |
@@ -17,18 +15,17 @@
 //! | serving | the whole head | answer that is made | |
 //! | answering | the answer that is made | answer that went out | write |
 //!
-//! The time-out for writing starts anew with all that the client takes, and only runs while it takes
-//! nothing. It does so in every stage, whatever hyper does while an answer is stuck.
+//! The time-out for writing begins anew with every byte that the client takes. It runs only while the client takes nothing, and
+//! in every stage.
 //!
-//! The stages are seen from outside of hyper: by a stream that notes when bytes came and went, and by
-//! the service, which notes when it is called and when it has an answer. Bytes of the next head that
-//! came together with a request are not seen to be such, so that head is late only when a further byte
-//! of it has come, or when the connection has been idle for too long.
+//! The watch sees the stages from outside of hyper: a stream notes when bytes come and go, and the service notes when it is
+//! called and when it has an answer. Bytes of the next head that came together with a request are not seen as such. That head is
+//! late only when a further byte of it has come, or when the connection has been idle for too long.
 //!
-//! **There is no timer for each request.** Moving one takes a lock that all connections share. A
-//! connection has one alarm; after each turn of the connection it is moved only if the deadline is now
-//! before it, which is rare, because what follows an answer is the longest time-out. When the alarm goes
-//! off too early, it is set to what the deadline is by then. What a request costs is two looks at the clock.
+//! **There is no timer for each request.** To move one takes a lock that all connections share. A connection has one alarm.
+//! After each turn of the connection the alarm is moved only if the deadline is now before it. That is rare, because what follows
+//! an answer is the longest time-out. An alarm that goes off too early is set to the deadline of that moment. A request costs two
+//! looks at the clock.
 
 use std::future::{Future, poll_fn};
 use std::io;

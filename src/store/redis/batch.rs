@@ -1,7 +1,7 @@
-//! A batch: the writes that go to Redis together, and who waits for their replies.
+//! A batch: the writes that go to Redis together, and the requests that wait for their replies.
 //!
-//! A write is nothing but bytes at the end of those before it, and a place among the replies. So what a request costs here
-//! is a copy of some sixty bytes and a waker: no command, no channel and no task of its own.
+//! A write is only bytes behind those of the write before it, and a place among the replies. So a request costs a copy of some
+//! sixty bytes and a waker: no command, no channel and no task of its own.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! What a counter in Redis is made of.
+//! The settings of the store in Redis.
 
 use std::time::Duration;
 

@@ -270,7 +270,7 @@ impl LocalWindow {
         self.under_way.close();
         tokio::time::timeout(patience, self.under_way.wait())
             .await
-            .map_err(|_| Unavailable::because("writes of a window that is to be sealed do not end"))
+            .map_err(|_| Unavailable::because("the last writes of the window do not end"))
     }
 }
 

@@ -1,26 +1,23 @@
 //! The pipeline to Redis: a task that owns a connection and sends what waits. Each worker has one.
 //!
-//! A request puts its write into the last [batch](super::batch) of a queue and waits for its own reply. The task takes the
-//! first batch, sends it as one pipeline, and reads the replies; what comes in meanwhile is the next one. So at
-//! low load a write goes out at once, alone, and at high load a system call and a wake-up serve hundreds: the
-//! batch grows by itself with what there is to do, and there is no timer to tune.
+//! A request puts its write into the last [batch](super::batch) of a queue and waits for its own reply. The task takes the first
+//! batch, sends it as one pipeline, and reads the replies. Writes that come in meanwhile are the next batch. So at low load a
+//! write goes out at once, alone. At high load one system call and one wake-up serve hundreds. There is no timer to tune.
 //!
-//! Before it takes a batch, the task lets everybody first who is ready to run: requests that have come together are then in
-//! one batch, instead of one in the first and the rest in the second. With nobody there that costs a look for events.
+//! Before the task takes a batch, it lets all other tasks run that are ready. So requests that came together are in one batch,
+//! and not some in the first and the rest in the second. When no task is ready, this costs one look for events.
 //!
 //! # When Redis does not answer
 //!
-//! Every write has a deadline. A pipeline whose connection breaks is sent once more over a new one, if there is
-//! time left: adding twice is adding once, and a connection that was closed because it was idle is no outage. If
-//! that fails too, or the first deadline passes, the [breaker](super::breaker) opens, and those who
-//! wait are told at once: those of the pipeline, and those who are in the queue behind it. A write of which its
-//! requester was told that it failed may be done all the same.
+//! Every write has a deadline. When the connection breaks, the batch is sent once more over a new one, if there is time left:
+//! adding twice is adding once, and a connection that was closed because it was idle is no outage. If that fails too, or the
+//! deadline passes, the [breaker](super::breaker) opens. Then all requests learn it at once: those of the batch, and those in the
+//! queue behind it. Redis may still have done a write that was reported as failed.
 //!
 //! # Epochs
 //!
-//! A new connection may lead to a server that knows nothing of what the old one acknowledged. What a
-//! [`Target`] knows about the server (that its key expires, which registers it has) therefore belongs to
-//! an *epoch*, and every failure begins a new one.
+//! A new connection may lead to a server that knows nothing of what the old one acknowledged. So what a [`Target`] knows about
+//! the server (that its key expires, which registers it has) belongs to an *epoch*. Every failure begins a new one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

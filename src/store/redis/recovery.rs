@@ -1,10 +1,9 @@
 //! The way back to Redis after the [breaker](super::breaker) has opened.
 //!
-//! It is tried again and again, with a back-off and some jitter, so that many instances do not come all at
-//! once. A try is a write over each connection that the others will take, and then real work: all that is kept
-//! here of windows that are not sealed is replayed, the oldest first. A network that lets a few bytes through and
-//! no more does not pass that test; else requests would be the ones to find out. Only then requests wait for
-//! Redis again.
+//! The recovery tries again and again, with a back-off and some jitter, so that many instances do not come all at once. A try
+//! is a write over each connection that requests will use, and then real work: it replays all pending ids of windows that are
+//! not sealed, the oldest window first. A network that lets only a few bytes through does not pass that test. Only after it do
+//! requests wait for Redis again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

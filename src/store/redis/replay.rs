@@ -1,20 +1,20 @@
 //! The replay: Redis gets what this instance has of its windows, at the seal, after an outage and after a loss.
 //!
-//! Everything in here may fail half-way and be done again: a merge is idempotent, adding an id twice is adding
-//! it once, and an id is pending until Redis has said that it has it.
+//! Every step may fail half-way and be done again. A merge is idempotent, adding an id twice is adding it once, and an id is
+//! pending until Redis has acknowledged it.
 //!
 //! # Parts
 //!
-//! The sketch of a window is one key for all instances, and a key can go: it is deleted, evicted, replaced, or
-//! expires because nobody could close the window in time. What instances that have sealed the window had merged
-//! into it is gone with it, and the next merge makes a new key that looks as good as the old one. So an instance
-//! that seals a window also leaves its own sketch, its *part*, until the window is closed. The leader merges all
-//! parts once more before it counts. If one is missing, the count may lack ids, and is not called complete.
+//! The sketch of a window is one key for all instances. Such a key can be deleted, evicted or replaced, or it expires because no
+//! instance could close the window in time. Then it takes along what sealed instances had merged into it, and the next merge
+//! makes a new key that looks as good as the old one. So an instance that seals a window also leaves its own sketch, its *part*,
+//! until the window is closed. The leader merges all parts once more before it counts. If a part is missing, the count may lack
+//! ids, and is not called complete.
 //!
 //! # Something else under our name
 //!
-//! A list, say, where a sketch belongs would be in the way of every later window too, because windows are sealed in
-//! order. It is put aside, and what the instances have is merged into a new key.
+//! A list where a sketch belongs would also hold up all later windows, because windows are sealed in order. So it is put aside,
+//! and what the instances have is merged into a new key.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ use crate::redis::{Call, Commands, Redis, Texts, Writer};
 use crate::store::ids::{IdSet, Ids};
 use crate::telemetry::metrics::Metrics;
 
-/// How long what is to be merged lives if the merge does not come, in seconds.
+/// A sketch that waits to be merged expires after so many seconds.
 const MERGE_EXPIRES: u64 = 60;
 /// Exact ids that are replayed in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;

@@ -9,7 +9,7 @@ use super::PATIENCE;
 /// The binary under test.
 pub fn headcount() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headcount"));
-    // Settings of whoever runs the tests are not the test's.
+    // The environment of the person who runs the tests is not the test's.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HEADCOUNT_")) {
         command.env_remove(name);
     }

@@ -1,8 +1,8 @@
 //! The ledger: what a topic says has been published.
 //!
-//! Offsets count more than records: a commit and an abort take one too, and aborted records stay where they are.
-//! So the last committed record is looked for from some offsets before the end, and further back if there is
-//! none. Another producer's open transaction holds committed readers back; it is waited for.
+//! There are more offsets than records: a commit and an abort take one too, and aborted records stay. So the ledger looks for the
+//! last committed record some offsets before the end, and further back if there is none. Another producer's open transaction
+//! holds committed readers back; the ledger waits for it.
 
 use std::thread;
 use std::time::{Duration, Instant};

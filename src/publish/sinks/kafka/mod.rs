@@ -2,16 +2,16 @@
 //!
 //! # How
 //!
-//! The topic itself is the record of what has been published: its partition 0 has a namespace's windows and
-//! nothing else. All instances use one `transactional.id`. Whoever begins to publish, and whoever does not know
-//! what became of his last transaction, makes a new producer and
+//! The topic itself is the record of what has been published. Its partition 0 has the windows of a namespace and nothing else.
+//! All instances use one `transactional.id`. A leader that begins to publish makes a new producer. So does a leader that does
+//! not know the outcome of its last transaction. The new producer
 //!
-//! 1. runs `init_transactions`, which fences every producer before it and aborts what they left open;
-//! 2. reads the last committed record ([`ledger`]): nobody can add another one now;
+//! 1. runs `init_transactions`, which fences every producer before it and aborts their open transactions;
+//! 2. reads the last committed record ([`ledger`]): no other producer can add one now;
 //! 3. goes on with the window after it, one transaction a window.
 //!
-//! So a leader that was stopped in the middle of a commit, and goes on while another one leads, cannot commit any
-//! more; and one that died between its commit and saying so is not repeated. Readers have to read with
+//! A leader may be stopped in the middle of a commit, and go on while another one leads: its commit is refused. A leader may
+//! die between its commit and saying so: its window is not repeated. Readers have to read with
 //! `isolation.level=read_committed`.
 //!
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
