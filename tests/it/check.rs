@@ -223,7 +223,7 @@ fn a_replica_and_a_full_memory() {
 fn clocks() {
     let redis = Redis::start();
     for (offset, code, verdict, said) in [
-        ("-3s", 0, "warn", "behind that of Redis: ids may be stats in a neighbouring window"),
+        ("-3s", 0, "warn", "behind that of Redis: ids may be counted in a neighbouring window"),
         ("+3s", 0, "warn", "ahead of that of Redis"),
         ("+60s", 1, "FAIL", "more than --close-timeout"),
     ] {

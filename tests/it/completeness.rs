@@ -112,7 +112,7 @@ async fn a_clock_that_is_an_hour_behind_loses_nothing() {
 }
 
 /// Something else is written where the running window's ids are. Later windows are not held up, the log says what was
-/// found where, and the window is stats from what the instance has, or says that it is incomplete.
+/// found where, and the window is counted from what the instance has, or says that it is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_replaced_is_put_aside_and_said() {
     let garbage: [(&str, &[&str]); 3] = [("LPUSH", &["x"]), ("SET", &["nonsense"]), ("HSET", &["f", "v"])];

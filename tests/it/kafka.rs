@@ -136,11 +136,11 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     assert_eq!(records, tail.records()[..records.len()], "a later reader reads the same");
     let ok: usize = outcomes.iter().map(|outcome| outcome.ok.len()).sum();
     let unanswered: usize = outcomes.iter().map(|outcome| outcome.unanswered + outcome.broken.len()).sum();
-    let stats = records.iter().map(Record::count).sum::<u64>() as usize;
-    assert!((ok..=ok + unanswered).contains(&stats), "{ok} + {unanswered}, stats {stats}");
+    let counted = records.iter().map(Record::count).sum::<u64>() as usize;
+    assert!((ok..=ok + unanswered).contains(&counted), "{ok} + {unanswered}, counted {counted}");
     let delays = tail.delays();
     println!(
-        "{kills} kills, {} windows, {stats} ids; readable {:?} after the end in the median, at worst {:?}",
+        "{kills} kills, {} windows, {counted} ids; readable {:?} after the end in the median, at worst {:?}",
         records.len(),
         delays[delays.len() / 2],
         delays.last().unwrap()

@@ -193,7 +193,7 @@ async fn an_instance_that_alone_is_cut_off() {
     assert_eq!(told(&published, start), (1, 1, true), "it takes part again");
 }
 
-/// In mode `exact` no more ids than may be are kept; what was answered `ok` is stats.
+/// In mode `exact` no more ids than may be are kept; what was answered `ok` is counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn more_ids_than_may_be_kept_are_refused() {
     let redis = Redis::start();

@@ -189,7 +189,7 @@ async fn seal_in_the_end(counter: &Store) {
 }
 
 /// Redis hangs: the first request waits for as long as it may, later ones do not wait at all, and all are
-/// stats in the end. A window is not sealed before.
+/// counted in the end. A window is not sealed before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
     let server = RedisServer::start();
@@ -223,7 +223,7 @@ async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
     }
 }
 
-/// For those who want to know at once. What was refused at once is not stats.
+/// For those who want to know at once. What was refused at once is not counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_fail_while_redis_is_away_if_they_are_to() {
     let server = RedisServer::start();
@@ -247,7 +247,7 @@ async fn requests_fail_while_redis_is_away_if_they_are_to() {
         seal_in_the_end(&counter).await;
         let stats = counter.count(window()).await.unwrap();
         assert_eq!(stats.accepted_ids, 2, "what was not answered ok is not accepted");
-        assert!((2..=3).contains(&stats.unique_ids), "the late one may be stats: {stats:?}");
+        assert!((2..=3).contains(&stats.unique_ids), "the late one may be counted: {stats:?}");
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }
 }

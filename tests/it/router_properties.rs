@@ -256,7 +256,7 @@ fn every_failure_is_listed_once() {
 }
 
 /// The window that a request arrives in may be sealed before its id is added: the clock went back, or
-/// the publisher was faster. The id is stats all the same, in the oldest window that is open.
+/// the publisher was faster. The id is counted all the same, in the oldest window that is open.
 #[tokio::test]
 async fn late_ids_are_stamped_anew() {
     let clock = ManualClock::at(1_700_000_000.0);
@@ -290,7 +290,7 @@ async fn late_ids_are_stamped_anew() {
     assert_eq!(value("headcount_accepted_ids_total"), Some(6.0));
 }
 
-/// The running window may be stats only while it is known.
+/// The running window may be counted only while it is known.
 #[tokio::test]
 async fn a_count_that_cannot_be_had_is_503() {
     let clock = ManualClock::at(1_700_000_000.0);

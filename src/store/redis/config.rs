@@ -47,7 +47,7 @@ pub struct RedisStoreConfig {
     pub timeout: Duration,
     /// The names of the keys.
     pub keys: Keys,
-    /// This instance id, unlike any other.
+    /// The id of this instance, unlike any other.
     pub instance_id: String,
 }
 
