@@ -85,7 +85,7 @@ async fn all_series_are_there_from_the_start() {
     let redis = Redis::start();
     let server = Server::start(&["--redis-url", &redis.url()]).await;
     let text = server.get("/metrics").await.body;
-    for command in ["ask", "write", "seal", "count", "report", "close", "lease"] {
+    for command in ["ask", "write", "seal", "count", "heartbeat", "close", "lease"] {
         let errors = format!(r#"headcount_redis_errors_total{{command="{command}"}}"#);
         assert!(value_of(&text, &errors).is_some(), "{text}");
     }
