@@ -98,7 +98,7 @@ fn four_shards_halve_the_standard_error() {
 
 /// Sixteen million ids are as sure as a thousand.
 #[test]
-fn large_counts_are_no_worse() {
+fn large_counts_have_the_same_error() {
     // Of 20 streams the RMS itself is uncertain by a sixth.
     let (streams, rms_bound) = if soak() { (1_000, 0.0088) } else { (20, 0.016) };
     check(1, &[16_000_000], streams, rms_bound);

@@ -1,4 +1,4 @@
-//! Recording rules and alerts: Prometheus takes them, each has been seen to fire, and each says what to do.
+//! Prometheus accepts recording rules and alerts; each alert fires in a test, and each says what to do.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ fn alerts() -> Vec<Value> {
 }
 
 #[test]
-fn promtool_finds_nothing_amiss() {
+fn promtool_accepts_the_file() {
     for args in
         ["check config prometheus.yml", "check rules rules.yml alerts.yml", "test rules rules_test.yml"]
     {
@@ -62,7 +62,7 @@ fn every_alert_says_what_to_do() {
 }
 
 #[test]
-fn every_alert_is_seen_to_fire_and_to_be_silent() {
+fn every_alert_fires_and_falls_silent() {
     let file = yaml("prometheus/rules_test.yml");
     let tests = file["tests"].as_array().expect("tests");
     let cases: Vec<_> =

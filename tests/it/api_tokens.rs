@@ -1,4 +1,4 @@
-//! `--api-token`: who is let in.
+//! `--api-token`: which requests are accepted with it, and which without.
 
 use crate::support::http::{Answer, Connection, once};
 use crate::support::process::{headcount, output_of};
@@ -65,7 +65,7 @@ const REQUESTS: [(&str, &str, &str, &str); 12] = [
 ];
 
 #[tokio::test]
-async fn only_the_token_is_let_in() {
+async fn only_the_token_is_accepted() {
     let server = start().await;
     let prefix = &TOKEN[..TOKEN.len() - 1];
     let sets: Vec<Vec<String>> = vec![
@@ -132,7 +132,7 @@ async fn the_token_opens_everything() {
 
 /// A client that sends on without waiting sees the answer; one that asks first gets it instead of a "go on".
 #[tokio::test]
-async fn a_large_body_is_refused_as_any_other() {
+async fn a_large_body_without_the_token_is_refused() {
     let server = start().await;
     let body = "5\n".repeat(8 << 20);
     let answer = ask(&server, "POST", ACCEPT, &["content-type: text/plain"], &body).await;
@@ -146,7 +146,7 @@ async fn a_large_body_is_refused_as_any_other() {
 
 /// Orchestrators and Prometheus have no token.
 #[tokio::test]
-async fn operations_stay_open() {
+async fn operational_endpoints_need_no_token() {
     let server = start().await;
     for path in ["/livez", "/readyz", "/metrics", "/openapi.json"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
@@ -157,7 +157,7 @@ async fn operations_stay_open() {
 }
 
 #[tokio::test]
-async fn without_the_flag_nobody_is_asked() {
+async fn without_the_flag_no_token_is_needed() {
     let server = Server::start(&["--window", "24h"]).await;
     for headers in [&[][..], &["authorization: Bearer what.ever"], &["authorization: Basic YTpi"]] {
         assert_eq!(ask(&server, "GET", &format!("{ACCEPT}?id=5"), headers, "").await.body, "ok");

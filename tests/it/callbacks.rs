@@ -1,4 +1,4 @@
-//! Callbacks: what a receiver gets, and what becomes of those who do not answer.
+//! Callbacks: what a receiver gets, and what a silent receiver changes.
 
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ async fn the_count_so_far_is_posted() {
 
 /// A window may be closed, and forgotten, in the moment between a request and its callback.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_moment_of_a_window_has_its_number_too() {
+async fn a_request_in_the_last_moment_of_a_window_gets_its_count() {
     for (counter, args, _redis) in counters() {
         let target_of = Receiver::start(Answering::Status(200)).await;
         let more = ["--window", "1s", "--callback-host-rate", "5000"];
@@ -128,7 +128,7 @@ fn counts(redis: &Redis) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_a_second_are_a_post_each_and_few_counts() {
+async fn a_thousand_requests_a_second_share_few_counts() {
     const CONNECTIONS: u64 = 10;
     const REQUESTS: u64 = 300;
     for (counter, args, redis) in counters() {
@@ -194,7 +194,7 @@ fn is_signed_with(secret: &str, Received { headers, body, .. }: &Received) -> bo
 
 /// Without a restart. What is no key changes nothing.
 #[tokio::test]
-async fn a_changed_secret_is_read_again() {
+async fn a_changed_signing_secret_is_read_again() {
     let [first, second] =
         ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"];
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -224,7 +224,7 @@ async fn a_changed_secret_is_read_again() {
 }
 
 #[tokio::test]
-async fn how_it_went_is_logged_without_what_is_nobodys_business() {
+async fn outcomes_are_logged_without_private_parts_of_the_url() {
     let ok = Receiver::start(Answering::Status(204)).await;
     let failing = Receiver::start(Answering::Status(503)).await;
     let elsewhere = Receiver::start(Answering::Status(200)).await;
@@ -266,7 +266,7 @@ async fn how_it_went_is_logged_without_what_is_nobodys_business() {
 }
 
 #[tokio::test]
-async fn receivers_over_tls() {
+async fn callbacks_are_sent_over_tls() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for dir in [&dir, &other] {
         make_certificates(dir.path());
@@ -287,7 +287,7 @@ async fn receivers_over_tls() {
 
 /// Where the system has no certificates it starts all the same, and says so.
 #[tokio::test]
-async fn without_certificates_there_is_still_http() {
+async fn without_certificates_callbacks_over_http_work() {
     let (empty, receiver) = (tempfile::tempdir().unwrap(), Receiver::start(Answering::Status(200)).await);
     let mut command = headcount();
     command.args(["--listen", "127.0.0.1:0"]).args(LOOPBACK);
@@ -301,7 +301,7 @@ async fn without_certificates_there_is_still_http() {
 
 /// Callbacks to those who do not answer: accepting goes on, what waits is bounded, and the rest is counted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn receivers_that_do_not_answer_are_in_nobodys_way() {
+async fn silent_receivers_delay_nobody() {
     const REQUESTS: u64 = 5_000;
     let endless = Receiver::start_on("127.0.0.2:0", Answering::Endless).await;
     // Nobody listens there any more.
@@ -336,7 +336,7 @@ async fn receivers_that_do_not_answer_are_in_nobodys_way() {
 
 /// A host that does not answer has its own queue, and its share of it.
 #[tokio::test]
-async fn hosts_do_not_stand_in_each_others_way() {
+async fn hosts_do_not_delay_each_other() {
     let silent = Receiver::start(Answering::Never).await;
     let quick = Receiver::start_on("127.0.0.2:0", Answering::Status(200)).await;
     let server = Server::start(&LOOPBACK).await;
@@ -368,7 +368,7 @@ async fn assert_given_up_after(server: &Server, time_out: Duration) {
 
 /// TLS is a part of connecting.
 #[tokio::test]
-async fn connections_that_do_not_come_about_are_given_up() {
+async fn connecting_to_a_receiver_has_a_deadline() {
     let silent = Receiver::start(Answering::Never).await;
     let server = Server::start(&LOOPBACK).await;
     let url = target(1, &silent).replace("endpoint=http:", "endpoint=https:");
@@ -378,7 +378,7 @@ async fn connections_that_do_not_come_about_are_given_up() {
 
 /// Idle connections are few, however many ports of a host clients name.
 #[tokio::test]
-async fn connections_to_many_ports_of_a_host_are_not_kept() {
+async fn idle_connections_to_many_ports_are_closed() {
     let mut receivers = Vec::new();
     for _ in 0..60 {
         receivers.push(Receiver::start(Answering::Status(200)).await);
@@ -397,7 +397,7 @@ async fn connections_to_many_ports_of_a_host_are_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_is_sent_before_the_end() {
+async fn queued_callbacks_are_sent_before_the_process_ends() {
     for args in [&[][..], &["--shutdown-timeout", "8s"]] {
         let receiver = Receiver::start(Answering::Closing).await;
         let silent = Receiver::start_on("127.0.0.2:0", Answering::Never).await;
@@ -440,7 +440,7 @@ async fn callbacks_can_be_switched_off() {
 
 /// Without Redis ids are kept, but there is no number of all instances.
 #[tokio::test]
-async fn there_is_no_number_while_redis_is_away() {
+async fn no_count_is_posted_while_redis_is_away() {
     let (mut redis, receiver) = (Redis::start(), Receiver::start(Answering::Status(200)).await);
     let server = Server::start(&[&LOOPBACK[..], &["--redis-url", &redis.url()]].concat()).await;
     redis.kill();

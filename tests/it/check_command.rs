@@ -1,4 +1,4 @@
-//! `headcount check`: what it finds, and that it leaves nothing behind.
+//! `headcount check` finds faults, and leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -61,7 +61,7 @@ fn keys(redis: &Redis) -> BTreeSet<String> {
 }
 
 #[test]
-fn all_is_well_where_nobody_is() {
+fn check_passes_in_an_empty_namespace() {
     for flavour in Flavour::at_hand() {
         let redis = Redis::start_with(flavour, &[]);
         for mode in ["hll", "exact"] {
@@ -86,7 +86,7 @@ fn all_is_well_where_nobody_is() {
 
 /// Those that run are seen, and not disturbed.
 #[tokio::test(flavor = "multi_thread")]
-async fn all_is_well_among_others() {
+async fn check_passes_beside_running_instances() {
     let redis = Redis::start();
     let fleet = Fleet::start(2, &redis, "fleet", &["--mode", "exact", "--shards", "2"]).await;
     fleet.wait_published(0).await;
@@ -123,7 +123,7 @@ async fn all_is_well_among_others() {
 }
 
 #[test]
-fn a_redis_that_is_not_there() {
+fn an_absent_redis_fails_the_check() {
     let url = format!("redis://:s3cret@127.0.0.1:{}", free_port());
     let checked = check(&url, &["--redis-wait", "300ms"]);
     assert_eq!((checked.code, checked.lines.len()), (1, 1), "{:?}", checked.lines);
@@ -133,7 +133,7 @@ fn a_redis_that_is_not_there() {
 }
 
 #[test]
-fn a_wrong_password() {
+fn a_wrong_password_fails_the_check() {
     let redis = Redis::start_with(Flavour::Debian, &["--requirepass", "right"]);
     let checked = check(&redis.url().replace("//", "//:wr0ng@"), &["--redis-wait", "300ms"]);
     assert_eq!((checked.code, checked.lines.len()), (1, 1), "{:?}", checked.lines);
@@ -144,7 +144,7 @@ fn a_wrong_password() {
 
 /// What a user lacks is named, and nothing is left by the rest.
 #[test]
-fn users_that_may_not_do_everything() {
+fn missing_rights_of_a_redis_user_are_named() {
     let users = [
         ("nopfadd", "~* +@all -pfadd", "hll", "PFADD: NOPERM"),
         ("nosets", "~* +@all -sadd -scard", "exact", "SCARD, SADD: NOPERM"),
@@ -171,7 +171,7 @@ fn users_that_may_not_do_everything() {
 
 /// The rights that docs/instances.md lists are all that checking and serving need.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rights_in_the_documents_are_enough() {
+async fn the_documented_rights_are_enough() {
     let text = include_str!("../../docs/instances.md").split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains(RIGHTS), "{RIGHTS}");
     let args: Vec<_> =
@@ -195,7 +195,7 @@ async fn the_rights_in_the_documents_are_enough() {
 }
 
 #[test]
-fn keys_that_may_be_evicted() {
+fn an_evicting_redis_is_warned_about() {
     let redis = Redis::start_with(Flavour::Debian, &["--maxmemory-policy", "allkeys-lru"]);
     let checked = check(&redis.url(), &[]);
     assert_eq!(checked.code, 0, "a warning is no failure");
@@ -206,7 +206,7 @@ fn keys_that_may_be_evicted() {
 
 /// Rights are not all: what cannot be written fails too.
 #[test]
-fn a_replica_and_a_full_memory() {
+fn a_replica_and_a_full_redis_fail_the_check() {
     let primary = Redis::start();
     let port = primary.address().port().to_string();
     let replica = Redis::start_with(Flavour::Debian, &["--replicaof", "127.0.0.1", &port]);

@@ -1,4 +1,4 @@
-//! Clients that mean no good: they are got rid of, nobody else notices, and nothing of them stays.
+//! The service cuts off clients that abuse it; other clients notice nothing, and no memory is lost.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -153,7 +153,7 @@ impl Crowd {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heads_that_trickle() {
+async fn trickling_heads_are_cut_off() {
     let siege = Siege::begin(&["--header-read-timeout", "2s"]).await;
     let mut crowd = Crowd::open(siege.server.address, CROWD).await;
     let begun = Instant::now();
@@ -171,7 +171,7 @@ async fn heads_that_trickle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_do_nothing() {
+async fn idle_connections_are_closed() {
     let siege = Siege::begin(&["--idle-timeout", "2s"]).await;
     let mut silent = Crowd::open(siege.server.address, CROWD / 2).await;
     let mut answered = Crowd::open(siege.server.address, CROWD / 2).await;
@@ -185,7 +185,7 @@ async fn connections_that_do_nothing() {
 
 /// They send until nothing more is taken, and read none of the answers.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_reads() {
+async fn clients_that_read_no_answers_are_cut_off() {
     const EACH: usize = 5;
     let siege = Siege::begin(&["--write-timeout", "1s"]).await;
     let mut clients = JoinSet::new();
@@ -234,7 +234,7 @@ fn unread_by_clients(port: u16) -> Vec<u64> {
 
 /// The answers just fit into what the kernel keeps: the server has nothing left to write, and closes.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_are_left_in_the_kernel() {
+async fn connections_with_unread_answers_in_the_kernel_are_closed() {
     const CLIENTS: usize = 50;
     let siege = Siege::begin(&["--write-timeout", "1s", "--idle-timeout", "1s"]).await;
     let mut clients = Vec::new();
@@ -258,7 +258,7 @@ async fn answers_that_are_left_in_the_kernel() {
 
 /// What a body takes is what it has: in pieces of a byte as in one.
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_in_small_pieces() {
+async fn bodies_in_small_pieces_are_bounded() {
     const CLIENTS: usize = 8;
     const PIECES: usize = 600_000;
     let siege = Siege::begin(&["--body-limit", "1000000"]).await;
@@ -301,7 +301,7 @@ async fn bodies_in_small_pieces() {
 
 /// Bodies, and parts of bodies, that have no end.
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_without_an_end() {
+async fn endless_bodies_are_bounded() {
     let siege = Siege::begin(&["--body-read-timeout", "1s", "--body-limit", "1000000"]).await;
     let endless = [
         ("content-length: 9000000000000000000", b"1\n".repeat(10_000)),
@@ -359,7 +359,7 @@ async fn talk(stream: &mut TcpStream, head: &[u8], piece: &[u8]) -> Vec<u8> {
 
 /// What comes after a request that is as it should be does not spoil its answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_after_requests() {
+async fn garbage_after_requests_harms_nobody() {
     let siege = Siege::begin(&[]).await;
     for seed in 0..500 {
         let mut connection = Connection::open(siege.server.address).await.unwrap();
@@ -384,7 +384,7 @@ async fn garbage_after_requests() {
 
 /// Any bytes at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_of_hostile_bytes() {
+async fn hostile_bytes_harm_nobody() {
     const CLIENTS: u64 = 64;
     let streams: u64 = if soak() { 1_000_000 } else { 20_000 };
     let siege = Siege::begin(&[

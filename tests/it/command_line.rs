@@ -22,7 +22,7 @@ fn assert_one_line(output: &Output, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn wrong_values_name_the_flag_the_value_and_what_would_do() {
+fn wrong_values_name_the_flag_the_value_and_valid_ones() {
     for (args, words) in [
         (&["--mode", "bloom"][..], &["--mode", "'bloom'", "hll, exact"][..]),
         (&["--window", "7s"], &["--window", "'7s'", "divide a day"]),
@@ -168,7 +168,7 @@ fn a_log_dir_that_cannot_be_written_is_one_line() {
 }
 
 #[tokio::test]
-async fn serve_is_what_happens_without_a_command() {
+async fn serve_is_the_default_command() {
     for args in [&["serve", "--window", "24h"][..], &["--window", "24h"]] {
         let mut child = headcount();
         // The command comes first, so not through `Server`, which puts flags there.
@@ -219,7 +219,7 @@ async fn healthcheck_asks_where_the_service_listens() {
 /// A log that cannot be written is said on standard error, once; the service goes on. At the end it says that counts which go
 /// nowhere else are lost.
 #[tokio::test]
-async fn a_log_that_goes_nowhere_is_told_of() {
+async fn a_log_that_cannot_be_written_is_reported() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = headcount();
     command
@@ -239,7 +239,7 @@ async fn a_log_that_goes_nowhere_is_told_of() {
 }
 
 #[test]
-fn a_result_that_goes_nowhere_is_told_of() {
+fn a_result_that_cannot_be_written_is_reported() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let output = headcount().args(["count", "/dev/null"]).stdout(full).output().unwrap();
     assert_one_line(&output, 1, &["cannot write the result"]);
@@ -247,7 +247,7 @@ fn a_result_that_goes_nowhere_is_told_of() {
 
 /// Settings for the service do not get into the way of the other commands.
 #[test]
-fn environment_for_the_service_leaves_other_commands_alone() {
+fn settings_of_the_service_do_not_affect_other_commands() {
     let output = output_of(headcount().args(["count", "/dev/null"]).envs([
         ("HEADCOUNT_WINDOW", "10s"),
         ("HEADCOUNT_MODE", "exact"),

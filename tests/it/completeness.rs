@@ -114,7 +114,7 @@ async fn a_clock_that_is_an_hour_behind_loses_nothing() {
 /// Something else is written where the running window's ids are. Later windows are not held up, the log says what was
 /// found where, and the window is counted from what the instance has, or says that it is incomplete.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_was_replaced_is_put_aside_and_said() {
+async fn a_key_of_another_type_is_set_aside_and_reported() {
     let garbage: [(&str, &[&str]); 3] = [("LPUSH", &["x"]), ("SET", &["nonsense"]), ("HSET", &["f", "v"])];
     for mode in MODES {
         for (command, value) in garbage {
@@ -151,7 +151,7 @@ async fn a_key_that_was_replaced_is_put_aside_and_said() {
 /// What instances said that they accepted is replaced by something else: that is in nobody's way. (That what others had said
 /// before is missed, the random runs below show.)
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_accepted_can_be_replaced_too() {
+async fn a_replaced_key_of_accepted_ids_harms_no_window() {
     let redis = Redis::start();
     let fleet = Fleet::start(1, &redis, "accepted", &[]).await;
     let server = &fleet.servers[0];
@@ -450,7 +450,7 @@ fn no_wrong_count_is_called_complete() {
 /// What a sink lacks is taken from the ids that Redis still has. Where only the hash of accepted ids is left, nothing is
 /// known: it would be a count of no ids, of many accepted ones.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_of_which_only_the_accepted_ids_are_left_is_not_known() {
+async fn a_window_with_only_its_accepted_ids_left_is_unknown() {
     let redis = Redis::start();
     for (number, mode) in MODES.into_iter().enumerate() {
         let mut run = Run::new(&redis, number as u64, mode);
@@ -504,7 +504,7 @@ async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
 /// One sketch is damaged while Redis is full. It alone is put aside when all are looked at: that Redis takes no more says
 /// nothing of the others.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_makes_no_sketch_unsound() {
+async fn a_full_redis_corrupts_no_sketch() {
     const SHARDS: u16 = 4;
     // Strings that are no sketch, a sketch that is damaged inside, and a list.
     let garbage: [&[u8]; 4] = [b"", b"nonsense", b"HYLL\x01\0\0\0\0\0\0\0\0\0\0\x80\x7f", b"list"];

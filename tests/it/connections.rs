@@ -47,7 +47,7 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn connections_over_the_cap_are_told_so() {
+async fn connections_over_the_limit_get_an_answer() {
     let server = Server::start(&["--max-connections", "2", "--admin-listen", "127.0.0.1:0"]).await;
     let request = b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n\r\n";
     let mut first = Connection::open(server.address).await.unwrap();
@@ -75,7 +75,7 @@ async fn connections_over_the_cap_are_told_so() {
 
 /// One address does not take all the room.
 #[tokio::test]
-async fn an_address_that_has_enough_is_told_so() {
+async fn connections_over_the_limit_of_an_address_get_an_answer() {
     let server =
         Server::start(&["--max-connections-per-address", "2", "--admin-listen", "127.0.0.1:0"]).await;
     let [here, there] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
@@ -106,7 +106,7 @@ async fn an_address_that_has_enough_is_told_so() {
 
 /// Requests that wait for a store which hangs are bounded too; one more does not wait with them.
 #[tokio::test]
-async fn requests_that_are_too_many_are_told_so() {
+async fn requests_over_the_limit_get_an_answer() {
     let redis = Redis::start();
     let network = Proxy::start(redis.address()).await;
     // One thread, whose connection to Redis is there before the network hangs: making one takes a second at most.
@@ -156,7 +156,7 @@ async fn requests_that_are_too_many_are_told_so() {
 
 /// Bodies that are slow in coming keep nobody else out.
 #[tokio::test]
-async fn a_body_that_is_still_coming_takes_no_place() {
+async fn a_body_that_is_still_arriving_takes_no_permit() {
     let server = Server::start(&["--max-in-flight", "1"]).await;
     let mut slow = Connection::open(server.address).await.unwrap();
     slow.send(b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n")
@@ -180,7 +180,7 @@ async fn a_full_service_is_alive() {
 
 /// Many bodies at a time take many times the memory, so there is a bound on all of them together.
 #[tokio::test]
-async fn bodies_that_are_too_many_are_told_so() {
+async fn bodies_over_the_limit_in_memory_get_an_answer() {
     let server = Server::start(&["--body-limit", "100", "--admin-listen", "127.0.0.1:0"]).await;
     let head = |length: u32| {
         format!(
@@ -241,7 +241,7 @@ async fn refused_bodies_are_read_to_their_end() {
 
 /// So does one whose request is refused before anybody looks at the body, or cannot be read at all.
 #[tokio::test]
-async fn bodies_that_nobody_reads_keep_no_answer_back() {
+async fn unread_bodies_delay_no_answer() {
     const ACCEPT: &str = "POST /api/verve/accept HTTP/1.1";
     let server = Server::start(&["--api-token", "0123456789abcdef"]).await;
     let full = Server::start(&["--max-connections", "1"]).await;
@@ -296,7 +296,7 @@ async fn bodies_that_nobody_reads_keep_no_answer_back() {
 
 /// A body that nobody reads and that does not come is not waited for.
 #[tokio::test]
-async fn a_client_that_does_not_close_is_let_go() {
+async fn a_client_that_does_not_close_is_disconnected() {
     let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
     let mut client = Connection::open(server.address).await.unwrap();
     let head = b"PUT /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n";
@@ -355,7 +355,7 @@ async fn a_connection_without_requests_is_closed() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_cut_off() {
+async fn a_body_that_does_not_arrive_is_cut_off() {
     let server = Server::start(&["--body-read-timeout", "300ms"]).await;
     let mut slow = Connection::open(server.address).await.unwrap();
     slow.send(b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 9\r\n\r\n1\n")
@@ -391,7 +391,7 @@ async fn clients_that_go_away_leave_nothing_behind() {
 
 /// Who speaks another tongue hears that it is none of ours, and then nothing more.
 #[tokio::test]
-async fn what_is_no_http_is_refused() {
+async fn bytes_that_are_not_http_are_refused() {
     let server = Server::start(&[]).await;
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
@@ -422,7 +422,7 @@ fn assert_refused_as_no_http(answer: &Answer, what: &str) {
 
 /// HTTP/2 is refused wherever it begins, and however its first bytes come.
 #[tokio::test]
-async fn http_2_is_refused_in_words() {
+async fn http_2_is_refused_with_an_explanation() {
     let server = Server::start(&["--max-connections", "40"]).await;
     let mut clients = Vec::new();
     for cut in 1..HTTP_2.len() {
@@ -461,7 +461,7 @@ async fn http_2_is_refused_in_words() {
 
 /// A server that is full says something to those who speak HTTP/2 too.
 #[tokio::test]
-async fn http_2_is_refused_in_words_by_a_full_server() {
+async fn a_full_server_refuses_http_2_with_an_explanation() {
     let server = Server::start(&["--max-connections", "1"]).await;
     let mut only = Connection::open(server.address).await.unwrap();
     assert_eq!(only.get("/api/verve/accept?id=1").await.unwrap().body, "ok");

@@ -1,4 +1,4 @@
-//! What the instances agree on in Redis: fencing tokens, stored counts, and what is said at the start.
+//! What the instances share in Redis: fencing tokens, stored counts, and the warnings at the start.
 
 use std::time::{Duration, SystemTime};
 
@@ -188,7 +188,7 @@ async fn the_last_sixty_counts_are_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_that_somebody_has_open_is_closed_by_force_only() {
+async fn a_window_that_an_instance_has_open_closes_only_by_force() {
     let server = RedisServer::start();
     let (leader, late) = (Instance::new("leader", &server), Instance::new("late", &server));
     let window = window();
@@ -272,7 +272,7 @@ async fn wait_for_silence(living: &Instance, window: Window) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_redis_may_lose_and_hold_is_said_at_the_start() {
+async fn the_start_warns_about_eviction_and_states_the_memory_needed() {
     let redis = RedisServer::start_with(Flavour::Debian, &["--maxmemory-policy", "volatile-lru"]);
     let server = Server::start(&["--redis-url", &redis.url(), "--mode", "exact"]).await;
     let log = server.log();
@@ -289,7 +289,7 @@ async fn what_redis_may_lose_and_hold_is_said_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_off_is_said_so() {
+async fn a_clock_that_is_off_is_reported() {
     let redis = RedisServer::start();
     let server = Server::start_with_clock("+3s", &["--redis-url", &redis.url()]).await;
     let said = |event: &serde_json::Value| {

@@ -1,4 +1,4 @@
-//! Ids that are crafted against the public hash of the sketch: what they do to it, and that a key undoes it.
+//! Ids that an attacker crafts against the public hash mislead the sketch; an id key makes them harmless.
 
 use std::sync::OnceLock;
 
@@ -69,7 +69,7 @@ async fn reported(args: &[&str]) -> u64 {
 }
 
 #[test]
-fn crafted_ids_fool_every_hyperloglog_of_redis() {
+fn crafted_ids_mislead_the_hyperloglog_of_redis() {
     let Crafted { ids, hashes } = crafted();
     assert!(ids.len() <= 20_000);
     let ours = sketch_of(ids).estimate();
@@ -85,7 +85,7 @@ fn crafted_ids_fool_every_hyperloglog_of_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_makes_crafted_ids_ids_like_any() {
+async fn an_id_key_makes_crafted_ids_harmless() {
     let redis = Redis::start();
     let url = redis.url();
     for (name, backend) in [("memory", vec![]), ("Redis", vec!["--redis-url", &url])] {

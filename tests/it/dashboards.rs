@@ -1,4 +1,4 @@
-//! The dashboards: Grafana's own types take them, nothing on them lies over something else, and every panel shows something.
+//! The dashboards: Grafana's own types accept them, no panel overlaps another, and every panel shows data.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ fn compiler(dashboards: &[(String, String)]) -> (tempfile::TempDir, Command) {
 }
 
 #[test]
-fn grafanas_types_take_them() {
+fn grafanas_types_accept_the_dashboards() {
     let dashboards = DASHBOARDS.map(|(name, json)| (name.to_owned(), json.to_owned()));
     let (_dir, mut compiler) = compiler(&dashboards);
     succeeds(&mut compiler);
@@ -56,7 +56,7 @@ fn grafanas_types_take_them() {
 
 /// Of what a panel has in common with all, of what only its type has, of its queries, overrides and values.
 #[test]
-fn grafanas_types_find_what_is_misspelt() {
+fn grafanas_types_reject_misspelt_fields() {
     let (_, json) = DASHBOARDS[0];
     let broken = [
         (r#""gridPos""#, r#""gridPosition""#),
@@ -112,7 +112,7 @@ fn every_panel_is_whole() {
 }
 
 #[test]
-fn nothing_lies_over_something_else() {
+fn no_panel_overlaps_another() {
     for (name, dashboard) in dashboards() {
         let mut taken = BTreeSet::new();
         for panel in list(&dashboard, "panels") {

@@ -59,7 +59,7 @@ fn three_ports_are_published_and_only_to_this_machine() {
 }
 
 #[test]
-fn every_service_is_pinned_limited_looked_after_and_waited_for() {
+fn every_service_is_pinned_limited_checked_and_waited_for() {
     let compose = compose();
     let mut names: Vec<_> = services(&compose).map(|(name, _)| name).collect();
     names.sort_unstable();
@@ -104,7 +104,7 @@ fn on_this_machine(service: &Value, path: &str) -> PathBuf {
 }
 
 #[test]
-fn what_is_mounted_is_there() {
+fn every_mounted_file_exists() {
     let compose = compose();
     for (name, service) in services(&compose) {
         for mount in service["volumes"].as_array().into_iter().flatten() {
@@ -225,7 +225,7 @@ async fn instances_serve_with_the_environment_of_kubernetes() {
 }
 
 #[test]
-fn hadolint_finds_nothing_in_the_dockerfile() {
+fn hadolint_accepts_the_dockerfile() {
     succeeds(python_tool("hadolint").current_dir(in_repository("")).arg("Dockerfile"));
 }
 
@@ -245,7 +245,7 @@ fn load_balancer(instances: &[SocketAddr]) -> Nginx {
 /// A disk for bodies on which next to nothing has room, and an instance that is gone: clients hear what the service itself would
 /// say, and no id gets into a log.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_load_balancer_cannot_take_is_refused_as_by_the_service() {
+async fn requests_over_the_limits_of_the_load_balancer_are_refused_as_by_the_service() {
     let mut server = Server::start(&["--window", "24h"]).await;
     let nginx = load_balancer(&[server.address]);
     let disk = SmallDisk::mount(&nginx.dir().join("body"));
@@ -395,7 +395,7 @@ async fn wait_for_more(server: &Server, ids: f64) {
 
 /// One is stopped, comes back, and the other one is killed, while ids come singly and many at a time.
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_the_load_balancer_do_not_see_an_instance_go() {
+async fn clients_of_the_load_balancer_notice_no_stopping_instance() {
     const BULK: u64 = 100;
     let redis = Redis::start();
     let (mut fleet, nginx) = two_instances(&redis).await;

@@ -1,4 +1,4 @@
-//! The documents: links lead somewhere, tables name all that there is, and the examples of the README run.
+//! The documents: links lead somewhere, tables are complete, and the examples of the README run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};

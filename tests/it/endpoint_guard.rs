@@ -1,4 +1,4 @@
-//! Which endpoints are admitted: every special-purpose block, and every spelling of what is in them.
+//! The guard admits endpoints: every special-purpose block, and every spelling of its addresses.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -360,7 +360,7 @@ fn every_spelling_has_the_right_verdict() {
 }
 
 #[test]
-fn what_is_allowed_is_admitted_and_no_more() {
+fn only_allowed_addresses_are_admitted() {
     for (allow, url, expected) in [
         ("127.0.0.0/8", "http://127.0.0.1:9000/", Admitted),
         ("127.0.0.0/8", "http://[::ffff:127.0.0.1]:9000/", Admitted),
@@ -404,7 +404,7 @@ fn what_is_allowed_is_admitted_and_no_more() {
 }
 
 #[test]
-fn off_is_off() {
+fn the_guard_can_be_switched_off() {
     let guard = Guard::new(false, vec!["0.0.0.0/0".parse().unwrap()], Vec::new());
     let off = Refused::Forbidden("callbacks are off".to_owned());
     assert_eq!(guard.admit("http://example.com/").unwrap_err(), off);

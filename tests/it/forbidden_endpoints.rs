@@ -1,4 +1,4 @@
-//! Endpoints that are not what they look like: shown by listeners that nobody connects to.
+//! Callbacks connect to no forbidden address, whatever an endpoint looks like: listeners there see no connection.
 //!
 //! Loopback stands in for the internet: 127.0.0.2 is allowed here, as a public address is without asking, and
 //! 127.0.0.1 is not.
@@ -34,7 +34,7 @@ async fn outside_and_inside(answering: Answering) -> (Receiver, Receiver) {
 
 /// DNS rebinding: what is looked at is what is dialled, each time.
 #[tokio::test]
-async fn a_name_that_changes_its_address() {
+async fn a_name_that_changes_its_address_is_checked_again() {
     let names = Names::start(&[("rebind.example", &[&["127.0.0.2"], &["127.0.0.1"]])]);
     let (outside, inside) = outside_and_inside(Answering::Closing).await;
     let server = start(&names, &["--callback-allow", "127.0.0.2"]).await;
@@ -60,7 +60,7 @@ async fn a_name_that_changes_its_address() {
 
 /// Of a name with an address inside nothing is dialled, also not what is outside.
 #[tokio::test]
-async fn a_name_with_two_addresses() {
+async fn a_name_with_a_forbidden_address_is_not_connected_to() {
     let names = Names::start(&[
         ("outside-first.example", &[&["127.0.0.2", "127.0.0.1"]]),
         ("inside-first.example", &[&["127.0.0.1", "127.0.0.2"]]),
@@ -78,7 +78,7 @@ async fn a_name_with_two_addresses() {
 }
 
 #[tokio::test]
-async fn names_of_what_is_inside() {
+async fn names_of_internal_addresses_are_forbidden() {
     let inside = ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "100.64.0.1"];
     let answers: Vec<_> = inside.iter().map(|address| vec![*address]).collect();
     let answers: Vec<_> = answers.iter().map(Vec::as_slice).collect();
@@ -99,7 +99,7 @@ async fn names_of_what_is_inside() {
 
 /// A public server sends us inside.
 #[tokio::test]
-async fn a_redirect_to_the_inside() {
+async fn a_redirect_to_an_internal_address_is_not_followed() {
     let inside = Receiver::start(Answering::Status(200)).await;
     let names = Names::start(&[("public.example", &[&["127.0.0.2"]])]);
     let outside = Receiver::start_on("127.0.0.2:0", Answering::Redirect(inside.url())).await;
@@ -111,7 +111,7 @@ async fn a_redirect_to_the_inside() {
 
 /// Our own listeners, under whatever name.
 #[tokio::test]
-async fn an_endpoint_that_is_this_service() {
+async fn an_endpoint_of_the_service_itself_is_refused() {
     let names = Names::start(&[("own.example", &[&["127.0.0.1"]]), ("also-own.example", &[&["127.0.0.3"]])]);
     for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
         let mut command = names.headcount();
@@ -167,7 +167,7 @@ async fn proxies_are_not_used() {
 
 /// A name server that does not answer holds up its own callbacks, and nothing else.
 #[tokio::test]
-async fn a_name_that_nobody_answers_for() {
+async fn a_silent_name_server_delays_only_its_own_callbacks() {
     const NAMES: usize = 100;
     let (names, receiver) = (Names::silent(), Receiver::start(Answering::Status(200)).await);
     let server = start(&names, &["--callback-allow", "127.0.0.1"]).await;

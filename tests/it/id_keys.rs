@@ -1,4 +1,4 @@
-//! `--id-key`: who may count together, and what is counted.
+//! `--id-key`: which instances may count together, and what they count.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -57,7 +57,7 @@ fn assert_refused(redis: &Redis, namespace: &str, ours: Option<&str>, theirs: Op
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_another_key_or_none_is_refused() {
+async fn an_instance_with_another_id_key_is_refused() {
     let redis = Redis::start();
     for (namespace, theirs, ours) in
         [("first", None, Some(KEY)), ("second", Some(KEY), None), ("third", Some(KEY), Some(OTHER))]

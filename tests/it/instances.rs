@@ -1,4 +1,4 @@
-//! Several real instances behind a real nginx, with a real Redis: one number a window, and the right one.
+//! Several real instances behind a real nginx, with a real Redis, publish one right count for each window.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
@@ -107,7 +107,7 @@ async fn a_rolling_restart_costs_nothing() {
 
 /// Clocks that differ by a second and a half, with windows of two.
 #[tokio::test(flavor = "multi_thread")]
-async fn clocks_may_differ() {
+async fn instances_with_different_clocks_agree() {
     let redis = Redis::start();
     let mut fleet = Fleet::start(1, &redis, "clocks", &["--mode", "exact"]).await;
     fleet.add_with_clock("+0.75s").await;
@@ -130,7 +130,7 @@ async fn clocks_may_differ() {
 
 /// One that comes changes nothing; one that dies leaves the window that it had open incomplete.
 #[tokio::test(flavor = "multi_thread")]
-async fn instances_come_and_die() {
+async fn a_new_instance_changes_nothing_and_a_dead_one_makes_its_window_incomplete() {
     let redis = Redis::start();
     let mut fleet = Fleet::start(2, &redis, "come-and-die", &["--mode", "exact"]).await;
     let start = next_window(Duration::from_millis(500)).await;
@@ -184,7 +184,7 @@ async fn a_flushed_redis_loses_no_window() {
 
 /// An empty Redis is back, and a new instance that knows nothing is there first: the stream goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newcomer_to_an_empty_redis_skips_nothing() {
+async fn a_new_instance_at_an_empty_redis_skips_nothing() {
     let mut redis = Redis::start();
     let mut fleet = Fleet::start(1, &redis, "newcomer", &[]).await;
     fleet.wait_published(0).await;
@@ -206,7 +206,7 @@ async fn a_newcomer_to_an_empty_redis_skips_nothing() {
 
 /// A server that comes back with an old snapshot has lost what was sealed, though it knows this instance.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_comes_back_with_less_is_given_it_again() {
+async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     let mut redis = Redis::start();
     let fleet = Fleet::start(2, &redis, "snapshot", &[]).await;
     fleet.wait_published(0).await;
@@ -234,7 +234,7 @@ async fn a_redis_that_comes_back_with_less_is_given_it_again() {
 /// The only instance is killed near the end of a window, and its successor comes early in the next: nobody was
 /// there when that began.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_that_began_without_anybody_is_incomplete() {
+async fn a_window_that_began_before_any_instance_is_incomplete() {
     let redis = Redis::start();
     let mut fleet = Fleet::start(1, &redis, "alone", &[]).await;
     fleet.wait_published(0).await;

@@ -1,4 +1,4 @@
-//! Kafka: every window exactly once, whatever dies.
+//! Kafka gets every window exactly once, whichever process dies.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,7 +22,7 @@ const LEASE_TTL: &str = "2s";
 
 /// What is in the topic, read by a reader of ours and by kcat.
 #[tokio::test(flavor = "multi_thread")]
-async fn records_are_what_is_promised() {
+async fn records_have_the_documented_form() {
     let (brokers, namespace) = (shared(), namespace("records"));
     let topic = format!("{namespace}.unique-counts");
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
@@ -201,7 +201,7 @@ async fn one_instance_publishes_though_two_believe_to_lead() {
 
 /// Brokers that are not there at the start, and that go away later, cost no request and no window.
 #[tokio::test(flavor = "multi_thread")]
-async fn brokers_may_be_away() {
+async fn windows_wait_for_brokers_that_are_away() {
     let namespace = namespace("away");
     let port = free_port();
     let brokers = format!("127.0.0.1:{port}");

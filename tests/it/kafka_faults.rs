@@ -136,7 +136,7 @@ async fn every_error_ends_in_a_retry_or_a_new_producer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn brokers_that_move_hang_and_go() {
+async fn brokers_that_move_hang_and_vanish_are_survived() {
     let (cluster, mut sink, first) = start().await;
     for broker in 1..=3 {
         let name = MockCoordinator::Transaction("headcount.counts".to_owned());

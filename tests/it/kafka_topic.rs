@@ -1,4 +1,4 @@
-//! Topics that are not as they should be, and sinks that were not there.
+//! The Kafka sink meets topics with wrong settings, and comes back after an absence.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,7 +27,7 @@ fn foreign_transaction(producer: &BaseProducer, topic: &str) {
 
 /// Aborted records take offsets and are no records; an open transaction holds the reader of the record up.
 #[tokio::test(flavor = "multi_thread")]
-async fn transactions_of_others_are_stepped_over_and_waited_for() {
+async fn transactions_of_other_producers_are_skipped_or_waited_for() {
     let (brokers, namespace) = (shared(), namespace("others"));
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let topic = format!("{namespace}.unique-counts");
@@ -65,7 +65,7 @@ async fn transactions_of_others_are_stepped_over_and_waited_for() {
 
 /// What a leader without the sink has published is not made up, nor left out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sink_that_was_not_there_gets_what_is_known() {
+async fn a_sink_that_was_absent_gets_the_stored_counts() {
     let (brokers, namespace, redis) = (shared(), namespace("absent"), Redis::start());
     let url = redis.url();
     let without = ["--window", "1s", "--namespace", &namespace, "--redis-url", &url];
@@ -182,7 +182,7 @@ async fn a_topic_that_becomes_compacted_is_noticed() {
 
 /// A topic whose records may be smaller than ours is named, with its setting, and used as soon as that is right.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_takes_no_records_of_ours_is_named() {
+async fn a_topic_with_too_small_records_is_named() {
     let (brokers, namespace) = (shared(), namespace("small"));
     let topic = format!("{namespace}.unique-counts");
     let small = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "100");
@@ -299,7 +299,7 @@ async fn a_topic_that_lacks_replicas_in_sync_is_named() {
 
 /// Brokers are away, and then there with a topic that takes nothing: the second reason is said too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_takes_nothing_is_named_after_an_outage() {
+async fn a_topic_that_refuses_records_after_an_outage_is_named() {
     let (port, namespace) = (free_port(), namespace("outage"));
     let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
     let mut kafka = Kafka::start_on(port);
@@ -357,7 +357,7 @@ async fn a_broker_that_comes_back_empty_gets_its_topic_again() {
 
 /// Brokers that could never take a record are found out before the first start, without a topic.
 #[tokio::test(flavor = "multi_thread")]
-async fn brokers_that_can_take_nothing_fail_the_check() {
+async fn brokers_that_refuse_records_fail_the_check() {
     for (short_transactions, said) in [(false, "no-such-host.invalid"), (true, "ransaction")] {
         let port = free_port();
         let setting = if short_transactions {

@@ -168,7 +168,7 @@ async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
 
 /// A leader that was stopped for longer than its lease, and goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_was_stopped_publishes_nothing_more() {
+async fn a_paused_leader_publishes_nothing_more() {
     let redis = Redis::start();
     let fleet = Fleet::start(3, &redis, "stopped", &[]).await;
     fleet.wait_published(0).await;
@@ -207,7 +207,7 @@ fn put_aside(server: &Server) -> Vec<(String, String)> {
 /// A lease that somebody wrote by hand never ends by itself; a lease or a token of another type answers nobody. Somebody leads
 /// all the same, soon, and the token has risen.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_somebody_wrote_there_does_not_last() {
+async fn a_lease_written_by_hand_does_not_last() {
     for (number, (key, command, value)) in [
         ("lease", "SET", &["somebody"][..]),
         ("lease", "LPUSH", &["x"]),
@@ -241,7 +241,7 @@ async fn a_lease_that_somebody_wrote_there_does_not_last() {
 
 /// The same of all else that instances share: it is put aside, or nonsense in it is passed over, and windows go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn nonsense_in_what_instances_share_stops_nobody() {
+async fn nonsense_in_shared_keys_stops_no_instance() {
     // Words, what a lax reader takes for a number, and what is no text.
     const NONSENSE: [&[u8]; 8] =
         [b"nonsense", b"1e300", b"inf", b"nan", b"-5", b"1.5", b"99999999999", b"\xff\xfe"];

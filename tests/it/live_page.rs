@@ -30,14 +30,14 @@ async fn the_chart_has_a_mark_a_window() {
 }
 
 #[tokio::test]
-async fn it_asks_for_the_token() {
+async fn the_page_asks_for_the_token() {
     let token = "0123456789abcdef";
     let server = Server::start(&["--window", "24h", "--api-token", token]).await;
     browse("access", server.address, &[token]);
 }
 
 #[tokio::test]
-async fn it_adds_up_the_instances_behind_a_load_balancer() {
+async fn the_page_adds_up_the_instances_behind_a_load_balancer() {
     let redis = Redis::start();
     let fleet = Fleet::start(2, &redis, "live-page", &[]).await;
     fleet.wait_published(0).await;
@@ -46,7 +46,7 @@ async fn it_adds_up_the_instances_behind_a_load_balancer() {
 }
 
 #[tokio::test]
-async fn it_says_that_redis_is_away() {
+async fn the_page_says_that_redis_is_away() {
     let mut redis = Redis::start();
     let server = Server::start(&["--window", "1s", "--redis-url", &redis.url()]).await;
     server.wait_closed(3).await;
@@ -57,13 +57,13 @@ async fn it_says_that_redis_is_away() {
 }
 
 #[tokio::test]
-async fn it_says_that_nobody_answers() {
+async fn the_page_says_that_no_instance_answers() {
     let server = Server::start(&["--window", "24h"]).await;
     browse("away", server.address, &[&server.process.0.id().to_string()]);
 }
 
 #[tokio::test]
-async fn the_browser_is_told_to_allow_nothing_else() {
+async fn the_page_forbids_other_origins() {
     let server = Server::start(&["--api-token", "0123456789abcdef"]).await;
     let page = server.get("/").await;
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
@@ -84,7 +84,7 @@ async fn the_browser_is_told_to_allow_nothing_else() {
 }
 
 #[tokio::test]
-async fn it_can_be_left_out_or_moved() {
+async fn the_page_can_be_left_out_or_moved() {
     let without = Server::start(&["--no-ui"]).await;
     let apart = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
     for path in ["/", "/status"] {
@@ -96,7 +96,7 @@ async fn it_can_be_left_out_or_moved() {
 
 /// The README on a wide screen, the page about the API on a phone too.
 #[test]
-fn the_documents_show_it() {
+fn the_documents_show_the_page() {
     let (readme, api) = (include_str!("../../README.md"), include_str!("../../docs/api.md"));
     for (document, prefix, expected) in [(readme, "docs/live-page", 1), (api, "live-page", 2)] {
         let pictures: Vec<_> = document

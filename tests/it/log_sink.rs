@@ -1,4 +1,4 @@
-//! The log as a sink: what standard output does not take is kept, counted and tried again, as with any other.
+//! The log as a sink: the service keeps, counts and repeats what standard output does not take.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -114,7 +114,7 @@ async fn a_reader_that_pauses_gets_every_window_once() {
 
 /// The reader of the log is gone: windows wait, for as long as the retention, and the service goes on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_is_gone_is_no_sink() {
+async fn a_closed_standard_output_is_no_sink() {
     let mut service = Service::start(Stdio::piped(), &["--shutdown-timeout", "2s"]).await;
     let mut lines = BufReader::new(service.process.0.stdout.take().unwrap()).lines();
     while windows([&*lines.next().unwrap().unwrap()]).is_empty() {}

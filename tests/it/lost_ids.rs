@@ -1,4 +1,4 @@
-//! What is lost when more than the way to Redis breaks, and that it is said.
+//! Ids are lost when Redis loses data or an instance dies; the record and the log report it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -167,7 +167,7 @@ async fn an_instance_that_dies_while_redis_is_away() {
 /// The way of one instance to Redis breaks, and the others go on. What it accepted for windows that they have
 /// closed is missed, and said to be.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_alone_is_cut_off() {
+async fn one_instance_cut_off_from_redis_reports_its_loss() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
     let fleet = Fleet::start(2, &redis, "cut-off", &[]).await;
@@ -240,7 +240,7 @@ async fn more_ids_than_may_be_kept_are_refused() {
 
 /// An instance that stops while Redis is away cannot replay its pending ids, and says so.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_while_redis_is_away_is_no_clean_one() {
+async fn a_stop_while_redis_is_away_fails() {
     let mut redis = Redis::start();
     let args = ["--window", "24h", "--shutdown-timeout", "3s", "--redis-url"];
     let mut server = Server::start(&[&args[..], &[&redis.url()]].concat()).await;

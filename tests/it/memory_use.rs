@@ -1,4 +1,4 @@
-//! What the counters take.
+//! How much memory the service takes.
 
 use crate::support::http::Connection;
 use crate::support::server::Server;
@@ -27,7 +27,7 @@ async fn resident_after(different: u64, args: &[&str]) -> u64 {
 /// allocator keeps for itself differs from run to run, hence two megabytes of slack; ten million ids
 /// in a set would be over two hundred.
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_million_ids_take_what_ten_thousand_take() {
+async fn ten_million_ids_take_no_more_memory_than_ten_thousand() {
     let few = resident_after(10_000, &[]).await;
     let many = resident_after(10_000_000, &[]).await;
     println!("resident after 10^4 different ids: {few}, after 10^7: {many}");
@@ -46,7 +46,7 @@ async fn exact_ids_take_at_most_fifty_bytes_each() {
 
 /// The ids of a closed window are given back: kept, six million of them would be over 150 MB.
 #[tokio::test(flavor = "multi_thread")]
-async fn closed_windows_give_their_memory_back() {
+async fn closed_windows_release_their_memory() {
     let server = Server::start(&["--window", "1s", "--mode", "exact"]).await;
     let mut connection = Connection::open(server.address).await.unwrap();
     let mut first = 0;

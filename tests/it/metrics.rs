@@ -1,4 +1,4 @@
-//! `/metrics`: all series from the start, and each tells the truth.
+//! `/metrics` has all series from the start, and each tells the truth.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -112,7 +112,7 @@ async fn all_series_are_there_from_the_start() {
 
 /// Names, types, units and help as Prometheus would have them.
 #[tokio::test]
-async fn promtool_finds_nothing_amiss() {
+async fn promtool_accepts_the_file() {
     let (redis, dir) = (Redis::start(), tempfile::tempdir().unwrap());
     let server = Server::start(&["--redis-url", &redis.url(), "--redis-stream", "counts"]).await;
     let metrics = dir.path().join("metrics");
@@ -122,7 +122,7 @@ async fn promtool_finds_nothing_amiss() {
 }
 
 #[tokio::test]
-async fn they_count_what_happened() {
+async fn metrics_count_events() {
     let server = Server::start(&["--window", "24h", "--mode", "exact"]).await;
     let mut connection = Connection::open(server.address).await.unwrap();
     for id in [1, 2, 2, 3] {
@@ -155,7 +155,7 @@ async fn they_count_what_happened() {
 }
 
 #[tokio::test]
-async fn closed_windows_show() {
+async fn metrics_show_closed_windows() {
     let server = Server::start(&["--window", "1s"]).await;
     server.wait_closed(1).await;
     let mut connection = Connection::open(server.address).await.unwrap();

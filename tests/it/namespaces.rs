@@ -1,4 +1,4 @@
-//! Namespaces: what is in Redis, for how long, and who may use it.
+//! Namespaces: which keys they have in Redis, how long these live, and which instances may use them.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -47,7 +47,7 @@ async fn an_instance_that_disagrees_is_refused() {
 
 /// Counts of another window length, that nobody published, are not taken for those of this one.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_length_of_windows_begins_anew() {
+async fn another_window_length_starts_afresh() {
     let redis = Redis::start();
     let mut first = Fleet::start(1, &redis, "length", &[]).await;
     first.wait_published(0).await;
@@ -81,7 +81,7 @@ async fn another_length_of_windows_begins_anew() {
 
 /// Others have taken over the namespace while this instance was silent: it ends, instead of counting for nobody.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_finds_itself_disagreeing_ends() {
+async fn an_instance_whose_namespace_was_taken_over_ends() {
     let redis = Redis::start();
     let url = redis.url();
     let mut first = Server::start(&["--redis-url", &url, "--window", "2s"]).await;
@@ -154,7 +154,7 @@ async fn a_silent_namespace_leaves_two_keys() {
 
 /// TLS, a socket, a user with a password and a database.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_way_to_redis() {
+async fn every_kind_of_redis_url_connects() {
     let user = ["--user", "counter", "on", ">se cret/", "~*", "+@all"];
     let redis = Redis::start_with(Flavour::Debian, &user);
     let with_user = redis.url().replace("redis://", "redis://counter:se%20cret%2F@") + "/3";
@@ -187,7 +187,7 @@ async fn every_way_to_redis() {
 
 /// A server that has only some of the keys, or none, is refused by name: at once, whatever it answers to the first command.
 #[test]
-fn servers_that_cannot_do_the_work_are_refused_by_name() {
+fn unsuitable_servers_are_refused_by_name() {
     let node = Redis::start_with(Flavour::Debian, &["--cluster-enabled", "yes"]);
     // It has all slots but those at the end, as a node of a larger cluster has.
     ::redis::cmd("CLUSTER").arg(&["ADDSLOTSRANGE", "0", "16000"]).exec(&mut node.connect()).unwrap();
@@ -207,7 +207,7 @@ fn servers_that_cannot_do_the_work_are_refused_by_name() {
 
 /// A server that closes the connection has said why before.
 #[test]
-fn what_a_server_says_before_it_hangs_up_is_said() {
+fn check_reports_the_reason_of_a_server_that_hangs_up() {
     let full = Redis::start_with(Flavour::Debian, &["--maxclients", "1"]);
     let _only = full.connect();
     let output = output_of(headcount().args(["check", "--redis-wait", "300ms", "--redis-url", &full.url()]));
@@ -280,7 +280,7 @@ fn unknown_parts_of_the_url_are_refused() {
 
 /// What is wrong is said in one line, after `--redis-wait`, without the password.
 #[test]
-fn a_redis_that_cannot_be_used_is_said_so() {
+fn an_unusable_redis_is_reported() {
     let redis = Redis::start_with(Flavour::Debian, &["--requirepass", "right"]);
     let wrong = redis.url().replace("redis://", "redis://:wr0ng@");
     let nobody = format!("redis://:wr0ng@127.0.0.1:{}", crate::support::free_port());

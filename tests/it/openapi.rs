@@ -172,7 +172,7 @@ fn assert_keeps_to_it(server: &Server, args: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_instance_in_memory_keeps_to_it() {
+async fn an_instance_in_memory_follows_the_description() {
     let server = Server::start(&LONG_WINDOW).await;
     assert_keeps_to_it(&server, &[]);
     let accepted = server.metric(r#"headcount_requests_total{route="bulk",result="ok"}"#).await;
@@ -180,7 +180,7 @@ async fn an_instance_in_memory_keeps_to_it() {
 }
 
 #[tokio::test]
-async fn an_instance_with_redis_and_without_callbacks_keeps_to_it() {
+async fn an_instance_with_redis_and_without_callbacks_follows_the_description() {
     let redis = Redis::start();
     let args = ["--mode", "exact", "--redis-url", &redis.url(), "--callbacks", "off"];
     let server = Server::start(&[&LONG_WINDOW[..], &args].concat()).await;
@@ -192,7 +192,7 @@ async fn an_instance_with_redis_and_without_callbacks_keeps_to_it() {
 }
 
 #[tokio::test]
-async fn an_instance_with_a_token_keeps_to_it() {
+async fn an_instance_with_a_token_follows_the_description() {
     let token = "9f86d081884c7d659a2feaa0c55ad015";
     let server = Server::start(&[&LONG_WINDOW[..], &["--api-token", token]].concat()).await;
     let bearing = format!("authorization: Bearer {token}");
@@ -212,7 +212,7 @@ const COUNTS: [&str; 4] =
     ["--include-path-regex", "^/(status|api/verve/unique)$", "--phases", "examples,coverage"];
 
 #[tokio::test]
-async fn counts_of_closed_windows_keep_to_it() {
+async fn counts_of_closed_windows_follow_the_description() {
     let server = Server::start(&["--window", "1s"]).await;
     server.wait_closed(2).await;
     keeps_to_it(&server, &COUNTS);
@@ -223,7 +223,7 @@ async fn counts_of_closed_windows_keep_to_it() {
 }
 
 #[tokio::test]
-async fn an_instance_without_its_redis_keeps_to_it() {
+async fn an_instance_without_its_redis_follows_the_description() {
     let mut redis = Redis::start();
     let server = Server::start(&[&LONG_WINDOW[..], &["--redis-url", &redis.url()]].concat()).await;
     redis.kill();
@@ -236,7 +236,7 @@ async fn an_instance_without_its_redis_keeps_to_it() {
 
 /// If the description were wrong, it would be found.
 #[tokio::test]
-async fn what_is_not_so_is_found() {
+async fn schemathesis_finds_a_wrong_description() {
     let server = Server::start(&LONG_WINDOW).await;
     let lies = [
         ("/paths/~1livez/get/responses", json!({ "404": { "description": "Not there." } })),

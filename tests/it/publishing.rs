@@ -189,7 +189,7 @@ async fn a_sink_that_fails_gets_every_count_in_order_and_holds_up_no_other() {
 
 /// Stopping waits for a sink that is behind.
 #[tokio::test]
-async fn what_is_left_is_published_on_stop() {
+async fn pending_windows_are_published_on_stop() {
     let sink = TestSink::new("a");
     sink.refuse(3);
     let running = publish(START, &[&sink]).await;
@@ -199,7 +199,7 @@ async fn what_is_left_is_published_on_stop() {
 }
 
 #[tokio::test]
-async fn a_sink_that_never_comes_back_loses_what_is_past_retention_and_says_so() {
+async fn a_sink_away_past_the_retention_loses_windows_and_reports_it() {
     let sink = TestSink::new("a");
     sink.refuse(u32::MAX);
     let running = publish(START, &[&sink]).await;
@@ -269,7 +269,7 @@ async fn a_clock_set_back_repeats_nothing_and_loses_nothing() {
 
 /// The clock was ahead when ids arrived, and is set back before a stop.
 #[tokio::test]
-async fn ids_in_windows_to_come_are_published_on_stop() {
+async fn ids_in_future_windows_are_published_on_stop() {
     let sink = TestSink::new("a");
     let running = publish(START, &[&sink]).await;
     running.add(0.0, 1).await;
@@ -345,7 +345,7 @@ async fn with_a_log_dir_every_window_is_a_line_of_json() {
 
 /// The file sink on its own: what happens to its directory and its files behind its back.
 #[tokio::test]
-async fn files_heal() {
+async fn files_recover_from_errors() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
     let mut sink = FileSink::open(&logs, origin()).unwrap();

@@ -1,4 +1,4 @@
-//! Redis goes away in every way there is, and nothing that was accepted is lost.
+//! Redis goes away in every way there is, and no accepted id is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

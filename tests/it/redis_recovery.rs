@@ -1,4 +1,4 @@
-//! Redis is back, and not everything is as it was: who comes first, who is slow, what is lost once more.
+//! Redis comes back: heartbeats arrive late, a replay is large, or a second loss follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -46,7 +46,7 @@ fn assert_right(published: &BTreeMap<u64, Vec<(usize, Closed)>>, truth: &Truth) 
 
 /// It asks all the time whether Redis is back, and is there before the others: it must not take them for dead.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_starts_in_an_outage_waits_for_the_others() {
+async fn an_instance_that_starts_in_an_outage_waits_for_the_others() {
     let mut site = Site::start().await;
     let mut fleet = Fleet::behind(&site.url(), 2, "starts", &[]).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -66,7 +66,7 @@ async fn one_that_starts_in_an_outage_waits_for_the_others() {
 
 /// The lease may be there before the heartbeats are: the leader closes nothing before they are.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_is_back_before_the_reports() {
+async fn a_lease_that_is_back_before_the_heartbeats_closes_nothing() {
     let mut site = Site::start().await;
     let fleet = Fleet::behind(&site.url(), 3, "lease", &["--lease-ttl", "1s"]).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -166,7 +166,7 @@ async fn a_second_loss_before_anything_is_closed() {
 
 /// What is kept for Redis is given back when Redis has it.
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_is_given_back() {
+async fn memory_is_released_after_an_outage() {
     const IDS: u64 = 100_000;
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
@@ -193,7 +193,7 @@ async fn memory_is_given_back() {
 /// Each thread has a connection of its own to Redis. Those that have nothing to send do not notice that theirs is dead, and
 /// must not be found out one after another.
 #[tokio::test(flavor = "multi_thread")]
-async fn all_threads_find_back_at_once() {
+async fn all_threads_reconnect_at_once() {
     const THREADS: u64 = 64;
     let mut redis = Redis::start();
     let url = redis.url();

@@ -1,4 +1,4 @@
-//! What cannot be used, or only with another secret: what `check`, the start and the log say.
+//! Servers and secrets that cannot be used: what `check`, the start and the log say.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -58,7 +58,7 @@ fn a_sentinel_is_refused() {
 
 /// Redis says it and hangs up, so that what was sent to it is answered with a reset.
 #[test]
-fn what_redis_says_before_it_hangs_up_is_told() {
+fn check_and_start_report_the_reason_of_a_redis_that_hangs_up() {
     let redis = Redis::start_with(Flavour::Debian, &["--maxclients", "1"]);
     let held = redis.connect();
     for said in [check_fails(&redis.url()), start_fails(&redis.url())] {
@@ -135,7 +135,7 @@ async fn an_api_token_that_was_changed_is_read_again() {
 }
 
 #[test]
-fn a_secret_by_file_is_said_to_be_unreadable() {
+fn an_unreadable_secret_file_is_reported() {
     let line = refused(&output_of(headcount().args(["--redis-url", "file:/nowhere"])), 2);
     assert!(line.contains("'/nowhere'") && line.contains("--redis-url"), "{line}");
 }

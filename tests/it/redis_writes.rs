@@ -1,4 +1,4 @@
-//! What is sent to Redis: all ids, or only those that can change the sketch, with the same end.
+//! What the store sends to Redis: all ids, or only those that can change the sketch; both end alike.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -90,7 +90,7 @@ fn expected_changes(ids: u64) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changed_sends_what_theory_says() {
+async fn changed_sends_as_many_ids_as_theory_says() {
     let server = RedisServer::start();
     for (round, ids) in [20_000_u64, 300_000].into_iter().enumerate() {
         let namespace = format!("theory-{round}");
@@ -117,7 +117,7 @@ async fn changed_sends_what_theory_says() {
 /// Both ways end with the same string, though the connection is cut all the time; nothing fails, because what
 /// was under way is sent again or kept here.
 #[tokio::test(flavor = "multi_thread")]
-async fn changed_and_all_end_alike_over_reconnects() {
+async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
     const IDS: u64 = 300_000;
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
@@ -166,7 +166,7 @@ async fn changed_and_all_end_alike_over_reconnects() {
 
 /// The server loses a sketch behind the counter's back: the seal makes up for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_seal_makes_up_for_what_the_server_lost() {
+async fn the_seal_restores_a_sketch_that_the_server_lost() {
     let mut server = RedisServer::start();
     for writes in [RedisWrites::All, RedisWrites::Changed] {
         let counter = counter(&server.url(), "lost", Mode::Hll, writes);
@@ -191,7 +191,7 @@ async fn seal_in_the_end(counter: &Store) {
 /// Redis hangs: the first request waits for as long as it may, later ones do not wait at all, and all are
 /// counted in the end. A window is not sealed before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
+async fn a_hanging_server_delays_only_the_seal() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "hangs", mode, RedisWrites::All);
@@ -225,7 +225,7 @@ async fn a_server_that_hangs_holds_up_nothing_but_the_seal() {
 
 /// For those who want to know at once. What was refused at once is not counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_fail_while_redis_is_away_if_they_are_to() {
+async fn requests_fail_while_redis_is_away_where_that_is_configured() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let config =
@@ -298,7 +298,7 @@ async fn a_full_redis_costs_nothing() {
 /// Redis takes no writes, and nothing is kept that could be handed over: the way back is tried by a write all the same,
 /// and requests are not the ones to find out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_is_not_taken_for_one_that_is_back() {
+async fn a_full_redis_does_not_count_as_back() {
     let server = RedisServer::start();
     let metrics = Metrics::new();
     let redis = Redis::new(&Address::parse(&server.url()).unwrap(), TIMEOUT, &metrics).unwrap();
@@ -322,7 +322,7 @@ async fn a_full_redis_is_not_taken_for_one_that_is_back() {
 
 /// Sketches of sealed windows are not kept for ever. If Redis loses one that is not kept, its window says so.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_restored_is_said() {
+async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
     let server = RedisServer::start();
     let shards = Shards::new(512).unwrap();
     let counter = counter_with(
@@ -372,7 +372,7 @@ async fn a_slow_network_is_connected_to() {
 
 /// An outage that does not end takes the memory of a retention, not all there is.
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_that_cannot_be_sealed_are_dropped_in_the_end() {
+async fn windows_that_cannot_be_sealed_are_dropped_at_last() {
     let timeout = Duration::from_millis(5);
     let url = format!("redis://127.0.0.1:{}", free_port());
     let retention = Duration::from_secs(10 * 3600);

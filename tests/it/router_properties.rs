@@ -1,4 +1,4 @@
-//! Any request at all: an answer of the contract, never a 500, never a panic.
+//! Every request gets an answer that the API describes: never a 500, never a panic.
 
 use std::sync::Arc;
 
@@ -229,7 +229,7 @@ fn every_request_has_an_answer_of_the_contract() {
 }
 
 #[test]
-fn every_failure_is_listed_once() {
+fn every_failure_reason_is_listed_once() {
     let mut reasons = Failure::ALL.map(Failure::reason).to_vec();
     reasons.sort_unstable();
     reasons.dedup();
@@ -258,7 +258,7 @@ fn every_failure_is_listed_once() {
 /// The window that a request arrives in may be sealed before its id is added: the clock went back, or
 /// the publisher was faster. The id is counted all the same, in the oldest window that is open.
 #[tokio::test]
-async fn late_ids_are_stamped_anew() {
+async fn late_ids_go_to_the_oldest_open_window() {
     let clock = ManualClock::at(1_700_000_000.0);
     let service = service(&clock, &["--mode", "exact", "--window", "10s"]);
     let window: Window =
@@ -292,7 +292,7 @@ async fn late_ids_are_stamped_anew() {
 
 /// The running window may be counted only while it is known.
 #[tokio::test]
-async fn a_count_that_cannot_be_had_is_503() {
+async fn an_unavailable_count_is_503() {
     let clock = ManualClock::at(1_700_000_000.0);
     let service = service(&clock, &["--window", "10s"]);
     let sealed = "10s".parse::<headcount::model::window::WindowLength>().unwrap().window_at(clock.now());

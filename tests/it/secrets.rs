@@ -1,4 +1,4 @@
-//! No secret is to be seen anywhere: not in the log, in messages, in the help, in metrics, in the process list.
+//! The log, messages, the help, metrics and the process list show no secret.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -151,7 +151,7 @@ impl Service {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_does_not_show_them() {
+async fn a_service_shows_no_secrets() {
     for (format, by_files) in [("text", false), ("json", true)] {
         let mut redis = Redis::start_with(Flavour::Debian, &["--requirepass", REDIS_PASSWORD]);
         // Nobody is there.
@@ -198,7 +198,7 @@ async fn a_service_does_not_show_them() {
 
 /// Nor those whose connection cannot be made.
 #[test]
-fn a_redis_that_refuses_them_does_not_show_them() {
+fn errors_of_redis_show_no_secrets() {
     let refusing = Redis::start_with(Flavour::Debian, &["--requirepass", "another"]);
     // Redis repeats the arguments of a command that it does not know.
     let knows_no = |command| {
@@ -254,7 +254,7 @@ const WRONG_VALUES: [(&str, &str); 19] = [
 ];
 
 #[test]
-fn messages_about_wrong_values_do_not_show_them() {
+fn messages_about_wrong_values_show_no_secrets() {
     for (flag, value) in WRONG_VALUES {
         let value = value
             .replace("{ID_KEY}", ID_KEY)
@@ -289,7 +289,7 @@ fn messages_about_wrong_values_do_not_show_them() {
 }
 
 #[test]
-fn help_does_not_show_them() {
+fn help_shows_no_secrets() {
     let (secrets, _) = Secrets::at("redis://127.0.0.1:9", "127.0.0.1:9");
     for args in
         [&["--help"][..], &["-h"], &["help"], &["serve", "--help"], &["check", "-h"], &["verify", "--help"]]
@@ -303,7 +303,7 @@ fn help_does_not_show_them() {
 }
 
 #[test]
-fn check_does_not_show_them() {
+fn check_shows_no_secrets() {
     let redis = Redis::start_with(Flavour::Debian, &["--requirepass", REDIS_PASSWORD]);
     let (secrets, kafka) = Secrets::at(&redis.url(), "127.0.0.1:9");
     for command in ["check", "verify"] {

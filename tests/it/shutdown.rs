@@ -1,4 +1,4 @@
-//! Stopping: every answer that was begun is whole, every `ok` is in a count.
+//! The service stops: every answer that it began is whole, and every `ok` is in a count.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn sigint_stops_as_sigterm_does() {
 
 /// While draining the service still counts; the load balancer is told to send no more.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_drain_delay_serves_on() {
+async fn requests_are_served_during_the_drain_delay() {
     let mut server =
         Server::start(&["--window", "24h", "--drain-delay", "1500ms", "--admin-listen", "127.0.0.1:0"]).await;
     let admin = server.admin.unwrap();
@@ -68,7 +68,7 @@ async fn the_drain_delay_serves_on() {
 
 /// A request whose body is still coming is waited for; idle connections are not.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_was_begun_is_finished() {
+async fn a_request_in_progress_is_finished() {
     let mut server = Server::start(&["--window", "24h", "--mode", "exact"]).await;
     let mut idle = Connection::open(server.address).await.unwrap();
     idle.get("/livez").await.unwrap();
@@ -89,7 +89,7 @@ async fn a_request_that_was_begun_is_finished() {
 
 /// A client that never finishes does not keep the counts of all others from coming out.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_hangs_is_cut_off() {
+async fn a_hanging_client_is_cut_off() {
     let mut server = Server::start(&["--window", "24h", "--shutdown-timeout", "2s"]).await;
     let mut hanging = Connection::open(server.address).await.unwrap();
     hanging

@@ -1,4 +1,4 @@
-//! Signals: in every phase, the wish to stop is understood, also when it comes twice.
+//! Signals stop the service in order in every phase, also when they come twice.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -21,7 +21,7 @@ async fn wait_to_stop(server: &Server) {
 
 /// Whatever asks for it, once or twice within a second: it stops in order, and the last window is published.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_wish_to_stop_stops_in_order() {
+async fn every_stop_signal_stops_in_order() {
     for signal in ["TERM", "INT", "HUP"] {
         for times in [1, 2, 5] {
             let mut server = Server::start(&["--window", "24h", "--drain-delay", "300ms"]).await;
@@ -42,7 +42,7 @@ async fn every_wish_to_stop_stops_in_order() {
 
 /// As GNU `timeout` does: to the process, and to the group that it is in.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_to_the_process_and_its_group_is_one_wish() {
+async fn a_signal_to_the_process_and_its_group_counts_once() {
     for signal in ["TERM", "HUP"] {
         let mut command = headcount();
         command.args(["--listen", "127.0.0.1:0", "--window", "24h"]).process_group(0);
@@ -92,7 +92,7 @@ async fn a_service_that_waits_for_redis_stops_at_once() {
 
 /// While the service starts, it answers every request that it does.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_starts_answers_that_it_does() {
+async fn a_starting_service_answers_that_it_starts() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
     proxy.set(Fault::Refuse);
@@ -118,7 +118,7 @@ async fn a_service_that_starts_answers_that_it_does() {
 
 /// The first report takes longer than `--redis-timeout`: it is tried again, as Redis itself is, until `--redis-wait`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_report_that_is_late_is_tried_again() {
+async fn a_late_first_heartbeat_is_tried_again() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
     let address = format!("127.0.0.1:{}", free_port());

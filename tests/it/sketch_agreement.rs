@@ -1,4 +1,4 @@
-//! The sketch against a real redis-server.
+//! The sketch has the registers, bytes and estimates of a real redis-server.
 
 use headcount::hll::Sketch;
 use headcount::model::id::Id;

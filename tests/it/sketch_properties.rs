@@ -1,4 +1,4 @@
-//! What holds for every sketch, and for every string that claims to be one.
+//! Properties of every sketch, and of every string that claims to be one.
 
 use headcount::hll::{InvalidSketch, Sketch};
 use proptest::collection::vec;

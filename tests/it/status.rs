@@ -1,4 +1,4 @@
-//! `/status`: what the live page is told.
+//! `/status`: what it tells the live page.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn windows(status: &Value) -> Vec<Closed> {
 }
 
 #[tokio::test]
-async fn it_says_what_there_is() {
+async fn status_lists_instances_and_windows() {
     let server = Server::start(&["--window", "24h", "--mode", "exact"]).await;
     server.get("/api/verve/accept?id=1").await;
     http::once(
@@ -60,7 +60,7 @@ async fn it_says_what_there_is() {
 }
 
 #[tokio::test]
-async fn it_is_for_those_with_the_token() {
+async fn status_needs_the_token() {
     let server = Server::start(&["--api-token", "0123456789abcdef"]).await;
     let answer = server.get("/status").await;
     assert_eq!((answer.status, answer.header("failure-reason")), (401, Some("unauthorized")));

@@ -1,4 +1,4 @@
-//! `--redis-stream`: a sink that is a Redis stream.
+//! `--redis-stream`: a Redis stream as a sink.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ async fn wait_entries(redis: &Redis, more: usize) -> Vec<Entry> {
 
 /// Leaders that are killed leave no gap and no repeat, and as much is kept as the retention holds.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_window_once_and_not_for_ever() {
+async fn a_stream_holds_every_window_once_up_to_its_length() {
     let redis = Redis::start();
     let url = redis.url();
     let args = ["--window", "1s", "--redis-url", &url, "--redis-stream", "counts", "--lease-ttl", "1s"];
@@ -70,7 +70,7 @@ async fn every_window_once_and_not_for_ever() {
 
 /// A key that is no stream: the sink stops and says so, the others go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_no_stream_is_said_so() {
+async fn a_key_that_is_no_stream_is_reported() {
     let redis = Redis::start();
     ::redis::cmd("SET").arg("counts").arg("taken").exec(&mut redis.connect()).unwrap();
     let args = ["--window", "1s", "--redis-url", &redis.url(), "--redis-stream", "counts"];
@@ -215,7 +215,7 @@ async fn a_consumer_that_deletes_gets_every_window_once() {
 
 /// The answer to XADD is late, and the entry is consumed before the next try.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_consumed_before_it_is_answered_comes_once() {
+async fn an_entry_consumed_before_its_answer_comes_once() {
     of_all_flavours(|flavour| async move {
         let redis = Redis::start_with(flavour, &[]);
         let proxy = Proxy::start(redis.address()).await;

@@ -1,4 +1,4 @@
-//! What the tests of many instances stand on: each kind of Redis, the load balancer, the bad network.
+//! The support that tests build on: each kind of Redis, the load balancer, the bad network.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -139,7 +139,7 @@ async fn ten_answers(address: SocketAddr) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn nginx_goes_round_and_steps_over_what_is_away() {
+async fn nginx_skips_instances_that_are_away() {
     let (one, _serving_one) = upstream(Ok("one")).await;
     let (two, _serving_two) = upstream(Ok("two")).await;
     let (unready, _serving_unready) = upstream(Err(StatusCode::SERVICE_UNAVAILABLE)).await;
@@ -190,7 +190,7 @@ async fn passes(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 #[tokio::test]
-async fn the_proxy_has_every_fault() {
+async fn the_proxy_can_show_every_fault() {
     const A_WHILE: Duration = Duration::from_millis(100);
     let (target, _serving) = echo().await;
     let proxy = Proxy::start(target).await;
@@ -266,7 +266,7 @@ async fn the_proxy_has_every_fault() {
 
 /// A test that needs a day without an end does not begin two minutes before midnight.
 #[test]
-fn long_windows_do_not_end_in_a_test() {
+fn no_long_window_ends_during_a_test() {
     let (day, hour, minute) = (86_400, 3_600, 60);
     let wait = |window, at| {
         let at = std::time::UNIX_EPOCH + Duration::from_secs(at);

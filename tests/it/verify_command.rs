@@ -93,7 +93,7 @@ async fn a_gap_a_repeat_and_a_wrong_number_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_a_topic_is_said() {
+async fn check_reports_faults_of_a_topic() {
     let (brokers, namespace) = (shared(), namespace("foreign"));
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let (code, lines) = run("check", &args);
@@ -129,7 +129,7 @@ async fn what_is_wrong_with_a_topic_is_said() {
 /// Redis comes back with the state of an hour ago, say: what it counts now says nothing about records that are right. A record
 /// that is wrong is found all the same where Redis has all ids.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_lost_ids_is_told_from_a_wrong_record() {
+async fn a_key_that_lost_ids_differs_from_a_wrong_record() {
     let (mut redis, brokers, namespace) = (Redis::start(), shared(), namespace("snapshot"));
     let url = redis.url();
     let args =

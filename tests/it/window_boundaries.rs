@@ -1,4 +1,4 @@
-//! Every id in the window it arrived in, every window in order, across boundaries and under load.
+//! Every id counts in the window of its arrival, across boundaries and under load.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,7 +34,7 @@ fn assert_each_in_its_window(closed: &[Closed], ok: &[Sent]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn boundaries_under_load() {
+async fn ids_at_window_boundaries_are_counted_in_their_window() {
     let mut server = Server::start(&["--mode", "exact", "--window", "1s"]).await;
     let mut outcome = Load::start(server.address, 64, 0).run_for(Duration::from_millis(3_300)).await;
     // At least two whole windows without a single id.
