@@ -1,4 +1,4 @@
-//! The count that a callback tells.
+//! The count that a callback sends.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// The body of all callbacks that tell the count of `window`.
+    /// The JSON body of every callback for `window`.
     pub(super) async fn body(&self, window: Window) -> Result<Bytes, String> {
         let count = UniqueCount { timestamp: window, unique_request_count: self.unique_ids(window).await? };
         serde_json::to_vec(&count).map(Bytes::from).map_err(|error| error.to_string())
@@ -28,7 +28,7 @@ impl Counts {
         }
         match (self.store.count(window).await, self.closed.get(window)) {
             (Ok(counted), _) => Ok(counted.unique_ids),
-            // The request came in the window's last moment; since then it was closed and evicted.
+            // The window was closed and evicted after the request came.
             (Err(CountError::Evicted(_)), Some(count)) => Ok(count.unique_request_count),
             (Err(error), _) => Err(error.to_string()),
         }

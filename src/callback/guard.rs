@@ -13,7 +13,7 @@
 //! There is no third check, because redirects are not followed.
 //!
 //! Allowed are global addresses (see [`special_purpose`]), and what `--callback-allow` names. Our own listeners are
-//! never allowed. A request to them would do no harm, as no POST calls anybody back, but no client can mean it.
+//! never allowed. A request to them would do no harm, because a POST never causes a callback. But no client wants one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,8 +32,8 @@ use super::special_purpose;
 
 /// Longest URL, in bytes, as it is sent. It bounds the memory of a full queue.
 pub const MAX_URL_LEN: usize = 2048;
-/// Names that are looked up at a time. The system's resolver holds a thread for each, even after the callback has
-/// timed out; other work needs threads too.
+/// Name lookups at a time. The system's resolver occupies a thread for each, even after the callback has timed out.
+/// Other work needs threads too.
 const LOOKUPS: usize = 128;
 
 /// A URL that was admitted on arrival.
@@ -56,7 +56,7 @@ pub enum Refused {
     /// No absolute http or https URL of up to [`MAX_URL_LEN`] bytes.
     #[error("not a http or https URL of up to {MAX_URL_LEN} bytes")]
     Invalid,
-    /// A rule forbids it: this one.
+    /// A rule forbids it; the text names the rule.
     #[error("{0}")]
     Forbidden(String),
 }
@@ -126,7 +126,7 @@ impl Allow {
     }
 }
 
-/// Says which URLs a callback may go to.
+/// Decides which URLs a callback may go to.
 #[derive(Debug)]
 pub struct Guard {
     is_on: bool,
@@ -146,7 +146,7 @@ impl Guard {
     ///
     /// Why it is refused.
     pub fn admit(&self, text: &str) -> Result<Endpoint, Refused> {
-        // Before and after: a URL keeps the memory of the text that it was read from, and may grow by escapes.
+        // Checked before and after parsing: a URL keeps the memory of its text, and escapes may lengthen it.
         if text.len() > MAX_URL_LEN {
             return Err(Refused::Invalid);
         }
@@ -167,7 +167,7 @@ impl Guard {
             return Err(forbidden("the URL has a fragment"));
         }
         if !matches!(port, 80 | 443 | 1024..) {
-            return Err(forbidden(format!("port {port} is not for HTTP")));
+            return Err(forbidden(format!("port {port} is neither 80, 443 nor above 1023")));
         }
         let host = match host {
             Host::Domain(name) => self.judge_name(without_dot(name))?,
@@ -177,7 +177,7 @@ impl Guard {
         Ok(Endpoint { url, host: host.into() })
     }
 
-    /// Of a name only what it is by definition (RFC 6761): the rest is for the [`Resolver`].
+    /// Refuses only names that RFC 6761 defines as this machine. The [`Resolver`] checks the addresses of all others.
     fn judge_name(&self, name: &str) -> Result<String, Refused> {
         if name.is_empty() {
             return Err(Refused::Invalid);
@@ -192,12 +192,12 @@ impl Guard {
     fn judge_literal(&self, address: IpAddr, port: u16) -> Result<String, Refused> {
         self.judge(address)?;
         if self.is_own(address, port) {
-            return Err(forbidden("it is where this service listens"));
+            return Err(forbidden("this service listens there"));
         }
         Ok(address.to_canonical().to_string())
     }
 
-    /// Whether an address may be dialled, were it not for our own listeners.
+    /// Checks an address against the rules, but not against our own listeners.
     fn judge(&self, address: IpAddr) -> Result<(), Refused> {
         let address = address.to_canonical();
         if special_purpose::is_global(address) || self.allow.iter().any(|allow| allow.has_address(address)) {
@@ -230,11 +230,11 @@ fn is_this_machines(address: IpAddr) -> bool {
     !UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
-/// Looks up names, and fails for a name that has an address which must not be dialled.
+/// Looks up names. A name with a forbidden address fails.
 #[derive(Clone)]
 pub(super) struct Resolver {
     guard: Arc<Guard>,
-    /// The port that will be dialled, if one of our listeners has it: the client asks for a name without a port.
+    /// The port that the client will dial, if one of our listeners has it. The client passes only the name to DNS.
     own_port: Option<u16>,
     lookups: Arc<Semaphore>,
 }
@@ -256,7 +256,7 @@ impl Resolver {
                 guard.judge(address)?;
             }
             if self.own_port.is_some_and(|port| guard.is_own(address, port)) {
-                return Err(forbidden("it is where this service listens"));
+                return Err(forbidden("this service listens there"));
             }
         }
         Ok(())

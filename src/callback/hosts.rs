@@ -1,11 +1,11 @@
-//! What waits for each host, how much of it there may be, and which host is next.
+//! A queue for each host, the limits of a host, and which host is next.
 //!
-//! A host that is slow or dead must not delay the others, so each has its own queue and they take turns. For each host
-//! there is a bound on requests under way, on requests a second (with a burst of as many), and on requests that wait.
-//! What is beyond a bound is not taken.
+//! A host that is slow or dead must not delay the others. So each host has its own queue, and the hosts take turns.
+//! A host has limits on requests a second (with a burst of one second) and on its queue: a callback beyond them is
+//! dropped. It also has a limit on requests under way: a callback beyond that waits in the queue.
 //!
-//! The rate is kept by the generic cell rate algorithm (ATM Forum, 1996). It remembers one instant a host: when the
-//! next request would be due if they were sent evenly.
+//! The generic cell rate algorithm (ATM Forum, 1996) limits the rate. It remembers one instant a host: when the next
+//! request would be due if they were sent evenly.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,21 +18,20 @@ use tokio::time::Instant;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests to one host that are under way at a time.
 const UNDER_WAY_A_HOST: usize = 32;
-/// Hosts to which connections are kept open, each on one port. To others each request opens its own. Otherwise a client
-/// that names many hosts, or many ports of one, could fill this machine with idle connections.
+/// Hosts to which idle connections stay open, each on one port. A request to any other host opens its own connection.
+/// Otherwise a client that names many hosts, or many ports of one, could fill this machine with idle connections.
 const KEPT_HOSTS: usize = 64;
-/// How long connections are kept open after the last request. The client looks only so often, so it may be twice as
-/// long.
+/// How long an idle connection stays open. The client checks at this interval, so it may be twice as long.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(10);
 /// Idle connections to a host.
 pub(super) const KEPT_A_HOST: usize = UNDER_WAY_A_HOST;
-/// The burst that the rate allows, and how long it has to be remembered.
+/// A burst may have as many requests as the rate allows in this time.
 const BURST: Duration = Duration::from_secs(1);
-/// How often hosts of which there is nothing to remember are dropped.
+/// How often idle hosts are evicted.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Connections that may be open for callbacks, beyond those under way.
-pub const MOST_IDLE_CONNECTIONS: usize = KEPT_HOSTS * KEPT_A_HOST;
+/// Idle connections to all hosts, at most.
+pub(crate) const MOST_IDLE_CONNECTIONS: usize = KEPT_HOSTS * KEPT_A_HOST;
 
 /// Whether it is TLS, and the port.
 pub(super) type Origin = (bool, u16);
@@ -72,7 +71,7 @@ impl<T> Hosts<T> {
         Self { by_name: HashMap::new(), turns: VecDeque::new(), rate, kept: 0, swept: Instant::now() }
     }
 
-    /// Takes an item in. False, and the item is dropped, if the host has had its share.
+    /// Queues an item. If the host is at its rate or its queue is full, drops the item and returns false.
     #[must_use]
     pub(super) fn push(&mut self, name: &Arc<str>, origin: Origin, item: T, now: Instant) -> bool {
         self.sweep(now);
@@ -95,7 +94,7 @@ impl<T> Hosts<T> {
 
     /// The next item that may be sent.
     pub(super) fn next(&mut self, now: Instant) -> Option<Dispatch<T>> {
-        // Few hosts have no permit left: `--callback-concurrency` is the bound of all permits in use.
+        // The loop is short: `--callback-concurrency` bounds the permits in use, so few hosts have none left.
         for _ in 0..self.turns.len() {
             let name = self.turns.pop_front()?;
             let host = self.by_name.get_mut(&name)?;
@@ -113,7 +112,7 @@ impl<T> Hosts<T> {
         None
     }
 
-    /// Drops the hosts of which there is nothing to remember.
+    /// Evicts idle hosts.
     fn sweep(&mut self, now: Instant) {
         if now < self.swept + SWEEP_EVERY {
             return;
@@ -133,7 +132,7 @@ impl<T> Host<T> {
     fn is_spent(&self, now: Instant) -> bool {
         let under_way = UNDER_WAY_A_HOST - self.permits.available_permits();
         let is_idle = self.waiting.is_empty() && under_way == 0 && self.due <= now;
-        // While there may be connections to it, it is one of `KEPT_HOSTS`.
+        // While connections to it may be open, it counts as one of `KEPT_HOSTS`.
         is_idle && (self.kept.is_none() || now >= self.last_used + TIMEOUT + 2 * KEPT_FOR)
     }
 }
@@ -162,7 +161,7 @@ mod tests {
         assert!(hosts.push(&host("quiet"), HTTP, 100, now));
         let mut under_way: Vec<_> = (0..3).filter_map(|_| hosts.next(now)).collect();
         assert_eq!(under_way.iter().map(|sent| sent.item).collect::<Vec<_>>(), [0, 100, 1]);
-        // Of the busy one 32 in all, and the others when some are done.
+        // The busy host gets 32 at a time. Its next item waits until one of them ends.
         let rest: Vec<_> = std::iter::from_fn(|| hosts.next(now)).collect();
         assert_eq!((rest.len(), waiting(&hosts)), (30, 8));
         under_way.remove(0);
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_forgotten_and_few_are_kept_connections_to() {
+    fn idle_hosts_are_evicted_and_few_hosts_keep_connections() {
         let start = Instant::now();
         let mut hosts = Hosts::new(100);
         for number in 0..10_000_u64 {

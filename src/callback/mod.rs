@@ -1,22 +1,23 @@
 //! Callbacks: the POST to the `endpoint` that a request names.
 //!
-//! # The way of a callback
+//! # From the request to the endpoint
 //!
-//! An accepted request leaves its endpoint in a queue and is answered; nothing here makes it wait. One [task] takes
-//! callbacks from the queue, asks the store once for all that came, and sends each when its [host](hosts) may have it:
+//! An accepted request puts its endpoint into a queue and is answered: no request waits for a callback. One [task]
+//! takes callbacks from the queue and asks the store once for all of them. It sends each callback when the limits of
+//! its [host](hosts) allow it:
 //!
 //! ```text
-//! accept ─► queue ─► one count, at most every 10 ms ─► a queue for each host ─► so many under way ─► endpoint
+//! accept ─► queue ─► one count, at most every 10 ms ─► a queue for each host ─► requests under way ─► endpoint
 //! ```
 //!
-//! The count starts after the request was counted, so its own id is included. Requests that come during a count
+//! The count starts after the request's own id was counted, so it includes that id. Callbacks that come during a count
 //! wait for the next one: a count costs the same for one callback and for ten thousand.
 //!
-//! # Nothing grows
+//! # Bounds
 //!
 //! A callback holds one of `--callback-queue` permits from the request until it is sent. Without a permit, or beyond
-//! the limits of its host, it is dropped and counted. It is sent once, within a time-out, and its outcome is logged.
-//! A receiver that needs every number reads the stream.
+//! the limits of its host, it is dropped, and a metric counts it. It is sent once, within a time-out, and its outcome
+//! is logged. A receiver that needs every count reads Kafka or the Redis stream.
 //!
 //! The [guard] decides where callbacks may go.
 
@@ -38,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use self::counting::Counts;
 use self::guard::{Allow, Endpoint, Guard};
 use self::hosts::Hosts;
-pub use self::hosts::MOST_IDLE_CONNECTIONS;
+pub(crate) use self::hosts::MOST_IDLE_CONNECTIONS;
 use self::outcomes::Outcomes;
 pub use self::sender::NoClient;
 use self::sender::Sender;
@@ -67,16 +68,16 @@ pub struct Settings {
     pub host_rate: u32,
 }
 
-/// Takes callbacks in.
+/// Accepts callbacks.
 pub struct Callbacks {
     guard: Arc<Guard>,
-    /// Unbounded by itself: what is in it is a part of `pending`.
+    /// The channel itself is unbounded: `pending` bounds it.
     queue: mpsc::UnboundedSender<Callback>,
     pending: Pending,
     outcomes: Outcomes,
 }
 
-/// What callbacks work with.
+/// The parts of the service that callbacks use.
 pub struct Dependencies {
     /// The addresses that this service listens on.
     pub own: Vec<SocketAddr>,
@@ -89,11 +90,11 @@ pub struct Dependencies {
 }
 
 impl Callbacks {
-    /// Callbacks, and the task that sends them, which the caller has to run.
+    /// Returns the callbacks and the task that sends them. The caller must run the task.
     ///
     /// # Errors
     ///
-    /// [`NoClient`] when there cannot be TLS.
+    /// [`NoClient`] when TLS cannot be set up.
     pub fn new(
         settings: Settings,
         dependencies: Dependencies,
@@ -116,12 +117,11 @@ impl Callbacks {
         Ok((Self { guard, queue, pending, outcomes }, CallbackTask(task)))
     }
 
-    /// Says which endpoints are admitted.
-    pub fn guard(&self) -> &Guard {
+    pub(crate) fn guard(&self) -> &Guard {
         &self.guard
     }
 
-    /// Sends the count of `window` to an endpoint, soon. Never waits: a callback without a permit is dropped.
+    /// Queues a callback with the count of `window`. Never waits: a callback without a permit is dropped.
     pub fn submit(&self, endpoint: Endpoint, window: Window) {
         let Some(permit) = self.pending.admit() else { return self.outcomes.queue_full.increment(1) };
         if self.queue.send(Callback { endpoint, window, permit }).is_err() {

@@ -1,10 +1,10 @@
-//! What became of callbacks, as the metrics tell it.
+//! The outcomes of callbacks, as metrics.
 
 use ::metrics::{Counter, Histogram};
 
 use crate::telemetry::metrics::Metrics;
 
-/// A counter for each end that a callback can have.
+/// A counter for each outcome.
 #[derive(Clone)]
 pub(super) struct Outcomes {
     /// Answered with a status from 200 to 299.
@@ -18,7 +18,7 @@ pub(super) struct Outcomes {
     pub(super) forbidden: Counter,
     /// Dropped: `--callback-queue` are pending.
     pub(super) queue_full: Counter,
-    /// Dropped: the host is sent, or waits for, as many as it may.
+    /// Dropped: the host is at its rate, or its queue is full.
     pub(super) host_limit: Counter,
     /// Dropped: the store had no count.
     pub(super) no_count: Counter,

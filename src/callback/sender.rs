@@ -1,4 +1,4 @@
-//! Sends one callback, and says how it went.
+//! Sends one callback, and records its outcome.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -27,11 +27,11 @@ use crate::platform::tls;
 
 /// How long a connection may take: DNS, TCP and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a changed key may stay unseen.
+/// How often the file of the key is read again.
 const KEY_READ_EVERY: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("headcount/", env!("CARGO_PKG_VERSION"));
 
-/// There cannot be a client.
+/// The HTTP client cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("callbacks cannot be sent, switch them off with --callbacks off: {0}")]
 pub struct NoClient(Box<dyn Error + Send + Sync>);
@@ -43,8 +43,8 @@ pub(super) struct Sender {
     key: Option<Secret<SigningKey>>,
     clock: Arc<dyn Clock>,
     outcomes: Outcomes,
-    /// Message ids begin with it; other processes have another one.
-    process: u64,
+    /// Message ids begin with it. It is random, so that no two instances send the same id.
+    message_prefix: u64,
     messages: AtomicU64,
 }
 
@@ -65,20 +65,19 @@ impl Sender {
         for port in guard.own_ports() {
             own_ports.insert(port, build(resolver.for_own_port(port))?);
         }
-        let process = RandomState::new().hash_one(process::id());
+        let message_prefix = RandomState::new().hash_one(process::id());
         let messages = AtomicU64::new(0);
-        Ok(Self { client: build(resolver)?, own_ports, key, clock, outcomes, process, messages })
+        Ok(Self { client: build(resolver)?, own_ports, key, clock, outcomes, message_prefix, messages })
     }
 
-    /// Sends a callback: once, whatever comes of it.
+    /// Sends a callback once. A callback that fails is not repeated.
     pub(super) async fn send(&self, endpoint: &Endpoint, body: Bytes, keep_alive: bool) {
         let started = Instant::now();
         let answer = self.post(endpoint, body, keep_alive).await;
         let took = started.elapsed();
         let (host, milliseconds) = (&endpoint.host, took.as_millis() as u64);
         let outcome = match answer {
-            // The body is not read. A short one that is already there goes with the answer, so the connection can be
-            // used again.
+            // The body is not read. If a short one came with the head, the connection can be used again all the same.
             Ok(status) if status.is_success() => {
                 info!(%host, status = status.as_u16(), milliseconds, "callback answered");
                 &self.outcomes.ok
@@ -89,7 +88,7 @@ impl Sender {
             }
             Err(error) => {
                 let (result, outcome) = self.outcome_of(&error);
-                // Not the error itself: it has the URL.
+                // Not the error itself: it contains the URL.
                 let error = causes(&error).last().map_or_else(|| "no answer".to_owned(), ToString::to_string);
                 warn!(%host, %error, milliseconds, result, "callback failed");
                 outcome
@@ -112,7 +111,8 @@ impl Sender {
     async fn post(&self, endpoint: &Endpoint, body: Bytes, keep_alive: bool) -> reqwest::Result<StatusCode> {
         let url = &endpoint.url;
         let own = url.port_or_known_default().and_then(|port| self.own_ports.get(&port));
-        let id = format!("msg_{:016x}{:08x}", self.process, self.messages.fetch_add(1, Ordering::Relaxed));
+        let message = self.messages.fetch_add(1, Ordering::Relaxed);
+        let id = format!("msg_{:016x}{message:08x}", self.message_prefix);
         let timestamp = self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = own
             .unwrap_or(&self.client)
@@ -135,7 +135,7 @@ fn client(tls: &ClientConfig, resolver: Resolver) -> reqwest::Result<Client> {
     ClientBuilder::new()
         .tls_backend_preconfigured(tls.clone())
         .dns_resolver(Arc::new(resolver))
-        // Not those of the environment: a proxy would look up names itself.
+        // No proxy from the environment: it would look up names itself, past the guard.
         .no_proxy()
         .redirect(Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
@@ -146,7 +146,7 @@ fn client(tls: &ClientConfig, resolver: Resolver) -> reqwest::Result<Client> {
         .build()
 }
 
-/// What is behind an error, nearest first.
+/// The causes of an error, nearest first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(error.source(), |&cause| cause.source())
 }

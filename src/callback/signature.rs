@@ -1,5 +1,5 @@
-//! Signatures after [Standard Webhooks](https://www.standardwebhooks.com) 1.0: a receiver can tell callbacks from
-//! requests of anybody else, and does not take one twice.
+//! Signatures after [Standard Webhooks](https://www.standardwebhooks.com) 1.0. With them a receiver can refuse forged
+//! callbacks, and callbacks that it has already taken.
 //!
 //! HMAC-SHA256 signs `<webhook-id>.<webhook-timestamp>.<body>`. The header `webhook-signature` is `v1,` and the
 //! signature in Base64.
@@ -21,7 +21,7 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// What was expected instead, without the secret.
+    /// A line for the user that says what was expected, without the secret.
     pub fn parse(text: &str) -> Result<Self, String> {
         match STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)) {
             Ok(key) if (24..=64).contains(&key.len()) => Ok(Self(key)),

@@ -3,7 +3,7 @@
 //! The table has IANA's special-purpose address registries for
 //! [IPv4](https://www.iana.org/assignments/iana-ipv4-special-registry) and
 //! [IPv6](https://www.iana.org/assignments/iana-ipv6-special-registry) (RFC 6890), and what they leave out: multicast, and all of
-//! IPv6 that IANA has not given out yet. The longest block that has an address decides.
+//! IPv6 that IANA has not given out yet. The smallest block that contains an address decides.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -14,9 +14,9 @@ use ipnet::IpNet;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
     Global,
-    /// Also where the registry says "not applicable", because what is behind is somewhere else.
+    /// Also addresses that the registry calls "not applicable", because they stand for addresses elsewhere.
     Local,
-    /// NAT64 (RFC 6052): the last 32 bits are the IPv4 address that is meant.
+    /// NAT64 (RFC 6052): the last 32 bits are the IPv4 address that is reached.
     Embedded,
 }
 
@@ -61,7 +61,7 @@ static TABLE: LazyLock<Vec<(IpNet, Reach)>> = LazyLock::new(|| {
     table
 });
 
-/// Whether an address is reached over the public internet, as what it is or as what it stands for.
+/// Whether an address is public, or stands for an IPv4 address that is.
 pub(super) fn is_global(address: IpAddr) -> bool {
     // An IPv4 address that is mapped into IPv6 is dialled as IPv4.
     let address = address.to_canonical();

@@ -1,4 +1,4 @@
-//! The task behind the callbacks: it takes them in, has them counted, and sends them.
+//! The task of the callbacks: it takes them from the queue, asks the store for counts, and sends them.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -20,10 +20,10 @@ use super::outcomes::Outcomes;
 use super::sender::Sender;
 use crate::model::window::Window;
 
-/// Between the starts of two counts.
+/// The shortest time between the starts of two counts.
 const COUNT_EVERY: Duration = Duration::from_millis(10);
 
-/// Bounds the callbacks that wait, from the request until they are sent. Clones are the same bound.
+/// Bounds the pending callbacks: accepted, and not yet sent. Clones share the bound.
 #[derive(Clone)]
 pub(super) struct Pending {
     permits: Arc<Semaphore>,
@@ -47,7 +47,7 @@ impl Pending {
 
 pub(super) struct Callback {
     pub(super) endpoint: Endpoint,
-    /// Whose count it tells.
+    /// The window whose count it sends.
     pub(super) window: Window,
     /// Held until the callback is sent or dropped.
     pub(super) permit: OwnedSemaphorePermit,
@@ -124,12 +124,12 @@ impl Task {
     }
 
     fn is_done(&self) -> bool {
-        // Of what waits for its host, something is under way.
+        // `hosts` is not asked: callbacks wait there only while others are under way.
         let is_empty = self.queue.is_empty() && self.uncounted.is_empty() && self.counting.is_none();
         self.queue.is_closed() && is_empty && self.under_way.is_empty()
     }
 
-    /// Starts a count for all callbacks of the oldest window. Those that come meanwhile wait for the next one.
+    /// Starts a count for all callbacks of the oldest window. Callbacks that come meanwhile wait for the next count.
     fn count(&mut self) {
         let Some((window, callbacks)) = self.uncounted.pop_first() else { return };
         let counts = self.counts.clone();
@@ -149,7 +149,7 @@ impl Task {
             }
             Err(error) => {
                 if !self.is_failing {
-                    warn!(%error, "no count: callbacks are dropped until there is one again");
+                    warn!(%error, "cannot count: callbacks are dropped until a count succeeds");
                 }
                 self.is_failing = true;
                 self.outcomes.no_count.increment(callbacks.len() as u64);
@@ -172,7 +172,7 @@ impl Task {
         }
     }
 
-    /// Drops what is left. Nothing is, unless time ran out.
+    /// Drops the callbacks that are left, if time ran out.
     async fn give_up(mut self) {
         let mut unsent = self.pending.count();
         self.under_way.abort_all();
@@ -186,7 +186,7 @@ impl Task {
     }
 }
 
-/// Waits for the count under way, or for ever where there is none.
+/// Waits for the count under way, or for ever if there is none.
 async fn finished(counting: &mut Option<Counting>) -> (Vec<Callback>, Result<Bytes, String>) {
     match counting {
         Some(counting) => counting.await,
