@@ -29,21 +29,20 @@ use crate::telemetry::metrics::Metrics;
 const BYTES_AN_EXACT_ID: f64 = 54.0;
 /// The same of a keyed id, which has 19 or 20.
 const BYTES_A_KEYED_ID: f64 = 70.0;
-/// The rate that the forecast of memory is made for, in different ids a second.
+/// Different ids a second that the forecast of memory assumes.
 const FORECAST_RATE: f64 = 10_000.0;
 
-/// A counter, a coordinator, and the tasks behind them.
+/// A store, a coordinator, and their tasks.
 pub(super) struct Backend {
     /// For the label `counter` in logs and metrics.
     pub(super) name: &'static str,
-    /// This process, unlike any other.
     pub(super) instance_id: String,
     pub(super) redis: Option<Redis>,
     pub(super) store: Arc<Store>,
     pub(super) coordinator: Arc<Coordinator>,
     /// The lease, while this instance has it.
     pub(super) term: watch::Receiver<Option<Term>>,
-    /// Which process leads, as far as is known here.
+    /// The instance id of the leader, as far as this instance knows it.
     pub(super) leader: watch::Receiver<Option<String>>,
     counting: JoinHandle<Result<(), JoinError>>,
     lease: JoinHandle<()>,
@@ -52,7 +51,7 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Where the settings say. In Redis it waits until that answers.
+    /// Counts in Redis if the settings name one. Then it waits until Redis answers.
     pub(super) async fn new(
         settings: &Settings,
         workers: &Arc<Workers>,
@@ -65,7 +64,7 @@ impl Backend {
         }
     }
 
-    /// In this process's memory, alone.
+    /// For a standalone instance.
     fn in_memory(counting: &Counting, draining: CancellationToken) -> Self {
         let instance_id = instance_id();
         Self {
@@ -83,7 +82,7 @@ impl Backend {
         }
     }
 
-    /// In Redis, together with all instances of the namespace. Waits until Redis answers.
+    /// For an instance that counts together with all others of the namespace.
     async fn in_redis(
         server: &redis::Settings,
         settings: &Settings,
@@ -98,7 +97,7 @@ impl Backend {
         }
         let instance_id = instance_id();
         let coordination = Coordination::new(settings, &redis, &instance_id);
-        let (counter, counting_tasks) = RedisStore::new(
+        let (store, store_tasks) = RedisStore::new(
             RedisStoreConfig {
                 mode: counting.mode,
                 shards: counting.shards,
@@ -121,11 +120,11 @@ impl Backend {
             name: "redis",
             instance_id,
             redis: Some(redis),
-            store: Arc::new(Store::Redis(counter)),
+            store: Arc::new(Store::Redis(store)),
             coordinator: Arc::new(Coordinator::Redis(coordinator)),
             term: lease.term(),
             leader: lease.leader(),
-            counting: tokio::spawn(counting_tasks.run(Arc::clone(workers))),
+            counting: tokio::spawn(store_tasks.run(Arc::clone(workers))),
             lease: tokio::spawn(async move {
                 may_lead.cancelled().await;
                 lease.run(stop).await;
@@ -135,27 +134,27 @@ impl Backend {
         })
     }
 
-    /// From here on this instance may lead: the others have taken its first heartbeat.
+    /// Lets this instance lead. The caller has sent its first heartbeat.
     pub(super) fn take_part(&self) {
         self.take_part.cancel();
     }
 
-    /// Waits for a task to end that should not.
+    /// Waits until a task ends too early.
     pub(super) async fn ended(&mut self) -> anyhow::Error {
         let (part, ended) = tokio::select! {
             ended = &mut self.counting => ("counting in Redis", ended.and_then(std::convert::identity)),
             ended = &mut self.lease => ("the lease", ended),
         };
         match ended {
-            Ok(()) => anyhow!("{part} ended though nobody stopped it"),
+            Ok(()) => anyhow!("{part} ended unexpectedly"),
             Err(error) => anyhow!("{part} ended: {error}"),
         }
     }
 
-    /// Gives up the lease and, unless something is not `sealed`, leaves.
+    /// Gives up the lease. Leaves too, if every window is `sealed`.
     pub(super) async fn stop(self, sealed: bool) {
         self.stop_lease.cancel();
-        // One that has not taken part yet would wait for that.
+        // A task of the lease that has not begun would wait for this.
         self.take_part.cancel();
         if self.coordinator.is_shared()
             && let Err(error) = self.lease.await
@@ -163,7 +162,7 @@ impl Backend {
             warn!(%error, "the lease was not given up");
         }
         if sealed && let Err(error) = self.coordinator.leave().await {
-            warn!(%error, "cannot leave in order; the others notice by themselves");
+            warn!(%error, "cannot leave: other instances notice it when heartbeats stop");
         }
     }
 }
@@ -175,7 +174,7 @@ pub(super) struct Coordination {
 }
 
 impl Coordination {
-    /// Does nothing yet.
+    /// Sends nothing to Redis yet.
     pub(super) fn new(settings: &Settings, redis: &Redis, instance_id: &str) -> Self {
         let (keys, counting) = (Keys::new(&settings.namespace), &settings.counting);
         let config = RedisCoordinatorConfig {
@@ -197,11 +196,11 @@ impl Coordination {
     }
 }
 
-/// The machine's name, and a number that no other process has.
+/// The machine's name and a random number.
 pub(super) fn instance_id() -> String {
     let random = RandomState::new().hash_one(process::id());
     let host = gethostname::gethostname().to_string_lossy().into_owned();
-    // The scripts take only plain names for ours.
+    // The scripts take only printable ASCII for an instance id.
     let host: String = host.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect();
     format!("{host}/{random:016x}")
 }
@@ -220,11 +219,11 @@ async fn look_at_server(redis: &Redis) {
                 );
             }
         }
-        Err(error) => warn!(%error, "connected to Redis, which does not say what it is"),
+        Err(error) => warn!(%error, "connected to Redis, but it does not tell its version"),
     }
 }
 
-/// All ids of the retention, if their windows could not be published.
+/// Logs how much memory Redis needs for all ids of a retention.
 fn forecast_memory(counting: &Counting) {
     let seconds = (counting.retention + counting.window.duration()).as_secs_f64();
     let bytes = if counting.id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };

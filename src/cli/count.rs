@@ -19,8 +19,8 @@ const BUFFER: usize = 256 * 1024;
 /// A count that is quicker than this shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Counts the different lines, as `sort -u | wc -l` does: a line ends in LF, the last one need not,
-/// and whatever else is in it counts. Standard input is read without a file, or with `-`.
+/// Counts the different lines, as `sort -u | wc -l` does. A line ends in LF, which the last one need not have. All its
+/// other bytes count. Without a file, or with `-`, it reads standard input.
 pub(super) fn run(file: Option<&Path>, mode: Mode) -> anyhow::Result<()> {
     let name = file.filter(|file| file.as_os_str() != "-");
     let unreadable = || {
@@ -42,7 +42,7 @@ pub(super) fn run(file: Option<&Path>, mode: Mode) -> anyhow::Result<()> {
 }
 
 fn count(mut text: impl BufRead, seen: &mut Seen, mut progress: Progress) -> io::Result<()> {
-    // A line whose end is in another piece of the text than its beginning.
+    // The beginning of a line that ends in a later piece.
     let mut begun = Vec::new();
     loop {
         let piece = match text.fill_buf() {
@@ -101,7 +101,7 @@ impl Seen {
     }
 }
 
-/// The count first, so that a script can cut it off; then how sure it is.
+/// The count comes first, so that a script can cut it off. Its error follows.
 impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -114,7 +114,7 @@ impl std::fmt::Display for Seen {
     }
 }
 
-/// A bar on standard error when that is a terminal and the count takes its time.
+/// A bar on standard error, if that is a terminal and the count takes longer than [`PATIENCE`].
 struct Progress {
     started: Instant,
     size: Option<u64>,

@@ -6,15 +6,14 @@ use std::io::{self, Write};
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// As it should be.
     Ok,
-    /// It would serve, but not as one would wish.
+    /// headcount would serve, with a drawback.
     Warn,
-    /// It would not serve, or not be right.
+    /// headcount would not serve, or a count would be wrong.
     Fail,
 }
 
-/// Where findings go: a line each, as they come.
+/// Writes each finding as a line, at once.
 pub(super) struct Findings<W> {
     out: W,
     failed: bool,

@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::http;
 
-/// What the kernel keeps for a client that does not read, in bytes (Linux takes twice that). Left alone it would
-/// grow to megabytes a connection, for answers that are all smaller than this.
+/// How much the kernel buffers for a client that does not read, in bytes (Linux doubles it). Without a limit this grows
+/// to megabytes a connection, though every answer is smaller than the limit.
 const SEND_BUFFER: u32 = 64 * 1024;
 /// Connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 1024;
@@ -20,12 +20,12 @@ const BACKLOG: u32 = 1024;
 pub struct Listeners {
     /// For the API.
     pub public: TcpListener,
-    /// For operations, if they have one of their own.
+    /// For operations, with `--admin-listen`.
     pub admin: Option<TcpListener>,
 }
 
 impl Listeners {
-    /// Binds what the arguments ask for; port 0 is a free one.
+    /// Binds the addresses of the settings. Port 0 means any free port.
     ///
     /// # Errors
     ///
@@ -39,26 +39,21 @@ impl Listeners {
         Ok(Self { public: bind(settings.listen, "--listen")?, admin: admin? })
     }
 
-    /// Where they are bound.
-    ///
-    /// # Errors
-    ///
-    /// When the system does not say.
-    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    pub(super) fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         iter::once(&self.public).chain(&self.admin).map(TcpListener::local_addr).collect()
     }
 }
 
-/// Connections have the options of their listener.
+/// Connections inherit the options of their listener.
 fn bind(address: SocketAddr, write_timeout: Duration) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // As the standard library does: so that a service that is started again need not wait.
+    // As the standard library does: a service that is started again need not wait for old connections.
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SEND_BUFFER)?;
-    // What the kernel holds of a connection that is closed has an end too.
+    // After this time the kernel also drops what it still holds for a closed connection.
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(write_timeout))?;
     #[cfg(not(target_os = "linux"))]

@@ -1,8 +1,7 @@
 //! The command line: a file for each command, and the flags.
 //!
-//! Exit codes: 0 when all went well, 1 when it did not, 2 when the command line made no sense. In
-//! the two latter cases standard error gets one line that says what to do; for 1, `check` and `verify` say it on
-//! standard output.
+//! Exit codes: 0 when all went well, 1 when something failed, 2 when the command line is wrong. An error is one line on
+//! standard error that says what to do. `check` and `verify` write what they found to standard output instead.
 
 mod backend;
 mod check;
@@ -34,10 +33,10 @@ use crate::cli::signals::Signals;
 use crate::telemetry::logging;
 
 const USAGE: u8 = 2;
-/// How long threads that hang in a system call are waited for at the end.
+/// How long a command waits at its end for threads that hang in a system call.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 
-/// Reads the command line and does what it says.
+/// Reads the command line and runs its command.
 pub fn run() -> ExitCode {
     let command = match flags::read() {
         Ok(command) => command,
@@ -85,7 +84,7 @@ fn serve(settings: Settings, warning: Option<String>) -> anyhow::Result<()> {
     served.inspect_err(|error| error!("{error:#}"))
 }
 
-/// Runs a future on all cores. Threads that still hang in a system call when it is done are left.
+/// Runs a future on all cores. Threads that still hang in a system call afterwards are abandoned.
 fn in_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = Runtime::new().context("cannot start the runtime")?;
     let result = runtime.block_on(future);
@@ -94,6 +93,6 @@ fn in_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 }
 
 fn complain(message: &str) {
-    // Nobody is left to tell when standard error is closed.
+    // When standard error is closed, there is no other place for the message.
     let _ = writeln!(io::stderr(), "error: {message}");
 }

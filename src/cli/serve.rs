@@ -29,11 +29,11 @@ use crate::telemetry::metrics::Metrics;
 
 /// Time between two upkeeps of the metrics. Histograms keep every value until then.
 const UPKEEP_EVERY: Duration = Duration::from_millis(250);
-/// The first wait after a first heartbeat that was not taken; it doubles up to the other.
+/// The wait before the first heartbeat is sent again. It doubles up to [`HEARTBEAT_AGAIN_MAX`].
 const HEARTBEAT_AGAIN: Duration = Duration::from_millis(100);
 const HEARTBEAT_AGAIN_MAX: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown`, then stops in order. A shutdown while it starts ends it at once: nothing has been accepted.
+/// Serves until `shutdown`, then stops in order. A shutdown during the start ends it at once: no id has been accepted.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub async fn run(
     }
 }
 
-/// None if it was told to stop meanwhile.
+/// None if `shutdown` came meanwhile.
 async fn start(
     settings: Settings,
     listeners: Listeners,
@@ -86,7 +86,7 @@ async fn start(
     let sealer = tokio::select! {
         sealer = introduce(&backend, &clock, counting.window, &metrics, &closed, deadline) => sealer?,
         () = shutdown.cancelled() => {
-            // Its first heartbeat may have been taken: others need not wait for it.
+            // Redis may have its first heartbeat: other instances must not wait for it.
             let _ = tokio::time::timeout(LEAVING, backend.stop(true)).await;
             return Ok(None);
         }
@@ -173,8 +173,8 @@ fn start_server(
     Server { task, stop, routes }
 }
 
-/// Sends the first heartbeat, until it is taken or there is no more time. An instance that is refused for good does not
-/// try again.
+/// Sends the first heartbeat until Redis takes it or `deadline` has passed. A refusal for good, as when the other
+/// instances have other settings, is returned at once.
 async fn introduce(
     backend: &Backend,
     clock: &Arc<dyn Clock>,
@@ -195,7 +195,7 @@ async fn introduce(
         );
         match introduced.await {
             Err(HeartbeatError::Unavailable(error)) if Instant::now() + wait < deadline => {
-                debug!(%error, "the first heartbeat was not taken, trying again");
+                debug!(%error, "cannot send the first heartbeat, trying again");
                 tokio::time::sleep(wait).await;
                 wait = (2 * wait).min(HEARTBEAT_AGAIN_MAX);
             }
@@ -216,10 +216,9 @@ fn set_info(metrics: &Metrics, backend: &'static str, counting: &Counting) {
     ]);
 }
 
-/// A connection takes a descriptor, and common limits allow fewer of them than connections.
+/// A connection takes a file descriptor, and common limits are lower than `--max-connections`.
 fn raise_descriptor_limit(connections: u32, callbacks: u32, workers: usize) {
-    /// For listeners, files, standard streams, Redis, brokers, and connections that are told that there are too
-    /// many.
+    /// For listeners, files, standard streams, Redis, brokers, and connections beyond the limit, which get 503.
     const OTHERS: u64 = 250;
     // A callback may look up a name while it has a connection.
     let for_callbacks = 2 * u64::from(callbacks) + callback::MOST_IDLE_CONNECTIONS as u64;
@@ -236,7 +235,7 @@ fn raise_descriptor_limit(connections: u32, callbacks: u32, workers: usize) {
     }
 }
 
-/// Comes last: a client that waits for this line may send requests.
+/// Logged last: after this line clients may send requests.
 fn log_start(backend: &str, counting: &Counting, addresses: &[SocketAddr]) {
     info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -2,15 +2,15 @@
 //!
 //! # Stopping
 //!
-//! 1. `/readyz` says no, and for `--drain-delay` everything goes on, so that load balancers notice.
-//! 2. No more connections; requests that were begun are finished. Then nobody adds ids any more.
-//! 3. Callbacks that wait are sent.
-//! 4. The sealer seals everything, the running window too.
-//! 5. The publisher closes what it can and hands what is left to the sinks.
-//! 6. The lease is given up, and the instance leaves: the others need not wait for it.
+//! 1. `/readyz` says no. Everything else goes on for `--drain-delay`, so that load balancers notice.
+//! 2. The server takes no more connections and finishes the requests that have begun. After that no request adds ids.
+//! 3. The task of the callbacks sends those that are pending.
+//! 4. The sealer seals every window, the running one too.
+//! 5. The publisher closes the windows that it can, and hands their counts to the sinks.
+//! 6. The instance gives up the lease and leaves, so that other instances do not wait for it.
 //!
-//! All of it within `--shutdown-timeout`, of which the last part is kept back for steps 4 to 6: a client
-//! that never finishes its request is cut off, so that the counts of all others come out.
+//! All of this takes at most `--shutdown-timeout`. The last part of that time is reserved for steps 4 to 6. So a client
+//! that never finishes its request is cut off, and the counts are published all the same.
 
 use std::time::Duration;
 
@@ -27,16 +27,16 @@ use crate::coordination::HeartbeatError;
 use crate::http::server::Stop;
 use crate::http::{LateRouter, Phase};
 
-/// What is kept back of the shutdown time-out for giving up the lease and leaving.
+/// The part of the shutdown time-out that is reserved for giving up the lease and leaving.
 pub(super) const LEAVING: Duration = Duration::from_secs(1);
-/// What is kept back of the shutdown time-out for the last publish, at most half of it.
+/// The part of the shutdown time-out that is reserved for the last publish, at most half of it.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
 
 /// The running parts.
 pub(super) struct Service {
     /// For the API.
     pub(super) public: Server,
-    /// For operations, if they have an address of their own.
+    /// For operations, with `--admin-listen`.
     pub(super) admin: Server,
     pub(super) backend: Backend,
     pub(super) stopping: Stopping,
@@ -50,7 +50,7 @@ pub(super) struct Service {
     pub(super) upkeep: JoinHandle<()>,
 }
 
-/// A server, which is there before its routes are.
+/// A server. It runs before its routes are ready.
 pub(super) struct Server {
     pub(super) task: JoinHandle<()>,
     pub(super) stop: Stop,
@@ -58,7 +58,7 @@ pub(super) struct Server {
 }
 
 impl Service {
-    /// Waits for a part to end that should not.
+    /// Waits until a part ends too early.
     pub(super) async fn ended(&mut self) -> anyhow::Error {
         tokio::select! {
             ended = &mut self.public.task => returned("the HTTP server", ended),
@@ -86,7 +86,7 @@ impl Service {
 
         self.public.stop.drain.cancel();
         let drained = tokio::time::timeout_at(deadline - last_publish, &mut self.public.task).await;
-        // Whichever way, when the server has ended it is sure that nobody adds an id.
+        // Either way, no request adds an id after the server has ended.
         if let Ok(ended) = drained {
             part(ended)?;
         } else {
@@ -95,12 +95,12 @@ impl Service {
             part((&mut self.public.task).await)?;
         }
 
-        // Before the windows are sealed, and then forgotten, that they are to tell of.
+        // Before the seal: callbacks need the counts of windows that are evicted after it.
         self.stop_callbacks.drain.cancel();
         let end = deadline - LEAVING.min(last_publish / 2);
         if tokio::time::timeout_at(deadline - last_publish, &mut self.callbacks).await.is_err() {
             self.stop_callbacks.abort.cancel();
-            // At once: it only has to say how many are left.
+            // This is quick: the task only logs how many callbacks are left.
             let _ = tokio::time::timeout_at(end, &mut self.callbacks).await;
         }
 
@@ -109,19 +109,19 @@ impl Service {
         self.stop_publisher.cancel();
         let published = tokio::time::timeout_at(end, &mut self.publisher).await;
         let pending_ids = self.backend.store.pending_ids();
-        // Also when not everything was published: the others need not wait for this instance. But an instance that
-        // has not sealed everything does not leave, it vanishes.
+        // Also when a count was not published: other instances do not need this one for it. But an instance that has
+        // not sealed every window must not leave: the others would take its windows for complete.
         let left = tokio::time::timeout(LEAVING, self.backend.stop(matches!(sealed, Ok(Ok(Ok(())))))).await;
         if left.is_err() {
-            warn!("no time to give up the lease and leave");
+            warn!("no time left to give up the lease and leave");
         }
         self.admin.stop.drain.cancel();
         self.admin.stop.abort.cancel();
         self.upkeep.abort();
         let Ok(sealed) = sealed else {
             bail!(
-                "not everything was sealed within --shutdown-timeout: {pending_ids} ids that only this instance has are \
-                 lost"
+                "not all windows were sealed within --shutdown-timeout: {pending_ids} ids that only this instance has \
+                are lost"
             );
         };
         part(sealed)??;
@@ -140,10 +140,10 @@ fn part<T>(ended: Result<T, JoinError>) -> anyhow::Result<T> {
 }
 
 fn returned(name: &'static str, ended: Result<(), JoinError>) -> anyhow::Error {
-    part(ended).err().unwrap_or_else(|| anyhow!("{name} ended though nobody stopped it"))
+    part(ended).err().unwrap_or_else(|| anyhow!("{name} ended unexpectedly"))
 }
 
-/// The same of a part that says what is wrong.
+/// As [`returned`], for a part that returns its error.
 fn failed(
     name: &'static str,
     ended: Result<Result<(), impl Into<anyhow::Error>>, JoinError>,

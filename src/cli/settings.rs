@@ -1,4 +1,4 @@
-//! The settings: what the flags say, as plain values that agree with each other. A part is told its own, and nothing else.
+//! The settings: the values of the flags, checked against each other. A part of the service gets only its own.
 
 use std::time::Duration;
 
@@ -18,21 +18,21 @@ pub struct Settings {
     pub counting: Counting,
     /// Where to listen, and the limits there.
     pub http: http::Settings,
-    /// The Redis in which instances count together, if they do.
+    /// The Redis in which instances count together; none for a standalone instance.
     pub redis: Option<redis::Settings>,
-    /// Which ids are sent there.
+    /// Which ids are sent to Redis.
     pub redis_writes: RedisWrites,
-    /// What becomes of ids while Redis is away.
+    /// What to do with ids while Redis is away.
     pub on_redis_down: OnRedisDown,
-    /// How many exact ids wait for Redis then.
+    /// How many exact ids may be pending.
     pub pending_max: u32,
     /// How long an instance leads without renewing its lease.
     pub lease_ttl: Duration,
-    /// How long after its end a window waits for an instance that does not seal it.
+    /// How long a window waits, after its end, for an instance that makes no progress with it.
     pub close_timeout: Duration,
     /// Where counts go.
     pub sinks: Sinks,
-    /// Where callbacks may go, and how many.
+    /// Where callbacks may go, and their limits.
     pub callbacks: callback::Settings,
     /// How long stopping may take.
     pub stopping: Stopping,
@@ -41,7 +41,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What sinks are told about the counts.
+    /// What sinks say about the counts.
     pub fn origin(&self, instance: String) -> Origin {
         Origin {
             namespace: self.namespace.clone(),
@@ -58,6 +58,6 @@ impl Settings {
 pub struct Stopping {
     /// How long to go on serving after the signal to stop.
     pub drain_delay: Duration,
-    /// How long it may take in all.
+    /// How long the whole stop may take.
     pub shutdown_timeout: Duration,
 }

@@ -5,7 +5,7 @@
 //! process that was started to ignore SIGHUP, as by `nohup`, goes on ignoring it.
 //!
 //! A tool such as GNU `timeout`, a shell or a supervisor may signal both a process and its group, so that one request comes
-//! twice. Signals within [`SAME_WISH`] of the first are that same request. A later one means: at once.
+//! twice. Signals within [`SAME_REQUEST`] of the first are that same request. A later one means: at once.
 
 use std::io;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Signals that come so soon after the first one say nothing new.
-pub(super) const SAME_WISH: Duration = Duration::from_secs(1);
+/// A signal within this time of the first one is the same request to stop.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// The signals that ask a service to stop.
 pub(super) struct Signals {
@@ -26,7 +26,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From here on they do not end the process.
+    /// From now on these signals do not end the process.
     pub(super) fn new() -> io::Result<Self> {
         let hang_up = (!ignores_hang_up()).then(|| signal(SignalKind::hangup())).transpose()?;
         Ok(Self {
@@ -36,14 +36,14 @@ impl Signals {
         })
     }
 
-    /// Cancels `stop` at the first signal, and returns at one that comes later than [`SAME_WISH`] after it.
+    /// Cancels `stop` at the first signal. Returns at a signal that comes more than [`SAME_REQUEST`] after it.
     pub(super) async fn hurry(mut self, stop: CancellationToken) {
         self.next().await;
         stop.cancel();
         let first = Instant::now();
         loop {
             self.next().await;
-            if first.elapsed() > SAME_WISH {
+            if first.elapsed() > SAME_REQUEST {
                 return;
             }
         }

@@ -19,7 +19,7 @@ use crate::redis::{self, Call, Redis, Text, Texts};
 use crate::store::redis::{count_commands, sum_counts};
 use crate::telemetry::metrics::Metrics;
 
-/// Windows that a line names at most; it says how many there are.
+/// Windows that a line names, at most.
 const NAMED: usize = 5;
 
 /// Writes what it finds to `out`; true if nothing is wrong.
@@ -61,7 +61,7 @@ async fn read(settings: &Settings, kafka: &KafkaSettings) -> Result<Vec<Entry>, 
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(SinkError::unavailable(error)))
 }
 
-/// Gaps, repeats, windows out of order, incomplete ones.
+/// Looks for gaps, repeats, windows out of order, and incomplete ones.
 fn look_at_order(
     settings: &Settings,
     entries: &[Entry],
@@ -114,8 +114,8 @@ fn say(
     findings.add(verdict, what, format_args!("{}: {named}{more}", starts.len()))
 }
 
-/// Counts of complete windows of which Redis still has the ids. What came to an incomplete one after it was closed is in
-/// Redis too.
+/// Compares the counts of complete windows whose ids Redis still has. An incomplete window may differ: ids that came
+/// after its close are in Redis too.
 async fn compare(
     settings: &Settings,
     redis: &redis::Settings,
@@ -140,7 +140,7 @@ async fn compare(
         Err(error) => return findings.add(Verdict::Fail, "published", error),
         Ok(Some(published)) if last < Some(published) => {
             let text = format_args!(
-                "{} and before, says Redis, but the topic ends earlier",
+                "Redis says that {} is published, but the topic ends earlier",
                 length.starting_at(published)
             );
             findings.add(Verdict::Fail, "published", text)?;
@@ -175,7 +175,7 @@ async fn compare(
     findings.add(Verdict::Fail, "counts", format_args!("{} of {compared} differ: {named}", differ.len()))
 }
 
-/// Why what the namespace holds cannot be read, if instances of another version use it.
+/// The reason, if instances of another version use the namespace, so that its keys cannot be read.
 async fn other_layout(settings: &Settings, redis: &Redis) -> Option<HeartbeatError> {
     let coordinator = Coordination::new(settings, redis, &instance_id()).coordinator;
     match coordinator.survey().await {
@@ -187,15 +187,15 @@ async fn other_layout(settings: &Settings, redis: &Redis) -> Option<HeartbeatErr
     }
 }
 
-/// What Redis says of a published count.
+/// How the count of a window in Redis compares with the published one.
 enum Compared {
-    /// It does not have the window any more.
+    /// Redis does not have the window any more.
     Gone,
     Same,
-    /// It has fewer ids than when it counted them: they expired, were evicted or deleted, or it came back with an older
-    /// state. Its count says nothing about the record.
+    /// Redis has fewer ids than when they were counted. They expired, were evicted or deleted, or Redis came back with
+    /// an older state. So its count says nothing about the record.
     Lost,
-    /// It has them all, and counts otherwise.
+    /// Redis has all ids, and another count.
     Differs(u64),
 }
 
@@ -222,10 +222,10 @@ async fn compare_one(
     ask.cmd("HGETALL").arg(keys.accepted(window));
     let (Text(stored), Texts(accepted)): (Text, Texts) =
         redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
-    // The count as it was stored, once and for all, before it was published.
+    // The count that the leader stored before it published it. It never changes.
     let stored = stored.and_then(|count| serde_json::from_str::<StoredCount>(&count).ok());
     let is_as_stored = stored.is_some_and(|stored| stored.unique_request_count == entry.unique_request_count);
-    // What instances said that they accepted, beside what the record says. An older state has less of it.
+    // How many ids instances accepted, as Redis has it now. An older state of Redis has fewer than the record.
     let first_number = |said: &String| said.split(' ').next()?.parse::<u64>().ok();
     let accepted: u64 = accepted.values().filter_map(first_number).sum();
     let has_lost_some = entry.accepted_ids.is_some_and(|published| accepted < published);

@@ -74,14 +74,14 @@ fn check_passes_in_an_empty_namespace() {
                 ["reachable", "version", "eviction", "rights", "clock", "settings", "lease"],
                 "{flavour:?}"
             );
-            assert_eq!(checked.about("settings"), "ok   settings: nobody uses --namespace headcount");
-            assert_eq!(checked.about("lease"), "ok   lease: nobody leads");
+            assert_eq!(checked.about("settings"), "ok   settings: no instance uses --namespace headcount");
+            assert_eq!(checked.about("lease"), "ok   lease: no instance leads");
         }
         assert_eq!(keys(&redis), BTreeSet::new(), "{flavour:?}: nothing is left");
     }
     let alone = run(headcount(), &[]);
     assert_eq!((alone.code, alone.complaints()), (0, vec![]));
-    assert!(alone.about("counter").contains("--redis-url"), "{:?}", alone.lines);
+    assert!(alone.about("store").contains("--redis-url"), "{:?}", alone.lines);
 }
 
 /// Those that run are seen, and not disturbed.

@@ -1,4 +1,4 @@
-//! What there is to find out about Kafka.
+//! Checks of Kafka: the brokers, the topic, its rights, and its last record.
 
 use std::io::{self, Write};
 

@@ -1,7 +1,7 @@
 //! `headcount check`: looks at everything that serving with the same flags would need, and changes nothing.
 //!
-//! Every finding is a line that begins with `ok`, `warn` or `FAIL`. Instances that are running are not
-//! disturbed: nothing is reported, no lease is asked for, and what is tried is tried on keys of its own.
+//! Every finding is a line that begins with `ok`, `warn` or `FAIL`. A check does not disturb running instances: it sends
+//! no heartbeat, takes no lease, and tries commands only on keys of its own.
 
 mod kafka;
 mod redis;
@@ -20,7 +20,11 @@ pub(super) async fn run(settings: &Settings, out: impl Write) -> io::Result<bool
     if let Some(server) = &settings.redis {
         redis::look(settings, server, &mut findings).await?;
     } else {
-        findings.add(Verdict::Ok, "counter", "alone, in memory; --redis-url shares it with others")?;
+        findings.add(
+            Verdict::Ok,
+            "store",
+            "standalone, in memory; to count with other instances, use --redis-url",
+        )?;
     }
     if let Some(dir) = &settings.sinks.log_dir {
         look_at_log_dir(dir, &mut findings)?;

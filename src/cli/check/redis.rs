@@ -1,4 +1,4 @@
-//! What there is to find out about Redis.
+//! Checks of Redis: the server, its rights, its keys, and the other instances.
 
 use std::io::{self, Write};
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ use crate::redis::server::{OLDEST, ServerFacts};
 use crate::redis::{self, Address, Call, Redis};
 use crate::telemetry::metrics::Metrics;
 
-/// Connects as an instance does and looks around.
+/// Connects as an instance does, and checks everything.
 pub(super) async fn look(
     settings: &Settings,
     server: &redis::Settings,
@@ -35,7 +35,7 @@ pub(super) async fn look(
     look_at_stream(settings, &redis, findings).await
 }
 
-/// The stream that counts go to, if they do.
+/// Checks the stream of `--redis-stream`.
 async fn look_at_stream(
     settings: &Settings,
     redis: &Redis,
@@ -56,7 +56,7 @@ async fn look_at_stream(
     }
 }
 
-/// Keys of the namespace that hold something else: an instance puts them aside.
+/// Looks for keys of the namespace that have another type than headcount's.
 async fn look_at_keys(
     settings: &Settings,
     redis: &Redis,
@@ -78,14 +78,13 @@ async fn look_at_keys(
     let found: Vec<String> =
         match redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await {
             Ok(found) => found,
-            // Who may not ask has been told so.
+            // If the user has no right to ask, `look_at_rights` has said so.
             Err(_) => return Ok(()),
         };
     for ((key, expected), found) in expected.iter().zip(found) {
         if found != "none" && found != *expected {
             let text = format_args!(
-                "{key} is a {found}, not a {expected}: somebody else writes there; an instance that finds it puts it \
-                 aside"
+                "{key} is a {found}, not a {expected}: another program writes there; an instance puts the key aside"
             );
             findings.add(Verdict::Warn, "keys", text)?;
         }
@@ -96,7 +95,7 @@ async fn look_at_keys(
 async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
     let server = match ServerFacts::of(redis).await {
         Ok(server) => server,
-        Err(error) => return findings.add(Verdict::Warn, "version", format_args!("not to be had: {error}")),
+        Err(error) => return findings.add(Verdict::Warn, "version", format_args!("unknown: {error}")),
     };
     if server.is_new_enough() {
         findings.add(Verdict::Ok, "version", &server)?;
@@ -114,7 +113,7 @@ async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> i
             format_args!("{policy} may drop keys that are still needed: set maxmemory-policy to noeviction");
         findings.add(Verdict::Warn, "eviction", text)
     } else {
-        findings.add(Verdict::Ok, "eviction", if policy.is_empty() { "not said" } else { policy })
+        findings.add(Verdict::Ok, "eviction", if policy.is_empty() { "unknown" } else { policy })
     }
 }
 
@@ -168,7 +167,7 @@ async fn look_at_others(
     }
     if survey.disagreements.is_empty() {
         let text = match survey.instances {
-            0 => format!("nobody uses --namespace {namespace}"),
+            0 => format!("no instance uses --namespace {namespace}"),
             1 => format!("as those of the instance of --namespace {namespace}"),
             instances => format!("as those of the {instances} instances of --namespace {namespace}"),
         };
@@ -176,7 +175,7 @@ async fn look_at_others(
     }
     match lease.holder().await {
         Ok(Some(holder)) => findings.add(Verdict::Ok, "lease", format_args!("{holder} leads")),
-        Ok(None) => findings.add(Verdict::Ok, "lease", "nobody leads"),
+        Ok(None) => findings.add(Verdict::Ok, "lease", "no instance leads"),
         Err(error) => findings.add(Verdict::Fail, "lease", error),
     }
 }

@@ -18,22 +18,16 @@ use crate::redis::{Call, Redis};
 /// What a user may do.
 #[derive(Default)]
 pub(super) struct Rights {
-    /// The commands that were tried.
     pub(super) tried: BTreeSet<&'static str>,
-    /// Those that were refused.
     pub(super) refused: Vec<&'static str>,
-    /// What the server said to the first of them.
+    /// The server's answer to the first refused command.
     pub(super) reason: String,
 }
 
-/// A command, as it is called where rights are granted.
+/// A command, with the name that access rules use.
 type Try = (&'static str, Cmd);
 
-/// Tries all that an instance would use.
-///
-/// # Errors
-///
-/// [`Unavailable`] when there is no answer in time.
+/// Tries every command that an instance would use.
 pub(super) async fn of(
     redis: &Redis,
     namespace: &str,
@@ -69,7 +63,7 @@ fn delete(key: &str) -> Try {
     command("DEL", key, &[])
 }
 
-/// What does nothing to keys that are not there.
+/// Commands that do nothing to keys that do not exist.
 fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     const NOTHING: &str = "return 1";
     let mut load = ::redis::cmd("SCRIPT");
@@ -106,7 +100,7 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     tries
 }
 
-/// What makes a key, which is then deleted.
+/// Commands that make a key, followed by `DEL`.
 fn writing(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     let mut tries = vec![
         command("SET", shared, &["1", "PX", "1000"]),
@@ -135,8 +129,8 @@ fn writing(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     tries
 }
 
-/// What the sink uses that is a stream, on its own key. The ids are none, so nothing is added; who may not use a
-/// command hears that first.
+/// The commands of the stream sink, on its own key. Their entry ids are invalid, so nothing is added. Redis looks at
+/// the rights of the user first.
 fn on_stream(key: &str) -> Vec<Try> {
     const NO_ID: &str = "none";
     let mut about = ::redis::cmd("XINFO");
@@ -148,7 +142,7 @@ fn on_stream(key: &str) -> Vec<Try> {
     ]
 }
 
-/// Whether a command on a stream was let through, and then refused because of what it was given.
+/// Whether the user may use a command on a stream: Redis refused only its arguments.
 fn was_let_through(error: &ServerError) -> bool {
     let details = error.details().unwrap_or_default();
     error.code() == "WRONGTYPE" || ["Invalid stream ID", "no such key"].iter().any(|it| details.contains(it))

@@ -12,7 +12,7 @@ use crate::platform::secret::{Secret, SecretArg};
 #[command(next_help_heading = "Callbacks")]
 #[allow(clippy::struct_field_names, reason = "fields are named after their flags")]
 pub(super) struct CallbackFlags {
-    /// Whether requests may name an endpoint; if not, those that do are refused
+    /// Whether requests may name an endpoint; off refuses the requests that do
     #[arg(
         long, env = "HEADCOUNT_CALLBACKS", value_name = "on|off", default_value = "on",
         value_parser = values::on_off, action = clap::ArgAction::Set
@@ -20,7 +20,7 @@ pub(super) struct CallbackFlags {
     callbacks: bool,
 
     /// Where callbacks may go besides public addresses: blocks such as 10.0.0.0/8, host names, *.internal;
-    /// also several with commas in between
+    /// separate several by commas
     #[arg(long, env = "HEADCOUNT_CALLBACK_ALLOW", value_name = "BLOCK|NAME", value_delimiter = ',')]
     callback_allow: Vec<Allow>,
 
@@ -35,21 +35,21 @@ pub(super) struct CallbackFlags {
     )]
     callback_secret: Option<SecretArg>,
 
-    /// Callbacks that may wait; more are dropped
+    /// Callbacks that may wait; headcount drops more
     #[arg(
         long, env = "HEADCOUNT_CALLBACK_QUEUE", value_name = "NUMBER", default_value = "10000",
         value_parser = values::up_to::<1_000_000>
     )]
     callback_queue: u32,
 
-    /// Callbacks that are under way at a time
+    /// Callbacks under way at a time
     #[arg(
         long, env = "HEADCOUNT_CALLBACK_CONCURRENCY", value_name = "NUMBER", default_value = "256",
         value_parser = values::up_to::<10_000>
     )]
     callback_concurrency: u32,
 
-    /// Callbacks that one host is sent a second, and how many may wait for it; more are dropped
+    /// Callbacks to one host a second, and how many may wait for it; headcount drops more
     #[arg(
         long, env = "HEADCOUNT_CALLBACK_HOST_RATE", value_name = "NUMBER", default_value = "100",
         value_parser = values::up_to::<1_000_000>

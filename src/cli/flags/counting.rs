@@ -23,7 +23,7 @@ pub(super) struct CountingFlags {
     #[arg(long, env = "HEADCOUNT_WINDOW", value_name = "DURATION", default_value = "60s")]
     window: WindowLength,
 
-    /// How long the count of a closed window is kept for a sink that cannot take it
+    /// How long the count of a closed window is kept for a sink that does not take it
     /// [default: 24h, in mode exact 15min]
     #[arg(long, env = "HEADCOUNT_RETENTION", value_name = "DURATION", value_parser = values::retention)]
     retention: Option<Duration>,
@@ -38,7 +38,7 @@ pub(super) struct CountingFlags {
         env = "HEADCOUNT_ID_KEY",
         value_name = "KEY",
         hide_env_values = true,
-        help = "Count a keyed hash of each id instead of the id, so that nobody can choose ids that make the \
+        help = "Count a keyed hash of each id instead of the id, so that clients cannot choose ids that make the \
                 count wrong: 32 hexadecimal digits, or file:PATH of a file that has them"
     )]
     id_key: Option<SecretArg>,

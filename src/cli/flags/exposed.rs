@@ -6,11 +6,11 @@ use clap::parser::ValueSource;
 use crate::platform::secret::FILE;
 use crate::redis::Address;
 
-/// Tells the secrets among a flag's values, if they are written out.
+/// Whether a value is a secret that is written out.
 type IsSecret = fn(&str) -> bool;
 
-/// Every flag that may have a secret, as `clap` knows it. What hides its environment variable's value in the
-/// help has to be here.
+/// Every flag that may hold a secret, by its name in `clap`. A flag that hides its variable's value in the help must be
+/// here.
 const SECRETS: [(&str, IsSecret); 5] = [
     ("api_token", is_literal),
     ("callback_secret", is_literal),
@@ -35,7 +35,7 @@ pub(super) fn warning(matches: &ArgMatches) -> Option<String> {
         .unzip();
     (!flags.is_empty()).then(|| {
         format!(
-            "a secret on the command line can be read by everybody who lists the processes: give {} by the \
+            "everybody who can list the processes can read a secret on the command line: give {} by the \
              environment ({}), or write file:PATH in place of the secret",
             flags.join(", "),
             variables.join(", "),
@@ -43,7 +43,7 @@ pub(super) fn warning(matches: &ArgMatches) -> Option<String> {
     })
 }
 
-/// True of the flags that are looked at.
+/// Whether [`warning`] looks at a flag.
 #[cfg(test)]
 pub(super) fn knows(flag: &str) -> bool {
     SECRETS.iter().any(|(known, _)| *known == flag)
@@ -57,7 +57,7 @@ fn has_password(url: &str) -> bool {
     is_literal(url) && Address::parse(url).is_ok_and(|address| address.has_password())
 }
 
-/// Of librdkafka's options those whose name says so, and a private key.
+/// Whether an option of librdkafka is a private key, or has a name for a secret.
 fn is_secret_option(option: &str) -> bool {
     let Some((key, value)) = option.split_once('=') else { return false };
     let key = key.to_ascii_lowercase();

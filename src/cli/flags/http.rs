@@ -42,35 +42,35 @@ pub struct HttpFlags {
         value_name = "TOKEN",
         hide_env_values = true,
         help = "Take only requests with the header 'authorization: Bearer <TOKEN>': 16 to 512 visible ASCII \
-                characters without spaces, or file:PATH of a file that has it. /livez, /readyz, /metrics, \
-                /openapi.json and the live page itself, which asks for it, stay open"
+                characters without spaces, or file:PATH of a file that has the token. /livez, /readyz, /metrics, \
+                /openapi.json and the live page, which asks for the token, stay open"
     )]
     api_token: Option<SecretArg>,
 
-    /// Serve no live page at /, and no /status, which it asks
+    /// Serve no live page at /, and no /status, which the page reads
     #[arg(long, env = "HEADCOUNT_NO_UI")]
     no_ui: bool,
 
-    /// Threads that serve connections; if it is not said, one a core
+    /// Threads that serve connections; without this flag, one a core
     #[arg(long, env = "HEADCOUNT_THREADS", value_name = "NUMBER", value_parser = values::up_to::<1024>)]
     threads: Option<u32>,
 
-    /// Connections that are served at a time; each one more is told 503 and closed
+    /// Connections at a time; each one more gets 503 and is closed
     #[arg(
         long, env = "HEADCOUNT_MAX_CONNECTIONS", value_name = "NUMBER", default_value = "10000",
         value_parser = values::up_to::<1_000_000>
     )]
     max_connections: u32,
 
-    /// Connections of them that one address may have (an IPv6 /64 is one address); each one more is
-    /// told the same. Behind a load balancer all connections come from its address
+    /// Connections that one address may have (an IPv6 /64 is one address); each one more gets 503 and is
+    /// closed. Behind a load balancer all connections come from its address
     #[arg(
         long, env = "HEADCOUNT_MAX_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER", default_value = "5000",
         value_parser = values::up_to::<1_000_000>
     )]
     max_connections_per_address: u32,
 
-    /// Requests to the API that wait for the counter at a time; each one more is answered 503 at once
+    /// Requests to the API that wait for Redis at a time; each one more gets 503 at once
     #[arg(
         long, env = "HEADCOUNT_MAX_IN_FLIGHT", value_name = "NUMBER", default_value = "5000",
         value_parser = values::up_to::<1_000_000>
@@ -84,8 +84,8 @@ pub struct HttpFlags {
     )]
     keep_alive: bool,
 
-    /// How long a connection may be without a request, from its start or from the last answer.
-    /// Longer than a load balancer keeps connections idle
+    /// How long a connection may be idle, from its start or from the last answer.
+    /// Make it longer than the load balancer keeps idle connections
     #[arg(
         long, env = "HEADCOUNT_IDLE_TIMEOUT", value_name = "DURATION", default_value = "75s",
         value_parser = values::positive_duration
@@ -99,7 +99,7 @@ pub struct HttpFlags {
     )]
     header_read_timeout: Duration,
 
-    /// How long a client may take nothing of an answer
+    /// How long a client may read nothing of an answer
     #[arg(
         long, env = "HEADCOUNT_WRITE_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = values::positive_duration

@@ -9,7 +9,7 @@ use crate::telemetry::logging::{Format, Settings};
 #[command(next_help_heading = "Logging")]
 pub(super) struct LoggingFlags {
     /// What to log: off, error, warn, info, debug, trace, or a list such as info,hyper=debug.
-    /// Closed windows are logged at info, and at every level where counts go nowhere else
+    /// Closed windows are logged at info, and at every level if the log is the only sink
     #[arg(
         long, env = "HEADCOUNT_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
         value_parser = level
@@ -27,8 +27,8 @@ impl LoggingFlags {
     }
 }
 
-/// A word alone has to be a level: to the parser of `Targets` it could be the name of a module too,
-/// so that a typing error would silence everything.
+/// A single word must be a level. The parser of `Targets` would also take it for the name of a module, so a typing error
+/// would silence everything.
 fn level(text: &str) -> Result<Targets, String> {
     let sound = |part: &str| part.contains('=') || !part.is_empty() && part.parse::<LevelFilter>().is_ok();
     text.parse().ok().filter(|_| text.split(',').all(sound)).ok_or_else(|| {

@@ -1,6 +1,6 @@
 //! The command line: the flags, and the plain settings that they become.
 //!
-//! What one flag takes is checked by its parser, what two flags must agree on by [`ServeFlags::settings`].
+//! The parser of a flag checks its value. [`ServeFlags::settings`] checks what two flags must agree on.
 
 mod callbacks;
 mod counting;
@@ -42,9 +42,9 @@ struct Flags {
 enum CommandFlags {
     /// Serve requests and publish the count of every window; what happens without a command
     Serve(Box<ServeFlags>),
-    /// See whether serving with the same flags would go well: a line for each finding, exit code 0 or 1
+    /// Check whether serving with the same flags would go well: a line for each finding, exit code 0 or 1
     Check(Box<ServeFlags>),
-    /// Read the Kafka topic of a service with these flags: gaps, repeats, wrong counts; exit code 0 or 1
+    /// Look for gaps, repeats and wrong counts in the Kafka topic of a service; exit code 0 or 1
     Verify(Box<ServeFlags>),
     /// Count the different lines of a file or of standard input
     Count(CountFlags),
@@ -54,7 +54,7 @@ enum CommandFlags {
 
 #[derive(Debug, Args)]
 struct CountFlags {
-    /// The text, any bytes; standard input without it, or with -. A line is held in memory whole
+    /// The file, with any bytes; standard input without it, or with -. One whole line is in memory at a time
     file: Option<PathBuf>,
 
     /// How to count
@@ -90,7 +90,7 @@ pub(super) fn read() -> Result<Command, String> {
     let (matches, flags) = match read {
         Ok(read) => read,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            // Nobody is left to tell when standard output is closed.
+            // When standard output is closed, there is no other place for the help.
             let _ = error.print();
             return Ok(Command::Help);
         }
@@ -127,7 +127,7 @@ fn in_one_line(error: &clap::Error) -> String {
 mod tests {
     use super::*;
 
-    /// A secret that is hidden in the help is warned about on the command line.
+    /// headcount warns about every secret on the command line that the help hides.
     #[test]
     fn every_secret_is_known() {
         let command = Flags::command();

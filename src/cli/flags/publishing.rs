@@ -12,16 +12,16 @@ use crate::publish::sinks::kafka::KafkaSettings;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Publishing")]
 pub(super) struct PublishingFlags {
-    /// How long an instance leads without renewing its lease: when it dies, another one takes over after
-    /// that time
+    /// How long an instance leads without renewing its lease. When the leader dies, another instance takes
+    /// over after this time
     #[arg(
         long, env = "HEADCOUNT_LEASE_TTL", value_name = "DURATION", default_value = "5s",
         value_parser = lease_ttl
     )]
     pub(super) lease_ttl: Duration,
 
-    /// How long after its end a window waits for an instance that lives and has not finished it, and gets no
-    /// further with it; then it is published without, as incomplete
+    /// How long a window waits, after its end, for an instance that lives but makes no progress with it.
+    /// Then the window is published without the rest of it, as incomplete
     #[arg(
         long, env = "HEADCOUNT_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = values::positive_duration
@@ -48,7 +48,7 @@ pub(super) struct KafkaFlags {
         env = "HEADCOUNT_KAFKA_TOPIC",
         value_name = "NAME",
         value_parser = topic,
-        help = "The topic, which has nothing else in it; it is made if it does not exist [default: \
+        help = "The topic. Nothing else may be in it; headcount makes it if it does not exist [default: \
                 <namespace>.unique-counts]"
     )]
     kafka_topic: Option<String>,
@@ -60,8 +60,8 @@ pub(super) struct KafkaFlags {
         value_name = "KEY=VALUE",
         value_delimiter = ';',
         hide_env_values = true,
-        help = "Options of librdkafka, also several with semicolons in between; file:PATH is the value that \
-                a file has"
+        help = "An option of librdkafka; separate several by semicolons. With file:PATH the value is read from \
+                that file"
     )]
     kafka_option: Vec<String>,
 }
@@ -73,9 +73,7 @@ impl KafkaFlags {
             if self.kafka_topic.is_none() && self.kafka_option.is_empty() {
                 return Ok(None);
             }
-            return Err(
-                "'--kafka-topic' and '--kafka-option' say nothing without '--kafka-brokers'".to_owned()
-            );
+            return Err("'--kafka-topic' and '--kafka-option' require '--kafka-brokers'".to_owned());
         };
         let topic = self.kafka_topic.unwrap_or_else(|| format!("{namespace}.unique-counts"));
         KafkaSettings::new(brokers, topic, &self.kafka_option).map(Some)

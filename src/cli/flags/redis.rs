@@ -18,13 +18,13 @@ pub(super) struct RedisFlags {
         env = "HEADCOUNT_REDIS_URL",
         value_name = "URL",
         hide_env_values = true,
-        help = "Share the counter with other instances through this Redis: redis://, rediss:// (TLS) or \
-                unix://, with user, password and database as in redis://user:password@host:6379/0, or \
-                file:PATH of a file that has it. Without, it counts alone, in memory"
+        help = "Count together with other instances in this Redis: redis://, rediss:// (TLS) or unix://, with \
+                user, password and database as in redis://user:password@host:6379/0, or file:PATH of a file \
+                that has the URL. Without this flag the instance is standalone and counts in memory"
     )]
     redis_url: Option<SecretArg>,
 
-    /// How long Redis may take to answer; if it does not, it is taken to be away
+    /// How long Redis may take to answer. If it takes longer, the instance treats Redis as away
     #[arg(
         long, env = "HEADCOUNT_REDIS_TIMEOUT", value_name = "DURATION", default_value = "350ms",
         value_parser = values::positive_duration
@@ -38,7 +38,7 @@ pub(super) struct RedisFlags {
     )]
     redis_wait: Duration,
 
-    /// What shares the counter: services with different names can use one Redis
+    /// Instances with the same namespace count together. Services with different ones can use one Redis
     #[arg(
         long, env = "HEADCOUNT_NAMESPACE", value_name = "NAME", default_value = "headcount",
         value_parser = namespace
@@ -49,12 +49,12 @@ pub(super) struct RedisFlags {
     #[arg(long, env = "HEADCOUNT_REDIS_WRITES", value_enum, default_value_t = RedisWrites::All)]
     pub(super) redis_writes: RedisWrites,
 
-    /// What becomes of ids while Redis is away
+    /// What to do with ids while Redis is away
     #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
     pub(super) on_redis_down: OnRedisDown,
 
-    /// In mode exact, how many different ids wait for Redis while it is away; 25 to 50 bytes each. More are
-    /// refused
+    /// In mode exact, how many different ids an instance keeps while Redis is away, at 25 to 50 bytes each.
+    /// It refuses more
     #[arg(
         long, env = "HEADCOUNT_PENDING_MAX", value_name = "NUMBER", default_value = "5000000",
         value_parser = values::up_to::<1_000_000_000>
@@ -74,12 +74,12 @@ pub(super) struct RedisFlags {
 }
 
 impl RedisFlags {
-    /// How many exact ids wait for Redis, by either name of the flag.
+    /// How many exact ids may be pending, by either name of the flag.
     pub(super) fn pending_max(&self) -> u32 {
         self.unacknowledged_max.unwrap_or(self.pending_max)
     }
 
-    /// None without `--redis-url`: then nobody shares the counts.
+    /// None without `--redis-url`: the instance is standalone.
     pub(super) fn settings(&self) -> Result<Option<redis::Settings>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };
         let (timeout, wait) = (self.redis_timeout, self.redis_wait);

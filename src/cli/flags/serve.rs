@@ -14,7 +14,7 @@ use super::values;
 use crate::cli::settings::{Settings, Stopping};
 use crate::publish::sinks::settings::Sinks;
 
-/// All that can be said about serving.
+/// All flags of a service.
 #[derive(Debug, Clone, Args)]
 pub struct ServeFlags {
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub struct ServeFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Stopping")]
 struct StoppingFlags {
-    /// How long to go on serving after the signal to stop, with /readyz saying no: longer than a
+    /// How long to go on serving after the signal to stop, while /readyz says no. Make it longer than the
     /// load balancer takes to notice
     #[arg(
         long, env = "HEADCOUNT_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
@@ -46,7 +46,7 @@ struct StoppingFlags {
     )]
     drain_delay: Duration,
 
-    /// How long stopping may take in all
+    /// How long the whole stop may take
     #[arg(
         long, env = "HEADCOUNT_SHUTDOWN_TIMEOUT", value_name = "DURATION", default_value = "25s",
         value_parser = values::positive_duration
@@ -55,7 +55,7 @@ struct StoppingFlags {
 }
 
 impl ServeFlags {
-    /// Reads the files that flags name, and looks at what flags must agree on.
+    /// Reads the files that flags name, and checks what flags must agree on.
     ///
     /// # Errors
     ///
@@ -66,7 +66,7 @@ impl ServeFlags {
         let http = http.settings()?;
         let server = redis.settings()?;
         if redis.redis_stream.is_some() && server.is_none() {
-            return Err("'--redis-stream <KEY>' says nothing without '--redis-url'".to_owned());
+            return Err("'--redis-stream <KEY>' requires '--redis-url'".to_owned());
         }
         let pending_max = redis.pending_max();
         let kafka = kafka.settings(&redis.namespace)?;

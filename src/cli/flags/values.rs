@@ -10,7 +10,7 @@ use crate::model::mode::Mode;
 use crate::store::redis::{OnRedisDown, RedisWrites};
 use crate::telemetry::logging::Format;
 
-/// The longest time-out or delay: far from overflowing any clock, and longer than anybody means.
+/// The longest time-out or delay: far from overflowing any clock, and longer than any service needs.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Reads a duration such as `350ms`, `25s` or `1min`; zero is allowed.
@@ -61,7 +61,7 @@ pub(super) fn up_to<const MAX: u32>(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Names the values of a flag, with their lines in the help, which the types themselves know nothing of.
+/// Gives the values of a flag their names and help texts here, so that their types do not depend on clap.
 macro_rules! possible_values {
     ($type:ty: $($value:path = $name:literal, $help:literal;)+) => {
         impl ValueEnum for $type {
@@ -84,14 +84,14 @@ possible_values! { Mode:
 }
 
 possible_values! { RedisWrites:
-    RedisWrites::All = "all", "All of them";
-    RedisWrites::Changed = "changed", "In mode hll only those that can change the sketch: the count is the same, and \
-                                       there is far less to send";
+    RedisWrites::All = "all", "All ids";
+        RedisWrites::Changed = "changed", "In mode hll only ids that can change the sketch. The count is the same, with \
+                                           far fewer commands";
 }
 
 possible_values! { OnRedisDown:
-    OnRedisDown::Count = "count", "They are counted here, and in Redis when it is back";
-    OnRedisDown::Fail = "fail", "They are refused at once";
+    OnRedisDown::Count = "count", "Count them in the instance, and send them to Redis later";
+    OnRedisDown::Fail = "fail", "Refuse them at once";
 }
 
 possible_values! { Format:
