@@ -1,4 +1,4 @@
-//! What knows nothing of counting: threads, locks, bytes and secrets.
+//! Helpers that know nothing of counting: threads, bytes, TLS and secrets.
 
 pub mod secret;
 pub mod tls;

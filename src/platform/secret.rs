@@ -12,18 +12,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
-/// What stands before the path of a file that has the secret.
+/// The prefix of a path to a file that has the secret.
 pub const FILE: &str = "file:";
 
 /// What a flag for a secret was given: the secret itself, or `file:` and the path of a file that has it.
 ///
-/// It is never shown. That is also why taking it never fails: the message of a flag that cannot be taken has
-/// its value in it.
+/// It is never shown. For the same reason parsing the flag never fails: clap's error message would show the value.
 #[derive(Clone)]
 pub struct SecretArg(String);
 
 impl SecretArg {
-    /// The secret, without white space around it. `flag` is for the message, such as `--redis-url <URL>`.
+    /// The secret, trimmed. `flag` is its name in error lines, such as `--redis-url <URL>`.
     ///
     /// # Errors
     ///
@@ -32,7 +31,7 @@ impl SecretArg {
         resolve(&self.0).map_err(|(path, error)| format!("cannot read '{path}', given in '{flag}': {error}"))
     }
 
-    /// Whether it is in a file, where it may be changed.
+    /// Whether it is in a file, so that it may change.
     pub fn is_file(&self) -> bool {
         self.0.starts_with(FILE)
     }
@@ -41,7 +40,7 @@ impl SecretArg {
     ///
     /// # Errors
     ///
-    /// A line for the user, without the secret if what `parse` says is without it.
+    /// A line for the user. It has no secret if the error of `parse` has none.
     pub fn parse<T, E: Display>(
         &self,
         flag: &str,
@@ -51,33 +50,32 @@ impl SecretArg {
     }
 }
 
-/// A secret in use. One that is in a file can be read again, so that it can be changed without a restart. Clones are the
-/// same one.
+/// A secret in use. A secret in a file can change without a restart: the file is read again. Clones share the value.
 pub struct Secret<T>(Arc<InUse<T>>);
 
 struct InUse<T> {
     value: Mutex<T>,
     flag: &'static str,
     parse: fn(&str) -> Result<T, String>,
-    /// The file, if it is in one.
+    /// None if the secret is not in a file.
     file: Option<SecretArg>,
     reading: Mutex<Reading>,
 }
 
 struct Reading {
     began: Instant,
-    /// A thread reads it. It may take long: the file may be on a server that is away.
+    /// A thread is reading the file. It may take long: the file may be on a server that is away.
     under_way: bool,
-    /// Why the file was of no use when it was last read.
+    /// Why the last read failed.
     trouble: Option<String>,
 }
 
 impl<T: Clone + PartialEq + Send + 'static> Secret<T> {
-    /// Reads what `flag` was given, which is how messages name it, such as `--api-token <TOKEN>`.
+    /// Reads the secret. `flag` is its name in error lines, such as `--api-token <TOKEN>`.
     ///
     /// # Errors
     ///
-    /// A line for the user, without the secret if what `parse` says is without it.
+    /// A line for the user. It has no secret if the error of `parse` has none.
     pub fn new(
         arg: &SecretArg,
         flag: &'static str,
@@ -89,13 +87,13 @@ impl<T: Clone + PartialEq + Send + 'static> Secret<T> {
         Ok(Self(Arc::new(InUse { value, flag, parse, file, reading })))
     }
 
-    /// As it was read last.
+    /// The secret as last read.
     pub fn value(&self) -> T {
         self.0.value.lock().clone()
     }
 
-    /// Has it read again, if it is in a file and that was not done for so long, on a thread of its own: nobody waits for a
-    /// file. What is no such secret changes nothing.
+    /// Reads the file of the secret again, if the last read is older than `age`. A thread of its own does it, so that no
+    /// request waits for a file. A file without a valid secret changes nothing.
     pub fn read_again_after(&self, age: Duration) {
         if self.0.file.is_none() {
             return;
@@ -129,7 +127,7 @@ impl<T: PartialEq> InUse<T> {
         let mut reading = self.reading.lock();
         reading.under_way = false;
         if let Some(error) = trouble.as_ref().filter(|error| reading.trouble.as_ref() != Some(error)) {
-            warn!(%error, "the file of '{flag}' is of no use: the secret stays as it was");
+            warn!(%error, "cannot use the file of '{flag}': the secret stays as it was");
         }
         reading.trouble = trouble;
     }
@@ -147,7 +145,7 @@ impl<T> fmt::Debug for Secret<T> {
     }
 }
 
-/// What a value stands for: itself, or what is in the file that it names; without white space around it.
+/// Returns the value, or the content of the file that it names, trimmed.
 ///
 /// # Errors
 ///

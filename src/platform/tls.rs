@@ -1,15 +1,15 @@
-//! TLS to others: by what the system trusts.
+//! TLS for outgoing connections, with the certificates that the system trusts.
 
 use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore};
 
-/// How to connect, and how many authorities are trusted. Where that is none, as in an image without certificates, no
-/// connection will come about.
+/// The settings of TLS, and how many authorities the system trusts. Without any, as in an image without certificates,
+/// every connection fails.
 ///
 /// # Errors
 ///
-/// When the cryptography lacks what the protocol needs.
+/// When the provider of cryptography lacks what the protocol needs.
 pub fn client_config() -> Result<(ClientConfig, usize), rustls::Error> {
     let mut roots = RootCertStore::empty();
     let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

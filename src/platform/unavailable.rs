@@ -1,12 +1,12 @@
-//! The one way in which a store fails.
+//! The error of a store that does not answer.
 
 use std::fmt::Display;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-/// The store did not do what it was asked to, or did not say in time that it did. It may be asked again:
-/// everything that stores are asked for may be done twice.
+/// The store refused an operation, or did not confirm it in time. The caller may try again: every operation of a store
+/// may be done twice.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct Unavailable(Arc<str>);

@@ -5,10 +5,10 @@
 
 use memchr::memchr;
 
-/// The number that up to eight bytes are, least significant first.
+/// Reads up to eight bytes as a little-endian number.
 ///
-/// Ids are so short that this is most of what one costs: two reads that may overlap are quicker than a copy of so
-/// many bytes.
+/// Ids are so short that this is most of what one costs. Two reads that may overlap are quicker than a copy whose
+/// length varies.
 pub(crate) fn little_endian(bytes: &[u8]) -> u64 {
     debug_assert!(bytes.len() <= 8, "it takes what fits a word");
     if let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
@@ -18,7 +18,7 @@ pub(crate) fn little_endian(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Where the first such byte is.
+/// The position of the first such byte.
 #[inline]
 pub(crate) fn position(byte: u8, text: &[u8]) -> Option<usize> {
     const LOWEST_BITS: u64 = u64::from_le_bytes([1; 8]);
@@ -27,12 +27,12 @@ pub(crate) fn position(byte: u8, text: &[u8]) -> Option<usize> {
         return text.iter().position(|other| *other == byte);
     };
     let differs = u64::from_le_bytes(*word) ^ (LOWEST_BITS * u64::from(byte));
-    // The highest bit of each byte that is zero; above the first one also of some that are not.
+    // Marks the highest bit of each byte that is zero. Above the first zero byte, other bytes may be marked too.
     let zeros = differs.wrapping_sub(LOWEST_BITS) & !differs & (LOWEST_BITS << 7);
     if zeros != 0 {
         return Some(zeros.trailing_zeros() as usize / 8);
     }
-    memchr(byte, rest).map(|place| place + word.len())
+    memchr(byte, rest).map(|at| at + word.len())
 }
 
 #[cfg(test)]

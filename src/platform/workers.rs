@@ -30,16 +30,15 @@ pub struct Workers {
 
 struct Worker {
     handle: Handle,
-    /// Connections that it has.
     connections: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// Starts so many, at least one.
+    /// Starts this many threads, at least one.
     ///
     /// # Errors
     ///
-    /// When the system has no thread more, or no descriptor.
+    /// When the system has no more threads or file descriptors.
     pub fn start(threads: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let workers =
@@ -60,7 +59,7 @@ impl Workers {
         self.workers[number].handle.spawn(future)
     }
 
-    /// Runs what serves a connection, on the thread that has the fewest. It keeps the seat that it is given to its end.
+    /// Serves a connection on the thread that has the fewest. `serve` keeps its [`Seat`] until the connection ends.
     pub fn spawn_connection<F>(&self, serve: impl FnOnce(Seat) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -78,7 +77,7 @@ impl Drop for Workers {
     }
 }
 
-/// Makes a connection count among those of its worker.
+/// Counts a connection on its worker, until it is dropped.
 pub struct Seat(Arc<AtomicUsize>);
 
 impl Drop for Seat {
@@ -93,7 +92,7 @@ fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
     thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         NUMBER.set(Some(number));
         runtime.block_on(stop.cancelled());
-        // Nobody waits for what hangs in a system call.
+        // Threads that hang in a system call are abandoned.
         runtime.shutdown_background();
     })?;
     Ok(Worker { handle, connections: Arc::default() })
@@ -104,7 +103,7 @@ pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The number of the worker that this runs on; none elsewhere.
+/// The number of the worker that the caller runs on; none elsewhere.
 pub fn current() -> Option<usize> {
     NUMBER.get()
 }
