@@ -16,13 +16,13 @@ use tracing_subscriber::{Layer, fmt};
 
 use super::standard_output::StandardOutput;
 
-/// What closed windows are logged under, as in `--log-level warn,headcount::sink::log=info`.
+/// The target of the lines of closed windows, as in `--log-level warn,headcount::sink::log=info`.
 pub const WINDOWS: &str = "headcount::sink::log";
 
 /// What is logged, and how.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// From which level, for each module.
+    /// The lowest level that is logged, for each module.
     pub level: Targets,
     /// How a line is written.
     pub format: Format,
@@ -37,11 +37,11 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging. Lines go through a thread of their own, so that a slow reader of standard output slows down
-/// nothing else; what is left is written when the guard is dropped. Closed windows are not among them: they are
-/// written by the [`WindowLog`], if they are logged at all.
+/// Starts logging. A thread of its own writes the lines, so that a slow reader of standard output slows down nothing
+/// else. When the guard is dropped, it writes the lines that are left. The [`WindowLog`] writes the lines of closed
+/// windows, without that thread; it is none if they are not logged.
 ///
-/// If counts go nowhere else (`only_sink`), closed windows are logged whatever the level is.
+/// If the log is the `only_sink`, closed windows are logged at every level.
 pub fn start(settings: Settings, only_sink: bool) -> (WorkerGuard, Option<WindowLog>) {
     let output = Arc::new(Mutex::new(StandardOutput::new()));
     let (lines, guard) = tracing_appender::non_blocking(Lines(Arc::clone(&output)));
@@ -58,7 +58,7 @@ pub fn start(settings: Settings, only_sink: bool) -> (WorkerGuard, Option<Window
     (guard, logs_windows.then_some(windows))
 }
 
-/// Makes a line of every event.
+/// Turns every event into a line.
 fn layer<S, W>(format: Format, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -71,20 +71,20 @@ where
     }
 }
 
-/// Where closed windows are logged: past the queue, so that it is known when their line has been written.
+/// Logs closed windows without the queue, so that the sink knows when a line has been written.
 #[derive(Clone)]
 pub struct WindowLog {
     output: Arc<Mutex<StandardOutput>>,
-    /// What the event of a window has become.
+    /// The line that the tracing layer made of the event of a window.
     line: Arc<Mutex<Vec<u8>>>,
 }
 
 impl WindowLog {
-    /// Writes the line of an event that has the target [`WINDOWS`]. It blocks until standard output has taken it.
+    /// Writes the line of an event that has the target [`WINDOWS`]. It blocks until standard output has taken the line.
     ///
     /// # Errors
     ///
-    /// [`io::Error`], and no more than a part of the line was written.
+    /// [`io::Error`] when at most a part of the line was written.
     pub fn write(&self, event: impl FnOnce()) -> io::Result<()> {
         event();
         let line = mem::take(&mut *self.line.lock());

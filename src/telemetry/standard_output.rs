@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-/// Says on standard error when standard output cannot be written: once for each time that it stops working.
+/// Writes lines. When standard output stops working, it says so on standard error, once each time.
 pub(super) struct StandardOutput {
-    /// Without a buffer in between: who writes a line learns what became of it. None if it is closed.
+    /// Without a buffer, so that the caller learns whether a line was written. None if standard output is closed.
     file: Option<File>,
     failing: bool,
     /// A part of a line was written, as when a disk is full: the next one begins on a new line.
@@ -24,7 +24,7 @@ impl StandardOutput {
         if let Err(error) = &written
             && !self.failing
         {
-            // Nobody is left to tell when standard error is closed too.
+            // When standard error is closed too, there is no other place for the message.
             let _ = writeln!(io::stderr(), "error: the log cannot be written to standard output: {error}");
         }
         self.failing = written.is_err();

@@ -1,7 +1,7 @@
 //! Metrics: every name, its help and its unit, in one place.
 //!
-//! Handles are made once and kept; nothing is looked up while a request is served. The recorder
-//! belongs to the service, not to the process, so that several can run in one.
+//! Handles are made once and kept: no request looks up a metric. The recorder belongs to the service, not to the
+//! process, so that several services can run in one process.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::metrics::{Counter, Gauge, Histogram, Label};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-/// Upper bounds of the buckets of every histogram of durations, in seconds. The same in all
-/// instances, so that they add up.
+/// Upper bounds of the buckets of every histogram of durations, in seconds. All instances have the same, so that their
+/// histograms add up.
 const DURATION_BUCKETS: [f64; 15] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
@@ -64,17 +64,17 @@ macro_rules! declare {
 declare! {
     /// Ids that were accepted, repeats among them.
     accepted_ids: Total = "headcount_accepted_ids_total",
-    /// Ids that changed the counter: new ones in mode exact, those that raised a register in mode
+    /// Ids that changed the store: new ones in mode exact, those that raised a register in mode
     /// hll, which are fewer.
     changed_ids: Counter = "headcount_changed_ids_total",
-    /// Ids that were counted in a later window than the one they arrived in, because that was
+    /// Ids that were counted in a later window than the one they arrived in, because that window was
     /// sealed already.
     late_ids: Counter = "headcount_late_ids_total",
     /// Different ids of the last closed window.
     unique_ids: Gauge = "headcount_unique_ids",
     /// Accepted ids of the last closed window, repeats among them.
     window_accepted_ids: Gauge = "headcount_window_accepted_ids",
-    /// Different ids of the running window so far; NaN while that cannot be known.
+    /// Different ids of the running window so far; NaN while they cannot be counted.
     current_unique_ids: Gauge = "headcount_current_unique_ids",
     /// Standard error of the counts, relative to the truth: 0.01 is one percent; 0 in mode exact.
     standard_error: Gauge = "headcount_standard_error_ratio",
@@ -88,14 +88,14 @@ declare! {
     redis_queue_length: Gauge = "headcount_redis_queue_length",
     /// Requests and pieces of requests that were sent to Redis in one pipeline.
     redis_batch_size: Histogram = "headcount_redis_batch_size",
-    /// 1 while Redis is away: ids are kept here, or refused, until it is back.
+    /// 1 while Redis is away: this instance keeps ids, or refuses them, until Redis is back.
     degraded: Gauge = "headcount_degraded",
     /// Ids that were accepted and that Redis has not acknowledged: different ones in mode exact, all in mode
     /// hll.
     pending_ids: Gauge = "headcount_unacknowledged_ids",
-    /// How many of them there may be; 0 where there is no such limit, as in mode hll.
+    /// Limit of headcount_unacknowledged_ids; 0 without a limit, as in mode hll.
     pending_ids_max: Gauge = "headcount_unacknowledged_ids_max",
-    /// Ids that were accepted while Redis was away, for windows that the others closed without this instance.
+    /// Ids that this instance accepted while Redis was away, for windows that others closed without it.
     missed_ids: Counter = "headcount_missed_ids_total",
     /// Kafka brokers that this instance is connected to, while it publishes there.
     kafka_brokers_up: Gauge = "headcount_kafka_brokers_up",
@@ -105,13 +105,13 @@ declare! {
     kafka_errors: Counter = "headcount_kafka_errors_total",
     /// 1 on the instance that leads, which is the one that closes windows; else 0.
     leader: Gauge = "headcount_leader",
-    /// Times that this instance acted as the leader and was told that another one had taken the lease.
+    /// Times that this instance acted as the leader, and Redis said that another one had taken the lease.
     lease_fenced: Counter = "headcount_lease_fenced_total",
     /// The store's clock minus this machine's, in seconds.
     clock_offset: Gauge = "headcount_clock_offset_seconds",
     /// Callbacks that wait to be sent.
     callback_queue_length: Gauge = "headcount_callback_queue_length",
-    /// From the moment that a callback is sent to its answer, or to giving it up.
+    /// From the start of sending a callback until its answer or its failure.
     callback_duration: Histogram = "headcount_callback_duration_seconds",
     /// Connections that are open.
     connections: Gauge = "headcount_connections",
@@ -140,29 +140,29 @@ impl Metrics {
         Histogram::describe(REQUEST_DURATION, "From a request's head to its answer, by route.");
         Counter::describe(
             CLOSED_WINDOWS,
-            "Windows that this instance closed, as the leader; complete is false where ids may be missing.",
+            "Windows that this instance closed, as the leader; complete is false if ids may be missing.",
         );
         Histogram::describe(PUBLISH_LAG, "From a window's end until a sink had its count, by sink.");
         Counter::describe(
             PUBLISHED_WINDOWS,
-            "Closed windows, by sink and by result: ok, retry (it could not be taken this time), skipped \
-             (it went past retention first).",
+            "Closed windows, by sink and by result: ok, retry (the sink did not take it this time), skipped \
+                         (its retention ended first).",
         );
         Histogram::describe(
             REDIS_DURATION,
-            "From a call of Redis to its good answer, by what it was for; a pipeline is one call.",
+            "Duration of successful calls of Redis, by purpose; a pipeline is one call.",
         );
-        Counter::describe(REDIS_ERRORS, "Calls of Redis without a good answer, by what they were for.");
+        Counter::describe(REDIS_ERRORS, "Calls of Redis that failed, by purpose.");
         Counter::describe(
             CALLBACKS,
-            "Callbacks, by result: ok, bad_status, timeout, failed, forbidden (dialled, its name led to an \
-             address that callbacks must not go to), or dropped before they were sent: queue_full, host_limit, \
-             no_count, unsent (the service stopped).",
+            "Callbacks, by result: ok, bad_status, timeout, failed, forbidden (the host's name led to an \
+                         address that callbacks must not go to), or dropped before they were sent: queue_full, host_limit, \
+                         no_count, unsent (the service stopped).",
         );
         Counter::describe(
             CONNECTIONS_TIMED_OUT,
-            "Connections that were closed because the client was late, by what for: idle (the next request), \
-             header (the rest of a head), write (taking an answer).",
+            "Connections that were closed because the client was late, by reason: idle (the next request), \
+                         header (the rest of a head), write (reading an answer).",
         );
         Gauge::describe(INFO, "Always 1; the labels say what is running.");
     }
@@ -172,7 +172,7 @@ impl Metrics {
         self.labelled(REQUESTS, &[("route", route.into()), ("result", result.into())])
     }
 
-    /// What every request to `route` adds to.
+    /// The metrics of `route`.
     pub fn route(&self, route: &'static str) -> RouteMetrics {
         RouteMetrics {
             ok: Total::new(self.requests(route, "ok")),
@@ -180,7 +180,7 @@ impl Metrics {
         }
     }
 
-    /// Windows that were closed, all of whose ids are in the count or perhaps not.
+    /// Closed windows whose count has all ids (`complete`), or may lack some.
     pub fn closed_windows(&self, complete: bool) -> Counter {
         let complete = if complete { "true" } else { "false" };
         self.labelled(CLOSED_WINDOWS, &[("complete", complete.into())])
@@ -191,22 +191,22 @@ impl Metrics {
         self.labelled(PUBLISH_LAG, &[("sink", sink.into())])
     }
 
-    /// Windows that were handed to `sink` with `result`.
+    /// Windows that `sink` was given, with this `result`.
     pub fn published_windows(&self, sink: &'static str, result: &'static str) -> Counter {
         self.labelled(PUBLISHED_WINDOWS, &[("sink", sink.into()), ("result", result.into())])
     }
 
-    /// How long Redis took for calls for `purpose`.
+    /// The duration of successful calls for `purpose`.
     pub fn redis_command_duration(&self, purpose: &'static str) -> Histogram {
         self.labelled(REDIS_DURATION, &[("command", purpose.into())])
     }
 
-    /// Calls for `purpose` that had no good answer.
+    /// Calls for `purpose` that failed.
     pub fn redis_errors(&self, purpose: &'static str) -> Counter {
         self.labelled(REDIS_ERRORS, &[("command", purpose.into())])
     }
 
-    /// Callbacks of which became `result`.
+    /// Callbacks with this `result`.
     pub fn callbacks(&self, result: &'static str) -> Counter {
         self.labelled(CALLBACKS, &[("result", result.into())])
     }
@@ -227,8 +227,8 @@ impl Metrics {
         self.handle().render()
     }
 
-    /// Folds what histograms have recorded into their buckets. They remember every value until then,
-    /// so this has to run now and then, also when nobody asks for metrics.
+    /// Moves the values of histograms into their buckets. Until then a histogram keeps every value. So this must run
+    /// regularly, also when no scrape comes.
     pub fn upkeep(&self) {
         self.handle().run_upkeep();
     }
@@ -243,11 +243,11 @@ impl Metrics {
     }
 }
 
-/// What every request to a route adds to.
+/// The metrics of a route.
 pub struct RouteMetrics {
-    /// Requests that went well.
+    /// Requests that succeeded.
     pub ok: Total,
-    /// How long they took, whatever came of them.
+    /// How long requests took, with any result.
     pub duration: Histogram,
 }
 
