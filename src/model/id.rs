@@ -9,7 +9,7 @@ use crate::platform::words::little_endian;
 
 /// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
 const MAX_LEN: usize = 20;
-/// So many digits fit whatever they are.
+/// Every number with so many digits fits.
 const SURE_LEN: usize = 19;
 
 /// An integer that fits an `i64` or a `u64`, as its canonical decimal bytes.
@@ -45,7 +45,7 @@ impl Id {
         }
     }
 
-    /// What [`Id::parse`] does with a text that [`Id::from_canonical`] does not take.
+    /// The slow way of [`Id::parse`], for a text that [`Id::from_canonical`] does not take.
     #[cold]
     pub(crate) fn from_any(text: &[u8]) -> Result<Self, InvalidId> {
         // Rust reads a `+` too.
@@ -56,11 +56,11 @@ impl Id {
         text.parse::<u64>().map(Self::from).map_err(|_| InvalidId)
     }
 
-    /// Takes digits as they are, where that is what would come out: nearly all ids are written so.
+    /// The fast way of [`Id::parse`], for a text that is canonical already: nearly all are.
     ///
-    /// In words, not byte by byte: how many digits an id has cannot be foreseen, and a processor that
-    /// guesses wrong loses more time than the rest takes. And always in line: an id that is returned is
-    /// copied at once, in other pieces than it was written in, for which the processor has to wait.
+    /// It reads words, not bytes. The processor cannot predict how many digits an id has, and one wrong guess takes
+    /// longer than all the rest. It is always inlined. Otherwise the id is copied when it is returned, in other pieces
+    /// than it was written in, and the processor waits for that.
     #[expect(clippy::inline_always, reason = "measured: it is a third of what an id costs")]
     #[inline(always)]
     pub(crate) fn from_canonical(text: &[u8]) -> Option<Self> {
@@ -93,16 +93,16 @@ impl Id {
     }
 }
 
-/// Up to eight digits as they stand in memory, zeros behind them; nothing if one of them is no digit.
+/// Reads up to eight digits into a word, as they are in memory, filled up with zero bytes. None if a byte is no digit.
 fn digits(text: &[u8]) -> Option<u64> {
     const ZEROS: u64 = u64::from_le_bytes([b'0'; 8]);
     const HIGH_HALVES: u64 = u64::from_le_bytes([0xf0; 8]);
-    /// What takes a byte past '9' out of the '0's, and leaves a digit there.
+    /// Added to a byte from 0x30 to 0x3f, it carries into the high half if the byte is above '9'.
     const SIX: u64 = u64::from_le_bytes([6; 8]);
 
     let word = little_endian(text);
     let filled = word | ZEROS.checked_shl(8 * text.len() as u32).unwrap_or(0);
-    // No byte carries into the next: the first test has seen to it that all are below 0x40.
+    // No byte carries into the next: by the first test all are below 0x40.
     let all_are = filled & HIGH_HALVES == ZEROS && (filled + SIX) & HIGH_HALVES == ZEROS;
     all_are.then_some(word)
 }
@@ -119,8 +119,7 @@ impl From<i64> for Id {
     }
 }
 
-// What lies behind `len` is of no meaning, so equality and hash are those of
-// the canonical bytes, not of the whole array.
+// The bytes after `len` have no meaning. So equality and hash look only at the canonical bytes.
 impl PartialEq for Id {
     fn eq(&self, other: &Self) -> bool {
         self.as_bytes() == other.as_bytes()

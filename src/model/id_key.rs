@@ -1,4 +1,4 @@
-//! Keyed ids: what is counted instead of ids when clients are not trusted to choose them.
+//! Keyed ids: hashes that are counted instead of the ids, if clients are not trusted to choose ids.
 
 use std::fmt;
 
@@ -9,21 +9,21 @@ use crate::model::id::Id;
 
 /// Length of a key.
 const KEY_LEN: usize = 16;
-/// What is hashed to know a key again. Part of the contract between instances, and no integer: so the
-/// fingerprint is not what becomes of some id.
+/// The text whose hash is the fingerprint of a key. It is part of the contract between instances. It is no integer, so
+/// the fingerprint is not the hash of any id.
 const KNOWN_TEXT: &[u8] = b"headcount id key";
 
 /// A secret under which ids are hashed before they are counted.
 ///
 /// The hash of the sketch is public: a client that chooses its ids chooses what the sketch sees. SipHash-2-4 is
-/// a pseudorandom function: without the key nobody can tell one id's hash from another's, so chosen ids
-/// are as good as random ones. (Aumasson, Bernstein: *SipHash: a fast short-input PRF*, 2012.)
+/// a pseudorandom function: without the key a client cannot predict the hash of an id. So chosen ids act like random
+/// ones. (Aumasson, Bernstein: *SipHash: a fast short-input PRF*, 2012.)
 ///
 /// It is never shown.
 #[derive(Clone)]
 pub struct IdKey(SipHasher24);
 
-/// The text is no key. Says nothing of the text.
+/// The text is no key. The message does not show the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("expected 32 hexadecimal digits, not all of them zero, as `openssl rand -hex 16` prints them")]
 pub struct InvalidIdKey;
@@ -33,7 +33,7 @@ impl IdKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidIdKey`] for another length, other characters, and zero: that is nobody's secret.
+    /// [`InvalidIdKey`] for another length, for other characters, and for zero, which is no secret.
     pub fn parse(text: &str) -> Result<Self, InvalidIdKey> {
         let (pairs, rest) = text.as_bytes().as_chunks::<2>();
         if pairs.len() != KEY_LEN || !rest.is_empty() {
@@ -49,17 +49,17 @@ impl IdKey {
         Ok(Self(SipHasher24::new_with_key(&key)))
     }
 
-    /// What is counted instead of `id`: the hash of its canonical bytes, as an id.
+    /// Returns what is counted instead of `id`: the hash of its canonical bytes, as an id.
     ///
-    /// Of n ids two become one with a chance of n²/2⁶⁵: one in 37 million for a million of them.
+    /// Two of n ids have the same hash with a probability of n²/2⁶⁵: 1 in 37 million for a million ids.
     pub fn apply(&self, id: &Id) -> Id {
         Id::from(self.0.hash(id.as_bytes()))
     }
 
-    /// 16 hexadecimal digits that are the same for the same key, for all to see.
+    /// 16 hexadecimal digits that identify the key and may be public.
     ///
-    /// They are the hash of a fixed text, and a pseudorandom function tells nothing of its key, nor of the
-    /// hashes of other texts, by that of one. What is left is to try keys, all 2¹²⁸ of them.
+    /// They are the hash of a fixed text. The hash of one text reveals neither the key nor the hashes of other texts. An
+    /// attacker can only try all 2¹²⁸ keys.
     pub fn fingerprint(&self) -> String {
         format!("{:016x}", self.0.hash(KNOWN_TEXT))
     }

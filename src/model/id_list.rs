@@ -1,8 +1,7 @@
 //! Lists of ids as clients write them: one a line, or a JSON array.
 //!
-//! All of a list is looked at before any of it is taken, so that a bad id refuses all. A short one is kept as
-//! the ids that were read with that look. A long one is read once more, piece by piece: its ids would take
-//! up to ten times the memory of its text.
+//! The whole list is checked before any id is taken, so that one bad id refuses all. The check keeps the ids of a short
+//! list. A long list is read a second time, piece by piece: its ids would take up to ten times the memory of its text.
 
 use bytes::Bytes;
 use serde::de::{Deserializer, SeqAccess, Visitor};
@@ -38,37 +37,37 @@ pub enum InvalidIdList {
     NoArray,
 }
 
-/// Ids, of which there was at least one, until they are taken.
+/// A list with at least one id, until its ids are taken.
 #[derive(Debug)]
 pub struct IdList {
     format: ListFormat,
-    /// Those that are read already.
+    /// The ids that the check kept.
     ids: Vec<Id>,
-    /// Where the others are; see [`Elements::rest`].
+    /// The text of the ids that are not read yet; see [`Elements::rest`].
     rest: Option<Bytes>,
 }
 
 impl IdList {
-    /// So many are taken at a time, at most.
+    /// Ids that [`IdList::take`] takes, at most.
     pub const PIECE: usize = 1024;
 
-    /// Looks at every id.
+    /// Checks every id.
     ///
     /// # Errors
     ///
-    /// [`InvalidIdList`] when one is none, or there are none.
+    /// [`InvalidIdList`] when an element is no id, or there is no element.
     pub fn parse(format: ListFormat, text: &Bytes) -> Result<Self, InvalidIdList> {
         // An id and what separates it from the next take at least two bytes.
         let ids = Vec::with_capacity(Self::PIECE.min(text.len() / 2 + 1));
-        let mut look = Look { ids, looked_at: 0 };
+        let mut check = Check { ids, checked: 0 };
         match format {
-            ListFormat::Lines => Elements::of(format, text).try_for_each(|text| look.at(text))?,
-            ListFormat::Json => look.at_json(text)?,
+            ListFormat::Lines => Elements::of(format, text).try_for_each(|text| check.element(text))?,
+            ListFormat::Json => check.json(text)?,
         }
-        match look {
-            Look { looked_at: 0, .. } => Err(InvalidIdList::Empty),
-            Look { ids, looked_at } if looked_at == ids.len() => Ok(Self { format, ids, rest: None }),
-            Look { mut ids, .. } => {
+        match check {
+            Check { checked: 0, .. } => Err(InvalidIdList::Empty),
+            Check { ids, checked } if checked == ids.len() => Ok(Self { format, ids, rest: None }),
+            Check { mut ids, .. } => {
                 ids.clear();
                 let rest = Elements::of(format, text).rest.map(|rest| text.slice_ref(rest));
                 Ok(Self { format, ids, rest })
@@ -79,13 +78,12 @@ impl IdList {
     /// Takes the next ids, in their order: up to [`IdList::PIECE`] of them, none at the end. They replace those in
     /// `piece`.
     ///
-    /// This is not an iterator because one hands each id on several times, by copies that the processor has to
-    /// wait for: they read what has only just been written, in pieces of another size. It was half of what
-    /// an id cost.
+    /// This is not an iterator. An iterator copies each id several times, right after it was written and in pieces of
+    /// another size, so the processor waits for each copy. That was half of what an id cost.
     pub fn take(&mut self, piece: &mut Vec<Id>) {
         piece.clear();
         if self.ids.capacity() > 0 {
-            // Also for the room that they are in, where the look has left none of them.
+            // Even if the check left no ids: their memory is used again.
             *piece = std::mem::take(&mut self.ids);
         }
         let Some(text) = &self.rest else { return };
@@ -93,7 +91,7 @@ impl IdList {
         while piece.len() < Self::PIECE
             && let Some(element) = elements.next()
         {
-            // Two ways to the end of the piece: where they met, the id would be copied once more.
+            // Each branch adds the id itself: a value that both branches return would be copied once more.
             match Id::from_canonical(element) {
                 Some(id) => piece.push(id),
                 None => piece.extend(Id::from_any(element)),
@@ -103,21 +101,21 @@ impl IdList {
     }
 }
 
-/// What has been seen of a list.
-struct Look {
-    /// Its first ids, as many as a piece has.
+/// The check of a list.
+struct Check {
+    /// The first ids, as many as a piece has.
     ids: Vec<Id>,
-    looked_at: usize,
+    checked: usize,
 }
 
-impl Look {
+impl Check {
     #[inline]
-    fn at(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
-        self.looked_at += 1;
+    fn element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
+        self.checked += 1;
         if let Some(id) = Id::from_canonical(element) {
             self.keep(id);
         } else {
-            let invalid = |_| InvalidIdList::InvalidId { place: self.looked_at };
+            let invalid = |_| InvalidIdList::InvalidId { place: self.checked };
             self.keep(Id::from_any(element).map_err(invalid)?);
         }
         Ok(())
@@ -130,12 +128,12 @@ impl Look {
         }
     }
 
-    /// Sees that the text is a JSON array, and that each of its elements is an id.
+    /// Checks that the text is a JSON array, and that each of its elements is an id.
     ///
-    /// Elements are taken as they are written, so that a number too large for a float's precision, or one
-    /// with a fraction, is seen for what it is.
-    fn at_json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
-        struct Elements<'a>(&'a mut Look);
+    /// It looks at the text of an element. A parsed number would lose digits that a float cannot hold, and might hide a
+    /// fraction.
+    fn json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
+        struct Elements<'a>(&'a mut Check);
 
         impl<'de> Visitor<'de> for Elements<'_> {
             type Value = Result<(), InvalidIdList>;
@@ -144,11 +142,11 @@ impl Look {
                 f.write_str("an array")
             }
 
-            // To the end also after a bad element: it may not be JSON at all.
+            // Reads to the end even after a bad element: the text may not be JSON at all.
             fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
                 let mut all = Ok(());
                 while let Some(element) = elements.next_element::<&RawValue>()? {
-                    all = all.and_then(|()| self.0.at(element.get().as_bytes()));
+                    all = all.and_then(|()| self.0.element(element.get().as_bytes()));
                 }
                 Ok(all)
             }
@@ -161,19 +159,19 @@ impl Look {
     }
 }
 
-/// What stands between the separators of a text.
+/// The elements between the separators of a text.
 struct Elements<'a> {
     format: ListFormat,
-    /// Behind the last separator so far; nothing when there are no more.
+    /// The text after the last separator so far; none at the end.
     rest: Option<&'a [u8]>,
 }
 
 impl<'a> Elements<'a> {
-    /// For JSON only after the look, which has seen that the text is an array of integers: then nothing but
-    /// commas, white space and the brackets can be between them.
+    /// For JSON only after the check. Then the text is an array of integers, and only commas, white space and the
+    /// brackets are between them.
     fn of(format: ListFormat, text: &'a [u8]) -> Self {
         let rest = match format {
-            // What follows the end of the last line is no line.
+            // No line follows the end of the last line.
             ListFormat::Lines => text.strip_suffix(b"\n").unwrap_or(text),
             ListFormat::Json => inside_brackets(text),
         };
@@ -201,7 +199,7 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// What stands between the brackets of a JSON array.
+/// The text between the brackets of a JSON array.
 fn inside_brackets(array: &[u8]) -> &[u8] {
     match array.trim_ascii() {
         [_, inside @ .., _] => inside,

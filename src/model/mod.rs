@@ -1,4 +1,4 @@
-//! What the service speaks of: ids, windows, shards, and how ids are counted.
+//! The values that all parts of the service use: ids, windows, shards, and how ids are counted.
 
 pub mod id;
 pub mod id_key;

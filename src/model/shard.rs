@@ -12,11 +12,11 @@ use thiserror::Error;
 /// Every id belongs to one shard, so the shards hold disjoint sets: their counts add up, and the
 /// standard error of the sum falls with the square root of their number. The shard is chosen by
 /// SipHash-2-4 under the zero key, a hash that has nothing in common with the sketch's own
-/// (MurmurHash64A): were both the same, a shard would see only a part of each sketch's registers.
+/// (MurmurHash64A). With the same hash, a shard would use only some registers of its sketch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shards(NonZeroU16);
 
-/// A number of shards that cannot be.
+/// A number of shards out of range.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("expected a number of shards from 1 to {}", Shards::MAX)]
 pub struct InvalidShards;
@@ -25,7 +25,7 @@ impl Shards {
     /// The largest number of shards.
     pub const MAX: u16 = 1024;
 
-    /// One shard: everything in one place.
+    /// A single shard.
     pub const ONE: Self = Self(NonZeroU16::MIN);
 
     /// # Errors

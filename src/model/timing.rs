@@ -1,9 +1,9 @@
 //! Every duration of the coordination protocol, and the rule that ties them together.
 //!
-//! An instance sends a heartbeat every [`HEARTBEAT_EVERY`]. An instance that was not heard of for [`FRESH`] was perhaps cut off,
-//! and closes nothing itself. One that was not heard of for [`LIVES`] is taken for dead. After heartbeats may have been lost,
-//! all that live get [`GRACE`] to send another. That is as long as it takes until the last of them is known to be cut off, plus
-//! the longest pause between two tries. What instances share is kept for longer: for [`SHORTEST_SILENCE`] at least.
+//! An instance sends a heartbeat every [`HEARTBEAT_EVERY`]. An instance whose last heartbeat is older than [`FRESH`] may be cut
+//! off, and closes no window itself. After [`LIVES`] the others take it for dead. After heartbeats may have been lost, all live
+//! instances get [`GRACE`] to send another. In that time the last of them notices that it is cut off, and the longest pause
+//! between two tries passes. Redis keeps what instances share for longer: for [`SHORTEST_SILENCE`] at least.
 //!
 //! In short: `HEARTBEAT_EVERY < FRESH < LIVES`, `LIVES + FRESH <= GRACE < SHORTEST_SILENCE <= SILENCE`.
 
@@ -13,28 +13,28 @@ use std::time::Duration;
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// The first wait after a round that failed; it doubles up to [`HEARTBEAT_EVERY`].
 pub const HEARTBEAT_AGAIN: Duration = Duration::from_millis(50);
-/// An instance that has not been heard of for longer knows too little to close anything: others may have been cut
-/// off as long, and need so long to come back, in which they must not be taken for dead.
+/// An instance whose last heartbeat is older must not close a window. Other instances may have been cut off for as long.
+/// They need as much time to come back, and must not be taken for dead meanwhile.
 pub const FRESH: Duration = Duration::from_secs(2);
-/// For so long a heartbeat says that its instance lives.
+/// An instance whose last heartbeat is older is taken for dead.
 pub const LIVES: Duration = Duration::from_secs(5);
-/// An instance that has not looked at the clock for so long, or finds that a window ended so long ago without its
-/// noticing, was not there: the process was stopped or the clock was set.
+/// An instance that has not looked at the clock for so long was absent: its process was paused, or its clock was set. So
+/// was one that notices the end of a window only so long after it.
 pub const MISSED: Duration = LIVES;
-/// How long heartbeats are not believed after some may have been lost: until all that live have sent another, the longest
-/// pause between two tries included.
+/// How long instances do not trust heartbeats after some may have been lost. By then every live instance has sent
+/// another, even after the longest pause between two tries.
 pub const GRACE: Duration = Duration::from_secs(7);
-/// How long config and heartbeats are kept after the last heartbeat, unless the retention is shorter than that.
+/// How long Redis keeps the config and the heartbeats after the last heartbeat. With a shorter retention it is that long.
 pub const SILENCE: Duration = Duration::from_secs(60);
-/// However short the retention is.
+/// The least of [`SILENCE`], for any retention.
 pub const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
-/// How often an instance looks whether the lease is free: one that was given up is soon taken.
+/// How often an instance looks whether the lease is free, so that another one soon leads after a leader gave it up.
 pub const LEASE_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 /// The shortest lease.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
-/// How long an instance that has given up its lease leaves it to the others.
+/// How long an instance that has given up its lease does not take it again, so that another can.
 pub const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
-/// No clock is so far ahead: a window that begins later was not written by headcount.
+/// No clock is so far ahead: headcount did not write a window that begins later.
 pub const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 const _: () = {

@@ -20,10 +20,10 @@ pub struct WindowLength {
     seconds: u32,
 }
 
-/// A length that windows cannot have.
+/// The length is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvalidWindowLength {
-    /// No duration at all.
+    /// The text is no duration.
     #[error("expected a duration such as 60s, 5min or 1h")]
     NotADuration,
     /// A duration that does not divide a day, or not in whole seconds.
@@ -59,7 +59,7 @@ impl WindowLength {
         self.starting_at(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
     }
 
-    /// The window that begins so many seconds after 1970, or in which that moment falls.
+    /// The window that has the moment so many seconds after 1970.
     pub fn starting_at(self, unix_seconds: u64) -> Window {
         Window { start: unix_seconds - unix_seconds % u64::from(self.seconds), length: self }
     }
@@ -153,7 +153,7 @@ impl Serialize for Window {
 }
 
 /// A window's count so far.
-// It goes out as JSON: into the stream, to callbacks, and as a part of what is read.
+// It is serialized as JSON: in records of sinks, in callbacks, and in answers.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[schema(examples(json!({ "timestamp": "2026-11-23T04:13:00Z", "unique_request_count": 4 })))]
 pub struct UniqueCount {
@@ -181,8 +181,7 @@ pub struct WindowCount {
     pub complete: bool,
 }
 
-/// What time it is. Held by `http`, which stamps requests, and by the publisher, which closes
-/// windows; nothing else asks.
+/// Says what time it is. Tests set it.
 pub trait Clock: Send + Sync {
     /// The time of day. It may step, also backwards.
     fn now(&self) -> SystemTime;
@@ -203,17 +202,17 @@ impl Clock for SystemClock {
 pub struct ClockOffset {
     behind: bool,
     offset: Duration,
-    /// By so much the offset may be wrong.
+    /// How far the offset may be wrong.
     uncertainty: Duration,
 }
 
 impl ClockOffset {
-    /// Clocks that differ by more are worth a warning.
+    /// A larger offset is worth a warning.
     const WORTH_A_WARNING: Duration = Duration::from_secs(1);
-    /// However short windows are, they bear clocks that differ by so much: instances wait longer for each other.
+    /// Windows of every length bear such an offset: instances wait longer for each other.
     const BORNE_BY_ALL: Duration = Duration::from_secs(5);
 
-    /// Of a store that said its time between two moments of this machine's clock.
+    /// `store` is the store's time, asked for and answered at these moments of this machine's clock.
     pub fn new(store: SystemTime, asked: SystemTime, answered: SystemTime) -> Self {
         let uncertainty = answered.duration_since(asked).unwrap_or_default() / 2;
         match store.duration_since(asked + uncertainty) {
@@ -237,7 +236,7 @@ impl ClockOffset {
         self.exceeds(Self::WORTH_A_WARNING)
     }
 
-    /// Whether ids are counted in windows that are not even neighbours of the right one.
+    /// Whether ids may be counted in windows that are not even neighbours of the right one.
     pub fn is_more_than_windows_bear(self, window: WindowLength) -> bool {
         self.exceeds(window.duration().max(Self::BORNE_BY_ALL))
     }
