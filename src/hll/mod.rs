@@ -85,8 +85,8 @@ const STALE: u8 = 1 << 7;
 
 /// Remembers how many different elements it was shown, give or take [`Sketch::STANDARD_ERROR`].
 pub struct Sketch {
-    /// `Relaxed` throughout: a register only ever grows, and no other memory hangs on it. Whoever
-    /// needs to see all additions (a count after a seal) orders itself after them by other means.
+    /// `Relaxed` throughout: a register only ever grows, and no other memory depends on it. A count after a seal
+    /// must see all additions: the store orders it after them by other means.
     registers: Box<[AtomicU8; REGISTERS]>,
 }
 
@@ -208,7 +208,7 @@ impl Sketch {
     }
 }
 
-/// All that a sketch sees of an element: which register it is for, and how high.
+/// All that a sketch sees of an element: its register and its rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observation {
     register: u16,
@@ -224,12 +224,12 @@ impl Observation {
         Self { register: (hash % REGISTERS as u64) as u16, rank }
     }
 
-    /// The register that it is for, from 0 to 16 383.
+    /// The register, from 0 to 16 383.
     pub fn register(self) -> u16 {
         self.register
     }
 
-    /// How high it raises that, from 1 to 51.
+    /// The rank that it raises the register to, from 1 to 51.
     pub fn rank(self) -> u8 {
         self.rank
     }
@@ -319,8 +319,7 @@ fn estimate(histogram: &[u32; MAX_RANK as usize + 1]) -> u64 {
     (ALPHA * m * m / z).round() as u64
 }
 
-// Both corrections are power series that are summed until they change no more: exactly equal is
-// what is meant.
+// Both corrections are power series. They are summed until they change no more, so floats are compared exactly.
 
 /// The correction for registers that are still 0 (equation 16): x + Σ x^(2^k) 2^(k−1).
 #[expect(clippy::float_cmp)]
