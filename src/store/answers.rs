@@ -22,18 +22,18 @@ pub enum AddError {
         /// The oldest window that still takes some.
         open: Window,
     },
-    /// They could not be kept.
+    /// The store could not take them.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
-/// There is no count.
+/// Why there is no count.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CountError {
     /// The window is evicted.
     #[error("window {0} is not kept any more")]
     Evicted(Window),
-    /// Nobody could be asked.
+    /// Redis did not answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
@@ -45,6 +45,6 @@ pub struct StoreCount {
     pub unique_ids: u64,
     /// All ids, repeats among them.
     pub accepted_ids: u64,
-    /// How many ids Redis had and lost, or had to be told again. Above zero, some may be missing.
+    /// How many ids Redis lost, or had to get again. Above zero, some may be missing.
     pub lost_ids: u64,
 }

@@ -42,11 +42,11 @@ impl Ids {
     }
 }
 
-/// A set of ids in many parts with a lock each. An id's stripe is chosen by its hash, which is
-/// keyed: nobody can choose ids that collide.
+/// A set of ids in stripes with a lock each. A keyed hash chooses the stripe of an id, so that clients cannot choose ids
+/// that collide.
 ///
-/// Stripes also keep every single set small: one that grows moves all it has, and all other additions wait.
-/// An id takes 25 to 50 bytes.
+/// Stripes also keep each set small: a set that grows moves all its ids, and other additions to it wait. An id takes
+/// 25 to 50 bytes.
 pub(super) struct IdSet {
     hasher: RandomState,
     stripes: Box<[Mutex<HashSet<Id>>]>,
@@ -65,13 +65,13 @@ impl IdSet {
         self.stripe(id).lock().insert(*id)
     }
 
-    /// Adds an id unless it is new and there is no `room` for it; true when it is in.
+    /// Adds an id. A new id needs `room`. True when the id is in the set afterwards.
     pub(super) fn insert_if(&self, id: &Id, room: impl FnOnce() -> bool) -> bool {
         let mut ids = self.stripe(id).lock();
         ids.contains(id) || room() && ids.insert(*id)
     }
 
-    /// Takes ids out; how many of them were in.
+    /// Removes ids. Returns how many were in the set.
     pub(super) fn remove(&self, ids: &[Id]) -> u64 {
         ids.iter().filter(|id| self.remove_one(id)).count() as u64
     }
@@ -86,7 +86,7 @@ impl IdSet {
         was_in
     }
 
-    /// Some of the ids that are in, or all if there are not more.
+    /// Returns some ids of the set, at most so many.
     pub(super) fn some(&self, most: usize) -> Vec<Id> {
         let mut some = Vec::new();
         for ids in &self.stripes {

@@ -38,7 +38,7 @@ impl MemoryStore {
     }
 
     pub(super) fn seal(&self, window: Window) {
-        // Nobody waits for the counting, nor for the ids to be freed: both are done outside the lock.
+        // The ids are counted and freed outside the lock, so that no addition waits for it.
         for (window, open) in self.windows.close_up_to(window) {
             self.windows.note_sealed(window, open.counted());
         }

@@ -1,4 +1,4 @@
-//! What remembers the ids of a window: in memory, or in Redis with the other instances.
+//! The store: it remembers the ids of each window, in memory, or in Redis together with the other instances.
 
 mod answers;
 mod ids;
@@ -41,7 +41,7 @@ pub struct Counting {
     pub shards: Shards,
     /// How long windows are kept after their end.
     pub retention: Duration,
-    /// What ids are hashed with before they are counted; none if they are counted as they are.
+    /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
 }
 
@@ -56,10 +56,10 @@ impl Counting {
 ///
 /// A window goes through three states: *open*, it takes ids; *sealed*, this instance adds nothing more to it
 /// and all that it accepted is in the count; *evicted*, its count is stored elsewhere. Windows are sealed
-/// in order. A store never looks at a clock: its caller says which window is meant, and when one is over.
+/// in order. A store never looks at a clock: the caller names the window, and says when it is over.
 ///
-/// In Redis, all instances of a namespace share the ids. A count is then that of all of them, while each instance
-/// seals for itself. What is in memory is not shared, so it is never away and never lost.
+/// In Redis, all instances of a namespace share the ids. A count is then that of all instances, but each instance seals
+/// for itself. The store in memory is not shared, so it is never away, and it loses nothing while the instance lives.
 pub enum Store {
     /// In this instance's memory.
     Memory(MemoryStore),
@@ -71,12 +71,12 @@ impl Store {
     /// Adds ids to a window: all of them, or none if the window is sealed. Memory never waits.
     ///
     /// When this returns `Ok`, the ids are in every count of the window that starts later. Adding an
-    /// id again changes nothing but [`StoreCount::accepted_ids`]. Callers split long lists: other callers
-    /// should not have to wait for one.
+    /// id again changes nothing but [`StoreCount::accepted_ids`]. Callers split long lists, so that other callers do not
+    /// wait for one.
     ///
     /// # Errors
     ///
-    /// [`AddError::Sealed`] and nothing was added; [`AddError::Unavailable`] and some of it may have been.
+    /// [`AddError::Sealed`]: no id was added. [`AddError::Unavailable`]: some ids may have been added.
     pub async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
         match self {
             Self::Memory(store) => store.add(window, ids),
@@ -89,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`]: additions are refused from now on all the same; ask again for the rest.
+    /// [`Unavailable`]: the window refuses additions all the same. Another call finishes the seal.
     pub async fn seal(&self, window: Window) -> Result<(), Unavailable> {
         match self {
             Self::Memory(store) => store.seal(window),
@@ -120,9 +120,9 @@ impl Store {
         }
     }
 
-    /// The final count of a window that every instance has sealed. What Redis lost is made good before, as far as it is
-    /// still known. `parties` are the instances that are known to have sealed the window; what one of them had may be
-    /// missing too. [`StoreCount::lost_ids`] says whether something may be.
+    /// The final count of a window that every instance has sealed. Before it counts, the store gives Redis back what Redis
+    /// lost, as far as the parts of the instances have it. `parties` are the instances that are known to have sealed the
+    /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be.
     ///
     /// # Errors
     ///
@@ -134,14 +134,14 @@ impl Store {
         }
     }
 
-    /// The counts of a window and of all before it are stored: what was kept only to count them goes.
+    /// Removes what was kept only to count a window and those before it. The caller has stored their counts.
     pub async fn closed(&self, window: Window) {
         if let Self::Redis(store) = self {
             store.closed(window).await;
         }
     }
 
-    /// What is still known of a window that somebody has counted before, perhaps long ago. Only Redis remembers such a
+    /// What Redis still knows of a window that an instance counted before, perhaps long ago. Memory knows nothing of such a
     /// window.
     ///
     /// # Errors
@@ -162,12 +162,12 @@ impl Store {
         }
     }
 
-    /// Adds once more what this instance has of windows that are not evicted, because Redis lost what it held. In
-    /// mode `exact` that is only the pending ids: nobody has the other ones any more.
+    /// Adds once more what this instance has of windows that are not evicted, because Redis lost data. In mode `exact`
+    /// that is only the pending ids: no instance has the other ones any more.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`]: some of it may be there again.
+    /// [`Unavailable`]: Redis may have some of it again.
     pub async fn restore(&self) -> Result<(), Unavailable> {
         match self {
             Self::Memory(_) => Ok(()),
@@ -175,7 +175,7 @@ impl Store {
         }
     }
 
-    /// Whether Redis is away, so that ids are kept here for now, or refused.
+    /// Whether Redis is away, so that this instance keeps ids for now, or refuses them.
     pub fn is_degraded(&self) -> bool {
         self.redis().is_some_and(RedisStore::is_degraded)
     }
@@ -185,7 +185,8 @@ impl Store {
         self.redis().map_or(0, RedisStore::pending_ids)
     }
 
-    /// How many ids were accepted for these windows, from one to another, while Redis was away. Each is told once.
+    /// How many ids this instance accepted for the windows from `first` to `last` while Redis was away. Each id is returned
+    /// only once.
     pub fn take_missed(&self, first: Window, last: Window) -> u64 {
         self.redis().map_or(0, |store| store.take_missed(first, last))
     }

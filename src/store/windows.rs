@@ -1,4 +1,4 @@
-//! The window table: which windows are open on this instance, which are sealed, and what it has of them.
+//! The window table: which windows are open on this instance, which are sealed, and what this instance has of them.
 //!
 //! Both stores have one. They say what an open window holds, and what stays of a sealed one.
 //!
@@ -8,8 +8,8 @@
 //! moves the watermark under the write half. So when the watermark has moved, every addition to the windows before it
 //! has entered, and later ones are refused: no id slips in between a window's count and its end.
 //!
-//! What is done under the read half is the store's choice. In memory, all ids of the addition are in before the lock is
-//! free. With Redis, the addition takes a token, and the seal waits for all tokens after it has moved the watermark.
+//! The store chooses what to do under the read half. In memory, the addition adds all its ids before it frees the lock.
+//! With Redis, the addition takes a token, and the seal waits for all tokens after it has moved the watermark.
 //!
 //! Behind the lock, additions do not wait for each other: the registers of a sketch are atomics, and exact ids
 //! are spread over many sets with a lock each.
@@ -32,7 +32,7 @@ struct State<W, S> {
     watermark: Option<Window>,
     /// Windows at or past the watermark, and those that are being sealed.
     open: BTreeMap<Window, Arc<W>>,
-    /// Windows before the watermark. One that nothing was noted of is not here.
+    /// Windows before the watermark for which [`WindowTable::note_sealed`] was called.
     sealed: BTreeMap<Window, S>,
     /// The last window that was evicted.
     evicted: Option<Window>,
@@ -54,7 +54,7 @@ impl<W, S> Default for WindowTable<W, S> {
 }
 
 impl<W, S: Clone> WindowTable<W, S> {
-    /// Adds to a window, under the read half of the lock. One that is not in the table is made by `new`.
+    /// Adds to a window, under the read half of the lock. `new` makes a window that is not in the table.
     pub(super) fn enter<T>(
         &self,
         window: Window,
@@ -72,7 +72,7 @@ impl<W, S: Clone> WindowTable<W, S> {
                 return Ok(add(entry));
             }
             drop(state);
-            // Made before the lock is taken, and dropped again if another caller was faster.
+            // Made before the lock is taken, and dropped if another caller was faster.
             let new = Arc::new(new());
             let mut state = self.state.write();
             if state.watermark.is_none_or(|open| open <= window) {
@@ -81,8 +81,8 @@ impl<W, S: Clone> WindowTable<W, S> {
         }
     }
 
-    /// Moves the watermark past a window: nothing enters it, or one before it, any more. Returns those that were open,
-    /// oldest first. For each, [`Self::note_sealed`] ends its seal.
+    /// Moves the watermark past a window: no addition enters it, or a window before it, any more. Returns those that were
+    /// open, oldest first. For each, [`Self::note_sealed`] ends its seal.
     pub(super) fn close_up_to(&self, window: Window) -> Vec<(Window, Arc<W>)> {
         let mut state = self.state.write();
         state.watermark = state.watermark.max(Some(window.next()));
@@ -128,13 +128,13 @@ impl<W, S: Clone> WindowTable<W, S> {
         self.state.read().sealed.iter().map(|(window, sealed)| (*window, sealed.clone())).collect()
     }
 
-    /// Windows after the last sealed one, up to this one, that nothing entered: the newest of them, oldest first.
+    /// Windows without any addition after the last sealed one, up to `window`: the newest `most` of them, oldest first.
     pub(super) fn unopened_up_to(&self, window: Window, most: usize) -> Vec<Window> {
         let state = self.state.read();
         let sealed = state.sealed.last_key_value().map(|(newest, _)| *newest);
-        // Ids did come for those that were given up.
+        // Windows that were given up had ids.
         let sealed = sealed.max(state.evicted).max(state.given_up);
-        // An instance that has just come has no part in earlier ones.
+        // An instance that has just started has no part in earlier windows.
         let after = sealed.unwrap_or_else(|| window.previous());
         let back = std::iter::successors(Some(window), |window| Some(window.previous()));
         let unopened =
@@ -144,8 +144,8 @@ impl<W, S: Clone> WindowTable<W, S> {
         newest
     }
 
-    /// Makes room for one more open window: of each kind, only the newest `most` stay. Returns the open ones that are
-    /// given up. Their age does not matter: a clock that was set makes no window old.
+    /// Makes room for one more open window: only the newest `most` open and the newest `most` sealed windows stay. Returns
+    /// the open ones that are given up. Their age does not matter: the clock may have been set.
     pub(super) fn make_room(&self, most: usize) -> Vec<(Window, Arc<W>)> {
         let mut state = self.state.write();
         while state.sealed.len() > most {

@@ -1,6 +1,6 @@
 //! A batch: the writes that go to Redis together, and the requests that wait for their replies.
 //!
-//! A write is only bytes behind those of the write before it, and a place among the replies. So a request costs a copy of some
+//! A write is only bytes after those of the write before it, and an index among the replies. So a request costs a copy of some
 //! sixty bytes and a waker: no command, no channel and no task of its own.
 
 use std::future::Future;
@@ -24,36 +24,36 @@ const WRITES: usize = 1024;
 /// Ids of a batch, at most, unless one write has more.
 const IDS: usize = 16 * 1024;
 
-/// A small batch needs no room elsewhere.
+/// A small batch allocates nothing.
 type Few<T> = SmallVec<[T; 8]>;
-/// To each write, in their order.
+/// The reply to each write, in their order.
 pub(super) type Replies = Few<Result<u64, Unavailable>>;
 
-/// Where ids go: the key of a shard of a window, and what is known about it.
+/// Where ids go: the key of a shard of a window, and what this instance knows about it.
 pub(super) struct Target {
     /// `PFADD` or `SADD`.
     pub(super) command: &'static str,
     pub(super) key: String,
-    /// How long the server keeps the key after it was last told, in milliseconds. Its own clock says when that is over:
+    /// How long the server keeps the key after the last `PEXPIRE`, in milliseconds. It measures that by its own clock:
     /// ours may be wrong.
     pub(super) keep_for: u64,
-    /// The epoch in which the server was told how long to keep the key; 0 is none.
+    /// The epoch of the last `PEXPIRE`; 0 for none.
     expires_since: AtomicU64,
-    /// The registers that the server has, where writes that cannot change any are left out.
+    /// The registers that the server has. None if every id is sent, so that it does not matter.
     acknowledged: Option<Acknowledged>,
-    /// Of how many ids the server has said that they were new; for `PFADD`, how many writes changed something.
+    /// How many ids the server called new; for `PFADD`, how many writes changed something.
     new: AtomicU64,
-    /// A write was not answered: the server may have done it, and then had more that was new than it has said.
+    /// A write was not answered. The server may have done it, and then more ids were new than it said.
     in_doubt: AtomicBool,
-    /// One more than the [generation](crate::redis::Redis::generation) of the server that has answered a write after that; 0
-    /// for none.
+    /// One more than the [generation](crate::redis::Redis::generation) of the server that answered a write after that; 0 for
+    /// none.
     answered_in_doubt: AtomicU64,
 }
 
 struct Acknowledged {
     epoch: AtomicU64,
     registers: Sketch,
-    /// Held while registers are added: none of an old epoch may come in behind a new one.
+    /// Held while registers are added, so that no register of an old epoch is added after a new epoch has begun.
     adding: Mutex<()>,
 }
 
@@ -81,7 +81,7 @@ impl Target {
         }
     }
 
-    /// Of how many ids the server has said that they were new.
+    /// How many ids the server called new.
     pub(super) fn new_ids(&self) -> u64 {
         self.new.load(Ordering::Relaxed)
     }
@@ -96,16 +96,16 @@ impl Target {
         }
     }
 
-    /// Whether a server before this generation may have lost ids without being caught: it had some that were not called new,
-    /// and as many of those that it acknowledged later may be gone.
+    /// Whether a server before this generation may have lost ids unnoticed. It had ids that it never called new, so it may
+    /// have lost as many that it acknowledged later.
     ///
-    /// What a server leaves unanswered because it dies hides nothing: it was the last that it did.
+    /// A write that stays unanswered because the server dies hides nothing: it was the last one of that server.
     pub(super) fn may_hide_a_loss(&self, generation: u64) -> bool {
         let answered = self.answered_in_doubt.load(Ordering::Relaxed);
         answered > 0 && answered <= generation
     }
 
-    /// True when the server is known to have, in this epoch, what this would change.
+    /// True when the server has acknowledged this in this epoch.
     pub(super) fn has(&self, observation: Observation, epoch: u64) -> bool {
         self.acknowledged.as_ref().is_some_and(|acknowledged| {
             acknowledged.epoch.load(Ordering::Acquire) == epoch && acknowledged.registers.covers(observation)
@@ -141,14 +141,14 @@ pub(super) struct Recycled {
 
 /// Writes that go together.
 pub(super) struct Batch {
-    /// Of the first write, and so of all.
+    /// The deadline of the first write, and so of all.
     pub(super) deadline: Instant,
     /// The writes, and what is sent with them.
     commands: Commands,
     writes: usize,
     ids: usize,
     touched: SmallVec<[Touched; 1]>,
-    /// For each write, whose it is of those.
+    /// For each write, the index of its target in `touched`.
     owners: SmallVec<[u16; 64]>,
     answers: Arc<Answers>,
 }
@@ -156,20 +156,20 @@ pub(super) struct Batch {
 /// A target that has writes in the batch.
 struct Touched {
     target: Arc<Target>,
-    /// Its window cannot be sealed while there is one.
+    /// Until it is dropped, the window cannot be sealed.
     _under_way: TaskTrackerToken,
-    /// What the server will have, by the write that tells it; where that is remembered.
+    /// What the server will have, and by which write; empty if the target does not remember it.
     observed: SmallVec<[(usize, Observation); 1]>,
 }
 
 impl Batch {
-    /// An empty one, of what is left of another.
+    /// An empty batch, with the buffers of an answered one.
     pub(super) fn new(deadline: Instant, recycled: Option<Recycled>) -> Self {
         let Recycled { commands, mut answers } = recycled.unwrap_or_default();
         if let Some(answers) = Arc::get_mut(&mut answers) {
             *answers = Answers::default();
         } else {
-            // Somebody has not looked at his reply yet.
+            // A request has not read its reply yet.
             answers = Arc::default();
         }
         Self {
@@ -183,7 +183,6 @@ impl Batch {
         }
     }
 
-    /// How many writes it has.
     pub(super) fn writes(&self) -> usize {
         self.writes
     }
@@ -210,27 +209,27 @@ impl Batch {
                 self.touched[touched].observed.push((self.writes, Observation::of(id.as_bytes())));
             }
         }
-        let place = self.writes;
+        let index = self.writes;
         self.owners.push(touched as u16);
         self.writes += 1;
         self.answers.expect_one();
-        Receipt { answers: Arc::clone(&self.answers), place }
+        Receipt { answers: Arc::clone(&self.answers), index }
     }
 
-    /// The place of a target among those that are touched. There are few: shards of the running window.
+    /// The index of a target in `touched`. There are few: shards of the running window.
     fn touch(&mut self, target: &Arc<Target>, under_way: &TaskTrackerToken) -> usize {
-        let place = self.touched.iter().rposition(|touched| Arc::ptr_eq(&touched.target, target));
-        place.unwrap_or_else(|| {
+        let index = self.touched.iter().rposition(|touched| Arc::ptr_eq(&touched.target, target));
+        index.unwrap_or_else(|| {
             let target = Arc::clone(target);
             self.touched.push(Touched { target, _under_way: under_way.clone(), observed: SmallVec::new() });
             self.touched.len() - 1
         })
     }
 
-    /// The writes in their order, then how long to keep the keys that are new in this epoch.
+    /// The writes in their order, then a `PEXPIRE` for each key that has had none in this epoch.
     pub(super) fn commands(&mut self, epoch: u64) -> &Commands {
         for Touched { target, .. } in &self.touched {
-            // If this batch fails, so does the epoch.
+            // If this batch fails, a new epoch begins.
             if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
                 let keep_for = target.keep_for.to_string();
                 self.commands.add(&[b"PEXPIRE", target.key.as_bytes(), keep_for.as_bytes()]);
@@ -239,10 +238,10 @@ impl Batch {
         &self.commands
     }
 
-    /// Gives everybody his reply, which came in this epoch from a server of this generation; there are as many as writes. What is left is good for another
-    /// batch.
+    /// Gives each request its reply. There are as many replies as writes. They came in this epoch, from a server of this
+    /// generation. Returns the buffers for another batch.
     pub(super) fn answer(mut self, replies: Replies, epoch: u64, generation: u64) -> Recycled {
-        // Here, and not where a request reads its reply: it may be gone by now.
+        // Here, and not where a request reads its reply: the request may be gone by now.
         for (owner, new) in self.owners.iter().zip(&replies) {
             if let Ok(new @ 1..) = new {
                 self.touched[usize::from(*owner)].target.new.fetch_add(*new, Ordering::Relaxed);
@@ -260,32 +259,32 @@ impl Batch {
         Recycled { commands, answers: Arc::clone(&self.answers) }
     }
 
-    /// Notes that it was sent, and not answered.
+    /// Notes that the batch was sent and not answered.
     pub(super) fn note_doubt(&self) {
         for Touched { target, .. } in &self.touched {
             target.in_doubt.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Tells everybody that it failed.
+    /// Gives each request the error.
     pub(super) fn fail(self, error: &Unavailable) {
         self.answers.give(|| Err(error.clone()));
     }
 }
 
-/// Nobody waits for what will not come.
+/// No request waits for a reply that cannot come.
 impl Drop for Batch {
     fn drop(&mut self) {
         self.answers.give(|| Err(Unavailable::because("the pipeline to Redis has ended")));
     }
 }
 
-/// The replies to a batch, once they are there, and who waits for them.
+/// The replies to a batch, or the requests that wait for them.
 #[derive(Default)]
 struct Answers(Mutex<State>);
 
 enum State {
-    /// A waker a write, from when somebody has waited for its reply.
+    /// A waker for each write; none until its request is polled.
     Awaited(Few<Option<Waker>>),
     Given(Result<Replies, Unavailable>),
 }
@@ -303,7 +302,7 @@ impl Answers {
         }
     }
 
-    /// Unless they have been given.
+    /// Does nothing if replies were given before.
     fn give(&self, replies: impl FnOnce() -> Result<Replies, Unavailable>) {
         let mut state = self.0.lock();
         let State::Awaited(wakers) = &mut *state else { return };
@@ -316,10 +315,10 @@ impl Answers {
     }
 }
 
-/// Becomes the reply to a write: how many ids were new, or that the sketch changed.
+/// A future of the reply to a write: how many ids were new, or 1 if the sketch changed.
 pub(super) struct Receipt {
     answers: Arc<Answers>,
-    place: usize,
+    index: usize,
 }
 
 impl Future for Receipt {
@@ -327,10 +326,10 @@ impl Future for Receipt {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self.answers.0.lock() {
-            State::Given(Ok(replies)) => Poll::Ready(replies[self.place].clone()),
+            State::Given(Ok(replies)) => Poll::Ready(replies[self.index].clone()),
             State::Given(Err(error)) => Poll::Ready(Err(error.clone())),
             State::Awaited(wakers) => {
-                match &mut wakers[self.place] {
+                match &mut wakers[self.index] {
                     Some(waker) => waker.clone_from(context.waker()),
                     none => *none = Some(context.waker().clone()),
                 }

@@ -1,7 +1,7 @@
 //! The breaker: whether requests may wait for Redis.
 //!
-//! It is closed while all is well. The first write that fails or is late opens it; from then on no request
-//! waits, until a [recovery](super::recovery) has closed it again. (Nygard, *Release It!*, 2007.)
+//! It is closed while all is well. The first write that fails or is late opens it. From then on no request waits, until
+//! the [recovery](super::recovery) closes it again. (Nygard, *Release It!*, 2007.)
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::config::OnRedisDown;
 use crate::platform::unavailable::Unavailable;
 
 pub(super) struct Breaker {
-    /// `Relaxed`: a request that sees it a moment late waits for Redis, or keeps an id here, without need.
+    /// `Relaxed`: a request that sees a change a moment late waits for Redis, or keeps an id here, without need.
     open: AtomicBool,
     opened_at: Mutex<Instant>,
     has_opened: Notify,
@@ -55,7 +55,7 @@ impl Breaker {
                 warn!(error = %cause, "cannot write to Redis: requests fail until it is back");
             }
         }
-        // Also if nobody waits for it yet.
+        // This is remembered if the recovery does not wait yet.
         self.has_opened.notify_one();
     }
 
@@ -73,7 +73,7 @@ impl Breaker {
         let (after, pending_ids) = (humantime::format_duration(after), self.kept.load(Ordering::Relaxed));
         match self.on_redis_down {
             OnRedisDown::Count => {
-                info!(%after, pending_ids, "writing to Redis again: it has what was kept here");
+                info!(%after, pending_ids, "writing to Redis again: it has all pending ids");
             }
             OnRedisDown::Fail => info!(%after, "writing to Redis again"),
         }

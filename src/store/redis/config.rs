@@ -13,23 +13,22 @@ pub(super) const SHARDS_A_PIPELINE: usize = 16;
 /// Which ids are sent to Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisWrites {
-    /// All of them
+    /// All ids
     All,
-    /// In mode hll only those that can change the sketch: the count is the same, and there is far less to
-    /// send
+    /// In mode hll only ids that can change the sketch. The count is the same, with far fewer commands
     Changed,
 }
 
-/// What becomes of ids while Redis is away.
+/// What to do with ids while Redis is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnRedisDown {
-    /// They are counted here, and in Redis when it is back
+    /// Count them in the instance, and send them to Redis later
     Count,
-    /// They are refused at once
+    /// Refuse them at once
     Fail,
 }
 
-/// What a counter in Redis is made of.
+/// The settings of a [`RedisStore`](super::RedisStore).
 pub struct RedisStoreConfig {
     /// How ids are remembered.
     pub mode: Mode,
@@ -39,9 +38,9 @@ pub struct RedisStoreConfig {
     pub retention: Duration,
     /// Which ids are sent.
     pub writes: RedisWrites,
-    /// What becomes of ids while Redis is away.
+    /// What to do with ids while Redis is away.
     pub on_redis_down: OnRedisDown,
-    /// How many exact ids are kept then.
+    /// How many exact ids may be pending.
     pub pending_max: u32,
     /// How long a write may take.
     pub timeout: Duration,
@@ -52,23 +51,23 @@ pub struct RedisStoreConfig {
 }
 
 impl RedisStoreConfig {
-    /// Whether the registers that Redis has are remembered, in a second sketch.
+    /// Whether a second sketch remembers the registers that Redis has acknowledged.
     pub(super) fn remembers_acknowledged(&self) -> bool {
         self.mode == Mode::Hll && self.writes == RedisWrites::Changed
     }
 
-    /// How long Redis keeps a window's keys after it was last told, in milliseconds: as long as the window may run
-    /// on, and the retention.
+    /// How long Redis keeps a window's keys after the last `PEXPIRE`, in milliseconds: the rest of the window, and the
+    /// retention.
     pub(super) fn keep_for(&self, window: Window) -> u64 {
         (window.length().duration() + self.retention).as_millis() as u64
     }
 
-    /// How many windows a retention has, and those that are just beginning and ending.
+    /// How many windows a retention has, and two more for the one that begins and the one that ends.
     pub(super) fn most_windows(&self, window: Window) -> usize {
         (self.retention.as_secs() / u64::from(window.length().seconds())) as usize + 2
     }
 
-    /// How many unacknowledged ids there may be, if that is limited: a sketch has as many as there are.
+    /// The limit of pending ids. None in mode `hll`: a sketch holds any number of them.
     pub(super) fn most_pending_ids(&self) -> Option<u32> {
         (self.mode == Mode::Exact).then_some(self.pending_max)
     }

@@ -1,4 +1,4 @@
-//! How many different ids Redis has of a window, over all its shards.
+//! Counts the different ids that Redis has of a window, over all its shards.
 
 use ::redis::Pipeline;
 
@@ -8,7 +8,7 @@ use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::redis::keys::Keys;
 
-/// The commands that ask, for some shards at a time, and the keys that these concern.
+/// The commands that count, for some shards at a time, with the keys that they read.
 pub fn count_commands(
     keys: &Keys,
     mode: Mode,
@@ -32,7 +32,7 @@ pub fn count_commands(
     of_shards.chunks(SHARDS_A_PIPELINE).map(ask).collect()
 }
 
-/// What all answers to [`count_commands`] say together; none if Redis has no key of the window.
+/// The sum of all answers to [`count_commands`]; none if Redis has no key of the window.
 pub fn sum_counts(answers: &[u64]) -> Option<u64> {
     let (there, counts): (Vec<_>, Vec<_>) = answers.chunks_exact(2).map(|one| (one[0], one[1])).unzip();
     there.contains(&1).then(|| counts.iter().sum())

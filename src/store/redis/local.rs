@@ -1,4 +1,4 @@
-//! This instance's windows: what it added to each, and what of that Redis does not have yet.
+//! This instance's windows: what it added to each, and which of these ids are pending.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,20 +22,20 @@ use crate::store::answers::AddError;
 use crate::store::ids::Ids;
 use crate::store::windows::WindowTable;
 
-/// What sealed windows that are not published may take: a day of minutes with one shard. The newest
-/// [`ALWAYS_KEPT`] are kept in any case.
+/// Memory for sealed windows that are not published: a day of minutes with one shard. The newest [`ALWAYS_KEPT`] are
+/// kept in any case.
 const BYTES_KEPT: usize = 64 << 20;
 const ALWAYS_KEPT: usize = 8;
-/// Windows without ids that Redis is told of at a time: one after a pause of many is told by its neighbours.
+/// Windows without ids for which a seal stores stats, at most: the newest ones.
 const IDLE_TOLD: usize = 100;
-/// What a shard of a window takes, twice if the registers that Redis has are remembered.
+/// Memory of a shard of a window. It is twice as much if acknowledged registers are remembered.
 const BYTES_A_SHARD: usize = 16 << 10;
 
 /// The windows that this instance has a part in.
 pub(super) struct LocalWindows {
     config: Arc<RedisStoreConfig>,
     pending: Arc<PendingIds>,
-    /// Accepted ids that are given up.
+    /// Accepted ids of windows that were given up.
     missed_ids: Counter,
     pub(super) table: WindowTable<LocalWindow, Sealed>,
 }
@@ -45,7 +45,7 @@ pub(super) struct LocalWindows {
 pub(super) enum Sealed {
     /// It can be replayed.
     Kept(Arc<LocalWindow>),
-    /// There were too many of them, or nothing came for it: only how much came is known.
+    /// Only its stats are left: too many windows were kept, or it had no ids.
     Dropped(WindowStats),
 }
 
@@ -65,22 +65,22 @@ pub(super) struct LocalWindow {
     pub(super) targets: Box<[Arc<Target>]>,
     /// In mode `hll` all that were added; in mode `exact` the pending ones.
     pub(super) ids: Ids,
-    /// In mode `hll`, how many ids are pending; the sketches have them.
+    /// In mode `hll`, how many ids of the sketches are pending.
     unmerged: AtomicU64,
     accepted: AtomicU64,
     /// Ids that were accepted while Redis was away.
-    accepted_apart: AtomicU64,
-    /// Of the exact ids that were pending, how many Redis called new.
+    missed: AtomicU64,
+    /// How many replayed exact ids Redis called new.
     replayed_new: AtomicU64,
-    /// Something else was in the place of its exact ids, which are gone.
+    /// Redis lost exact ids of it, perhaps unnoticed, or their key held something else.
     is_damaged: AtomicBool,
-    /// Additions that have entered and not been answered.
+    /// Additions that have entered, and whose requests are not answered.
     under_way: TaskTracker,
     /// Held while it is replayed.
     pub(super) replaying: AsyncMutex<()>,
-    /// Redis has this instance's part of it, as a key of its own.
+    /// Redis has this instance's [part](super::replay) of it.
     pub(super) has_part: AtomicBool,
-    /// Of all windows.
+    /// Shared by all windows.
     pending: Arc<PendingIds>,
 }
 
@@ -99,47 +99,47 @@ impl LocalWindows {
         self.table.enter(window, new, |local| (Arc::clone(local), local.under_way.token()))
     }
 
-    /// Without this, an outage that does not end would take all memory.
+    /// Without this, an outage that does not end would use up the memory.
     fn give_up_oldest(&self, opening: Window) {
         for (window, local) in self.table.make_room(self.config.most_windows(opening)) {
             let accepted_ids = local.stats().accepted;
             self.missed_ids.increment(accepted_ids);
             error!(
                 %window, accepted_ids,
-                "Redis was away for longer than --retention: the oldest window that waits for it is given up, \
-                 and its ids are lost"
+                "Redis was away for longer than --retention: the oldest pending window is given up, and its ids are \
+                 lost"
             );
         }
     }
 
-    /// Windows up to this one that nothing came for, and that Redis has not been told of.
+    /// Windows up to this one that had no ids here, and whose stats Redis does not have.
     pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
         self.table.unopened_up_to(window, IDLE_TOLD)
     }
 
-    /// Redis knows that this instance has nothing of it.
+    /// Notes that Redis has the stats of a window without ids.
     pub(super) fn note_sealed_idle(&self, window: Window) {
         self.table.note_sealed(window, Sealed::Dropped(WindowStats::default()));
     }
 
-    /// All of it is in Redis. It is kept, so that it can be merged again; of many, the newest.
+    /// Notes that Redis has all of a window. The newest windows are kept, so that they can be merged again.
     pub(super) fn note_sealed(&self, local: Arc<LocalWindow>) {
         self.table.note_sealed(local.window, Sealed::Kept(local));
         let copies = 1 + usize::from(self.config.remembers_acknowledged());
         let bytes_a_window = BYTES_A_SHARD * copies * usize::from(self.config.shards.count());
         let most = (BYTES_KEPT / bytes_a_window).max(ALWAYS_KEPT);
-        // Those before it were dropped earlier.
+        // Windows before it were dropped earlier.
         if let Some(oldest) = self.kept().rev().nth(most) {
             self.table.note_sealed(oldest.window, Sealed::Dropped(oldest.stats()));
         }
     }
 
-    /// Those of which Redis has this instance's part, up to a window.
+    /// Windows up to `last` of which Redis has this instance's part.
     pub(super) fn with_part(&self, last: Window) -> impl Iterator<Item = Arc<LocalWindow>> {
         self.kept().filter(move |local| local.window <= last && local.has_part.load(Ordering::Relaxed))
     }
 
-    /// Those that something came for and that are not evicted, oldest first.
+    /// Windows with ids that are not evicted, oldest first.
     pub(super) fn all(&self) -> Vec<Window> {
         let is_idle = |sealed: &Sealed| matches!(sealed, Sealed::Dropped(stats) if stats.accepted == 0);
         let sealed = self.table.sealed().into_iter().filter(|(_, sealed)| !is_idle(sealed));
@@ -147,7 +147,7 @@ impl LocalWindows {
         sealed.chain(self.open().iter().map(|local| local.window)).collect()
     }
 
-    /// Those that are not sealed, oldest first.
+    /// Windows that are not sealed, oldest first.
     pub(super) fn open(&self) -> Vec<Arc<LocalWindow>> {
         self.table.open().into_iter().map(|(_, local)| local).collect()
     }
@@ -160,11 +160,11 @@ impl LocalWindows {
         self.pending.count()
     }
 
-    /// Ids that were accepted for these windows while Redis was away. Each is told once.
-    pub(super) fn take_accepted_apart(&self, first: Window, last: Window) -> u64 {
+    /// How many ids were accepted for these windows while Redis was away. Each id is returned only once.
+    pub(super) fn take_missed(&self, first: Window, last: Window) -> u64 {
         let all = self.open().into_iter().chain(self.kept());
         let some = all.filter(|local| (first..=last).contains(&local.window));
-        some.map(|local| local.accepted_apart.swap(0, Ordering::Relaxed)).sum()
+        some.map(|local| local.missed.swap(0, Ordering::Relaxed)).sum()
     }
 }
 
@@ -186,7 +186,7 @@ impl LocalWindow {
             ids: Ids::new(*mode, *shards),
             unmerged: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
-            accepted_apart: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
             replayed_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
             under_way: TaskTracker::new(),
@@ -200,8 +200,8 @@ impl LocalWindow {
         self.accepted.fetch_add(ids as u64, Ordering::Relaxed);
     }
 
-    /// Keeps ids here until Redis has them; perhaps it has some. Returns how many of them change a sketch. Whether an
-    /// exact id is new, Redis says when it gets it.
+    /// Keeps ids until Redis has them; it may have some already. Returns how many changed a sketch. For exact ids that is
+    /// 0: Redis says which are new when they are replayed.
     pub(super) fn keep(&self, ids: &[Id]) -> Result<u64, Unavailable> {
         let changed = match &self.ids {
             Ids::Hll { .. } => {
@@ -210,24 +210,24 @@ impl LocalWindow {
                 self.unmerged.fetch_add(ids.len() as u64, Ordering::Release);
                 changed
             }
-            Ids::Exact(kept) => {
-                if !ids.iter().all(|id| kept.insert_if(id, || self.pending.reserve())) {
+            Ids::Exact(pending) => {
+                if !ids.iter().all(|id| pending.insert_if(id, || self.pending.reserve())) {
                     return Err(self.pending.full());
                 }
                 0
             }
         };
-        self.accepted_apart.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        self.missed.fetch_add(ids.len() as u64, Ordering::Relaxed);
         Ok(changed)
     }
 
-    /// How many ids are pending in the sketches. What the sketches hold afterwards has them all.
+    /// How many ids of the sketches are pending. Sketches that are read afterwards have all of them.
     pub(super) fn unmerged(&self) -> u64 {
         // Ordered after the registers of these ids.
         self.unmerged.load(Ordering::Acquire)
     }
 
-    /// Notes that Redis has as many ids of the sketches.
+    /// Notes that Redis has this many pending ids of the sketches.
     pub(super) fn note_merged(&self, ids: u64) {
         self.unmerged.fetch_sub(ids, Ordering::Relaxed);
         self.pending.release(ids);
@@ -252,12 +252,12 @@ impl LocalWindow {
         }
     }
 
-    /// Notes that something else was in the place of exact ids.
+    /// Notes that Redis lost exact ids, or that their key held something else.
     pub(super) fn note_damage(&self) {
         self.is_damaged.store(true, Ordering::Relaxed);
     }
 
-    /// What came so far.
+    /// The stats so far.
     pub(super) fn stats(&self) -> WindowStats {
         let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
         let written_new: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
@@ -265,16 +265,16 @@ impl LocalWindow {
         WindowStats { accepted: self.accepted.load(Ordering::Relaxed), new, lost, parts: 0 }
     }
 
-    /// Waits until all additions are answered, after the last has entered.
+    /// Waits until all additions are answered. No more may enter.
     pub(super) async fn all_answered(&self, patience: Duration) -> Result<(), Unavailable> {
         self.under_way.close();
         tokio::time::timeout(patience, self.under_way.wait())
             .await
-            .map_err(|_| Unavailable::because("the last writes of the window do not end"))
+            .map_err(|_| Unavailable::because("the last writes of the window have no answer"))
     }
 }
 
-/// What is still pending then is given up.
+/// Ids that are still pending are given up.
 impl Drop for LocalWindow {
     fn drop(&mut self) {
         self.pending.release(match &self.ids {

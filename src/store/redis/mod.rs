@@ -15,20 +15,20 @@
 //!
 //! # The seal
 //!
-//! When a window is over the watermark moves on (see [`windows`](super::windows)): from then on no addition enters.
-//! Those that are under way are waited for: each has a deadline. Then the local sketch is merged into the shared one,
-//! or the pending exact ids are added, and how many ids were accepted is noted. After that everything that this
-//! instance has accepted for the window is in Redis.
+//! When a window is over, the watermark moves on (see [`windows`](super::windows)): from then on no addition enters.
+//! The seal waits for additions that are under way: each has a deadline. Then it merges the local sketch into the
+//! shared one, or adds the pending exact ids. Last, it stores how many ids were accepted. After that Redis has
+//! everything that this instance has accepted for the window.
 //!
-//! The merge looks superfluous, since all ids were sent one by one. It is what makes the count whole when
-//! Redis was flushed, was restarted, or failed over to a replica that had not got the last writes: a sketch of
-//! 12 KB makes up for all of it, and merging twice is merging once. In mode `exact` there is no such
-//! thing; what Redis acknowledged and then lost is lost.
+//! The merge looks superfluous, since all ids were sent one by one. But it makes the count whole after Redis was
+//! flushed or restarted, or failed over to a replica without the last writes. A sketch of 12 KB makes up for all of
+//! it, and merging twice is merging once. Mode `exact` has nothing like it: ids that Redis acknowledged and then lost
+//! are lost.
 //!
 //! # What is kept
 //!
-//! Local sketches live until the window is published, so that they can be merged once more should Redis
-//! lose everything before that; of sealed windows the newest, as far as there is room for them.
+//! Local sketches live until the window is published, so that they can be merged once more if Redis loses everything
+//! before that. Of many sealed windows, only the newest keep their sketches.
 
 mod batch;
 mod breaker;
@@ -74,7 +74,7 @@ use crate::telemetry::metrics::Metrics;
 /// Ids in one command: a large list holds up Redis no longer than many small ones.
 const IDS_A_COMMAND: usize = 1024;
 
-/// Counts in Redis, together with all instances of the namespace. What its methods promise, [`Store`](super::Store) says.
+/// Counts in Redis, together with all instances of the namespace. [`Store`](super::Store) says what the methods promise.
 pub struct RedisStore {
     config: Arc<RedisStoreConfig>,
     redis: Redis,
@@ -92,7 +92,7 @@ pub struct RedisStoreTasks {
 }
 
 impl RedisStoreTasks {
-    /// Writes, each pipeline on its worker, and finds back to Redis, until the store is gone.
+    /// Runs each pipeline on its worker, and the recovery, until the store is dropped.
     ///
     /// # Errors
     ///
@@ -110,11 +110,11 @@ impl RedisStoreTasks {
     }
 }
 
-/// Replies that are to come, one for each write.
+/// One for each write.
 type Receipts = SmallVec<[Receipt; 1]>;
 
 impl RedisStore {
-    /// A store for requests on so many workers, and the tasks that do its writing: they have to run.
+    /// Returns a store for requests on so many workers, and its tasks. The caller must run the tasks.
     pub fn new(
         config: RedisStoreConfig,
         redis: &Redis,
@@ -138,7 +138,7 @@ impl RedisStore {
         (store, RedisStoreTasks { pipelines: tasks, recovery })
     }
 
-    /// That of this worker; elsewhere than on a worker any will do.
+    /// The pipeline of this worker. The caller may also run elsewhere: then it takes the first.
     fn pipeline(&self) -> &Pipeline {
         &self.pipelines[workers::current().unwrap_or_default() % self.pipelines.len()]
     }
@@ -151,7 +151,7 @@ impl RedisStore {
             self.write(&local, ids, &under_way).await?
         };
         local.note_accepted(ids.len());
-        // Not before: what is not in Redis is kept for it.
+        // Only now may the window be sealed: Redis has the ids, or they are pending.
         drop(under_way);
         Ok(Added { changed })
     }
@@ -171,15 +171,15 @@ impl RedisStore {
         match answered {
             Ok(new) if self.config.mode == Mode::Exact => Ok(new),
             Ok(0) => Ok(0),
-            // PFADD says only whether any did.
+            // PFADD says only whether any id changed the sketch.
             Ok(_) => Ok(changed.max(1)),
-            // All of them: to find out which are there already would be more work than to add them again.
+            // All ids: adding some of them twice is less work than finding out which ones Redis has.
             Err(error) => Ok(changed + self.keep(local, ids, error)?),
         }
     }
 
-    /// Adds ids to the local sketch, and puts what Redis does not have of them into the pipeline: a command a shard, or
-    /// several if it would be long. Returns also how many changed the local sketch.
+    /// Adds ids to the local sketch, and puts those that Redis does not have into the pipeline: a command a shard, or several
+    /// if it would be long. Also returns how many ids changed the local sketch.
     fn send(
         &self,
         local: &LocalWindow,
@@ -211,7 +211,7 @@ impl RedisStore {
         (sent.inspect_err(|error| self.breaker.open(error)), changed)
     }
 
-    /// Keeps ids here that Redis does not take, or refuses them.
+    /// Keeps ids that Redis does not take, or refuses them, as `--on-redis-down` says.
     fn keep(&self, local: &LocalWindow, ids: &[Id], error: Unavailable) -> Result<u64, Unavailable> {
         match self.config.on_redis_down {
             OnRedisDown::Fail => Err(error),
@@ -225,7 +225,7 @@ impl RedisStore {
 
     pub(super) async fn seal(&self, window: Window) -> Result<(), Unavailable> {
         let sealing = self.local.table.close_up_to(window);
-        // First: what is sealed below tells later calls up to where this has been done.
+        // First, because a later call begins after the last sealed window.
         for idle in self.local.idle_up_to(window) {
             self.replay.seal_idle(idle).await?;
             self.local.note_sealed_idle(idle);
@@ -256,7 +256,7 @@ impl RedisStore {
         // First, because a window that is closed by force may still grow.
         let mut stats = self.replay.stats(window).await?;
         for party in parties {
-            // It has sealed the window, and what it said then is gone.
+            // It has sealed the window, but its stats are gone.
             stats.entry(party.clone()).or_insert(WindowStats::UNKNOWN);
         }
         let in_doubt = match self.config.mode {
@@ -276,7 +276,7 @@ impl RedisStore {
         self.counted(window, stats).await.map(Some)
     }
 
-    /// What a window holds, by what instances said when they sealed it, and what this one has so far.
+    /// What a window holds, by the stats of the instances that sealed it, and those of this one so far.
     async fn counted(
         &self,
         window: Window,
@@ -292,7 +292,7 @@ impl RedisStore {
             Mode::Exact => new.saturating_sub(unique_ids),
             Mode::Hll => 0,
         };
-        // Whatever else is known: there were some.
+        // There were some, even if nothing else is known.
         let none_left = u64::from(unique_ids == 0 && accepted_ids > 0);
         let lost_ids = (sum(|one| one.lost) + missing).max(none_left);
         Ok(StoreCount { unique_ids, accepted_ids, lost_ids })
@@ -325,7 +325,7 @@ impl RedisStore {
         }
     }
 
-    /// Exact ids take memory and are somebody's: once they are counted they soon expire.
+    /// Exact ids take memory and may be personal data. So they soon expire after they are counted.
     async fn let_expire(&self, windows: &[Window]) {
         let RedisStoreConfig { mode, shards, keys, .. } = &*self.config;
         for window in windows {
@@ -342,7 +342,7 @@ impl RedisStore {
     }
 
     pub(super) async fn restore(&self) -> Result<(), Unavailable> {
-        self.pipeline().forget_acknowledged();
+        self.pipeline().begin_epoch();
         let generation = self.redis.generation();
         for (window, sealed) in self.local.table.sealed() {
             match sealed {
@@ -350,7 +350,7 @@ impl RedisStore {
                     local.note_loss(generation);
                     self.replay.seal(&local).await?;
                 }
-                Sealed::Dropped(stats) => self.replay.report_lost(window, stats).await?,
+                Sealed::Dropped(stats) => self.replay.store_lost(window, stats).await?,
             }
         }
         let open = self.local.open();
@@ -369,7 +369,7 @@ impl RedisStore {
     }
 
     pub(super) fn take_missed(&self, first: Window, last: Window) -> u64 {
-        self.local.take_accepted_apart(first, last)
+        self.local.take_missed(first, last)
     }
 }
 

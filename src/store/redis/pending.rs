@@ -1,4 +1,4 @@
-//! Pending ids: accepted, and not acknowledged by Redis. How many there are, and may be.
+//! Pending ids: accepted, and not acknowledged by Redis. This counts them, and holds the limit of exact ones.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use crate::platform::unavailable::Unavailable;
 /// Counts them over all windows.
 pub(super) struct PendingIds {
     ids: AtomicU64,
-    /// How many exact ids there may be.
+    /// The limit of exact ids.
     max: u64,
     was_full: AtomicBool,
 }
@@ -23,32 +23,29 @@ impl PendingIds {
         self.ids.load(Ordering::Relaxed)
     }
 
-    /// Takes room for one exact id more, if there is some.
+    /// Takes room for one more exact id, if there is any.
     pub(super) fn reserve(&self) -> bool {
         let one_more = |ids| (ids < self.max).then_some(ids + 1);
         self.ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
-    /// Adds ids that take no room: a sketch has them.
+    /// Counts ids of a sketch, which take no room.
     pub(super) fn add(&self, ids: u64) {
         self.ids.fetch_add(ids, Ordering::Relaxed);
     }
 
-    /// Redis has them, or they are given up.
+    /// Counts ids no more: Redis has them, or they are given up.
     pub(super) fn release(&self, ids: u64) {
         if self.ids.fetch_sub(ids, Ordering::Relaxed) == ids {
             self.was_full.store(false, Ordering::Relaxed);
         }
     }
 
-    /// The error for a request whose ids found no room. It is logged once, until no id is pending.
+    /// The error for a request whose ids find no room. It is logged once, until no id is pending.
     pub(super) fn full(&self) -> Unavailable {
         if !self.was_full.swap(true, Ordering::Relaxed) {
-            error!(
-                pending_max = self.max,
-                "--pending-max is reached: new ids are refused until Redis is back"
-            );
+            error!(pending_max = self.max, "--pending-max reached: refusing new ids until Redis is back");
         }
-        Unavailable::because("--pending-max is reached")
+        Unavailable::because("--pending-max reached")
     }
 }

@@ -41,7 +41,7 @@ use crate::telemetry::metrics::Metrics;
 /// Writes that may wait to be sent; one more is refused.
 const QUEUE: usize = 65_536;
 
-/// What both ends have.
+/// Shared by both ends.
 struct Shared {
     queue: Mutex<Queue>,
     /// There is a batch where there was none, or the other end is gone.
@@ -53,23 +53,23 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     batches: VecDeque<Batch>,
-    /// In all of them.
+    /// In all batches.
     writes: usize,
-    /// How many of them the gauge shows, which is of all pipelines.
+    /// How many of them are in the gauge, which all pipelines share.
     shown: usize,
     /// For the next batch.
     recycled: Option<Recycled>,
-    /// One of the ends is gone.
+    /// An end is gone.
     closed: bool,
 }
 
-/// The end that writes are put into.
+/// The end of the requests.
 pub(super) struct Pipeline {
     shared: Arc<Shared>,
     timeout: Duration,
 }
 
-/// The other end.
+/// The end of the connection.
 pub(super) struct PipelineTask {
     shared: Arc<Shared>,
     redis: Writer,
@@ -78,7 +78,7 @@ pub(super) struct PipelineTask {
     queue_length: Gauge,
 }
 
-/// Pipelines, each over a connection of its own; writes have `timeout` from when they are put in.
+/// Makes pipelines, each with its own connection. A write has `timeout` from when it enters the queue.
 pub(super) fn pipelines(
     count: usize,
     redis: &Redis,
@@ -109,7 +109,7 @@ fn pipeline(
 }
 
 impl Pipeline {
-    /// Puts a write into the queue; its reply comes by the deadline, more or less.
+    /// Puts a write into the queue. Its reply comes by the deadline, more or less.
     pub(super) fn send<'a>(
         &self,
         target: &Arc<Target>,
@@ -138,18 +138,18 @@ impl Pipeline {
         Ok(receipt)
     }
 
-    /// True when the server is known to have what this would change.
+    /// True when the server has acknowledged this in the current epoch.
     pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
         target.has(observation, self.shared.epoch.load(Ordering::Relaxed))
     }
 
-    /// Nothing is known any more about what the server has.
-    pub(super) fn forget_acknowledged(&self) {
+    /// From now on nothing counts as acknowledged that the server acknowledged before.
+    pub(super) fn begin_epoch(&self) {
         self.shared.epoch.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The task sends what is there, and ends.
+/// The task sends the batches that are left, and ends.
 impl Drop for Pipeline {
     fn drop(&mut self) {
         self.shared.queue.lock().closed = true;
@@ -157,7 +157,7 @@ impl Drop for Pipeline {
     }
 }
 
-/// Nobody puts anything in any more, and those who have are told.
+/// The queue takes no more writes. Requests that wait get an error.
 impl Drop for PipelineTask {
     fn drop(&mut self) {
         let mut queue = self.shared.queue.lock();
@@ -172,7 +172,7 @@ impl PipelineTask {
         &self.redis
     }
 
-    /// Sends until there is nobody left to put anything in.
+    /// Sends until the end of the requests is dropped.
     pub(super) async fn run(self) {
         while let Some(mut batch) = self.next().await {
             if self.breaker.is_open() {
@@ -213,7 +213,7 @@ impl PipelineTask {
         }
     }
 
-    /// Sends by the deadline, twice if need be; the replies to the writes, and in which epoch they came.
+    /// Sends a batch, twice if need be, by its deadline. Returns the replies to the writes, and their epoch.
     async fn send(&self, batch: &mut Batch) -> Result<(redis::Replies, u64), Unavailable> {
         let sent = self.send_once(batch).await;
         if sent.is_err() && Instant::now() < batch.deadline {
@@ -222,11 +222,11 @@ impl PipelineTask {
         sent
     }
 
-    /// Sends once; if that fails, nothing is known any more about what the server has.
+    /// Sends a batch once. A failure begins a new epoch.
     async fn send_once(&self, batch: &mut Batch) -> Result<(redis::Replies, u64), Unavailable> {
         let epoch = self.shared.epoch.load(Ordering::Relaxed);
         let (deadline, writes) = (batch.deadline, batch.writes());
-        // A write that is refused concerns its request; a key that would never expire concerns them all.
+        // A refused write fails only its request. A refused PEXPIRE fails the batch: a key would never expire.
         let sent = self.redis.send(Call::Write, batch.commands(epoch), writes, deadline).await;
         sent.map(|replies| (replies, epoch)).inspect_err(|_| {
             batch.note_doubt();
@@ -234,7 +234,7 @@ impl PipelineTask {
         })
     }
 
-    /// What the requesters are told. A write that the server refuses concerns all that follow, too.
+    /// Turns the replies into those for the requests. A refused write opens the breaker: later writes would fail too.
     fn read(&self, replies: redis::Replies) -> Replies {
         let read =
             |reply: Result<_, _>| reply.map_err(|error| Unavailable::because(format_args!("Redis: {error}")));

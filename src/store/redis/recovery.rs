@@ -30,18 +30,18 @@ pub(super) struct Recovery {
     pub(super) breaker: Arc<Breaker>,
     pub(super) local: Arc<LocalWindows>,
     pub(super) replay: Arc<Replay>,
-    /// Those that the writes take.
+    /// The connections of the pipelines.
     pub(super) connections: Vec<Writer>,
 }
 
 impl Recovery {
-    /// Goes on for ever.
+    /// Runs for ever.
     pub(super) async fn run(self, workers: &Workers) {
         let mut wait = FIRST_WAIT;
         let mut closed: Option<Instant> = None;
         loop {
             self.breaker.opened().await;
-            // One of them has failed; the others would find out one by one.
+            // One connection has failed. The others would notice one by one.
             self.connections.iter().for_each(Writer::reconnect);
             if closed.is_none_or(|closed| closed.elapsed() > CALM) {
                 wait = FIRST_WAIT;
@@ -56,16 +56,16 @@ impl Recovery {
             }
             self.breaker.close();
             closed = Some(Instant::now());
-            // What was kept by those who had just seen it open.
-            if let Err(error) = self.hand_over().await {
+            // Requests that had just seen the breaker open may have kept more ids.
+            if let Err(error) = self.replay_open().await {
                 self.breaker.open(&error);
             }
         }
     }
 
     async fn try_to_come_back(&self, workers: &Workers) -> Result<(), Unavailable> {
-        // Each on the worker whose connection it is: that is where it will be used. All at a time, because making one may
-        // take a second.
+        // Each connection is tried on the worker that will use it. All are tried at a time, because connecting may take
+        // a second.
         let probes = self.connections.iter().enumerate().map(|(number, connection)| {
             let (replay, connection) = (Arc::clone(&self.replay), connection.clone());
             workers.spawn_on(number, async move { replay.probe(&connection).await })
@@ -73,15 +73,15 @@ impl Recovery {
         for probe in probes.collect::<Vec<_>>() {
             probe.await.map_err(Unavailable::because)??;
         }
-        self.hand_over().await
+        self.replay_open().await
     }
 
-    async fn hand_over(&self) -> Result<(), Unavailable> {
+    async fn replay_open(&self) -> Result<(), Unavailable> {
         self.replay.replay_all(&self.local.open()).await
     }
 }
 
-/// Half of it to all of it.
+/// A random time from half of `wait` to all of it.
 fn jittered(wait: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
     wait.mul_f64(0.5 + random / 2.0)

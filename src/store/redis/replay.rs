@@ -44,7 +44,7 @@ const MERGE_EXPIRES: u64 = 60;
 /// Exact ids that are replayed in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;
 
-/// What a merge leaves of this instance's sketch beside the shared one.
+/// What a merge leaves in Redis beside the shared sketch: nothing, or this instance's part.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leave {
     Nothing,
@@ -58,12 +58,12 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    /// Over a connection of its own.
+    /// With a connection of its own.
     pub(super) fn new(config: Arc<RedisStoreConfig>, redis: &Redis, metrics: &Metrics) -> Self {
         Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone() }
     }
 
-    /// Whether a server takes writes.
+    /// Checks that a server takes writes.
     pub(super) async fn probe(&self, writer: &Writer) -> Result<(), Unavailable> {
         let RedisStoreConfig { keys, shards, instance_id, timeout, .. } = &*self.config;
         let (key, seconds) = (keys.merge(0, *shards, instance_id), MERGE_EXPIRES.to_string());
@@ -72,31 +72,31 @@ impl Replay {
         writer.send(Call::Ask, &write, 0, Instant::now() + *timeout).await.map(drop)
     }
 
-    /// Seals a window that nothing enters any more.
+    /// Seals a window that no addition enters any more.
     pub(super) async fn seal(&self, local: &LocalWindow) -> Result<(), Unavailable> {
-        // Each write has its deadline, so this one only says that something is very wrong.
+        // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         let parts = self.give(local, Leave::Part).await?;
         self.store_stats("HSET", local.window, WindowStats { parts, ..local.stats() }).await
     }
 
-    /// Says that nothing came for a window here: the leader takes silence for a loss.
+    /// Stores the stats of a window without ids. If they were missing, the leader would take the ids for lost.
     pub(super) async fn seal_idle(&self, window: Window) -> Result<(), Unavailable> {
         self.store_stats("HSETNX", window, WindowStats::default()).await
     }
 
-    /// Says that what was accepted for a window is lost, unless Redis still knows of it: then it has the rest
-    /// too, which came before.
-    pub(super) async fn report_lost(&self, window: Window, stats: WindowStats) -> Result<(), Unavailable> {
+    /// Stores that the accepted ids of a window are lost, unless Redis still has its stats. Then it has the ids too, which
+    /// were written before.
+    pub(super) async fn store_lost(&self, window: Window, stats: WindowStats) -> Result<(), Unavailable> {
         let lost = match self.config.mode {
-            // Those that Redis called new are missing from the set.
+            // The count shows it: ids that Redis called new are missing from the set.
             Mode::Exact => 0,
             Mode::Hll => stats.accepted,
         };
         self.store_stats("HSETNX", window, WindowStats { lost, ..stats }).await
     }
 
-    /// Replays what is pending of windows, one after another.
+    /// Replays the pending ids of windows, one window after another.
     pub(super) async fn replay_all(&self, windows: &[Arc<LocalWindow>]) -> Result<(), Unavailable> {
         for local in windows {
             self.give(local, Leave::Nothing).await?;
@@ -104,7 +104,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Returns in how many shards a part was left.
+    /// Gives Redis what it lacks of a window. Returns in how many shards it left a part.
     async fn give(&self, local: &LocalWindow, leave: Leave) -> Result<u64, Unavailable> {
         let _replaying = local.replaying.lock().await;
         match &local.ids {
@@ -129,7 +129,7 @@ impl Replay {
         let sketches: Vec<_> = sketches.iter().enumerate().filter(|(_, sketch)| !sketch.is_empty()).collect();
         for some in sketches.chunks(SHARDS_A_PIPELINE) {
             let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
-            // Nobody may come in between: the merge of another window uses the same key, and so may one that was
+            // No other merge may come in between. That of another window uses the same key, and so may one that was
             // sent over a connection that was then given up.
             commands.atomic();
             for (shard, sketch) in some {
@@ -179,22 +179,22 @@ impl Replay {
                     .collect();
                 commands.cmd("PFMERGE").arg(&key).arg(&parts).ignore();
                 commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window)).ignore();
-                // After the merge: one that is still there was there then.
+                // After the merge: a part that exists now was merged.
                 for part in &parts {
                     commands.cmd("EXISTS").arg(part);
                 }
                 of_shards.push([vec![key], parts].concat());
             }
-            let there: Vec<u64> = self.mending_ids(&of_shards, Call::Seal, &commands).await?;
-            for (place, there) in there.into_iter().enumerate() {
-                found[place % with_parts.len()] += there;
+            let exists: Vec<u64> = self.mending_ids(&of_shards, Call::Seal, &commands).await?;
+            for (index, exists) in exists.into_iter().enumerate() {
+                found[index % with_parts.len()] += exists;
             }
         }
         let gone = expected.iter().zip(found).filter(|(expected, found)| *found < expected.parts);
         Ok(gone.map(|(expected, _)| expected.accepted.max(1)).sum())
     }
 
-    /// Removes this instance's part of a window: it is closed.
+    /// Removes this instance's part of a closed window.
     pub(super) async fn remove_part(&self, local: &LocalWindow) -> Result<(), Unavailable> {
         let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
         let mut commands = Pipeline::new();
@@ -207,7 +207,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Adds as many exact ids as are pending now: while Redis is away, others come meanwhile.
+    /// Adds as many exact ids as are pending now. More may come while it runs.
     async fn add_all(&self, local: &LocalWindow, pending: &IdSet) -> Result<(), Unavailable> {
         let mut left = pending.len();
         while left > 0 {
@@ -238,7 +238,7 @@ impl Replay {
         let added: Vec<u64> = if let Some(added) = self.unless_damaged(Call::Seal, &commands).await? {
             added
         } else {
-            // What Redis had of them is gone, and what it calls new from now on may be some of it.
+            // Redis lost ids that it had called new, and may call them new once more.
             local.note_damage();
             self.mending_ids(&of_shards, Call::Seal, &commands).await?
         };
@@ -248,7 +248,7 @@ impl Replay {
         Ok(())
     }
 
-    /// What instances said of a window when they sealed it.
+    /// The stats that instances stored when they sealed a window.
     pub(super) async fn stats(&self, window: Window) -> Result<BTreeMap<String, WindowStats>, Unavailable> {
         let key = self.config.keys.accepted(window);
         let mut get = Pipeline::new();
@@ -257,7 +257,8 @@ impl Replay {
         Ok(entries.into_iter().map(|(instance_id, text)| (instance_id, WindowStats::read(&text))).collect())
     }
 
-    /// If something else is in the place of the hash, what other instances had said is missed when the window is counted.
+    /// Stores this instance's stats. If the key held something else, those of other instances are gone. The leader then
+    /// finds them missing when it counts the window.
     async fn store_stats(
         &self,
         set: &'static str,
@@ -271,7 +272,7 @@ impl Replay {
         self.mending(Holds::Hash, &[vec![key]], Call::Seal, &commands).await
     }
 
-    /// Does something with the keys of ids of a window, those of a shard together. See [`Self::mending`].
+    /// Runs commands on the keys of a window's ids, grouped by shard. See [`Self::mending`].
     pub(super) async fn mending_ids<T: FromRedisValue>(
         &self,
         of_shards: &[Vec<String>],
@@ -285,8 +286,8 @@ impl Replay {
         self.mending(holds, of_shards, call, commands).await
     }
 
-    /// Does something with keys, those of a slot together; it must be safe to do it twice. If something else is in the
-    /// place of one, that is put aside first.
+    /// Runs commands on keys, grouped by slot. It must be safe to run them twice. If a key holds something else than it
+    /// should, puts that aside and runs them again.
     async fn mending<T: FromRedisValue>(
         &self,
         holds: Holds,

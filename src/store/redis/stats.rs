@@ -1,26 +1,26 @@
-//! What instances say of a window when they seal it.
+//! The stats of a window that an instance stores when it seals the window.
 
 use std::fmt;
 
-/// What came for a window, to one instance.
+/// What one instance had of a window.
 #[derive(Clone, Copy, Default)]
 pub(super) struct WindowStats {
     /// Ids that were accepted, repeats among them.
     pub(super) accepted: u64,
-    /// In mode `exact`: how many of them Redis called new. If Redis has fewer of all instances in the end, it lost
-    /// some.
+    /// In mode `exact`, how many of them Redis called new. If Redis has fewer ids than the sum over all instances, it
+    /// lost some.
     pub(super) new: u64,
-    /// Those that Redis has lost and nobody has any more.
+    /// Ids that Redis lost, and that no instance has any more.
     pub(super) lost: u64,
-    /// In how many shards Redis was given this instance's part of the sketch, as a key of its own.
+    /// In how many shards Redis got this instance's [part](super::replay).
     pub(super) parts: u64,
 }
 
 impl WindowStats {
-    /// Of an instance that nothing is known of: something may be missing.
+    /// Of an instance whose stats are gone: ids may be missing.
     pub(super) const UNKNOWN: Self = Self { accepted: 0, new: 0, lost: 1, parts: 0 };
 
-    /// Reads `<accepted> <new> <lost> <parts>`. What an instance has not written is [`Self::UNKNOWN`].
+    /// Reads `<accepted> <new> <lost> <parts>`. Any other text is [`Self::UNKNOWN`].
     pub(super) fn read(text: &str) -> Self {
         let numbers: Result<Vec<u64>, _> = text.split(' ').map(str::parse).collect();
         match numbers.as_deref() {
