@@ -26,7 +26,7 @@ pub mod guard;
 mod hosts;
 mod outcomes;
 mod sender;
-pub mod signature;
+pub(crate) mod signature;
 mod special_purpose;
 mod task;
 
@@ -41,7 +41,7 @@ use self::guard::{Allow, Endpoint, Guard};
 use self::hosts::Hosts;
 pub(crate) use self::hosts::MOST_IDLE_CONNECTIONS;
 use self::outcomes::Outcomes;
-pub use self::sender::NoClient;
+pub(crate) use self::sender::NoClient;
 use self::sender::Sender;
 use self::signature::SigningKey;
 use self::task::{Callback, Pending, Task};
@@ -122,15 +122,14 @@ impl Callbacks {
     }
 
     /// Queues a callback with the count of `window`. Never waits: a callback without a permit is dropped.
-    pub fn submit(&self, endpoint: Endpoint, window: Window) {
+    pub(crate) fn submit(&self, endpoint: Endpoint, window: Window) {
         let Some(permit) = self.pending.admit() else { return self.outcomes.queue_full.increment(1) };
         if self.queue.send(Callback { endpoint, window, permit }).is_err() {
             self.outcomes.unsent.increment(1);
         }
     }
 
-    /// Callbacks that wait to be sent.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.pending.count()
     }
 }
@@ -140,7 +139,7 @@ pub struct CallbackTask(Option<Task>);
 
 impl CallbackTask {
     /// Sends callbacks until `stop`, then those that wait, until `abort`.
-    pub async fn run(self, stop: CancellationToken, abort: CancellationToken) {
+    pub(crate) async fn run(self, stop: CancellationToken, abort: CancellationToken) {
         match self.0 {
             Some(task) => task.run(stop, abort).await,
             None => stop.cancelled().await,

@@ -17,12 +17,8 @@ const PREFIX: &str = "whsec_";
 pub struct SigningKey(Vec<u8>);
 
 impl SigningKey {
-    /// Reads `whsec_` and the key in Base64; the prefix may be left out.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user that says what was expected, without the secret.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// Reads `whsec_` and the key in Base64; the prefix may be left out. The error does not show the secret.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match STANDARD.decode(text.strip_prefix(PREFIX).unwrap_or(text)) {
             Ok(key) if (24..=64).contains(&key.len()) => Ok(Self(key)),
             _ => Err(format!(
@@ -32,7 +28,7 @@ impl SigningKey {
     }
 
     /// The header `webhook-signature` of a message that is sent `timestamp` seconds after 1970.
-    pub fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
+    pub(crate) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.0));
         context.update(format!("{id}.{timestamp}.").as_bytes());
         context.update(body);

@@ -42,7 +42,7 @@ pub struct Settings {
 
 impl Settings {
     /// What sinks say about the counts.
-    pub fn origin(&self, instance: String) -> Origin {
+    pub(crate) fn origin(&self, instance: String) -> Origin {
         Origin {
             namespace: self.namespace.clone(),
             instance,

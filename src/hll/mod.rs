@@ -114,7 +114,7 @@ impl Sketch {
     /// The standard error of an estimate, relative to the truth: 1.04/√m.
     ///
     /// Two of three estimates are within one of it, 95 of 100 within two, nearly all within three.
-    pub const STANDARD_ERROR: f64 = 1.04 / 128.0;
+    pub(crate) const STANDARD_ERROR: f64 = 1.04 / 128.0;
 
     /// A sketch of nothing.
     pub fn new() -> Self {
@@ -127,22 +127,20 @@ impl Sketch {
     }
 
     /// Shows an observation of an element to the sketch, as [`Sketch::add`] does.
-    pub fn raise(&self, observation: Observation) -> bool {
+    pub(crate) fn raise(&self, observation: Observation) -> bool {
         raise(&self.registers[usize::from(observation.register)], observation.rank)
     }
 
     /// True when showing this would change nothing.
-    pub fn covers(&self, observation: Observation) -> bool {
+    pub(crate) fn covers(&self, observation: Observation) -> bool {
         self.registers[usize::from(observation.register)].load(Ordering::Relaxed) >= observation.rank
     }
 
-    /// True when nothing was shown to it.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ranks().all(|rank| rank == 0)
     }
 
-    /// Makes this a sketch of nothing.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         for register in self.registers.iter() {
             register.store(0, Ordering::Relaxed);
         }

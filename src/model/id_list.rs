@@ -49,7 +49,7 @@ pub struct IdList {
 
 impl IdList {
     /// Ids that [`IdList::take`] takes, at most.
-    pub const PIECE: usize = 1024;
+    pub(crate) const PIECE: usize = 1024;
 
     /// Checks every id.
     ///

@@ -5,5 +5,5 @@ pub mod id_key;
 pub mod id_list;
 pub mod mode;
 pub mod shard;
-pub mod timing;
+pub(crate) mod timing;
 pub mod window;

@@ -22,8 +22,7 @@ pub struct Shards(NonZeroU16);
 pub struct InvalidShards;
 
 impl Shards {
-    /// The largest number of shards.
-    pub const MAX: u16 = 1024;
+    pub(crate) const MAX: u16 = 1024;
 
     /// A single shard.
     pub const ONE: Self = Self(NonZeroU16::MIN);
@@ -38,13 +37,12 @@ impl Shards {
         }
     }
 
-    /// How many there are.
-    pub fn count(self) -> u16 {
+    pub(crate) fn count(self) -> u16 {
         self.0.get()
     }
 
     /// The shard that `element` belongs to: the same one in every process and every release.
-    pub fn of(self, element: &[u8]) -> usize {
+    pub(crate) fn of(self, element: &[u8]) -> usize {
         if self == Self::ONE {
             return 0;
         }

@@ -10,32 +10,31 @@
 use std::time::Duration;
 
 /// The longest time between two heartbeats, and between two looks at the clock.
-pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// The first wait after a round that failed; it doubles up to [`HEARTBEAT_EVERY`].
-pub const HEARTBEAT_AGAIN: Duration = Duration::from_millis(50);
+pub(crate) const HEARTBEAT_AGAIN: Duration = Duration::from_millis(50);
 /// An instance whose last heartbeat is older must not close a window. Other instances may have been cut off for as long.
 /// They need as much time to come back, and must not be taken for dead meanwhile.
-pub const FRESH: Duration = Duration::from_secs(2);
+pub(crate) const FRESH: Duration = Duration::from_secs(2);
 /// An instance whose last heartbeat is older is taken for dead.
-pub const LIVES: Duration = Duration::from_secs(5);
+pub(crate) const LIVES: Duration = Duration::from_secs(5);
 /// An instance that has not looked at the clock for so long was absent: its process was paused, or its clock was set. So
 /// was one that notices the end of a window only so long after it.
-pub const MISSED: Duration = LIVES;
+pub(crate) const MISSED: Duration = LIVES;
 /// How long instances do not trust heartbeats after some may have been lost. By then every live instance has sent
 /// another, even after the longest pause between two tries.
-pub const GRACE: Duration = Duration::from_secs(7);
+pub(crate) const GRACE: Duration = Duration::from_secs(7);
 /// How long Redis keeps the config and the heartbeats after the last heartbeat. With a shorter retention it is that long.
-pub const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 /// The least of [`SILENCE`], for any retention.
-pub const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
+pub(crate) const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
 /// How often an instance looks whether the lease is free, so that another one soon leads after a leader gave it up.
-pub const LEASE_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
-/// The shortest lease.
-pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+pub(crate) const LEASE_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// How long an instance that has given up its lease does not take it again, so that another can.
-pub const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
+pub(crate) const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
 /// No clock is so far ahead: headcount did not write a window that begins later.
-pub const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
+pub(crate) const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 const _: () = {
     assert!(HEARTBEAT_EVERY.as_millis() < FRESH.as_millis());

@@ -44,13 +44,11 @@ impl WindowLength {
         Ok(Self { seconds })
     }
 
-    /// The length in seconds.
-    pub fn seconds(self) -> u32 {
+    pub(crate) fn seconds(self) -> u32 {
         self.seconds
     }
 
-    /// The length as a duration.
-    pub fn duration(self) -> Duration {
+    pub(crate) fn duration(self) -> Duration {
         Duration::from_secs(self.seconds.into())
     }
 
@@ -85,13 +83,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// The first moment of this window.
-    pub fn start(self) -> SystemTime {
+    pub(crate) fn start(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.start)
     }
 
-    /// The first moment after this window.
-    pub fn end(self) -> SystemTime {
+    /// The first moment after the window.
+    pub(crate) fn end(self) -> SystemTime {
         self.start() + self.length.duration()
     }
 
@@ -106,7 +103,7 @@ impl Window {
     }
 
     /// The date of the start, UTC: `2024-12-17`.
-    pub fn date(self) -> String {
+    pub(crate) fn date(self) -> String {
         let mut date = self.to_string();
         date.truncate("2024-12-17".len());
         date
@@ -156,7 +153,7 @@ impl Serialize for Window {
 // It is serialized as JSON: in records of sinks, in callbacks, and in answers.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[schema(examples(json!({ "timestamp": "2026-11-23T04:13:00Z", "unique_request_count": 4 })))]
-pub struct UniqueCount {
+pub(crate) struct UniqueCount {
     /// The window's start, UTC.
     pub timestamp: Window,
     /// How many different ids.
@@ -187,9 +184,8 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> SystemTime;
 }
 
-/// The machine's clock.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
+pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
@@ -199,7 +195,7 @@ impl Clock for SystemClock {
 
 /// How far the store's clock is from this machine's.
 #[derive(Debug, Clone, Copy)]
-pub struct ClockOffset {
+pub(crate) struct ClockOffset {
     behind: bool,
     offset: Duration,
     /// How far the offset may be wrong.
@@ -213,7 +209,7 @@ impl ClockOffset {
     const BORNE_BY_ALL: Duration = Duration::from_secs(5);
 
     /// `store` is the store's time, asked for and answered at these moments of this machine's clock.
-    pub fn new(store: SystemTime, asked: SystemTime, answered: SystemTime) -> Self {
+    pub(crate) fn new(store: SystemTime, asked: SystemTime, answered: SystemTime) -> Self {
         let uncertainty = answered.duration_since(asked).unwrap_or_default() / 2;
         match store.duration_since(asked + uncertainty) {
             Ok(offset) => Self { behind: true, offset, uncertainty },
@@ -222,22 +218,22 @@ impl ClockOffset {
     }
 
     /// Seconds, above zero when this machine's clock is behind.
-    pub fn seconds(self) -> f64 {
+    pub(crate) fn seconds(self) -> f64 {
         if self.behind { self.offset.as_secs_f64() } else { -self.offset.as_secs_f64() }
     }
 
     /// Whether it is certainly more than `limit`.
-    pub fn exceeds(self, limit: Duration) -> bool {
+    pub(crate) fn exceeds(self, limit: Duration) -> bool {
         self.offset > limit + self.uncertainty
     }
 
     /// Whether ids near a boundary are likely to be counted in a neighbouring window.
-    pub fn is_worth_a_warning(self) -> bool {
+    pub(crate) fn is_worth_a_warning(self) -> bool {
         self.exceeds(Self::WORTH_A_WARNING)
     }
 
     /// Whether ids may be counted in windows that are not even neighbours of the right one.
-    pub fn is_more_than_windows_bear(self, window: WindowLength) -> bool {
+    pub(crate) fn is_more_than_windows_bear(self, window: WindowLength) -> bool {
         self.exceeds(window.duration().max(Self::BORNE_BY_ALL))
     }
 }

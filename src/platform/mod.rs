@@ -2,6 +2,6 @@
 
 pub mod secret;
 pub mod tls;
-pub mod unavailable;
+pub(crate) mod unavailable;
 pub(crate) mod words;
 pub mod workers;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tracing::{info, warn};
 
 /// The prefix of a path to a file that has the secret.
-pub const FILE: &str = "file:";
+pub(crate) const FILE: &str = "file:";
 
 /// What a flag for a secret was given: the secret itself, or `file:` and the path of a file that has it.
 ///
@@ -23,25 +23,18 @@ pub struct SecretArg(String);
 
 impl SecretArg {
     /// The secret, trimmed. `flag` is its name in error lines, such as `--redis-url <URL>`.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user, without the secret, when the file cannot be read.
-    pub fn read(&self, flag: &str) -> Result<String, String> {
+    /// The error is a line for the user, without the secret.
+    pub(crate) fn read(&self, flag: &str) -> Result<String, String> {
         resolve(&self.0).map_err(|(path, error)| format!("cannot read '{path}', given in '{flag}': {error}"))
     }
 
     /// Whether it is in a file, so that it may change.
-    pub fn is_file(&self) -> bool {
+    pub(crate) fn is_file(&self) -> bool {
         self.0.starts_with(FILE)
     }
 
-    /// What `parse` makes of the secret.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user. It has no secret if the error of `parse` has none.
-    pub fn parse<T, E: Display>(
+    /// What `parse` makes of the secret. The error is a line for the user, without the secret if `parse` does not show it.
+    pub(crate) fn parse<T, E: Display>(
         &self,
         flag: &str,
         parse: impl FnOnce(&str) -> Result<T, E>,
@@ -72,11 +65,8 @@ struct Reading {
 
 impl<T: Clone + PartialEq + Send + 'static> Secret<T> {
     /// Reads the secret. `flag` is its name in error lines, such as `--api-token <TOKEN>`.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user. It has no secret if the error of `parse` has none.
-    pub fn new(
+    /// Errors are those of [`SecretArg::parse`].
+    pub(crate) fn new(
         arg: &SecretArg,
         flag: &'static str,
         parse: fn(&str) -> Result<T, String>,
@@ -88,13 +78,13 @@ impl<T: Clone + PartialEq + Send + 'static> Secret<T> {
     }
 
     /// The secret as last read.
-    pub fn value(&self) -> T {
+    pub(crate) fn value(&self) -> T {
         self.0.value.lock().clone()
     }
 
     /// Reads the file of the secret again, if the last read is older than `age`. A thread of its own does it, so that no
     /// request waits for a file. A file without a valid secret changes nothing.
-    pub fn read_again_after(&self, age: Duration) {
+    pub(crate) fn read_again_after(&self, age: Duration) {
         if self.0.file.is_none() {
             return;
         }
@@ -146,11 +136,8 @@ impl<T> fmt::Debug for Secret<T> {
 }
 
 /// Returns the value, or the content of the file that it names, trimmed.
-///
-/// # Errors
-///
-/// The path of a file that cannot be read, and why.
-pub fn resolve(value: &str) -> Result<String, (&str, io::Error)> {
+/// The error has the path of a file that cannot be read.
+pub(crate) fn resolve(value: &str) -> Result<String, (&str, io::Error)> {
     let resolved = match value.strip_prefix(FILE) {
         None => value.to_owned(),
         Some(path) => fs::read_to_string(path).map_err(|error| (path, error))?,

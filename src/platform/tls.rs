@@ -6,11 +6,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 /// The settings of TLS, and how many authorities the system trusts. Without any, as in an image without certificates,
 /// every connection fails.
-///
-/// # Errors
-///
-/// When the provider of cryptography lacks what the protocol needs.
-pub fn client_config() -> Result<(ClientConfig, usize), rustls::Error> {
+pub(crate) fn client_config() -> Result<(ClientConfig, usize), rustls::Error> {
     let mut roots = RootCertStore::empty();
     let (trusted, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -13,7 +13,7 @@ pub struct Unavailable(Arc<str>);
 
 impl Unavailable {
     /// Because of `reason`, which is for the log.
-    pub fn because(reason: impl Display) -> Self {
+    pub(crate) fn because(reason: impl Display) -> Self {
         Self(reason.to_string().into())
     }
 }

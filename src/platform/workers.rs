@@ -46,12 +46,11 @@ impl Workers {
         Ok(Self { workers: workers?, stop })
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.workers.len()
     }
 
-    /// Runs something on one of them.
+    /// Runs a future on one of the threads.
     pub fn spawn_on<F>(&self, number: usize, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
@@ -60,7 +59,7 @@ impl Workers {
     }
 
     /// Serves a connection on the thread that has the fewest. `serve` keeps its [`Seat`] until the connection ends.
-    pub fn spawn_connection<F>(&self, serve: impl FnOnce(Seat) -> F)
+    pub(crate) fn spawn_connection<F>(&self, serve: impl FnOnce(Seat) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -99,11 +98,11 @@ fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
 }
 
 /// How many threads can run at a time.
-pub fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The number of the worker that the caller runs on; none elsewhere.
-pub fn current() -> Option<usize> {
+pub(crate) fn current() -> Option<usize> {
     NUMBER.get()
 }

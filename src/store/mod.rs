@@ -46,8 +46,7 @@ pub struct Counting {
 }
 
 impl Counting {
-    /// The standard error of the counts.
-    pub fn standard_error(&self) -> f64 {
+    pub(crate) fn standard_error(&self) -> f64 {
         standard_error(self.mode, self.shards)
     }
 }
@@ -135,7 +134,7 @@ impl Store {
     }
 
     /// Removes what was kept only to count a window and those before it. The caller has stored their counts.
-    pub async fn closed(&self, window: Window) {
+    pub(crate) async fn closed(&self, window: Window) {
         if let Self::Redis(store) = self {
             store.closed(window).await;
         }
@@ -181,13 +180,13 @@ impl Store {
     }
 
     /// Pending ids: accepted, and not in Redis yet.
-    pub fn pending_ids(&self) -> u64 {
+    pub(crate) fn pending_ids(&self) -> u64 {
         self.redis().map_or(0, RedisStore::pending_ids)
     }
 
     /// How many ids this instance accepted for the windows from `first` to `last` while Redis was away. Each id is returned
     /// only once.
-    pub fn take_missed(&self, first: Window, last: Window) -> u64 {
+    pub(crate) fn take_missed(&self, first: Window, last: Window) -> u64 {
         self.redis().map_or(0, |store| store.take_missed(first, last))
     }
 

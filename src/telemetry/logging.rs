@@ -17,7 +17,7 @@ use tracing_subscriber::{Layer, fmt};
 use super::standard_output::StandardOutput;
 
 /// The target of the lines of closed windows, as in `--log-level warn,headcount::sink::log=info`.
-pub const WINDOWS: &str = "headcount::sink::log";
+pub(crate) const WINDOWS: &str = "headcount::sink::log";
 
 /// What is logged, and how.
 #[derive(Debug, Clone)]
@@ -81,11 +81,8 @@ pub struct WindowLog {
 
 impl WindowLog {
     /// Writes the line of an event that has the target [`WINDOWS`]. It blocks until standard output has taken the line.
-    ///
-    /// # Errors
-    ///
-    /// [`io::Error`] when at most a part of the line was written.
-    pub fn write(&self, event: impl FnOnce()) -> io::Result<()> {
+    /// After an error, at most a part of the line was written.
+    pub(crate) fn write(&self, event: impl FnOnce()) -> io::Result<()> {
         event();
         let line = mem::take(&mut *self.line.lock());
         self.output.lock().write_line(&line)

@@ -93,7 +93,7 @@ declare! {
     /// Ids that were accepted and that Redis has not acknowledged: different ones in mode exact, all in mode
     /// hll.
     pending_ids: Gauge = "headcount_unacknowledged_ids",
-    /// Limit of headcount_unacknowledged_ids; 0 without a limit, as in mode hll.
+    /// Limit of the ids that Redis has not acknowledged; 0 without a limit, as in mode hll.
     pending_ids_max: Gauge = "headcount_unacknowledged_ids_max",
     /// Ids that this instance accepted while Redis was away, for windows that others closed without it.
     missed_ids: Counter = "headcount_missed_ids_total",
@@ -167,13 +167,11 @@ impl Metrics {
         Gauge::describe(INFO, "Always 1; the labels say what is running.");
     }
 
-    /// Requests to `route` that ended in `result`.
-    pub fn requests(&self, route: &'static str, result: &'static str) -> Counter {
+    pub(crate) fn requests(&self, route: &'static str, result: &'static str) -> Counter {
         self.labelled(REQUESTS, &[("route", route.into()), ("result", result.into())])
     }
 
-    /// The metrics of `route`.
-    pub fn route(&self, route: &'static str) -> RouteMetrics {
+    pub(crate) fn route(&self, route: &'static str) -> RouteMetrics {
         RouteMetrics {
             ok: Total::new(self.requests(route, "ok")),
             duration: self.labelled(REQUEST_DURATION, &[("route", route.into())]),
@@ -181,43 +179,37 @@ impl Metrics {
     }
 
     /// Closed windows whose count has all ids (`complete`), or may lack some.
-    pub fn closed_windows(&self, complete: bool) -> Counter {
+    pub(crate) fn closed_windows(&self, complete: bool) -> Counter {
         let complete = if complete { "true" } else { "false" };
         self.labelled(CLOSED_WINDOWS, &[("complete", complete.into())])
     }
 
     /// How long after a window's end `sink` had its count.
-    pub fn publish_lag(&self, sink: &'static str) -> Histogram {
+    pub(crate) fn publish_lag(&self, sink: &'static str) -> Histogram {
         self.labelled(PUBLISH_LAG, &[("sink", sink.into())])
     }
 
-    /// Windows that `sink` was given, with this `result`.
-    pub fn published_windows(&self, sink: &'static str, result: &'static str) -> Counter {
+    pub(crate) fn published_windows(&self, sink: &'static str, result: &'static str) -> Counter {
         self.labelled(PUBLISHED_WINDOWS, &[("sink", sink.into()), ("result", result.into())])
     }
 
-    /// The duration of successful calls for `purpose`.
-    pub fn redis_command_duration(&self, purpose: &'static str) -> Histogram {
+    pub(crate) fn redis_command_duration(&self, purpose: &'static str) -> Histogram {
         self.labelled(REDIS_DURATION, &[("command", purpose.into())])
     }
 
-    /// Calls for `purpose` that failed.
-    pub fn redis_errors(&self, purpose: &'static str) -> Counter {
+    pub(crate) fn redis_errors(&self, purpose: &'static str) -> Counter {
         self.labelled(REDIS_ERRORS, &[("command", purpose.into())])
     }
 
-    /// Callbacks with this `result`.
-    pub fn callbacks(&self, result: &'static str) -> Counter {
+    pub(crate) fn callbacks(&self, result: &'static str) -> Counter {
         self.labelled(CALLBACKS, &[("result", result.into())])
     }
 
-    /// Connections that were closed because the client was late, by `reason`.
-    pub fn connections_timed_out(&self, reason: &'static str) -> Counter {
+    pub(crate) fn connections_timed_out(&self, reason: &'static str) -> Counter {
         self.labelled(CONNECTIONS_TIMED_OUT, &[("reason", reason.into())])
     }
 
-    /// Says what is running.
-    pub fn set_info(&self, labels: &[(&'static str, Cow<'static, str>)]) {
+    pub(crate) fn set_info(&self, labels: &[(&'static str, Cow<'static, str>)]) {
         self.labelled::<Gauge>(INFO, labels).set(1.0);
     }
 
@@ -229,7 +221,7 @@ impl Metrics {
 
     /// Moves the values of histograms into their buckets. Until then a histogram keeps every value. So this must run
     /// regularly, also when no scrape comes.
-    pub fn upkeep(&self) {
+    pub(crate) fn upkeep(&self) {
         self.handle().run_upkeep();
     }
 
@@ -244,11 +236,10 @@ impl Metrics {
 }
 
 /// The metrics of a route.
-pub struct RouteMetrics {
-    /// Requests that succeeded.
-    pub ok: Total,
-    /// How long requests took, with any result.
-    pub duration: Histogram,
+pub(crate) struct RouteMetrics {
+    pub(crate) ok: Total,
+    /// Of all requests, with any result.
+    pub(crate) duration: Histogram,
 }
 
 /// A counter that can be read: `/status` shows it.
@@ -262,14 +253,12 @@ impl Total {
         Self { counter, total: AtomicU64::new(0) }
     }
 
-    /// Adds to it.
-    pub fn increment(&self, by: u64) {
+    pub(crate) fn increment(&self, by: u64) {
         self.counter.increment(by);
         self.total.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// What was added so far.
-    pub fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
 }
