@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
 use headcount::hll::Sketch;
-use headcount::model::id::Id;
+use headcount::model::id::{Id, IdKind};
 use headcount::model::id_list::{IdList, ListFormat};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -67,12 +67,14 @@ fn parsing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("parse");
     group.throughput(Throughput::Elements(1));
     for (name, text) in [("id, canonical", "123456"), ("id, not canonical", "-0123456")] {
-        group.bench_function(name, |bencher| bencher.iter(|| Id::parse(black_box(text.as_bytes())).unwrap()));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| IdKind::Integer.parse(black_box(text.as_bytes())).unwrap())
+        });
     }
     let texts: Vec<_> = ids(100_000).iter().map(Id::to_string).collect();
     group.throughput(Throughput::Elements(1_000));
     for (name, format, ends) in
-        [("lines", ListFormat::Lines, ["", "\n", "\n"]), ("JSON", ListFormat::Json, ["[", ",", "]"])]
+        [("lines", ListFormat::Lines, ["", "\n", "\n"]), ("JSON", ListFormat::JsonArray, ["[", ",", "]"])]
     {
         let [before, between, after] = ends;
         let write = |ids: &[String]| Bytes::from(format!("{before}{}{after}", ids.join(between)));
@@ -81,7 +83,7 @@ fn parsing(criterion: &mut Criterion) {
         let mut ids = Vec::new();
         group.bench_function(format!("1 000 ids, {name}"), |bencher| {
             bencher.iter(|| {
-                let mut list = IdList::parse(format, texts.next().unwrap()).unwrap();
+                let mut list = IdList::parse(format, IdKind::Integer, texts.next().unwrap()).unwrap();
                 list.take(&mut ids);
                 black_box(&ids);
             });

@@ -183,6 +183,7 @@ impl Coordination {
             window: counting.window,
             retention: counting.retention,
             settings: coordination::Settings::new(
+                counting.ids,
                 counting.mode,
                 counting.window,
                 counting.shards,

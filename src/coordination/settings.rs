@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 
+use crate::model::id::IdKind;
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
@@ -78,10 +79,17 @@ fn remedy(setting: &str, theirs: &str) -> String {
 
 impl Settings {
     /// As this instance is set up.
-    pub fn new(mode: Mode, window: WindowLength, shards: Shards, id_key: Option<&IdKey>) -> Self {
+    pub fn new(
+        ids: IdKind,
+        mode: Mode,
+        window: WindowLength,
+        shards: Shards,
+        id_key: Option<&IdKey>,
+    ) -> Self {
         let stored = vec![
             ("layout", LAYOUT.to_owned()),
             ("mode", format!("{}{AND_LAYOUT}{LAYOUT}", mode.as_str())),
+            ("ids", ids.as_str().to_owned()),
             ("window", format!("{}s", window.seconds())),
             ("shards", shards.count().to_string()),
             // Told by its fingerprint, because it is a secret.
@@ -138,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_layout_is_said_before_a_mode() {
-        let settings = Settings::new(Mode::Hll, "60s".parse().unwrap(), Shards::ONE, None);
+        let settings = Settings::new(IdKind::Integer, Mode::Hll, "60s".parse().unwrap(), Shards::ONE, None);
         let said = |setting, theirs| settings.disagreement(setting, theirs, "ns").to_string();
         for (setting, theirs, number) in
             [("mode", "hll", 1), ("mode", "exact", 1), ("mode", "exact;layout=3", 3), ("layout", "3", 3)]

@@ -67,9 +67,13 @@ impl Api {
         }
     }
 
-    /// What is counted for an id.
-    pub(super) fn element(&self, id: Id) -> Id {
-        self.counting.id_key.as_ref().map_or(id, |key| key.apply(&id))
+    /// With `--id-key`, puts the hash of each id in its place.
+    pub(super) fn hash(&self, ids: &mut [Id]) {
+        if let Some(key) = &self.counting.id_key {
+            for id in ids {
+                *id = key.apply(id);
+            }
+        }
     }
 
     /// The window that a request which arrives now is stamped with.

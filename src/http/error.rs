@@ -79,9 +79,11 @@ impl Failure {
         use StatusCode as S;
         match self {
             Self::MissingId => (S::BAD_REQUEST, "missing_id", "there is no id."),
-            Self::InvalidId { .. } => {
-                (S::BAD_REQUEST, "invalid_id", "an id is no integer that fits 64 bits.")
-            }
+            Self::InvalidId { .. } => (
+                S::BAD_REQUEST,
+                "invalid_id",
+                "an id is not what `--ids` says: an integer that fits 64 bits, or a text of 1 to 256 bytes of UTF-8 without control characters.",
+            ),
             Self::RepeatedId => (S::BAD_REQUEST, "repeated_id", "there is more than one `id`."),
             Self::InvalidEndpoint => {
                 let meaning = "the endpoint is no http or https URL, is too long, or is given twice.";

@@ -1,4 +1,12 @@
 //! Ids: what clients count.
+//!
+//! An id is its bytes, and everything below `http` treats it as these bytes and nothing else. They are what any Redis client
+//! would hand to `PFADD` or `SADD`. [`IdKind`] says which texts are ids, and which of them are one id.
+//!
+//! # How an id is kept
+//!
+//! Up to 22 bytes are inside the [`Id`], so that no integer allocates. A longer id, such as a UUID, is in a box. A machine word
+//! more for all ids would keep UUIDs inside too, but every set of exact integers would grow by it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,56 +15,110 @@ use thiserror::Error;
 
 use crate::platform::words::little_endian;
 
-/// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical ids.
-const MAX_LEN: usize = 20;
+/// The longest id that is kept inside, in bytes. Canonical integers have up to 20.
+const MAX_INSIDE: usize = 22;
 /// Every number with so many digits fits.
 const SURE_LEN: usize = 19;
 
-/// An integer that fits an `i64` or a `u64`, as its canonical decimal bytes.
-///
-/// Canonical means: no leading zeros, no `+`, zero without a sign. So `007` and `7` are one id, and
-/// so are `-0` and `0`. Everything below `http` treats an id as these bytes and nothing else, which
-/// is what any Redis client would hand to `PFADD` or `SADD`.
-///
-/// The bytes are kept inline: an id is `Copy` and never allocates.
-#[derive(Clone, Copy)]
-pub struct Id {
-    len: u8,
-    bytes: [u8; MAX_LEN],
+/// What clients count, as `--ids` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IdKind {
+    /// Integers from `i64::MIN` to `u64::MAX`. Their canonical decimal is counted, without leading zeros, `+` or `-0`: `007`
+    /// and `7` are one id.
+    #[default]
+    Integer,
+    /// Texts of 1 to [`IdKind::MAX_TEXT`] bytes of UTF-8 without control characters (U+0000 to 1F, 7F to 9F). They are counted
+    /// byte for byte: `007` and `7` are two ids, and nothing is trimmed or normalized.
+    Text,
 }
 
-/// The bytes are not an integer between `i64::MIN` and `u64::MAX`.
+/// The bytes are no id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("an id is an integer from {} to {}", i64::MIN, u64::MAX)]
-pub struct InvalidId;
+pub enum InvalidId {
+    /// Not an integer, or out of range.
+    #[error("an id is an integer from {} to {}", i64::MIN, u64::MAX)]
+    Integer,
+    /// Empty, too long, not UTF-8, or with a control character.
+    #[error("an id is a text of 1 to {} bytes of UTF-8 without control characters", IdKind::MAX_TEXT)]
+    Text,
+}
 
-impl Id {
-    /// Reads `-?[0-9]+`, ASCII digits only, within range.
+impl IdKind {
+    /// The longest text, in bytes.
+    pub(crate) const MAX_TEXT: usize = 256;
+
+    /// Reads an id as a client writes it.
     ///
     /// # Errors
     ///
-    /// [`InvalidId`] for anything else: an empty string, a `+`, white space, a fraction, an
-    /// exponent, digits of another script, or a number out of range.
+    /// [`InvalidId`]. No integer are: an empty text, a `+`, white space, a fraction, an exponent, digits of another script.
     #[inline]
-    pub fn parse(text: &[u8]) -> Result<Self, InvalidId> {
-        match Self::from_canonical(text) {
+    pub fn parse(self, text: &[u8]) -> Result<Id, InvalidId> {
+        // A canonical integer is an id of both kinds, and the same one.
+        match Id::from_canonical(text) {
             Some(id) => Ok(id),
-            None => Self::from_any(text),
+            None => self.parse_other(text),
         }
     }
 
-    /// The slow way of [`Id::parse`], for a text that [`Id::from_canonical`] does not take.
+    /// The slow way of [`IdKind::parse`], for a text that [`Id::from_canonical`] does not take.
+    pub(crate) fn parse_other(self, text: &[u8]) -> Result<Id, InvalidId> {
+        match self {
+            Self::Integer => Id::from_any_integer(text),
+            Self::Text => Id::from_text(text),
+        }
+    }
+
+    /// Reads an element of JSON, as it is written there: an integer, and under [`IdKind::Text`] also a string.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidId`] for what is neither, for a string with a bad escape, and for an integer with leading zeros.
+    pub(crate) fn parse_json(self, element: &[u8]) -> Result<Id, InvalidId> {
+        match (self, element) {
+            (Self::Text, [b'"', ..]) => Id::from_json_string(element),
+            (Self::Text, b"-0") => Ok(Id::from(0_u64)),
+            (Self::Text, _) => {
+                let integer = Id::from_any_integer(element).ok().filter(|id| id.as_bytes() == element);
+                integer.ok_or(InvalidId::Text)
+            }
+            (Self::Integer, _) => Id::from_any_integer(element),
+        }
+    }
+
+    /// `integer` or `text`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Integer => "integer",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// The bytes of an id.
+#[derive(Clone)]
+pub struct Id(Bytes);
+
+#[derive(Clone)]
+enum Bytes {
+    Inside { len: u8, bytes: [u8; MAX_INSIDE] },
+    Boxed(Box<[u8]>),
+}
+
+impl Id {
+    /// Reads any integer: `-?[0-9]+`, ASCII digits only, within range.
     #[cold]
-    pub(crate) fn from_any(text: &[u8]) -> Result<Self, InvalidId> {
+    fn from_any_integer(text: &[u8]) -> Result<Self, InvalidId> {
         // Rust reads a `+` too.
-        let text = str::from_utf8(text).ok().filter(|text| !text.starts_with('+')).ok_or(InvalidId)?;
+        let text =
+            str::from_utf8(text).ok().filter(|text| !text.starts_with('+')).ok_or(InvalidId::Integer)?;
         if let Ok(number) = text.parse::<i64>() {
             return Ok(number.into());
         }
-        text.parse::<u64>().map(Self::from).map_err(|_| InvalidId)
+        text.parse::<u64>().map(Self::from).map_err(|_| InvalidId::Integer)
     }
 
-    /// The fast way of [`Id::parse`], for a text that is canonical already: nearly all are.
+    /// Reads an integer that is written as its canonical decimal: nearly all are.
     ///
     /// It reads words, not bytes. The processor cannot predict how many digits an id has, and one wrong guess takes
     /// longer than all the rest. It is always inlined. Otherwise the id is copied when it is returned, in other pieces
@@ -73,24 +135,56 @@ impl Id {
             }
             _ => return None,
         };
-        let mut bytes = [0; MAX_LEN];
+        let mut bytes = [0; MAX_INSIDE];
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..16].copy_from_slice(&second.to_le_bytes());
-        bytes[16..].copy_from_slice(&third.to_le_bytes()[..4]);
-        Some(Self { len: text.len() as u8, bytes })
+        bytes[16..].copy_from_slice(&third.to_le_bytes()[..MAX_INSIDE - 16]);
+        Some(Self(Bytes::Inside { len: text.len() as u8, bytes }))
     }
 
-    /// The canonical bytes, at most 20.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+    /// Checks a text, and takes it as it stands.
+    fn from_text(text: &[u8]) -> Result<Self, InvalidId> {
+        let is_sound = (1..=IdKind::MAX_TEXT).contains(&text.len()) && has_no_control_character(text);
+        if is_sound { Ok(Self::from_bytes(text)) } else { Err(InvalidId::Text) }
     }
 
-    /// A text that is canonical, and short enough.
-    fn from_text(text: &[u8]) -> Self {
-        let mut bytes = [0; MAX_LEN];
+    /// Reads a JSON string with its quotes.
+    fn from_json_string(string: &[u8]) -> Result<Self, InvalidId> {
+        match string {
+            [b'"', inside @ .., b'"'] if !inside.iter().any(|byte| matches!(byte, b'"' | b'\\')) => {
+                Self::from_text(inside)
+            }
+            _ => {
+                let text: String = serde_json::from_slice(string).map_err(|_| InvalidId::Text)?;
+                Self::from_text(text.as_bytes())
+            }
+        }
+    }
+
+    fn from_bytes(text: &[u8]) -> Self {
+        if text.len() > MAX_INSIDE {
+            return Self(Bytes::Boxed(text.into()));
+        }
+        let mut bytes = [0; MAX_INSIDE];
         bytes[..text.len()].copy_from_slice(text);
-        Self { len: text.len() as u8, bytes }
+        Self(Bytes::Inside { len: text.len() as u8, bytes })
     }
+
+    /// The bytes that are counted.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Bytes::Inside { len, bytes } => &bytes[..usize::from(*len)],
+            Bytes::Boxed(bytes) => bytes,
+        }
+    }
+}
+
+/// Whether this is UTF-8 without control characters (general category Cc of Unicode).
+fn has_no_control_character(text: &[u8]) -> bool {
+    // Nearly all ids are printable ASCII, and one look at each byte shows it.
+    text.iter().all(|byte| matches!(byte, b' '..=b'~'))
+        || str::from_utf8(text).is_ok_and(|text| !text.chars().any(char::is_control))
 }
 
 /// Reads up to eight digits into a word, as they are in memory, filled up with zero bytes. None if a byte is no digit.
@@ -109,13 +203,13 @@ fn digits(text: &[u8]) -> Option<u64> {
 
 impl From<u64> for Id {
     fn from(value: u64) -> Self {
-        Self::from_text(itoa::Buffer::new().format(value).as_bytes())
+        Self::from_bytes(itoa::Buffer::new().format(value).as_bytes())
     }
 }
 
 impl From<i64> for Id {
     fn from(value: i64) -> Self {
-        Self::from_text(itoa::Buffer::new().format(value).as_bytes())
+        Self::from_bytes(itoa::Buffer::new().format(value).as_bytes())
     }
 }
 
@@ -136,7 +230,7 @@ impl Hash for Id {
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_bytes().iter().try_for_each(|byte| write!(f, "{}", char::from(*byte)))
+        f.write_str(&String::from_utf8_lossy(self.as_bytes()))
     }
 }
 
@@ -151,7 +245,7 @@ mod tests {
     use super::*;
 
     fn canonical(text: &str) -> Option<String> {
-        Id::parse(text.as_bytes()).ok().map(|id| id.to_string())
+        IdKind::Integer.parse(text.as_bytes()).ok().map(|id| id.to_string())
     }
 
     #[test]
@@ -198,7 +292,7 @@ mod tests {
         ] {
             assert_eq!(canonical(text), None, "{text:?}");
         }
-        assert_eq!(Id::parse(b"\xff5"), Err(InvalidId));
+        assert_eq!(IdKind::Integer.parse(b"\xff5"), Err(InvalidId::Integer));
     }
 
     #[test]
@@ -214,7 +308,7 @@ mod tests {
                     let number = number
                         .filter(|n| (i64::MIN.into()..=u64::MAX.into()).contains(n))
                         .map(|n| n.to_string());
-                    let id = Id::parse(&text).ok().map(|id| id.to_string());
+                    let id = IdKind::Integer.parse(&text).ok().map(|id| id.to_string());
                     assert_eq!(id, number, "{}", text.escape_ascii());
                 }
             }
@@ -224,16 +318,56 @@ mod tests {
     #[test]
     fn integers_and_their_text_are_the_same_id() {
         for value in [0, 1, 9, 10, 99, u64::MAX / 2, u64::MAX] {
-            assert_eq!(Ok(Id::from(value)), Id::parse(value.to_string().as_bytes()));
+            assert_eq!(Ok(Id::from(value)), IdKind::Integer.parse(value.to_string().as_bytes()));
         }
         for value in [i64::MIN, -10, -1, 0, 1, i64::MAX] {
-            assert_eq!(Ok(Id::from(value)), Id::parse(value.to_string().as_bytes()));
+            assert_eq!(Ok(Id::from(value)), IdKind::Integer.parse(value.to_string().as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_text_is_an_id_byte_for_byte() {
+        let longest = "x".repeat(256);
+        for text in [
+            "7",
+            "007",
+            "-0",
+            " a ",
+            "+",
+            "%00",
+            "a=b&c",
+            "\u{1f600}",
+            "e\u{301}",
+            "\u{a0}",
+            "\u{ad}",
+            &longest,
+        ] {
+            let id = IdKind::Text.parse(text.as_bytes()).unwrap();
+            assert_eq!(id.as_bytes(), text.as_bytes());
+            assert_eq!(id.to_string(), text);
+        }
+        assert_ne!(IdKind::Text.parse(b"007"), IdKind::Text.parse(b"7"));
+        for length in 1..=256 {
+            let text = vec![b'a'; length];
+            assert_eq!(IdKind::Text.parse(&text).unwrap().as_bytes(), text, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        let too_long = "x".repeat(257);
+        for text in ["", &too_long, "\0", "a\tb", "a\n", "\r", "\u{7f}", "\u{80}", "\u{9f}", "ok\u{85}"] {
+            assert_eq!(IdKind::Text.parse(text.as_bytes()), Err(InvalidId::Text), "{text:?}");
+        }
+        for bytes in [&b"\xff"[..], b"a\xc3", b"\xed\xa0\x80", b"\xc0\xaf"] {
+            assert_eq!(IdKind::Text.parse(bytes), Err(InvalidId::Text), "{}", bytes.escape_ascii());
         }
     }
 
     #[test]
     fn left_over_digits_do_not_show() {
-        let ids: std::collections::HashSet<Id> = [Id::from(7_u64), Id::parse(b"007").unwrap()].into();
+        let ids: std::collections::HashSet<Id> =
+            [Id::from(7_u64), IdKind::Integer.parse(b"007").unwrap()].into();
         assert_eq!(ids.len(), 1);
     }
 }

@@ -49,7 +49,7 @@ impl IdKey {
         Ok(Self(SipHasher24::new_with_key(&key)))
     }
 
-    /// Returns what is counted instead of `id`: the hash of its canonical bytes, as an id.
+    /// Returns what is counted instead of `id`: the hash of its bytes, as an id.
     ///
     /// Two of n ids have the same hash with a probability of n²/2⁶⁵: 1 in 37 million for a million ids.
     pub fn apply(&self, id: &Id) -> Id {
@@ -79,6 +79,7 @@ impl fmt::Debug for IdKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::IdKind;
 
     /// The key of the paper.
     const KEY: &str = "000102030405060708090a0b0c0d0e0f";
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn what_becomes_of_an_id_never_changes() {
         let key = IdKey::parse(KEY).unwrap();
-        let of = |id: &[u8]| key.apply(&Id::parse(id).unwrap()).to_string();
+        let of = |id: &[u8]| key.apply(&IdKind::Integer.parse(id).unwrap()).to_string();
         assert_eq!(
             [of(b"0"), of(b"42"), of(b"-1")],
             ["5676083054106314383", "2333533692843879699", "12154980789504152878"]

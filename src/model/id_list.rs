@@ -8,16 +8,19 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::model::id::Id;
+use crate::model::id::{Id, IdKind, InvalidId};
 use crate::platform::words::position;
 
 /// How a list is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
-    /// An id a line. Lines end in LF or CR LF; the last one need not.
+    /// A line is an id as it stands. Lines end in LF or CR LF; the last one need not.
     Lines,
-    /// A JSON array of integers.
-    Json,
+    /// A line is a JSON value (NDJSON): an integer, or a string where ids are texts. Integers may have leading zeros where all
+    /// ids are integers.
+    JsonLines,
+    /// A JSON array of such values.
+    JsonArray,
 }
 
 /// The text is no list of ids.
@@ -27,7 +30,7 @@ pub enum InvalidIdList {
     #[error("there is no id")]
     Empty,
     /// One of them is no id.
-    #[error("the id number {place} is no integer in range")]
+    #[error("the element number {place} is no id")]
     InvalidId {
         /// Counted from 1.
         place: usize,
@@ -40,7 +43,7 @@ pub enum InvalidIdList {
 /// A list with at least one id, until its ids are taken.
 #[derive(Debug)]
 pub struct IdList {
-    format: ListFormat,
+    notation: Notation,
     /// The ids that the check kept.
     ids: Vec<Id>,
     /// The text of the ids that are not read yet; see [`Elements::rest`].
@@ -56,21 +59,24 @@ impl IdList {
     /// # Errors
     ///
     /// [`InvalidIdList`] when an element is no id, or there is no element.
-    pub fn parse(format: ListFormat, text: &Bytes) -> Result<Self, InvalidIdList> {
+    pub fn parse(format: ListFormat, kind: IdKind, text: &Bytes) -> Result<Self, InvalidIdList> {
+        let notation = Notation { format, kind };
         // An id and what separates it from the next take at least two bytes.
         let ids = Vec::with_capacity(Self::PIECE.min(text.len() / 2 + 1));
-        let mut check = Check { ids, checked: 0 };
+        let mut check = Check { notation, ids, checked: 0 };
         match format {
-            ListFormat::Lines => Elements::of(format, text).try_for_each(|text| check.element(text))?,
-            ListFormat::Json => check.json(text)?,
+            ListFormat::Lines | ListFormat::JsonLines => {
+                Elements::of(notation, text).try_for_each(|text| check.element(text))?;
+            }
+            ListFormat::JsonArray => check.json(text)?,
         }
         match check {
             Check { checked: 0, .. } => Err(InvalidIdList::Empty),
-            Check { ids, checked } if checked == ids.len() => Ok(Self { format, ids, rest: None }),
+            Check { ids, checked, .. } if checked == ids.len() => Ok(Self { notation, ids, rest: None }),
             Check { mut ids, .. } => {
                 ids.clear();
-                let rest = Elements::of(format, text).rest.map(|rest| text.slice_ref(rest));
-                Ok(Self { format, ids, rest })
+                let rest = Elements::of(notation, text).rest.map(|rest| text.slice_ref(rest));
+                Ok(Self { notation, ids, rest })
             }
         }
     }
@@ -87,22 +93,51 @@ impl IdList {
             *piece = std::mem::take(&mut self.ids);
         }
         let Some(text) = &self.rest else { return };
-        let mut elements = Elements { format: self.format, rest: Some(text) };
+        let mut elements = Elements { notation: self.notation, rest: Some(text) };
         while piece.len() < Self::PIECE
             && let Some(element) = elements.next()
         {
             // Each branch adds the id itself: a value that both branches return would be copied once more.
             match Id::from_canonical(element) {
                 Some(id) => piece.push(id),
-                None => piece.extend(Id::from_any(element)),
+                None => piece.extend(self.notation.read(element)),
             }
         }
         self.rest = elements.rest.map(|rest| text.slice_ref(rest));
     }
 }
 
+/// What the elements of a list are, and how they are written.
+#[derive(Debug, Clone, Copy)]
+struct Notation {
+    format: ListFormat,
+    kind: IdKind,
+}
+
+impl Notation {
+    /// Reads an element that is no canonical integer: that is the same id in every notation.
+    fn read(self, element: &[u8]) -> Result<Id, InvalidId> {
+        match (self.format, self.kind) {
+            (ListFormat::Lines, kind) | (ListFormat::JsonLines, kind @ IdKind::Integer) => {
+                kind.parse_other(element)
+            }
+            (ListFormat::JsonLines | ListFormat::JsonArray, kind) => kind.parse_json(element),
+        }
+    }
+
+    /// The byte between two elements, if it is in no element.
+    fn separator(self) -> Option<u8> {
+        match (self.format, self.kind) {
+            (ListFormat::Lines | ListFormat::JsonLines, _) => Some(b'\n'),
+            (ListFormat::JsonArray, IdKind::Integer) => Some(b','),
+            (ListFormat::JsonArray, IdKind::Text) => None,
+        }
+    }
+}
+
 /// The check of a list.
 struct Check {
+    notation: Notation,
     /// The first ids, as many as a piece has.
     ids: Vec<Id>,
     checked: usize,
@@ -116,7 +151,7 @@ impl Check {
             self.keep(id);
         } else {
             let invalid = |_| InvalidIdList::InvalidId { place: self.checked };
-            self.keep(Id::from_any(element).map_err(invalid)?);
+            self.keep(self.notation.read(element).map_err(invalid)?);
         }
         Ok(())
     }
@@ -159,23 +194,32 @@ impl Check {
     }
 }
 
-/// The elements between the separators of a text.
+/// The elements of a text.
 struct Elements<'a> {
-    format: ListFormat,
+    notation: Notation,
     /// The text after the last separator so far; none at the end.
     rest: Option<&'a [u8]>,
 }
 
 impl<'a> Elements<'a> {
-    /// For JSON only after the check. Then the text is an array of integers, and only commas, white space and the
-    /// brackets are between them.
-    fn of(format: ListFormat, text: &'a [u8]) -> Self {
-        let rest = match format {
+    /// A JSON array only after the check: then only commas and white space are between its elements.
+    fn of(notation: Notation, text: &'a [u8]) -> Self {
+        let rest = match notation.format {
             // No line follows the end of the last line.
-            ListFormat::Lines => text.strip_suffix(b"\n").unwrap_or(text),
-            ListFormat::Json => inside_brackets(text),
+            ListFormat::Lines | ListFormat::JsonLines => text.strip_suffix(b"\n").unwrap_or(text),
+            ListFormat::JsonArray => inside_brackets(text),
         };
-        Self { format, rest: (!text.is_empty()).then_some(rest) }
+        Self { notation, rest: (!text.is_empty()).then_some(rest) }
+    }
+
+    /// The next element of a JSON array of strings and integers.
+    fn next_value(&mut self) -> Option<&'a [u8]> {
+        let text = self.rest?;
+        let mut values = serde_json::Deserializer::from_slice(text).into_iter::<&RawValue>();
+        let value = values.next()?.ok()?;
+        let after = text[values.byte_offset()..].trim_ascii_start();
+        self.rest = after.strip_prefix(b",");
+        Some(value.get().as_bytes())
     }
 }
 
@@ -184,17 +228,16 @@ impl<'a> Iterator for Elements<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
+        let Some(separator) = self.notation.separator() else { return self.next_value() };
         let text = self.rest?;
-        let separator = match self.format {
-            ListFormat::Lines => b'\n',
-            ListFormat::Json => b',',
-        };
         let end = position(separator, text);
         self.rest = end.map(|end| &text[end + 1..]);
         let element = end.map_or(text, |end| &text[..end]);
-        Some(match self.format {
-            ListFormat::Lines => element.strip_suffix(b"\r").unwrap_or(element),
-            ListFormat::Json => element.trim_ascii(),
+        Some(match (self.notation.format, self.notation.kind) {
+            (ListFormat::Lines, _) | (ListFormat::JsonLines, IdKind::Integer) => {
+                element.strip_suffix(b"\r").unwrap_or(element)
+            }
+            (ListFormat::JsonLines | ListFormat::JsonArray, _) => element.trim_ascii(),
         })
     }
 }
@@ -242,13 +285,19 @@ mod tests {
             for end in ["", "\n"] {
                 for between in ["\n", "\r\n"] {
                     let text = written.join(between) + end;
-                    assert_eq!(taken(IdList::parse(ListFormat::Lines, &text.into()).unwrap()), ids);
+                    assert_eq!(
+                        taken(IdList::parse(ListFormat::Lines, IdKind::Integer, &text.into()).unwrap()),
+                        ids
+                    );
                 }
             }
             // JSON has none.
             for between in [",", " ,\n\t "] {
                 let text = format!(" [ {} ]\n", ids.join(between));
-                assert_eq!(taken(IdList::parse(ListFormat::Json, &text.into()).unwrap()), ids);
+                assert_eq!(
+                    taken(IdList::parse(ListFormat::JsonArray, IdKind::Integer, &text.into()).unwrap()),
+                    ids
+                );
             }
         }
     }
@@ -259,9 +308,13 @@ mod tests {
             let mut written: Vec<_> = (0..3_000).map(|n| n.to_string()).collect();
             written[place - 1] = "1.0".to_owned();
             let bad = Err(InvalidIdList::InvalidId { place });
-            let lines = IdList::parse(ListFormat::Lines, &written.join("\n").into());
+            let lines = IdList::parse(ListFormat::Lines, IdKind::Integer, &written.join("\n").into());
             assert_eq!(lines.map(taken), bad);
-            let json = IdList::parse(ListFormat::Json, &format!("[{}]", written.join(",")).into());
+            let json = IdList::parse(
+                ListFormat::JsonArray,
+                IdKind::Integer,
+                &format!("[{}]", written.join(",")).into(),
+            );
             assert_eq!(json.map(taken), bad);
         }
     }
@@ -269,21 +322,76 @@ mod tests {
     #[test]
     fn what_is_no_list_is_refused() {
         use InvalidIdList::{Empty, InvalidId, NoArray};
-        use ListFormat::{Json, Lines};
+        use ListFormat::{JsonArray, JsonLines, Lines};
         for (format, text, error) in [
             (Lines, "", Empty),
             (Lines, "\n", InvalidId { place: 1 }),
             (Lines, "1\n\n2", InvalidId { place: 2 }),
             (Lines, "1\n\n", InvalidId { place: 2 }),
             (Lines, "12345678 \n", InvalidId { place: 1 }),
-            (Json, "", NoArray),
-            (Json, "[]", Empty),
-            (Json, "[1,]", NoArray),
-            (Json, "[1.5,", NoArray),
-            (Json, "[1][2]", NoArray),
-            (Json, "[1,[2]]", InvalidId { place: 2 }),
+            (JsonLines, "1\n\"2\"", InvalidId { place: 2 }),
+            (JsonArray, "", NoArray),
+            (JsonArray, "[]", Empty),
+            (JsonArray, "[1,]", NoArray),
+            (JsonArray, "[1.5,", NoArray),
+            (JsonArray, "[1][2]", NoArray),
+            (JsonArray, "[1,[2]]", InvalidId { place: 2 }),
+            (JsonArray, "[1,\"2\"]", InvalidId { place: 2 }),
         ] {
-            assert_eq!(IdList::parse(format, &text.into()).map(taken), Err(error), "{text:?}");
+            assert_eq!(
+                IdList::parse(format, IdKind::Integer, &text.into()).map(taken),
+                Err(error),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn texts_are_read_alike_in_every_format() {
+        // As a line, and as JSON.
+        let written =
+            [("a,b", r#""a,b""#), ("]", r#""]""#), ("007", r#""007""#), ("7", "7"), ("\"\\", r#""\"\\""#)];
+        let more = [
+            (" é ", r#"" \u00e9 ""#),
+            ("\u{1f600}", r#""\ud83d\ude00""#),
+            ("18446744073709551615", "18446744073709551615"),
+        ];
+        let all: Vec<_> = written.into_iter().chain(more).cycle().take(3_000).collect();
+        let ids: Vec<_> = all.iter().map(|(line, _)| (*line).to_owned()).collect();
+        let read = |format, text: String| taken(IdList::parse(format, IdKind::Text, &text.into()).unwrap());
+        let json: Vec<_> = all.iter().map(|(_, json)| *json).collect();
+        for end in ["\n", "\r\n"] {
+            assert_eq!(read(ListFormat::Lines, ids.join(end)), ids);
+            assert_eq!(read(ListFormat::JsonLines, json.join(end)), ids);
+        }
+        for between in [",", " ,\n\t "] {
+            assert_eq!(read(ListFormat::JsonArray, format!(" [ {} ]\n", json.join(between))), ids);
+        }
+    }
+
+    #[test]
+    fn texts_that_are_no_ids_are_refused() {
+        use InvalidIdList::{InvalidId, NoArray};
+        use ListFormat::{JsonArray, JsonLines, Lines};
+        for (format, text, error) in [
+            (Lines, "a\n\nb", InvalidId { place: 2 }),
+            (Lines, "a\rb", InvalidId { place: 1 }),
+            (JsonLines, "\"a\"\nb", InvalidId { place: 2 }),
+            (JsonLines, "007", InvalidId { place: 1 }),
+            (JsonLines, "1 2", InvalidId { place: 1 }),
+            (JsonLines, "\"a\"\"b\"", InvalidId { place: 1 }),
+            (JsonLines, "\"\"", InvalidId { place: 1 }),
+            (JsonLines, "1e3", InvalidId { place: 1 }),
+            (JsonLines, "18446744073709551616", InvalidId { place: 1 }),
+            (JsonLines, "-9223372036854775809", InvalidId { place: 1 }),
+            (JsonLines, "null", InvalidId { place: 1 }),
+            (JsonArray, "[\"a\",true]", InvalidId { place: 2 }),
+            (JsonArray, "[\"a\",\"\\u0000\"]", InvalidId { place: 2 }),
+            (JsonArray, "[\"\\ud800\"]", InvalidId { place: 1 }),
+            (JsonArray, "[\"a\" \"b\"]", NoArray),
+        ] {
+            let list = IdList::parse(format, IdKind::Text, &text.into());
+            assert_eq!(list.map(taken), Err(error), "{text:?}");
         }
     }
 }

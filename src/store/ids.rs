@@ -62,13 +62,13 @@ impl IdSet {
 
     /// True when the id is new.
     fn insert(&self, id: &Id) -> bool {
-        self.stripe(id).lock().insert(*id)
+        self.stripe(id).lock().insert(id.clone())
     }
 
     /// Adds an id. A new id needs `room`. True when the id is in the set afterwards.
     pub(super) fn insert_if(&self, id: &Id, room: impl FnOnce() -> bool) -> bool {
         let mut ids = self.stripe(id).lock();
-        ids.contains(id) || room() && ids.insert(*id)
+        ids.contains(id) || room() && ids.insert(id.clone())
     }
 
     /// Removes ids. Returns how many were in the set.
@@ -90,7 +90,7 @@ impl IdSet {
     pub(super) fn some(&self, most: usize) -> Vec<Id> {
         let mut some = Vec::new();
         for ids in &self.stripes {
-            some.extend(ids.lock().iter().take(most - some.len()));
+            some.extend(ids.lock().iter().take(most - some.len()).cloned());
             if some.len() == most {
                 break;
             }

@@ -13,7 +13,7 @@ pub use self::answers::{AddError, Added, CountError, StoreCount};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
-use crate::model::id::Id;
+use crate::model::id::{Id, IdKind};
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
@@ -33,6 +33,8 @@ pub fn standard_error(mode: Mode, shards: Shards) -> f64 {
 /// What is counted, and how.
 #[derive(Debug, Clone)]
 pub struct Counting {
+    /// What clients count.
+    pub ids: IdKind,
     /// How ids are remembered.
     pub mode: Mode,
     /// The length of a window.

@@ -6,6 +6,7 @@ use headcount::coordination::lease::Lease;
 use headcount::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
 use headcount::coordination::term::Term;
 use headcount::coordination::{CloseError, Heartbeat, MembershipView, REMEMBERED, Settings};
+use headcount::model::id::IdKind;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowCount, WindowLength};
@@ -51,7 +52,7 @@ impl Instance {
             instance_id: name.to_owned(),
             window: window().length(),
             retention: Duration::from_secs(600),
-            settings: Settings::new(Mode::Hll, window().length(), Shards::ONE, None),
+            settings: Settings::new(IdKind::Integer, Mode::Hll, window().length(), Shards::ONE, None),
         };
         Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }
     }

@@ -59,5 +59,6 @@ mod sketch_properties;
 mod status;
 mod stream_sink;
 mod test_support;
+mod text_ids;
 mod verify_command;
 mod window_boundaries;

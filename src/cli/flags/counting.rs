@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values;
+use crate::model::id::IdKind;
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
@@ -15,6 +16,10 @@ use crate::store::Counting;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Counting")]
 pub(super) struct CountingFlags {
+    /// What an id is
+    #[arg(long, env = "HEADCOUNT_IDS", value_enum, default_value_t = IdKind::Integer)]
+    ids: IdKind,
+
     /// How to count
     #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
     mode: Mode,
@@ -46,7 +51,7 @@ pub(super) struct CountingFlags {
 
 impl CountingFlags {
     pub(super) fn settings(self) -> Result<Counting, String> {
-        let Self { mode, window, shards, .. } = self;
+        let Self { ids, mode, window, shards, .. } = self;
         let id_key = self.id_key.map(|key| key.parse("--id-key <KEY>", IdKey::parse)).transpose()?;
         let shortest = 2 * window.duration();
         let retention = match self.retention {
@@ -63,6 +68,6 @@ impl CountingFlags {
                 Mode::Exact => Duration::from_secs(15 * 60),
             }),
         };
-        Ok(Counting { mode, window, shards, retention, id_key })
+        Ok(Counting { ids, mode, window, shards, retention, id_key })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
+use crate::model::id::IdKind;
 use crate::model::mode::Mode;
 use crate::store::redis::{OnRedisDown, RedisWrites};
 use crate::telemetry::logging::Format;
@@ -76,6 +77,11 @@ macro_rules! possible_values {
             }
         }
     };
+}
+
+possible_values! { IdKind:
+    IdKind::Integer = "integer", "An integer that fits 64 bits";
+    IdKind::Text = "text", "1 to 256 bytes of UTF-8 without control characters, compared byte for byte";
 }
 
 possible_values! { Mode:

@@ -1,5 +1,6 @@
 //! `/api/verve/accept`: one id in the query of a GET, or many in the body of a POST.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::{IntoResponse, Response};
+use percent_encoding::percent_decode_str;
 use quanta::Instant;
-use url::form_urlencoded;
 
 use super::bulk;
 use super::in_flight::Place;
@@ -18,7 +19,7 @@ use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
-use crate::model::id::Id;
+use crate::model::id::{Id, IdKind};
 use crate::model::id_list::IdList;
 use crate::model::window::Window;
 use crate::store::AddError;
@@ -78,8 +79,11 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
     api.admit(headers)?;
     routes.in_flight.admit()?;
     let window = api.window_now();
-    let (id, endpoint) = parse_query(uri.query().unwrap_or_default(), api.callbacks.guard())?;
-    let window = count(routes, window, &[api.element(id)], &mut None).await?;
+    let (id, endpoint) =
+        parse_query(uri.query().unwrap_or_default(), api.counting.ids, api.callbacks.guard())?;
+    let mut id = [id];
+    api.hash(&mut id);
+    let window = count(routes, window, &id, &mut None).await?;
     if let Some(endpoint) = endpoint {
         api.callbacks.submit(endpoint, window);
     }
@@ -113,7 +117,7 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
         bulk::refuse(request).await;
         return Err(failure);
     }
-    let mut body = bulk::read(request, &api.settings, &routes.bulk_budget).await?;
+    let mut body = bulk::read(request, api.counting.ids, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
     // Piece by piece, so that it holds up nobody else.
     let (mut piece, mut place) = (Vec::new(), None);
@@ -122,9 +126,7 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
         if piece.is_empty() {
             return Ok(());
         }
-        for id in &mut piece {
-            *id = api.element(*id);
-        }
+        api.hash(&mut piece);
         window = count(routes, window, &piece, &mut place).await?;
         if piece.len() == IdList::PIECE {
             // A counter in memory never waits, so this is where others get their turn.
@@ -133,21 +135,34 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
     }
 }
 
-/// Reads `id=<integer>` and the optional `endpoint=<url>`; other parameters are ignored.
-fn parse_query(query: &str, guard: &Guard) -> Result<(Id, Option<Endpoint>), Failure> {
+/// Reads `id=<id>` and the optional `endpoint=<url>`; other parameters are ignored.
+///
+/// Of an id only `%XX` is decoded: a `+` is a plus, and bytes that are not UTF-8 are refused, not replaced. The other
+/// texts are decoded as forms are.
+fn parse_query(query: &str, ids: IdKind, guard: &Guard) -> Result<(Id, Option<Endpoint>), Failure> {
     let mut id = None;
     let mut endpoint = None;
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*key {
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match &*form_text(key) {
             "id" if id.is_some() => return Err(Failure::RepeatedId),
-            "id" => id = Some(Id::parse(value.as_bytes())),
+            "id" => id = Some(ids.parse(&Cow::from(percent_decode_str(value)))),
             "endpoint" if endpoint.is_some() => return Err(Failure::InvalidEndpoint),
-            "endpoint" => endpoint = Some(guard.admit(&value)?),
+            "endpoint" => endpoint = Some(guard.admit(&form_text(value))?),
             _ => {}
         }
     }
     let id = id.ok_or(Failure::MissingId)?.map_err(|_| Failure::InvalidId { line: None })?;
     Ok((id, endpoint))
+}
+
+/// Decodes a key or a value of `application/x-www-form-urlencoded`.
+fn form_text(written: &str) -> Cow<'_, str> {
+    if !written.contains(['+', '%']) {
+        return Cow::Borrowed(written);
+    }
+    let with_spaces = written.replace('+', " ");
+    Cow::Owned(percent_decode_str(&with_spaces).decode_utf8_lossy().into_owned())
 }
 
 /// Adds ids to `window`, the one they arrived in, and returns the window that they were counted in.

@@ -13,6 +13,7 @@ use tracing::error;
 
 use crate::http::error::Failure;
 use crate::http::settings::Settings;
+use crate::model::id::IdKind;
 use crate::model::id_list::{IdList, ListFormat};
 
 /// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
@@ -45,7 +46,12 @@ pub(super) struct Bulk {
 }
 
 /// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
-pub(super) async fn read(request: Request, limits: &Settings, budget: &Budget) -> Result<Bulk, Failure> {
+pub(super) async fn read(
+    request: Request,
+    kind: IdKind,
+    limits: &Settings,
+    budget: &Budget,
+) -> Result<Bulk, Failure> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let announced = request.body().size_hint().lower();
     let begun = format(request.headers()).and_then(|format| {
@@ -62,7 +68,7 @@ pub(super) async fn read(request: Request, limits: &Settings, budget: &Budget) -
         Err(failure) => Err(failure),
     };
     match read {
-        Ok((format, body, budget)) => Ok(Bulk { ids: parse(format, body).await?, _budget: budget }),
+        Ok((format, body, budget)) => Ok(Bulk { ids: parse(format, kind, body).await?, _budget: budget }),
         Err(failure) => {
             linger(body, expects_continue).await;
             Err(failure)
@@ -77,8 +83,9 @@ fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // What follows a semicolon are parameters, such as the charset: digits are the same in all.
     match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
-        "text/plain" | "application/x-ndjson" => Ok(ListFormat::Lines),
-        "application/json" => Ok(ListFormat::Json),
+        "text/plain" => Ok(ListFormat::Lines),
+        "application/x-ndjson" => Ok(ListFormat::JsonLines),
+        "application/json" => Ok(ListFormat::JsonArray),
         _ => Err(Failure::UnsupportedMediaType),
     }
 }
@@ -127,11 +134,12 @@ async fn linger(body: Body, expects_continue: bool) {
 }
 
 /// Sees that the body is a list of ids.
-async fn parse(format: ListFormat, body: Bytes) -> Result<IdList, Failure> {
+async fn parse(format: ListFormat, kind: IdKind, body: Bytes) -> Result<IdList, Failure> {
     if body.len() <= CHECKED_IN_PLACE {
-        return IdList::parse(format, &body).map_err(Failure::from);
+        return IdList::parse(format, kind, &body).map_err(Failure::from);
     }
-    let check = tokio::task::spawn_blocking(move || IdList::parse(format, &body).map_err(Failure::from));
+    let check =
+        tokio::task::spawn_blocking(move || IdList::parse(format, kind, &body).map_err(Failure::from));
     check.await.unwrap_or_else(|error| {
         error!(%error, "the check of a bulk body panicked");
         Err(Failure::StoreUnavailable)
