@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use headcount::http::Failure;
+use headcount::model::id::IdKind;
 use serde_json::{Value, json};
 
 use crate::support::http::{get, once};
@@ -18,7 +19,7 @@ const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 const API: [&str; 2] = ["--include-path-regex", "^/api/"];
 
 fn description() -> Value {
-    serde_json::from_slice(&headcount::http::description()).expect("JSON")
+    serde_json::from_slice(&headcount::http::description(IdKind::Integer)).expect("JSON")
 }
 
 /// Each path with a method, such as `GET /livez`.
@@ -44,7 +45,7 @@ fn objects(value: &Value) -> Vec<&serde_json::Map<String, Value>> {
 
 #[tokio::test]
 async fn what_is_served_is_the_description() {
-    let text = headcount::http::description();
+    let text = headcount::http::description(IdKind::Integer);
     let server = Server::start(&LONG_WINDOW).await;
     assert_eq!(server.get("/openapi.json").await.body.as_bytes(), text);
     let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
@@ -177,6 +178,18 @@ async fn an_instance_in_memory_follows_the_description() {
     assert_keeps_to_it(&server, &[]);
     let accepted = server.metric(r#"headcount_requests_total{route="bulk",result="ok"}"#).await;
     assert!(accepted > 10.0, "it does send bodies that are good");
+}
+
+#[tokio::test]
+async fn an_instance_that_counts_texts_follows_its_description() {
+    let server = Server::start(&[&LONG_WINDOW[..], &["--ids", "text"]].concat()).await;
+    // A schema cannot say how many bytes a text may have.
+    assert_keeps_to_it(&server, &[API, ["--exclude-checks", "positive_data_acceptance"]].concat());
+    for route in ["accept", "bulk"] {
+        let accepted =
+            server.metric(&format!(r#"headcount_requests_total{{route="{route}",result="ok"}}"#)).await;
+        assert!(accepted > 10.0, "{route}: it does send ids that are good");
+    }
 }
 
 #[tokio::test]

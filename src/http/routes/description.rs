@@ -4,9 +4,10 @@
 //! read off the answers that each [`Failure`] makes. The rest is what utoipa 6 has no words for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
@@ -18,20 +19,32 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use super::accept;
 use super::ops;
+use super::schemas;
+use super::state::Routes;
 use super::status;
 use super::ui;
 use super::unique;
 use crate::http::api::ONLY_READ;
 use crate::http::error::{Failure, NO_STORE};
+use crate::model::id::IdKind;
 
-/// The description as JSON. It is made once, when somebody first asks.
-pub fn description() -> Bytes {
-    static DESCRIPTION: LazyLock<Bytes> = LazyLock::new(|| {
-        let mut description = json!(Derived::openapi());
-        complete(&mut description);
-        format!("{description:#}").into()
-    });
-    DESCRIPTION.clone()
+/// The description of a service that counts such ids, as JSON. Each is made once, for the first client that asks.
+pub fn description(ids: IdKind) -> Bytes {
+    static OF_INTEGERS: LazyLock<Bytes> = LazyLock::new(|| describe(IdKind::Integer));
+    static OF_TEXTS: LazyLock<Bytes> = LazyLock::new(|| describe(IdKind::Text));
+    match ids {
+        IdKind::Integer => OF_INTEGERS.clone(),
+        IdKind::Text => OF_TEXTS.clone(),
+    }
+}
+
+fn describe(ids: IdKind) -> Bytes {
+    let mut description = json!(Derived::openapi());
+    complete(&mut description);
+    if ids == IdKind::Text {
+        schemas::describe_texts(&mut description);
+    }
+    format!("{description:#}").into()
 }
 
 /// What every description has.
@@ -50,9 +63,9 @@ pub(super) struct OpenApi {
     responses((status = 200, description = "An OpenAPI 3.1 description.", body = inline(OpenApi)))
 )]
 // It is not to be cached, because another version may answer the next request.
-pub(super) async fn openapi() -> Response {
+pub(super) async fn openapi(State(routes): State<Arc<Routes>>) -> Response {
     let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, NO_STORE)];
-    (headers, description()).into_response()
+    (headers, description(routes.api.counting.ids)).into_response()
 }
 
 /// What utoipa derives.
@@ -104,8 +117,7 @@ impl Modify for Shared {
 
 /// Adds the refusals, the answers of one word, HEAD, and what utoipa cannot say.
 fn complete(description: &mut Value) {
-    description["info"]["summary"] =
-        json!("Counts how many different integer ids arrive in each window of time.");
+    description["info"]["summary"] = json!("Counts how many different ids arrive in each window of time.");
     let Some(paths) = description["paths"].as_object_mut() else { return };
     for (path, operations) in paths.iter_mut() {
         let Some(operations) = operations.as_object_mut() else { continue };

@@ -1,5 +1,6 @@
 //! Schemas of what is no struct: values that are written as a number or as text, and bodies.
 
+use serde_json::{Value, json};
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{KnownFormat, Object, ObjectBuilder, RefOr, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
@@ -38,6 +39,32 @@ impl PartialSchema for Lines {
 }
 
 impl ToSchema for Lines {}
+
+/// Says what ids are where they are texts. The derived schemas say what they are where they are integers.
+pub(super) fn describe_texts(description: &mut Value) {
+    /// A JSON value that is an id, for certain: longer ones may be too.
+    const VALUE: &str = r#"("[^"\\\u0000-\u001f\u007f-\u009f]{1,64}"|0|-?[1-9][0-9]{0,17})"#;
+    description["components"]["schemas"]["Id"] = json!({
+        "type": ["string", "integer"],
+        "description": "Up to 256 bytes of UTF-8 without control characters (U+0000 to 1F, 7F to 9F), compared byte for \
+            byte: `007` is not `7`. An integer that fits 64 bits is its canonical decimal.",
+        "minLength": 1, "maxLength": 256, "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+        "minimum": i64::MIN, "maximum": u64::MAX,
+    });
+    description["components"]["schemas"]["Lines"]["pattern"] =
+        json!(r"^[^\u0000-\u001f\u007f-\u009f]+(\r?\n[^\u0000-\u001f\u007f-\u009f]+)*(\r?\n)?$");
+    let accept = &mut description["paths"]["/api/verve/accept"];
+    accept["get"]["parameters"][0]["description"] =
+        json!("The id, only once. Of it only `%XX` is decoded: a `+` is a plus.");
+    accept["post"]["requestBody"]["content"]["application/x-ndjson"] = json!({
+        "schema": {
+            "type": "string",
+            "description": "A JSON value a line: a string, or an integer that fits 64 bits.",
+            "pattern": format!(r"^{VALUE}(\r?\n{VALUE})*(\r?\n)?$"),
+        },
+        "examples": { "three": { "value": "\"a\"\n\"b\"\n3\n" } },
+    });
+}
 
 /// The metrics.
 #[derive(ToSchema)]
