@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::support::fleet::{
-    Fleet, WINDOW, assert_complete, assert_no_gap, assert_once_each, assert_same_bytes, next_window, seconds,
-    sketch_in, sketch_of,
+    Fleet, WINDOW, assert_complete, assert_no_gap, assert_once_each, assert_same_registers, next_window,
+    seconds, sketch_in, sketch_of,
 };
 use crate::support::load::{Load, burst};
 use crate::support::nginx::Nginx;
@@ -58,7 +58,7 @@ async fn three_behind_nginx_publish_one_right_number_a_window() {
 
     let published = published_once(&hll, &truth_hll).await;
     for (start, sent) in &truth_hll {
-        assert_same_bytes(&sketch_in(&redis, "hll", *start), sent);
+        assert_same_registers(&sketch_in(&redis, "hll", *start), sent);
         assert_eq!(published[start].unique, sketch_of(sent).estimate(), "{start}");
         assert_eq!(published[start].accepted, sent.len() as u64, "{start}");
     }
@@ -173,7 +173,7 @@ async fn a_flushed_redis_loses_no_window() {
     let published = fleet.wait_published(start + 4).await;
     assert_no_gap(&published);
     let all = before.sent.iter().chain(&after.sent).copied();
-    assert_same_bytes(&sketch_in(&redis, "flushed", start), all);
+    assert_same_registers(&sketch_in(&redis, "flushed", start), all);
     let (_, closed) = &published[&start][0];
     assert_eq!(closed.accepted, (before.sent.len() + after.sent.len()) as u64);
     assert_complete(&published);
@@ -227,7 +227,7 @@ async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     let published = fleet.wait_published(start + 4).await;
     assert_no_gap(&published);
     let all: BTreeSet<_> = before.sent.iter().chain(&after.sent).copied().collect();
-    assert_same_bytes(&sketch_in(&redis, "snapshot", start), &all);
+    assert_same_registers(&sketch_in(&redis, "snapshot", start), &all);
     assert_eq!(published[&start][0].1.unique, sketch_of(&all).estimate());
 }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::fleet::{
-    Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_bytes, next_window, sketch_in, sketch_of,
+    Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_registers, next_window, sketch_in, sketch_of,
 };
 use crate::support::load::paced_burst;
 use crate::support::outage::{Outage, Site};
@@ -90,7 +90,7 @@ async fn assert_all_published(fleet: &Fleet, truth: &Truth, in_doubt: &[u64]) ->
 async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth: &Truth) {
     let published = assert_all_published(fleet, truth, &[]).await;
     for (start, sent) in truth {
-        assert_same_bytes(&sketch_in(&site.redis, namespace, *start), sent);
+        assert_same_registers(&sketch_in(&site.redis, namespace, *start), sent);
         assert_eq!(published[start], (sketch_of(sent).estimate(), sent.len() as u64), "{start}");
     }
 }

@@ -15,7 +15,7 @@ use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWr
 use headcount::store::{AddError, Store};
 use headcount::telemetry::metrics::Metrics;
 
-use crate::support::fleet::assert_same_bytes;
+use crate::support::fleet::assert_same_registers;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
 use crate::support::server::value_of;
@@ -108,7 +108,7 @@ async fn changed_sends_as_many_ids_as_theory_says() {
             counter.add(window(), &[Id::from(id)]).await.unwrap();
         }
         assert_eq!(calls(&server, "pfadd") - before, sent as u64);
-        assert_same_bytes(&sketch(&server, &namespace), 0..ids);
+        assert_same_registers(&sketch(&server, &namespace), 0..ids);
         let stats = counter.count(window()).await.unwrap();
         assert_eq!(stats.accepted_ids, 2 * ids);
     }
@@ -159,7 +159,7 @@ async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
     assert!(cuts >= 3, "{cuts}");
     for (counter, namespace) in [(all, "all"), (changed, "changed")] {
         seal_in_the_end(&counter).await;
-        assert_same_bytes(&sketch(&server, namespace), 0..IDS);
+        assert_same_registers(&sketch(&server, namespace), 0..IDS);
         assert_eq!(counter.count(window()).await.unwrap().accepted_ids, IDS);
     }
 }
@@ -175,7 +175,7 @@ async fn the_seal_restores_a_sketch_that_the_server_lost() {
         server.restart();
         counter.add(window(), &ids(20_000..50_000)).await.unwrap();
         counter.seal(window()).await.unwrap();
-        assert_same_bytes(&sketch(&server, "lost"), 0..50_000);
+        assert_same_registers(&sketch(&server, "lost"), 0..50_000);
         server.restart();
     }
 }

@@ -47,7 +47,7 @@ fn without_cache(bytes: &[u8]) -> Vec<u8> {
 fn registers_and_estimates_are_those_of_redis() {
     let server = Redis::start();
     let mut redis = server.connect();
-    let mut sparse_strings = 0;
+    let (mut sparse_strings, mut dense_strings) = (0, 0);
     for (seed, count) in [0, 1, 2, 10, 100, 1_000, 16_384, 100_000, 1_000_000].into_iter().enumerate() {
         let key = format!("ids:{count}");
         let ids = random_ids(seed as u64, count);
@@ -60,7 +60,11 @@ fn registers_and_estimates_are_those_of_redis() {
 
         redis::cmd("PFDEBUG").arg("TODENSE").arg(&key).exec(&mut redis).unwrap();
         let dense: Vec<u8> = redis.get(&key).unwrap();
-        assert!(without_cache(&dense) == without_cache(&ours.to_bytes()), "{count} ids, dense");
+        let written = ours.to_bytes();
+        if written[4] != SPARSE {
+            dense_strings += 1;
+            assert!(without_cache(&dense) == without_cache(&written), "{count} ids, dense");
+        }
         assert_eq!(Sketch::from_bytes(&dense).unwrap(), ours);
 
         let theirs: u64 = redis.pfcount(&key).unwrap();
@@ -71,6 +75,7 @@ fn registers_and_estimates_are_those_of_redis() {
         assert_eq!(of_ours, theirs, "Redis counts our string of {count} ids");
     }
     assert!(sparse_strings >= 5, "small keys are sparse: {sparse_strings}");
+    assert!(dense_strings >= 2, "our large strings are dense: {dense_strings}");
 }
 
 #[test]
@@ -90,6 +95,36 @@ fn redis_merges_our_strings_as_we_do() {
         assert_eq!(Sketch::from_bytes(&merged).unwrap(), sketch, "{ours} of ours, {theirs} of theirs");
         let count: u64 = redis.pfcount("merged").unwrap();
         assert_eq!(count, sketch.estimate());
+    }
+}
+
+/// Redis makes a key dense when its sparse string is longer than `hll-sparse-max-bytes`, 3000 by default: with some 1 000
+/// ids. `PFMERGE` of our strings makes it dense no earlier.
+#[test]
+fn a_key_stays_sparse_under_our_strings_as_long_as_under_ids() {
+    let server = Redis::start();
+    let mut redis = server.connect();
+    for max_bytes in [3_000, 200] {
+        let () = redis::cmd("CONFIG")
+            .arg("SET")
+            .arg("hll-sparse-max-bytes")
+            .arg(max_bytes)
+            .query(&mut redis)
+            .unwrap();
+        let mut encodings = Vec::new();
+        for count in [1, 10, 30, 50, 100, 400, 800, 1_500, 5_000] {
+            let (ours, theirs) = (random_ids(1, count / 2), random_ids(2, count - count / 2));
+            let () = redis.del(&["by_ids", "merged"]).unwrap();
+            pfadd(&mut redis, "by_ids", &[&theirs[..], &ours].concat());
+            pfadd(&mut redis, "merged", &theirs);
+            let () = redis.set("ours", sketch_of(&ours).to_bytes()).unwrap();
+            let () = redis.pfmerge("merged", &["ours"]).unwrap();
+            let [by_ids, merged] = ["by_ids", "merged"].map(|key| redis.get::<_, Vec<u8>>(key).unwrap());
+            assert_eq!(by_ids[4], merged[4], "{count} ids, {max_bytes} bytes");
+            assert_eq!(Sketch::from_bytes(&merged).unwrap(), Sketch::from_bytes(&by_ids).unwrap());
+            encodings.push(merged[4]);
+        }
+        assert!(encodings.contains(&SPARSE) && encodings.last() != Some(&SPARSE), "{encodings:?}");
     }
 }
 

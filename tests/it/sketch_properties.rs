@@ -1,6 +1,6 @@
 //! Properties of every sketch, and of every string that claims to be one.
 
-use headcount::hll::{InvalidSketch, Sketch};
+use headcount::hll::{GrowingSketch, InvalidSketch, Sketch};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -48,11 +48,27 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_read(elements in vec(any::<u64>(), 0..4_000)) {
+    fn what_is_written_is_read(elements in vec(any::<u64>(), 0..20_000)) {
         let sketch = sketch_of(&elements);
         let string = sketch.to_bytes();
-        prop_assert_eq!(string.len(), DENSE_LENGTH);
+        prop_assert!(string.len() < DENSE_LENGTH || string.len() == DENSE_LENGTH && string[4] == 0);
         prop_assert_eq!(Sketch::from_bytes(&string), Ok(sketch));
+    }
+
+    /// Whether it still lists registers, has just become dense, or is dense for long.
+    #[test]
+    fn a_growing_sketch_is_the_sketch_of_its_elements(
+        elements in prop_oneof![vec(any::<u64>(), 0..100), vec(any::<u64>(), 1_900..2_700), vec(any::<u64>(), 0..9_000)],
+    ) {
+        let (growing, sketch, merged) = (GrowingSketch::default(), Sketch::new(), Sketch::new());
+        for element in &elements {
+            let element = element.to_string();
+            prop_assert_eq!(growing.add(element.as_bytes()), sketch.add(element.as_bytes()));
+        }
+        prop_assert_eq!(growing.estimate(), sketch.estimate());
+        prop_assert_eq!(growing.to_bytes(), sketch.to_bytes());
+        growing.merge_into(&merged);
+        prop_assert_eq!(merged, sketch);
     }
 
     /// Adding again, in any order, changes nothing.
@@ -91,7 +107,8 @@ fn strings() -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn broken_strings_say_what_is_wrong() {
-    let whole = Sketch::new().to_bytes();
+    let many: Vec<u64> = (0..100_000).collect();
+    let whole = sketch_of(&many).to_bytes();
     let cover = |length: u16| [0b0100_0000 | (length >> 8) as u8, length as u8];
     for (string, error) in [
         (Vec::new(), InvalidSketch::NoHeader),
@@ -111,6 +128,39 @@ fn broken_strings_say_what_is_wrong() {
         assert_eq!(Sketch::from_bytes(&string), Err(error));
     }
     assert_eq!(Sketch::from_bytes(&header(1, &cover(16_383))), Ok(Sketch::new()));
+}
+
+/// A register that a sparse string cannot hold, beside one that it can.
+#[test]
+fn a_high_register_is_written_dense() {
+    let with_register = |rank: u8| {
+        let mut body = vec![0; 12_288];
+        body[0] = rank;
+        Sketch::from_bytes(&header(0, &body)).unwrap()
+    };
+    for (rank, encoding) in [(1, 1), (32, 1), (33, 0), (51, 0)] {
+        let string = with_register(rank).to_bytes();
+        assert_eq!((string[4], Sketch::from_bytes(&string)), (encoding, Ok(with_register(rank))), "{rank}");
+    }
+}
+
+/// 64 threads, one sketch: no addition is lost while it becomes dense.
+#[test]
+fn threads_share_a_growing_sketch() {
+    for elements in [500_u64, 8_000] {
+        let shared = GrowingSketch::default();
+        let changes: usize = std::thread::scope(|scope| {
+            let add = |thread: u64| {
+                let elements = (0..elements).map(move |n| (thread * 7_919 + n * 31) % elements);
+                elements.filter(|element| shared.add(element.to_string().as_bytes())).count()
+            };
+            let threads: Vec<_> = (0..64).map(|thread| scope.spawn(move || add(thread))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        let all: Vec<u64> = (0..elements).collect();
+        assert_eq!(shared.to_bytes(), sketch_of(&all).to_bytes());
+        assert!(changes >= 400, "{changes}");
+    }
 }
 
 /// 64 threads, one sketch, no lock.

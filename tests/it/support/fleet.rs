@@ -158,7 +158,8 @@ pub fn sketch_of(ids: impl IntoIterator<Item = impl Borrow<u64>>) -> Sketch {
     sketch
 }
 
-/// That Redis's string is, but for the cached cardinality, the one of a sketch of these ids.
-pub fn assert_same_bytes(in_redis: &[u8], ids: impl IntoIterator<Item = impl Borrow<u64>>) {
-    assert!(in_redis[16..] == sketch_of(ids).to_bytes()[16..], "other registers than those of the ids");
+/// That all registers of Redis's string are those of a sketch of these ids.
+pub fn assert_same_registers(in_redis: &[u8], ids: impl IntoIterator<Item = impl Borrow<u64>>) {
+    let stored = Sketch::from_bytes(in_redis).expect("a sketch");
+    assert!(stored == sketch_of(ids), "other registers than those of the ids");
 }
