@@ -15,6 +15,7 @@ use crate::coordination::lease::Lease;
 use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
 use crate::coordination::term::Term;
 use crate::coordination::{self, Coordinator};
+use crate::model::id::IdKind;
 use crate::model::mode::Mode;
 use crate::platform::workers::Workers;
 use crate::redis::keys::Keys;
@@ -29,6 +30,8 @@ use crate::telemetry::metrics::Metrics;
 const BYTES_AN_EXACT_ID: f64 = 54.0;
 /// The same of a keyed id, which has 19 or 20.
 const BYTES_A_KEYED_ID: f64 = 70.0;
+/// What Redis takes for a text of 36 bytes. Others may be shorter or longer.
+const BYTES_A_UUID: f64 = 88.0;
 /// Different ids a second that the forecast of memory assumes.
 const FORECAST_RATE: f64 = 10_000.0;
 
@@ -227,7 +230,11 @@ async fn look_at_server(redis: &Redis) {
 /// Logs how much memory Redis needs for all ids of a retention.
 fn forecast_memory(counting: &Counting) {
     let seconds = (counting.retention + counting.window.duration()).as_secs_f64();
-    let bytes = if counting.id_key.is_some() { BYTES_A_KEYED_ID } else { BYTES_AN_EXACT_ID };
+    let bytes = match (counting.id_key.is_some(), counting.ids) {
+        (true, _) => BYTES_A_KEYED_ID,
+        (false, IdKind::Integer) => BYTES_AN_EXACT_ID,
+        (false, IdKind::Text) => BYTES_A_UUID,
+    };
     let megabytes = FORECAST_RATE * seconds * bytes / 1e6;
     info!(
         "exact counting: at {FORECAST_RATE} different ids a second Redis holds up to {megabytes:.0} MB, if no \

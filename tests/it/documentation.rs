@@ -518,10 +518,12 @@ fn the_examples_of_the_readme_run() {
 #[test]
 fn the_examples_of_the_api_run() {
     let blocks = blocks("docs/api.md");
-    let mut shell = Shell::new();
-    shell.run("headcount &");
-    assert_eq!(blocks.len(), 1);
+    assert_eq!(blocks.len(), 2);
     for block in &blocks {
+        let mut shell = Shell::new();
+        if !block[0].command.starts_with("headcount ") {
+            shell.run("headcount &");
+        }
         run_block("docs/api.md", &mut shell, block);
     }
 }

@@ -53,7 +53,7 @@ pub(super) struct RedisFlags {
     #[arg(long, env = "HEADCOUNT_ON_REDIS_DOWN", value_enum, default_value_t = OnRedisDown::Count)]
     pub(super) on_redis_down: OnRedisDown,
 
-    /// In mode exact, how many different ids an instance keeps while Redis is away, at 25 to 50 bytes each.
+    /// In mode exact, how many different ids an instance keeps while Redis is away, at 25 to 50 bytes each (75 to 110 beyond 22 bytes of text).
     /// It refuses more
     #[arg(
         long, env = "HEADCOUNT_PENDING_MAX", value_name = "NUMBER", default_value = "5000000",
