@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
 use headcount::hll::Sketch;
-use headcount::model::id::{Id, IdKind};
-use headcount::model::id_list::{IdList, ListFormat};
+use headcount::model::id::{Id, IntegerId};
+use headcount::model::id_list::{ListFormat, ListOf};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
@@ -25,17 +25,17 @@ use headcount::store::memory::MemoryStore;
 ///
 /// What is measured gets other ids each time, because a processor soon learns a thousand of them by heart: which are
 /// shorter than others.
-fn ids(count: u64) -> Vec<Id> {
+fn ids(count: u64) -> Vec<IntegerId> {
     let mut state = 1_u64;
     let next = |_| {
         // Knuth's generator for MMIX.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        Id::from((state >> 33) % 1_000_000)
+        IntegerId::from((state >> 33) % 1_000_000)
     };
     (0..count).map(next).collect()
 }
 
-fn sketch_of(ids: &[Id]) -> Sketch {
+fn sketch_of(ids: &[IntegerId]) -> Sketch {
     let sketch = Sketch::new();
     for id in ids {
         sketch.add(id.as_bytes());
@@ -68,10 +68,10 @@ fn parsing(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for (name, text) in [("id, canonical", "123456"), ("id, not canonical", "-0123456")] {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| IdKind::Integer.parse(black_box(text.as_bytes())).unwrap())
+            bencher.iter(|| IntegerId::parse(black_box(text.as_bytes())).unwrap())
         });
     }
-    let texts: Vec<_> = ids(100_000).iter().map(Id::to_string).collect();
+    let texts: Vec<_> = ids(100_000).iter().map(IntegerId::to_string).collect();
     group.throughput(Throughput::Elements(1_000));
     for (name, format, ends) in
         [("lines", ListFormat::Lines, ["", "\n", "\n"]), ("JSON", ListFormat::JsonArray, ["[", ",", "]"])]
@@ -83,7 +83,7 @@ fn parsing(criterion: &mut Criterion) {
         let mut ids = Vec::new();
         group.bench_function(format!("1 000 ids, {name}"), |bencher| {
             bencher.iter(|| {
-                let mut list = IdList::parse(format, IdKind::Integer, texts.next().unwrap()).unwrap();
+                let mut list = ListOf::<IntegerId>::parse(format, texts.next().unwrap()).unwrap();
                 list.take(&mut ids);
                 black_box(&ids);
             });
@@ -93,7 +93,7 @@ fn parsing(criterion: &mut Criterion) {
 }
 
 /// A counter in memory never waits.
-fn add(counter: &Store, window: Window, ids: &[Id]) {
+fn add(counter: &Store, window: Window, ids: &[IntegerId]) {
     let mut adding = pin!(counter.add(window, ids));
     let Poll::Ready(Ok(_)) = adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
         panic!("it waits, or fails");

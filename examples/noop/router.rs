@@ -7,7 +7,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use axum::routing::any;
-use headcount::model::id::IdKind;
+use headcount::model::id::{Id, IntegerId};
 use url::form_urlencoded;
 
 /// Made once; that of the service is the same to the letter.
@@ -33,7 +33,7 @@ async fn accept(State(body_limit): State<usize>, request: Request) -> Response {
 
 fn accept_one(query: &str) -> Response {
     let id = form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == "id").then_some(value));
-    match id.map(|id| IdKind::Integer.parse(id.as_bytes())) {
+    match id.map(|id| IntegerId::parse(id.as_bytes())) {
         Some(Ok(_)) => answer(StatusCode::OK, "ok"),
         _ => answer(StatusCode::BAD_REQUEST, "failed"),
     }

@@ -10,7 +10,6 @@ use super::error::Failure;
 use super::settings::Settings;
 use crate::callback::Callbacks;
 use crate::coordination::ClosedWindows;
-use crate::model::id::Id;
 use crate::model::window::{Clock, Window};
 use crate::store::{Counting, Store};
 use crate::telemetry::metrics::Metrics;
@@ -64,15 +63,6 @@ impl Api {
         match *request.method() {
             Method::GET | Method::HEAD => Ok(()),
             _ => Err(ONLY_READ),
-        }
-    }
-
-    /// With `--id-key`, puts the hash of each id in its place.
-    pub(super) fn hash(&self, ids: &mut [Id]) {
-        if let Some(key) = &self.counting.id_key {
-            for id in ids {
-                *id = key.apply(id);
-            }
         }
     }
 

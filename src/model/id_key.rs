@@ -5,7 +5,7 @@ use std::fmt;
 use siphasher::sip::SipHasher24;
 use thiserror::Error;
 
-use crate::model::id::Id;
+use crate::model::id::IntegerId;
 
 /// Length of a key.
 const KEY_LEN: usize = 16;
@@ -52,8 +52,8 @@ impl IdKey {
     /// Returns what is counted instead of `id`: the hash of its bytes, as an id.
     ///
     /// Two of n ids have the same hash with a probability of n²/2⁶⁵: 1 in 37 million for a million ids.
-    pub fn apply(&self, id: &Id) -> Id {
-        Id::from(self.0.hash(id.as_bytes()))
+    pub fn apply(&self, id: impl AsRef<[u8]>) -> IntegerId {
+        IntegerId::from(self.0.hash(id.as_ref()))
     }
 
     /// 16 hexadecimal digits that identify the key and may be public.
@@ -79,7 +79,7 @@ impl fmt::Debug for IdKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::id::IdKind;
+    use crate::model::id::Id;
 
     /// The key of the paper.
     const KEY: &str = "000102030405060708090a0b0c0d0e0f";
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn what_becomes_of_an_id_never_changes() {
         let key = IdKey::parse(KEY).unwrap();
-        let of = |id: &[u8]| key.apply(&IdKind::Integer.parse(id).unwrap()).to_string();
+        let of = |id: &[u8]| key.apply(IntegerId::parse(id).unwrap()).to_string();
         assert_eq!(
             [of(b"0"), of(b"42"), of(b"-1")],
             ["5676083054106314383", "2333533692843879699", "12154980789504152878"]
@@ -141,8 +141,8 @@ mod tests {
     #[test]
     fn keys_have_nothing_in_common() {
         let (key, other) = (IdKey::parse(KEY).unwrap(), IdKey::parse(&KEY.replace("00", "80")).unwrap());
-        let ids = (0..1000_u64).map(Id::from);
-        assert!(ids.clone().all(|id| key.apply(&id) != other.apply(&id) && key.apply(&id) != id));
+        let ids = (0..1000_u64).map(IntegerId::from);
+        assert!(ids.clone().all(|id| key.apply(id) != other.apply(id) && key.apply(id) != id));
         assert_ne!(key.fingerprint(), other.fingerprint());
     }
 

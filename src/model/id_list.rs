@@ -3,12 +3,14 @@
 //! The whole list is checked before any id is taken, so that one bad id refuses all. The check keeps the ids of a short
 //! list. A long list is read a second time, piece by piece: its ids would take up to ten times the memory of its text.
 
+use std::marker::PhantomData;
+
 use bytes::Bytes;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::model::id::{Id, IdKind, InvalidId};
+use crate::model::id::{Id, IdKind, IntegerId, InvalidId, TextId};
 use crate::platform::words::position;
 
 /// How a list is written.
@@ -40,94 +42,109 @@ pub enum InvalidIdList {
     NoArray,
 }
 
-/// A list with at least one id, until its ids are taken.
+/// A list of ids of either kind.
 #[derive(Debug)]
-pub struct IdList {
-    notation: Notation,
-    /// The ids that the check kept.
-    ids: Vec<Id>,
-    /// The text of the ids that are not read yet; see [`Elements::rest`].
-    rest: Option<Bytes>,
+pub enum IdList {
+    /// Of [`IdKind::Integer`].
+    Integers(ListOf<IntegerId>),
+    /// Of [`IdKind::Text`].
+    Texts(ListOf<TextId>),
 }
 
 impl IdList {
-    /// Ids that [`IdList::take`] takes, at most.
-    pub(crate) const PIECE: usize = 1024;
-
     /// Checks every id.
     ///
     /// # Errors
     ///
     /// [`InvalidIdList`] when an element is no id, or there is no element.
     pub fn parse(format: ListFormat, kind: IdKind, text: &Bytes) -> Result<Self, InvalidIdList> {
-        let notation = Notation { format, kind };
+        match kind {
+            IdKind::Integer => ListOf::parse(format, text).map(Self::Integers),
+            IdKind::Text => ListOf::parse(format, text).map(Self::Texts),
+        }
+    }
+}
+
+/// A list with at least one id, until its ids are taken.
+#[derive(Debug)]
+pub struct ListOf<I> {
+    format: ListFormat,
+    /// The ids that the check kept.
+    ids: Vec<I>,
+    /// The text of the ids that are not read yet; see [`Elements::rest`].
+    rest: Option<Bytes>,
+}
+
+/// Ids that [`ListOf::take`] takes, at most.
+pub(crate) const PIECE: usize = 1024;
+
+impl<I: ListedId> ListOf<I> {
+    /// Checks every id.
+    ///
+    /// # Errors
+    ///
+    /// As [`IdList::parse`].
+    pub fn parse(format: ListFormat, text: &Bytes) -> Result<Self, InvalidIdList> {
         // An id and what separates it from the next take at least two bytes.
-        let ids = Vec::with_capacity(Self::PIECE.min(text.len() / 2 + 1));
-        let mut check = Check { notation, ids, checked: 0 };
+        let ids = Vec::with_capacity(PIECE.min(text.len() / 2 + 1));
+        let mut check = Check::<I> { format, ids, checked: 0 };
         match format {
             ListFormat::Lines | ListFormat::JsonLines => {
-                Elements::of(notation, text).try_for_each(|text| check.element(text))?;
+                Elements::<I>::of(format, text).try_for_each(|text| check.element(text))?;
             }
             ListFormat::JsonArray => check.json(text)?,
         }
         match check {
             Check { checked: 0, .. } => Err(InvalidIdList::Empty),
-            Check { ids, checked, .. } if checked == ids.len() => Ok(Self { notation, ids, rest: None }),
+            Check { ids, checked, .. } if checked == ids.len() => Ok(Self { format, ids, rest: None }),
             Check { mut ids, .. } => {
                 ids.clear();
-                let rest = Elements::of(notation, text).rest.map(|rest| text.slice_ref(rest));
-                Ok(Self { notation, ids, rest })
+                let rest = Elements::<I>::of(format, text).rest.map(|rest| text.slice_ref(rest));
+                Ok(Self { format, ids, rest })
             }
         }
     }
 
-    /// Takes the next ids, in their order: up to [`IdList::PIECE`] of them, none at the end. They replace those in
-    /// `piece`.
+    /// Takes the next ids, in their order: up to 1 024 of them, none at the end. They replace those in `piece`.
     ///
     /// This is not an iterator. An iterator copies each id several times, right after it was written and in pieces of
     /// another size, so the processor waits for each copy. That was half of what an id cost.
-    pub fn take(&mut self, piece: &mut Vec<Id>) {
+    pub fn take(&mut self, piece: &mut Vec<I>) {
         piece.clear();
         if self.ids.capacity() > 0 {
             // Even if the check left no ids: their memory is used again.
             *piece = std::mem::take(&mut self.ids);
         }
         let Some(text) = &self.rest else { return };
-        let mut elements = Elements { notation: self.notation, rest: Some(text) };
-        while piece.len() < Self::PIECE
+        let mut elements = Elements::<I>::at(self.format, Some(text));
+        while piece.len() < PIECE
             && let Some(element) = elements.next()
         {
             // Each branch adds the id itself: a value that both branches return would be copied once more.
-            match Id::from_canonical(element) {
+            match I::parse_quickly(element) {
                 Some(id) => piece.push(id),
-                None => piece.extend(self.notation.read(element)),
+                None => piece.extend(I::parse_element(self.format, element)),
             }
         }
         self.rest = elements.rest.map(|rest| text.slice_ref(rest));
     }
 }
 
-/// What the elements of a list are, and how they are written.
-#[derive(Debug, Clone, Copy)]
-struct Notation {
-    format: ListFormat,
-    kind: IdKind,
-}
+/// How the ids of a kind stand in a list.
+pub trait ListedId: Id {
+    /// Which kind it is.
+    const KIND: IdKind;
 
-impl Notation {
-    /// Reads an element that is no canonical integer: that is the same id in every notation.
-    fn read(self, element: &[u8]) -> Result<Id, InvalidId> {
-        match (self.format, self.kind) {
-            (ListFormat::Lines, kind) | (ListFormat::JsonLines, kind @ IdKind::Integer) => {
-                kind.parse_other(element)
-            }
-            (ListFormat::JsonLines | ListFormat::JsonArray, kind) => kind.parse_json(element),
-        }
-    }
+    /// Reads an element that [`Id::parse_quickly`] does not.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidId`].
+    fn parse_element(format: ListFormat, element: &[u8]) -> Result<Self, InvalidId>;
 
     /// The byte between two elements, if it is in no element.
-    fn separator(self) -> Option<u8> {
-        match (self.format, self.kind) {
+    fn separator(format: ListFormat) -> Option<u8> {
+        match (format, Self::KIND) {
             (ListFormat::Lines | ListFormat::JsonLines, _) => Some(b'\n'),
             (ListFormat::JsonArray, IdKind::Integer) => Some(b','),
             (ListFormat::JsonArray, IdKind::Text) => None,
@@ -135,30 +152,50 @@ impl Notation {
     }
 }
 
+impl ListedId for IntegerId {
+    const KIND: IdKind = IdKind::Integer;
+
+    /// A line of JSON is read as any line: version one took leading zeros.
+    fn parse_element(_: ListFormat, element: &[u8]) -> Result<Self, InvalidId> {
+        Self::parse(element)
+    }
+}
+
+impl ListedId for TextId {
+    const KIND: IdKind = IdKind::Text;
+
+    fn parse_element(format: ListFormat, element: &[u8]) -> Result<Self, InvalidId> {
+        match format {
+            ListFormat::Lines => Self::parse(element),
+            ListFormat::JsonLines | ListFormat::JsonArray => Self::parse_json(element),
+        }
+    }
+}
+
 /// The check of a list.
-struct Check {
-    notation: Notation,
+struct Check<I> {
+    format: ListFormat,
     /// The first ids, as many as a piece has.
-    ids: Vec<Id>,
+    ids: Vec<I>,
     checked: usize,
 }
 
-impl Check {
+impl<I: ListedId> Check<I> {
     #[inline]
     fn element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
         self.checked += 1;
-        if let Some(id) = Id::from_canonical(element) {
+        if let Some(id) = I::parse_quickly(element) {
             self.keep(id);
         } else {
             let invalid = |_| InvalidIdList::InvalidId { place: self.checked };
-            self.keep(self.notation.read(element).map_err(invalid)?);
+            self.keep(I::parse_element(self.format, element).map_err(invalid)?);
         }
         Ok(())
     }
 
     #[inline]
-    fn keep(&mut self, id: Id) {
-        if self.ids.len() < IdList::PIECE {
+    fn keep(&mut self, id: I) {
+        if self.ids.len() < PIECE {
             self.ids.push(id);
         }
     }
@@ -168,9 +205,9 @@ impl Check {
     /// It looks at the text of an element. A parsed number would lose digits that a float cannot hold, and might hide a
     /// fraction.
     fn json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
-        struct Elements<'a>(&'a mut Check);
+        struct Elements<'a, I>(&'a mut Check<I>);
 
-        impl<'de> Visitor<'de> for Elements<'_> {
+        impl<'de, I: ListedId> Visitor<'de> for Elements<'_, I> {
             type Value = Result<(), InvalidIdList>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -195,24 +232,30 @@ impl Check {
 }
 
 /// The elements of a text.
-struct Elements<'a> {
-    notation: Notation,
+struct Elements<'a, I> {
+    format: ListFormat,
     /// The text after the last separator so far; none at the end.
     rest: Option<&'a [u8]>,
+    kind: PhantomData<I>,
 }
 
-impl<'a> Elements<'a> {
+impl<'a, I: ListedId> Elements<'a, I> {
     /// A JSON array only after the check: then only commas and white space are between its elements.
-    fn of(notation: Notation, text: &'a [u8]) -> Self {
-        let rest = match notation.format {
+    fn of(format: ListFormat, text: &'a [u8]) -> Self {
+        let rest = match format {
             // No line follows the end of the last line.
             ListFormat::Lines | ListFormat::JsonLines => text.strip_suffix(b"\n").unwrap_or(text),
             ListFormat::JsonArray => inside_brackets(text),
         };
-        Self { notation, rest: (!text.is_empty()).then_some(rest) }
+        Self::at(format, (!text.is_empty()).then_some(rest))
     }
 
-    /// The next element of a JSON array of strings and integers.
+    fn at(format: ListFormat, rest: Option<&'a [u8]>) -> Self {
+        Self { format, rest, kind: PhantomData }
+    }
+
+    /// The next element of a JSON array of strings and integers. It is kept out of the loop over lines, which is hot.
+    #[inline(never)]
     fn next_value(&mut self) -> Option<&'a [u8]> {
         let text = self.rest?;
         let mut values = serde_json::Deserializer::from_slice(text).into_iter::<&RawValue>();
@@ -223,17 +266,17 @@ impl<'a> Elements<'a> {
     }
 }
 
-impl<'a> Iterator for Elements<'a> {
+impl<'a, I: ListedId> Iterator for Elements<'a, I> {
     type Item = &'a [u8];
 
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
-        let Some(separator) = self.notation.separator() else { return self.next_value() };
+        let Some(separator) = I::separator(self.format) else { return self.next_value() };
         let text = self.rest?;
         let end = position(separator, text);
         self.rest = end.map(|end| &text[end + 1..]);
         let element = end.map_or(text, |end| &text[..end]);
-        Some(match (self.notation.format, self.notation.kind) {
+        Some(match (self.format, I::KIND) {
             (ListFormat::Lines, _) | (ListFormat::JsonLines, IdKind::Integer) => {
                 element.strip_suffix(b"\r").unwrap_or(element)
             }
@@ -254,15 +297,22 @@ fn inside_brackets(array: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    fn taken(mut list: IdList) -> Vec<String> {
+    fn taken(list: IdList) -> Vec<String> {
+        match list {
+            IdList::Integers(list) => taken_of(list),
+            IdList::Texts(list) => taken_of(list),
+        }
+    }
+
+    fn taken_of<I: ListedId + ToString>(mut list: ListOf<I>) -> Vec<String> {
         let (mut all, mut piece) = (Vec::new(), Vec::new());
         loop {
             list.take(&mut piece);
             if piece.is_empty() {
                 return all;
             }
-            assert!(piece.len() <= IdList::PIECE);
-            all.extend(piece.iter().map(Id::to_string));
+            assert!(piece.len() <= PIECE);
+            all.extend(piece.iter().map(I::to_string));
         }
     }
 

@@ -32,7 +32,7 @@ impl MemoryStore {
         Self { mode, shards, windows: WindowTable::default() }
     }
 
-    pub(super) fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
+    pub(super) fn add<I: Id>(&self, window: Window, ids: &[I]) -> Result<Added, AddError> {
         let new = || OpenWindow { ids: Ids::new(self.mode, self.shards), accepted: AtomicU64::new(0) };
         self.windows.enter(window, new, |open| open.add(ids))
     }
@@ -63,8 +63,8 @@ impl MemoryStore {
 }
 
 impl OpenWindow {
-    fn add(&self, ids: &[Id]) -> Added {
-        let changed = ids.iter().filter(|id| self.ids.add(id)).count();
+    fn add<I: Id>(&self, ids: &[I]) -> Added {
+        let changed = ids.iter().filter(|id| self.ids.add(id.as_ref())).count();
         // Ordered before the seal by the lock of the table.
         self.accepted.fetch_add(ids.len() as u64, Ordering::Relaxed);
         Added { changed: changed as u64 }

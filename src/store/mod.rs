@@ -78,7 +78,7 @@ impl Store {
     /// # Errors
     ///
     /// [`AddError::Sealed`]: no id was added. [`AddError::Unavailable`]: some ids may have been added.
-    pub async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
+    pub async fn add<I: Id>(&self, window: Window, ids: &[I]) -> Result<Added, AddError> {
         match self {
             Self::Memory(store) => store.add(window, ids),
             Self::Redis(store) => store.add(window, ids).await,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::WindowLength;
@@ -43,7 +43,7 @@ async fn stream_errors(mode: Mode, shards: u16, sizes: &[u64], stream: u64) -> V
     let window = "24h".parse::<WindowLength>().unwrap().window_at(UNIX_EPOCH);
     let counter = Store::Memory(MemoryStore::new(mode, Shards::new(shards).unwrap()));
     // A permutation of all 64-bit numbers, so no id comes twice.
-    let mut ids = SplitMix(stream << 40).map(Id::from);
+    let mut ids = SplitMix(stream << 40).map(IntegerId::from);
     let mut added = 0;
     let mut errors = Vec::new();
     for &size in sizes {

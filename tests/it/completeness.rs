@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use headcount::coordination::completeness::{Attendance, Evidence};
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
@@ -345,7 +345,7 @@ impl Run {
             Event::Accept(instance, from, count) => {
                 let (_, counter, sealed) = &self.living[of(instance)];
                 if !sealed {
-                    let ids: Vec<_> = (from..from + count).map(Id::from).collect();
+                    let ids: Vec<_> = (from..from + count).map(IntegerId::from).collect();
                     counter.add(Self::window(), &ids).await.unwrap();
                     self.accepted.extend(from..from + count);
                 }

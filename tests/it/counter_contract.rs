@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use headcount::model::id::{Id, IdKind};
+use headcount::model::id::{Id, IdKind, IntegerId, TextId};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
@@ -19,24 +19,42 @@ use headcount::telemetry::metrics::Metrics;
 use crate::support::PATIENCE;
 use crate::support::redis::{Flavour, Redis as RedisServer};
 
-const KINDS: [IdKind; 2] = [IdKind::Integer, IdKind::Text];
-
 /// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
 fn windows() -> impl Iterator<Item = Window> {
     let first = "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
     std::iter::successors(Some(first), |window| Some(window.next()))
 }
 
-fn id(kind: IdKind, text: &str) -> Id {
-    kind.parse(text.as_bytes()).unwrap()
+/// A kind of ids, with as many of them as there are numbers.
+trait Sample: Id + Clone + 'static {
+    const KIND: IdKind;
+
+    fn numbered(number: u64) -> Self;
 }
 
-/// Integers, or texts as long as a UUID.
-fn ids(kind: IdKind, range: std::ops::Range<u64>) -> Vec<Id> {
-    match kind {
-        IdKind::Integer => range.map(Id::from).collect(),
-        IdKind::Text => range.map(|n| id(kind, &format!("{n:08x}-0000-4000-8000-000000000000"))).collect(),
+impl Sample for IntegerId {
+    const KIND: IdKind = IdKind::Integer;
+
+    fn numbered(number: u64) -> Self {
+        number.into()
     }
+}
+
+impl Sample for TextId {
+    const KIND: IdKind = IdKind::Text;
+
+    /// As long as a UUID.
+    fn numbered(number: u64) -> Self {
+        id(&format!("{number:08x}-0000-4000-8000-000000000000"))
+    }
+}
+
+fn id<I: Id>(text: &str) -> I {
+    I::parse(text.as_bytes()).unwrap()
+}
+
+fn ids<I: Sample>(range: std::ops::Range<u64>) -> Vec<I> {
+    range.map(I::numbered).collect()
 }
 
 async fn unique(counter: &Store, window: Window) -> u64 {
@@ -46,34 +64,34 @@ async fn unique(counter: &Store, window: Window) -> u64 {
 /// Small counts are exact in both modes: with 16 384 registers, that ten ids fall on fewer than ten is
 /// unlikely, and the ids are fixed. So the suite asks both for the truth, and allows larger counts
 /// five standard errors.
-async fn suite(kind: IdKind, new: &dyn Fn() -> Arc<Store>, standard_error: f64) {
-    first_and_repeated_ids(kind, &new()).await;
-    edges_of_the_range(kind, &new()).await;
-    only_integers_have_many_spellings(kind, &new()).await;
-    many_at_once(kind, &new(), standard_error).await;
-    many_tasks_at_once(kind, new(), standard_error).await;
-    windows_are_kept_apart(kind, &new()).await;
-    a_sealed_window_refuses(kind, &new()).await;
-    sealing_seals_all_before(kind, &new()).await;
-    a_seal_waits_for_additions(kind, new(), standard_error).await;
-    forgotten_windows_are_evicted(kind, &new()).await;
+async fn suite<I: Sample>(new: &dyn Fn() -> Arc<Store>, standard_error: f64) {
+    first_and_repeated_ids::<I>(&new()).await;
+    edges_of_the_range::<I>(&new()).await;
+    only_integers_have_many_spellings::<I>(&new()).await;
+    many_at_once::<I>(&new(), standard_error).await;
+    many_tasks_at_once::<I>(new(), standard_error).await;
+    windows_are_kept_apart::<I>(&new()).await;
+    a_sealed_window_refuses::<I>(&new()).await;
+    sealing_seals_all_before::<I>(&new()).await;
+    a_seal_waits_for_additions::<I>(new(), standard_error).await;
+    forgotten_windows_are_evicted::<I>(&new()).await;
 }
 
-async fn first_and_repeated_ids(kind: IdKind, counter: &Store) {
+async fn first_and_repeated_ids<I: Sample>(counter: &Store) {
     let window = windows().next().unwrap();
     assert_eq!(counter.count(window).await, Ok(StoreCount::default()), "a window that was never added to");
-    assert_eq!(counter.add(window, &[id(kind, "1")]).await.unwrap().changed, 1);
-    assert_eq!(counter.add(window, &[id(kind, "1")]).await.unwrap().changed, 0);
-    assert_eq!(counter.add(window, &[id(kind, "2"), id(kind, "2"), id(kind, "1")]).await.unwrap().changed, 1);
-    assert_eq!(counter.add(window, &[]).await.unwrap().changed, 0);
+    assert_eq!(counter.add(window, &[id::<I>("1")]).await.unwrap().changed, 1);
+    assert_eq!(counter.add(window, &[id::<I>("1")]).await.unwrap().changed, 0);
+    assert_eq!(counter.add(window, &[id::<I>("2"), id::<I>("2"), id::<I>("1")]).await.unwrap().changed, 1);
+    assert_eq!(counter.add::<I>(window, &[]).await.unwrap().changed, 0);
     assert_eq!(counter.count(window).await, Ok(StoreCount { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
 }
 
-async fn edges_of_the_range(kind: IdKind, counter: &Store) {
+async fn edges_of_the_range<I: Sample>(counter: &Store) {
     let window = windows().next().unwrap();
     // A text ends where it is no longer kept inside an id, and where it is too long.
     let lengths = [1, 22, 23, 256].map(|length| "é".repeat(length / 2) + &"x".repeat(length % 2));
-    let edges = match kind {
+    let edges = match I::KIND {
         IdKind::Integer => {
             vec!["0", "-1", "1", "-9223372036854775808", "9223372036854775807", "18446744073709551615"]
         }
@@ -81,36 +99,36 @@ async fn edges_of_the_range(kind: IdKind, counter: &Store) {
     };
     for (before, edge) in edges.iter().enumerate() {
         assert_eq!(unique(counter, window).await, before as u64);
-        counter.add(window, &[id(kind, edge)]).await.unwrap();
+        counter.add(window, &[id::<I>(edge)]).await.unwrap();
     }
     assert_eq!(unique(counter, window).await, edges.len() as u64);
 }
 
-async fn only_integers_have_many_spellings(kind: IdKind, counter: &Store) {
+async fn only_integers_have_many_spellings<I: Sample>(counter: &Store) {
     let window = windows().next().unwrap();
-    counter.add(window, &["7", "007", "0000007", "0", "-0", "-7"].map(|text| id(kind, text))).await.unwrap();
-    let different = match kind {
+    counter.add(window, &["7", "007", "0000007", "0", "-0", "-7"].map(id::<I>)).await.unwrap();
+    let different = match I::KIND {
         IdKind::Integer => 3,
         IdKind::Text => 6,
     };
     assert_eq!(unique(counter, window).await, different);
 }
 
-async fn many_at_once(kind: IdKind, counter: &Store, standard_error: f64) {
+async fn many_at_once<I: Sample>(counter: &Store, standard_error: f64) {
     let window = windows().next().unwrap();
-    counter.add(window, &ids(kind, 0..100_000)).await.unwrap();
-    counter.add(window, &ids(kind, 50_000..150_000)).await.unwrap();
+    counter.add(window, &ids::<I>(0..100_000)).await.unwrap();
+    counter.add(window, &ids::<I>(50_000..150_000)).await.unwrap();
     let stats = counter.count(window).await.unwrap();
     assert_near(stats.unique_ids, 150_000, standard_error);
     assert_eq!(stats.accepted_ids, 200_000);
 }
 
-async fn many_tasks_at_once(kind: IdKind, counter: Arc<Store>, standard_error: f64) {
+async fn many_tasks_at_once<I: Sample>(counter: Arc<Store>, standard_error: f64) {
     let window = windows().next().unwrap();
     let tasks = (0..64).map(|task| {
         let counter = Arc::clone(&counter);
         tokio::spawn(async move {
-            for id in ids(kind, task * 1_000..(task + 2) * 1_000) {
+            for id in ids::<I>(task * 1_000..(task + 2) * 1_000) {
                 counter.add(window, &[id]).await.unwrap();
             }
         })
@@ -123,10 +141,10 @@ async fn many_tasks_at_once(kind: IdKind, counter: Arc<Store>, standard_error: f
     assert_eq!(stats.accepted_ids, 128_000);
 }
 
-async fn windows_are_kept_apart(kind: IdKind, counter: &Store) {
+async fn windows_are_kept_apart<I: Sample>(counter: &Store) {
     let [a, b, c]: [Window; 3] = windows().take(3).collect::<Vec<_>>().try_into().unwrap();
-    counter.add(a, &ids(kind, 0..3)).await.unwrap();
-    counter.add(c, &ids(kind, 0..5)).await.unwrap();
+    counter.add(a, &ids::<I>(0..3)).await.unwrap();
+    counter.add(c, &ids::<I>(0..5)).await.unwrap();
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
     assert_eq!(counter.windows(), [a, c]);
     counter.seal(a).await.unwrap();
@@ -134,17 +152,17 @@ async fn windows_are_kept_apart(kind: IdKind, counter: &Store) {
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
 }
 
-async fn a_sealed_window_refuses(kind: IdKind, counter: &Store) {
+async fn a_sealed_window_refuses<I: Sample>(counter: &Store) {
     let [a, b]: [Window; 2] = windows().take(2).collect::<Vec<_>>().try_into().unwrap();
-    counter.add(a, &ids(kind, 0..3)).await.unwrap();
+    counter.add(a, &ids::<I>(0..3)).await.unwrap();
     counter.seal(a).await.unwrap();
-    assert_eq!(counter.add(a, &ids(kind, 0..9)).await, Err(AddError::Sealed { open: b }));
+    assert_eq!(counter.add(a, &ids::<I>(0..9)).await, Err(AddError::Sealed { open: b }));
     assert_eq!(
         counter.count(a).await,
         Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
         "final, and nothing of it came in"
     );
-    counter.add(b, &ids(kind, 0..9)).await.unwrap();
+    counter.add(b, &ids::<I>(0..9)).await.unwrap();
     assert_eq!(unique(counter, b).await, 9);
 
     counter.seal(a).await.unwrap();
@@ -153,24 +171,24 @@ async fn a_sealed_window_refuses(kind: IdKind, counter: &Store) {
         Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
         "sealing again changes nothing"
     );
-    counter.add(b, &ids(kind, 9..10)).await.unwrap();
+    counter.add(b, &ids::<I>(9..10)).await.unwrap();
     assert_eq!(unique(counter, b).await, 10, "nor does it for the window after");
 }
 
-async fn sealing_seals_all_before(kind: IdKind, counter: &Store) {
+async fn sealing_seals_all_before<I: Sample>(counter: &Store) {
     let [a, b, c, d]: [Window; 4] = windows().take(4).collect::<Vec<_>>().try_into().unwrap();
-    counter.add(a, &ids(kind, 0..1)).await.unwrap();
-    counter.add(b, &ids(kind, 0..2)).await.unwrap();
+    counter.add(a, &ids::<I>(0..1)).await.unwrap();
+    counter.add(b, &ids::<I>(0..2)).await.unwrap();
     counter.seal(c).await.unwrap();
     for window in [a, b, c] {
-        assert_eq!(counter.add(window, &ids(kind, 0..1)).await, Err(AddError::Sealed { open: d }));
+        assert_eq!(counter.add(window, &ids::<I>(0..1)).await, Err(AddError::Sealed { open: d }));
     }
     assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [1, 2, 0]);
 }
 
 /// Tasks add to whatever window is open while windows are sealed: what was accepted for a window is
 /// in its count, and the count never changes after the seal.
-async fn a_seal_waits_for_additions(kind: IdKind, counter: Arc<Store>, standard_error: f64) {
+async fn a_seal_waits_for_additions<I: Sample>(counter: Arc<Store>, standard_error: f64) {
     let rounds: Vec<Window> = windows().take(3).collect();
     let tasks: Vec<_> = (0..8_u64)
         .map(|task| {
@@ -178,7 +196,7 @@ async fn a_seal_waits_for_additions(kind: IdKind, counter: Arc<Store>, standard_
             tokio::spawn(async move {
                 let mut accepted = Vec::new();
                 for first in (task * 10_000_000..).step_by(100) {
-                    match counter.add(window, &ids(kind, first..first + 100)).await {
+                    match counter.add(window, &ids::<I>(first..first + 100)).await {
                         Ok(_) => accepted.push(window),
                         Err(AddError::Sealed { open }) if open > last => break,
                         Err(AddError::Sealed { open }) => window = open,
@@ -210,11 +228,11 @@ async fn a_seal_waits_for_additions(kind: IdKind, counter: Arc<Store>, standard_
     }
 }
 
-async fn forgotten_windows_are_evicted(kind: IdKind, counter: &Store) {
+async fn forgotten_windows_are_evicted<I: Sample>(counter: &Store) {
     let windows: Vec<Window> = windows().take(6).collect();
     for (number, window) in windows.iter().enumerate() {
         if number != 2 {
-            counter.add(*window, &ids(kind, 0..number as u64 + 1)).await.unwrap();
+            counter.add(*window, &ids::<I>(0..number as u64 + 1)).await.unwrap();
         }
         counter.seal(*window).await.unwrap();
     }
@@ -239,9 +257,8 @@ fn assert_near(count: u64, truth: u64, standard_error: f64) {
 async fn suite_in_memory(mode: Mode, shards: u16) {
     let shards = Shards::new(shards).unwrap();
     let new = || Arc::new(Store::Memory(MemoryStore::new(mode, shards)));
-    for kind in KINDS {
-        suite(kind, &new, standard_error(mode, shards)).await;
-    }
+    suite::<IntegerId>(&new, standard_error(mode, shards)).await;
+    suite::<TextId>(&new, standard_error(mode, shards)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,9 +302,8 @@ async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: R
     let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
     redis.wait_for(&address, PATIENCE).await.unwrap();
     let new = || Arc::new(Store::Redis(counter_in_redis(&redis, mode, shards, writes)));
-    for kind in KINDS {
-        suite(kind, &new, standard_error(mode, shards)).await;
-    }
+    suite::<IntegerId>(&new, standard_error(mode, shards)).await;
+    suite::<TextId>(&new, standard_error(mode, shards)).await;
 }
 
 /// On every server that is supported and at hand.

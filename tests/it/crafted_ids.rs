@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use headcount::hll::Observation;
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 
 use crate::support::fleet::sketch_of;
 use crate::support::http::Connection;
@@ -51,7 +51,7 @@ fn crafted() -> &'static Crafted {
 
 /// Those of rank [`RANK`] or more, and the registers that they are for.
 fn high_ones(ids: std::ops::Range<u64>) -> Vec<(usize, u64)> {
-    let seen = ids.map(|id| (Observation::of(Id::from(id).as_bytes()), id));
+    let seen = ids.map(|id| (Observation::of(IntegerId::from(id).as_bytes()), id));
     seen.filter(|(seen, _)| seen.rank() >= RANK)
         .map(|(seen, id)| (usize::from(seen.register()), id))
         .collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use headcount::hll::Sketch;
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 use headcount::model::id_key::IdKey;
 
 use crate::support::http::Connection;
@@ -90,9 +90,9 @@ async fn send_all_ways(server: &Server) {
     }
 }
 
-fn keyed() -> impl Iterator<Item = Id> {
+fn keyed() -> impl Iterator<Item = IntegerId> {
     let key = key();
-    IDS.map(move |id| key.apply(&Id::from(id)))
+    IDS.map(move |id| key.apply(IntegerId::from(id)))
 }
 
 fn sketch_of_keyed() -> Sketch {

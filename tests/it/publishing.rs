@@ -8,7 +8,7 @@ use std::time::Duration;
 use headcount::coordination::sealer::Sealer;
 use headcount::coordination::term::Term;
 use headcount::coordination::{ClosedWindows, Coordinator, HeartbeatError};
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Clock, WindowCount, WindowLength};
@@ -95,7 +95,7 @@ impl Running {
     /// Adds so many ids to the window at `seconds` after the start.
     async fn add(&self, seconds: f64, ids: u64) {
         let window = window_length().window_at(ManualClock::at(START + seconds).now());
-        let ids: Vec<_> = (0..ids).map(Id::from).collect();
+        let ids: Vec<_> = (0..ids).map(IntegerId::from).collect();
         self.counter.add(window, &ids).await.unwrap();
     }
 

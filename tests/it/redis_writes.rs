@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
@@ -97,7 +97,7 @@ async fn changed_sends_as_many_ids_as_theory_says() {
         let counter = counter(&server.url(), &namespace, Mode::Hll, RedisWrites::Changed);
         let before = calls(&server, "pfadd");
         for id in 0..ids {
-            counter.add(window(), &[Id::from(id)]).await.unwrap();
+            counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
         let sent = (calls(&server, "pfadd") - before) as f64;
         let theory = expected_changes(ids);
@@ -105,7 +105,7 @@ async fn changed_sends_as_many_ids_as_theory_says() {
         assert!((0.98..1.02).contains(&(sent / theory)), "{sent} instead of {theory}");
         // All over again: nothing is left to say.
         for id in 0..ids {
-            counter.add(window(), &[Id::from(id)]).await.unwrap();
+            counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
         assert_eq!(calls(&server, "pfadd") - before, sent as u64);
         assert_same_registers(&sketch(&server, &namespace), 0..ids);
@@ -131,7 +131,7 @@ async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
                 // Through all pipelines.
                 workers().spawn_on(task as usize % WORKERS, async move {
                     for id in (task..IDS).step_by(8) {
-                        counter.add(window(), &[Id::from(id)]).await.unwrap();
+                        counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
                     }
                 })
             })
@@ -170,7 +170,7 @@ async fn the_seal_restores_a_sketch_that_the_server_lost() {
     let mut server = RedisServer::start();
     for writes in [RedisWrites::All, RedisWrites::Changed] {
         let counter = counter(&server.url(), "lost", Mode::Hll, writes);
-        let ids = |range: std::ops::Range<u64>| range.map(Id::from).collect::<Vec<_>>();
+        let ids = |range: std::ops::Range<u64>| range.map(IntegerId::from).collect::<Vec<_>>();
         counter.add(window(), &ids(0..30_000)).await.unwrap();
         server.restart();
         counter.add(window(), &ids(20_000..50_000)).await.unwrap();
@@ -195,14 +195,14 @@ async fn a_hanging_server_delays_only_the_seal() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "hangs", mode, RedisWrites::All);
-        counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap();
         assert!(!counter.is_degraded());
         server.signal("STOP");
         // Some in the pipeline, some in the queue behind it.
         let waiting: Vec<_> = (2..5_u64)
             .map(|id| {
                 let counter = Arc::clone(&counter);
-                tokio::spawn(async move { counter.add(window(), &[Id::from(id)]).await })
+                tokio::spawn(async move { counter.add(window(), &[IntegerId::from(id)]).await })
             })
             .collect();
         for added in waiting {
@@ -211,7 +211,7 @@ async fn a_hanging_server_delays_only_the_seal() {
         assert!(counter.is_degraded());
         let begun = Instant::now();
         for id in 5..100_u64 {
-            counter.add(window(), &[Id::from(id)]).await.unwrap();
+            counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
         assert!(begun.elapsed() < TIMEOUT, "none of them has waited for Redis");
         assert!(counter.seal(window()).await.is_err());
@@ -231,19 +231,19 @@ async fn requests_fail_while_redis_is_away_where_that_is_configured() {
         let config =
             RedisStoreConfig { on_redis_down: OnRedisDown::Fail, ..config("fail", mode, RedisWrites::All) };
         let counter = counter_with(&server.url(), config);
-        counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap();
         server.signal("STOP");
-        let late = counter.add(window(), &[Id::from(2_u64)]).await;
+        let late = counter.add(window(), &[IntegerId::from(2_u64)]).await;
         assert!(matches!(late, Err(AddError::Unavailable(_))), "{late:?}");
         let begun = Instant::now();
         for id in 3..100_u64 {
-            let refused = counter.add(window(), &[Id::from(id)]).await;
+            let refused = counter.add(window(), &[IntegerId::from(id)]).await;
             assert!(matches!(refused, Err(AddError::Unavailable(_))), "{refused:?}");
         }
         assert!(begun.elapsed() < TIMEOUT, "none of them has waited for Redis");
         server.signal("CONT");
         wait_for("Redis to be back", || (!counter.is_degraded()).then_some(())).await;
-        counter.add(window(), &[Id::from(200_u64)]).await.unwrap();
+        counter.add(window(), &[IntegerId::from(200_u64)]).await.unwrap();
         seal_in_the_end(&counter).await;
         let stats = counter.count(window()).await.unwrap();
         assert_eq!(stats.accepted_ids, 2, "what was not answered ok is not accepted");
@@ -262,7 +262,7 @@ async fn a_connection_that_was_closed_is_made_anew() {
             RedisStoreConfig { on_redis_down: OnRedisDown::Fail, ..config("closed", mode, RedisWrites::All) };
         let counter = counter_with(&proxy.url(), config);
         for id in 0..20_u64 {
-            counter.add(window(), &[Id::from(id)]).await.unwrap();
+            counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
             assert!(!counter.is_degraded());
             proxy.set(Fault::Cut);
         }
@@ -277,14 +277,14 @@ async fn a_full_redis_costs_nothing() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "full", mode, RedisWrites::All);
-        counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+        counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap();
         let maxmemory = |bytes: &str| {
             let mut set = ::redis::cmd("CONFIG");
             set.arg("SET").arg("maxmemory").arg(bytes).exec(&mut server.connect()).unwrap();
         };
         maxmemory("1");
         for id in 2..100_u64 {
-            counter.add(window(), &[Id::from(id)]).await.unwrap();
+            counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
         assert!(counter.is_degraded());
         assert!(counter.seal(window()).await.is_err());
@@ -311,7 +311,7 @@ async fn a_full_redis_does_not_count_as_back() {
     tokio::spawn(tasks.run(workers()));
     let mut set = ::redis::cmd("CONFIG");
     set.arg("SET").arg("maxmemory").arg("1").exec(&mut server.connect()).unwrap();
-    counter.add(window(), &[Id::from(1_u64)]).await.unwrap_err();
+    counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap_err();
     wait_for("three tries", || {
         assert!(counter.is_degraded());
         let tries = value_of(&metrics.render(), r#"headcount_redis_errors_total{command="ask"}"#);
@@ -335,7 +335,7 @@ async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
         windows.push(windows.last().unwrap().next());
     }
     for window in &windows {
-        counter.add(*window, &[Id::from(1_u64), Id::from(2_u64)]).await.unwrap();
+        counter.add(*window, &[IntegerId::from(1_u64), IntegerId::from(2_u64)]).await.unwrap();
         counter.seal(*window).await.unwrap();
     }
     counter.restore().await.unwrap();
@@ -361,11 +361,11 @@ async fn a_slow_network_is_connected_to() {
     let timeout = Duration::from_millis(200);
     let config = RedisStoreConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
     let counter = counter_with(&proxy.url(), config);
-    counter.add(window(), &[Id::from(1_u64)]).await.unwrap();
+    counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap();
     assert!(counter.is_degraded(), "connecting takes three answers of 120 ms each");
     wait_for("a connection", || (!counter.is_degraded()).then_some(())).await;
     for id in 2..10_u64 {
-        counter.add(window(), &[Id::from(id)]).await.unwrap();
+        counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         assert!(!counter.is_degraded(), "it is connected");
     }
 }
@@ -387,7 +387,7 @@ async fn windows_that_cannot_be_sealed_are_dropped_at_last() {
         let counter = counter_with(&url, config);
         let mut window = window();
         for _ in 0..30 {
-            counter.add(window, &[Id::from(1_u64)]).await.unwrap();
+            counter.add(window, &[IntegerId::from(1_u64)]).await.unwrap();
             assert!(counter.seal(window).await.is_err());
             window = window.next();
         }

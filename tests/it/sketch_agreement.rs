@@ -1,7 +1,7 @@
 //! The sketch has the registers, bytes and estimates of a real redis-server.
 
 use headcount::hll::Sketch;
-use headcount::model::id::Id;
+use headcount::model::id::IntegerId;
 use redis::{Commands, Connection};
 
 use crate::support::SplitMix;
@@ -12,11 +12,11 @@ const HEADER: usize = 16;
 const CACHE: std::ops::Range<usize> = 8..HEADER;
 const SPARSE: u8 = 1;
 
-fn random_ids(seed: u64, count: usize) -> Vec<Id> {
-    SplitMix(seed).take(count).map(Id::from).collect()
+fn random_ids(seed: u64, count: usize) -> Vec<IntegerId> {
+    SplitMix(seed).take(count).map(IntegerId::from).collect()
 }
 
-fn sketch_of(ids: &[Id]) -> Sketch {
+fn sketch_of(ids: &[IntegerId]) -> Sketch {
     let sketch = Sketch::new();
     for id in ids {
         sketch.add(id.as_bytes());
@@ -24,7 +24,7 @@ fn sketch_of(ids: &[Id]) -> Sketch {
     sketch
 }
 
-fn pfadd(redis: &mut Connection, key: &str, ids: &[Id]) {
+fn pfadd(redis: &mut Connection, key: &str, ids: &[IntegerId]) {
     // No ids at all make an empty sketch.
     redis::cmd("PFADD").arg(key).exec(redis).unwrap();
     for piece in ids.chunks(10_000) {

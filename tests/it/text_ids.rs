@@ -221,7 +221,6 @@ async fn an_id_key_hashes_texts() {
     }
     assert_eq!(connection.post("text/plain", UUID.as_bytes()).await.unwrap().body, "ok");
     let key = IdKey::parse(KEY).unwrap();
-    let hashes = ["7", "007", UUID]
-        .map(|id| key.apply(&headcount::model::id::IdKind::Text.parse(id.as_bytes()).unwrap()));
+    let hashes = ["7", "007", UUID].map(|id| key.apply(id));
     assert_eq!(stored_ids(&redis), hashes.map(|hash| hash.to_string()).into());
 }

@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, Method, Uri};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
 use quanta::Instant;
+use smallvec::SmallVec;
 
 use super::bulk;
 use super::in_flight::Place;
@@ -19,8 +20,8 @@ use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
-use crate::model::id::{Id, IdKind};
-use crate::model::id_list::IdList;
+use crate::model::id::{Id, IdKind, IntegerId, TextId};
+use crate::model::id_list::{IdList, ListOf, ListedId, PIECE};
 use crate::model::window::Window;
 use crate::store::AddError;
 
@@ -65,7 +66,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 #[utoipa::path(
     get, path = "/api/verve/accept", operation_id = "acceptId", tag = "ids",
     params(
-        ("id" = Id, Query, description = "The id, in decimal, and only once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
+        ("id" = IntegerId, Query, description = "The id, in decimal, and only once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
             `1e3` and white space are refused."),
         ("endpoint" = Option<String>, Query, format = "uri", pattern = "^[Hh][Tt][Tt][Pp][Ss]?://", max_length = 2048,
             description = "Where to send the count so far, once, after the answer. An http or https URL without user, \
@@ -79,13 +80,19 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
     api.admit(headers)?;
     routes.in_flight.admit()?;
     let window = api.window_now();
-    let (id, endpoint) =
-        parse_query(uri.query().unwrap_or_default(), api.counting.ids, api.callbacks.guard())?;
-    let mut id = [id];
-    api.hash(&mut id);
-    let window = count(routes, window, &id, &mut None).await?;
+    let query = uri.query().unwrap_or_default();
+    match api.counting.ids {
+        IdKind::Integer => accept_id::<IntegerId>(routes, window, query).await,
+        IdKind::Text => accept_id::<TextId>(routes, window, query).await,
+    }
+}
+
+async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Result<(), Failure> {
+    let callbacks = &routes.api.callbacks;
+    let (id, endpoint) = parse_query::<I>(query, callbacks.guard())?;
+    let window = count(routes, window, &[id], &mut None).await?;
     if let Some(endpoint) = endpoint {
-        api.callbacks.submit(endpoint, window);
+        callbacks.submit(endpoint, window);
     }
     Ok(())
 }
@@ -112,24 +119,34 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
 )]
 pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
-    let mut window = api.window_now();
+    let window = api.window_now();
     if let Err(failure) = api.admit(request.headers()).and_then(|()| routes.in_flight.admit()) {
         bulk::refuse(request).await;
         return Err(failure);
     }
-    let mut body = bulk::read(request, api.counting.ids, &api.settings, &routes.bulk_budget).await?;
+    let body = bulk::read(request, api.counting.ids, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
-    // Piece by piece, so that it holds up nobody else.
+    match body.ids {
+        IdList::Integers(ids) => count_all(routes, window, ids).await,
+        IdList::Texts(ids) => count_all(routes, window, ids).await,
+    }
+}
+
+/// Counts a list piece by piece, so that other requests do not wait for all of it.
+async fn count_all<I: ListedId>(
+    routes: &Routes,
+    mut window: Window,
+    mut ids: ListOf<I>,
+) -> Result<(), Failure> {
     let (mut piece, mut place) = (Vec::new(), None);
     loop {
-        body.ids.take(&mut piece);
+        ids.take(&mut piece);
         if piece.is_empty() {
             return Ok(());
         }
-        api.hash(&mut piece);
         window = count(routes, window, &piece, &mut place).await?;
-        if piece.len() == IdList::PIECE {
-            // A counter in memory never waits, so this is where others get their turn.
+        if piece.len() == PIECE {
+            // The store in memory never waits, so other requests get their turn here.
             tokio::task::yield_now().await;
         }
     }
@@ -139,14 +156,14 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
 ///
 /// Of an id only `%XX` is decoded: a `+` is a plus, and bytes that are not UTF-8 are refused, not replaced. The other
 /// texts are decoded as forms are.
-fn parse_query(query: &str, ids: IdKind, guard: &Guard) -> Result<(Id, Option<Endpoint>), Failure> {
+fn parse_query<I: Id>(query: &str, guard: &Guard) -> Result<(I, Option<Endpoint>), Failure> {
     let mut id = None;
     let mut endpoint = None;
     for pair in query.split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         match &*form_text(key) {
             "id" if id.is_some() => return Err(Failure::RepeatedId),
-            "id" => id = Some(ids.parse(&Cow::from(percent_decode_str(value)))),
+            "id" => id = Some(I::parse(&Cow::from(percent_decode_str(value)))),
             "endpoint" if endpoint.is_some() => return Err(Failure::InvalidEndpoint),
             "endpoint" => endpoint = Some(guard.admit(&form_text(value))?),
             _ => {}
@@ -154,6 +171,18 @@ fn parse_query(query: &str, ids: IdKind, guard: &Guard) -> Result<(Id, Option<En
     }
     let id = id.ok_or(Failure::MissingId)?.map_err(|_| Failure::InvalidId { line: None })?;
     Ok((id, endpoint))
+}
+
+/// Counts ids, or with `--id-key` their hashes. Returns the window that they were counted in.
+async fn count<'a, I: Id>(
+    routes: &'a Routes,
+    window: Window,
+    ids: &[I],
+    place: &mut Option<Place<'a>>,
+) -> Result<Window, Failure> {
+    let Some(key) = &routes.api.counting.id_key else { return add(routes, window, ids, place).await };
+    let hashes: SmallVec<[IntegerId; 1]> = ids.iter().map(|id| key.apply(id)).collect();
+    add(routes, window, &hashes, place).await
 }
 
 /// Decodes a key or a value of `application/x-www-form-urlencoded`.
@@ -172,10 +201,10 @@ fn form_text(written: &str) -> Cow<'_, str> {
 /// that ended meanwhile, so there are few.
 ///
 /// Who has to wait takes a `place`, and keeps it for what else there is to count of the request.
-async fn count<'a>(
+async fn add<'a, I: Id>(
     routes: &'a Routes,
     mut window: Window,
-    ids: &[Id],
+    ids: &[I],
     place: &mut Option<Place<'a>>,
 ) -> Result<Window, Failure> {
     let api = &routes.api;

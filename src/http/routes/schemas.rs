@@ -1,14 +1,16 @@
 //! Schemas of what is no struct: values that are written as a number or as text, and bodies.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{KnownFormat, Object, ObjectBuilder, RefOr, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::model::id::Id;
+use crate::model::id::IntegerId;
 use crate::model::window::Window;
 
-impl PartialSchema for Id {
+impl PartialSchema for IntegerId {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::Integer)
@@ -22,7 +24,11 @@ impl PartialSchema for Id {
     }
 }
 
-impl ToSchema for Id {}
+impl ToSchema for IntegerId {
+    fn name() -> Cow<'static, str> {
+        "Id".into()
+    }
+}
 
 /// The body of a bulk request, as lines.
 pub(super) struct Lines;
@@ -74,7 +80,7 @@ pub(super) struct Exposition(#[expect(dead_code, reason = "for its schema")] Str
 /// The ids, each an integer as JSON writes it, without a fraction or an exponent.
 #[derive(ToSchema)]
 #[schema(min_items = 1)]
-pub(super) struct Ids(#[expect(dead_code, reason = "for its schema")] Vec<Id>);
+pub(super) struct Ids(#[expect(dead_code, reason = "for its schema")] Vec<IntegerId>);
 
 impl PartialSchema for Window {
     fn schema() -> RefOr<Schema> {
@@ -86,7 +92,7 @@ impl PartialSchema for Window {
 }
 
 impl ToSchema for Window {
-    fn name() -> std::borrow::Cow<'static, str> {
+    fn name() -> Cow<'static, str> {
         "Timestamp".into()
     }
 }

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::hll::{Observation, Sketch};
-use crate::model::id::Id;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Commands;
 
@@ -195,7 +194,7 @@ impl Batch {
     pub(super) fn add<'a>(
         &mut self,
         target: &Arc<Target>,
-        ids: impl ExactSizeIterator<Item = &'a Id>,
+        ids: impl ExactSizeIterator<Item = &'a [u8]>,
         under_way: &TaskTrackerToken,
     ) -> Receipt {
         let touched = self.touch(target, under_way);
@@ -204,9 +203,9 @@ impl Batch {
         self.commands.word(target.command.as_bytes());
         self.commands.word(target.key.as_bytes());
         for id in ids {
-            self.commands.word(id.as_bytes());
+            self.commands.word(id);
             if target.acknowledged.is_some() {
-                self.touched[touched].observed.push((self.writes, Observation::of(id.as_bytes())));
+                self.touched[touched].observed.push((self.writes, Observation::of(id)));
             }
         }
         let index = self.writes;

@@ -14,7 +14,7 @@ use super::batch::Target;
 use super::config::RedisStoreConfig;
 use super::pending::PendingIds;
 use super::stats::WindowStats;
-use crate::model::id::Id;
+use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
@@ -202,16 +202,16 @@ impl LocalWindow {
 
     /// Keeps ids until Redis has them; it may have some already. Returns how many changed a sketch. For exact ids that is
     /// 0: Redis says which are new when they are replayed.
-    pub(super) fn keep(&self, ids: &[Id]) -> Result<u64, Unavailable> {
+    pub(super) fn keep<I: Id>(&self, ids: &[I]) -> Result<u64, Unavailable> {
         let changed = match &self.ids {
             Ids::Hll { .. } => {
-                let changed = ids.iter().filter(|id| self.ids.add(id)).count() as u64;
+                let changed = ids.iter().filter(|id| self.ids.add(id.as_ref())).count() as u64;
                 self.pending.add(ids.len() as u64);
                 self.unmerged.fetch_add(ids.len() as u64, Ordering::Release);
                 changed
             }
             Ids::Exact(pending) => {
-                if !ids.iter().all(|id| pending.insert_if(id, || self.pending.reserve())) {
+                if !ids.iter().all(|id| pending.insert_if(id.as_ref(), || self.pending.reserve())) {
                     return Err(self.pending.full());
                 }
                 0
@@ -234,7 +234,7 @@ impl LocalWindow {
     }
 
     /// Notes that Redis has these pending exact ids, and how many it called new.
-    pub(super) fn note_replayed(&self, ids: &[Id], new: u64, generation: u64) {
+    pub(super) fn note_replayed(&self, ids: &[TextId], new: u64, generation: u64) {
         self.replayed_new.fetch_add(new, Ordering::Relaxed);
         for target in &self.targets {
             target.note_answer(generation);

@@ -143,7 +143,7 @@ impl RedisStore {
         &self.pipelines[workers::current().unwrap_or_default() % self.pipelines.len()]
     }
 
-    pub(super) async fn add(&self, window: Window, ids: &[Id]) -> Result<Added, AddError> {
+    pub(super) async fn add<I: Id>(&self, window: Window, ids: &[I]) -> Result<Added, AddError> {
         let (local, under_way) = self.local.enter(window)?;
         let changed = if self.breaker.is_open() {
             self.keep(&local, ids, Unavailable::because("Redis is away"))?
@@ -157,10 +157,10 @@ impl RedisStore {
     }
 
     /// Adds ids here and in Redis. Returns how many changed anything.
-    async fn write(
+    async fn write<I: Id>(
         &self,
         local: &LocalWindow,
-        ids: &[Id],
+        ids: &[I],
         under_way: &TaskTrackerToken,
     ) -> Result<u64, Unavailable> {
         let (sent, changed) = self.send(local, ids, under_way);
@@ -180,18 +180,18 @@ impl RedisStore {
 
     /// Adds ids to the local sketch, and puts those that Redis does not have into the pipeline: a command a shard, or several
     /// if it would be long. Also returns how many ids changed the local sketch.
-    fn send(
+    fn send<I: Id>(
         &self,
         local: &LocalWindow,
-        ids: &[Id],
+        ids: &[I],
         under_way: &TaskTrackerToken,
     ) -> (Result<Receipts, Unavailable>, u64) {
         let pipeline = self.pipeline();
-        let (mut news, mut changed) = (SmallVec::<[(usize, &Id); 1]>::with_capacity(ids.len()), 0);
-        for id in ids {
-            let shard = self.config.shards.of(id.as_bytes());
+        let (mut news, mut changed) = (SmallVec::<[(usize, &[u8]); 1]>::with_capacity(ids.len()), 0);
+        for id in ids.iter().map(AsRef::as_ref) {
+            let shard = self.config.shards.of(id);
             if let Ids::Hll { sketches, .. } = &local.ids {
-                let observation = Observation::of(id.as_bytes());
+                let observation = Observation::of(id);
                 changed += u64::from(sketches[shard].raise(observation));
                 if pipeline.is_acknowledged(&local.targets[shard], observation) {
                     continue;
@@ -212,7 +212,7 @@ impl RedisStore {
     }
 
     /// Keeps ids that Redis does not take, or refuses them, as `--on-redis-down` says.
-    fn keep(&self, local: &LocalWindow, ids: &[Id], error: Unavailable) -> Result<u64, Unavailable> {
+    fn keep<I: Id>(&self, local: &LocalWindow, ids: &[I], error: Unavailable) -> Result<u64, Unavailable> {
         match self.config.on_redis_down {
             OnRedisDown::Fail => Err(error),
             OnRedisDown::Count => {

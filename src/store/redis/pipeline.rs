@@ -33,7 +33,6 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::batch::{Batch, Receipt, Recycled, Replies, Target};
 use super::breaker::Breaker;
 use crate::hll::Observation;
-use crate::model::id::Id;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::{self, Call, Redis, Writer};
 use crate::telemetry::metrics::Metrics;
@@ -113,7 +112,7 @@ impl Pipeline {
     pub(super) fn send<'a>(
         &self,
         target: &Arc<Target>,
-        ids: impl ExactSizeIterator<Item = &'a Id>,
+        ids: impl ExactSizeIterator<Item = &'a [u8]>,
         under_way: &TaskTrackerToken,
     ) -> Result<Receipt, Unavailable> {
         let mut queue = self.shared.queue.lock();

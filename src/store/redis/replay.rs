@@ -30,7 +30,7 @@ use super::config::{RedisStoreConfig, SHARDS_A_PIPELINE};
 use super::local::LocalWindow;
 use super::stats::WindowStats;
 use crate::hll::Sketch;
-use crate::model::id::Id;
+use crate::model::id::TextId;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
@@ -221,7 +221,7 @@ impl Replay {
         Ok(())
     }
 
-    async fn add_some(&self, local: &LocalWindow, ids: &[Id]) -> Result<(), Unavailable> {
+    async fn add_some(&self, local: &LocalWindow, ids: &[TextId]) -> Result<(), Unavailable> {
         let mut by_shard = vec![Vec::new(); local.targets.len()];
         for id in ids {
             by_shard[self.config.shards.of(id.as_bytes())].push(id);
