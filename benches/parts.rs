@@ -68,7 +68,7 @@ fn parsing(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for (name, text) in [("id, canonical", "123456"), ("id, not canonical", "-0123456")] {
         group.bench_function(name, |bencher| {
-            bencher.iter(|| IntegerId::parse(black_box(text.as_bytes())).unwrap())
+            bencher.iter(|| IntegerId::parse(black_box(text.as_bytes())).unwrap());
         });
     }
     let texts: Vec<_> = ids(100_000).iter().map(IntegerId::to_string).collect();
