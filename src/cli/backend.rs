@@ -75,7 +75,11 @@ impl Backend {
             leader: watch::channel(Some(instance_id.clone())).1,
             instance_id,
             redis: None,
-            store: Arc::new(Store::Memory(MemoryStore::new(counting.mode, counting.shards))),
+            store: Arc::new(Store::Memory(MemoryStore::with_counters(
+                counting.mode,
+                counting.shards,
+                counting.counters.unwrap_or_default(),
+            ))),
             coordinator: Arc::new(Coordinator::standalone(draining)),
             term: watch::channel(Some(Term::for_ever())).1,
             counting: tokio::spawn(std::future::pending()),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
 
+use crate::model::counter::CounterCounts;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
 use crate::telemetry::metrics::Metrics;
@@ -61,12 +62,25 @@ pub(super) fn from_stored(window: Window, text: &str) -> Option<WindowCount> {
 pub struct ClosedWindows {
     /// Oldest first.
     counts: Arc<Mutex<VecDeque<WindowCount>>>,
+    counters: Arc<Mutex<Option<Arc<ClosedCounters>>>>,
     metrics: Arc<Metrics>,
 }
+
+/// The counts of the counters of a closed window.
+#[derive(Debug)]
+pub struct ClosedCounters {
+    /// The window.
+    pub window: Window,
+    /// Whether they are complete: the count of the window is, and every id found a place in its counters.
+    pub complete: bool,
+    /// The counts.
+    pub counts: Arc<CounterCounts>,
+}
+
 impl ClosedWindows {
     /// None yet; the last one is shown in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { counts: Arc::default(), metrics }
+        Self { counts: Arc::default(), counters: Arc::default(), metrics }
     }
 
     /// The last one so far.
@@ -82,6 +96,18 @@ impl ClosedWindows {
     /// All that are remembered, oldest first.
     pub fn all(&self) -> Vec<WindowCount> {
         self.counts.lock().iter().copied().collect()
+    }
+
+    /// The counters of the last one.
+    pub fn counters(&self) -> Option<Arc<ClosedCounters>> {
+        self.counters.lock().clone()
+    }
+
+    /// Remembers the counters of a window, instead of those of the one before.
+    pub(crate) fn note_counters(&self, count: WindowCount, counts: Arc<CounterCounts>) {
+        let complete = count.complete && !counts.has_overflowed();
+        self.metrics.counters.set(counts.all().len() as f64);
+        *self.counters.lock() = Some(Arc::new(ClosedCounters { window: count.window, complete, counts }));
     }
 
     /// Moves on, if this one is newer than all before.

@@ -15,6 +15,8 @@ use super::sketch::Sketch;
 
 /// Registers of the list, at most: an insertion moves 8 KB or less.
 const LISTED: usize = 2048;
+/// Registers that the list has room for at first. The room doubles when it is used up.
+const FEWEST: usize = 4;
 
 /// Remembers how many different elements it was shown, as a [`Sketch`] does.
 #[derive(Default)]
@@ -32,31 +34,50 @@ impl GrowingSketch {
 
     /// Shows an observation of an element to the sketch, as [`Self::add`] does.
     pub(crate) fn raise(&self, observation: Observation) -> bool {
+        self.raise_within(observation, |_| true).unwrap_or_default()
+    }
+
+    /// As [`Self::raise`], if the memory for it is granted: `room` is asked for bytes. None if it refuses; then the sketch is
+    /// as it was.
+    pub(crate) fn raise_within(
+        &self,
+        observation: Observation,
+        room: impl Fn(usize) -> bool,
+    ) -> Option<bool> {
         if let Some(sketch) = self.dense.get() {
-            return sketch.raise(observation);
+            return Some(sketch.raise(observation));
         }
         let mut listed = self.listed.lock();
         // Another thread may have made it dense meanwhile.
         if let Some(sketch) = self.dense.get() {
-            return sketch.raise(observation);
+            return Some(sketch.raise(observation));
         }
         let entry = u32::from(observation.register) << 8 | u32::from(observation.rank);
-        match listed.binary_search_by_key(&observation.register, |known| (known >> 8) as u16) {
+        let place = match listed.binary_search_by_key(&observation.register, |known| (known >> 8) as u16) {
             Ok(place) => {
                 let is_higher = listed[place] < entry;
                 listed[place] = entry.max(listed[place]);
-                is_higher
+                return Some(is_higher);
             }
-            Err(place) if listed.len() < LISTED => {
-                listed.insert(place, entry);
-                true
+            Err(place) => place,
+        };
+        if listed.len() == LISTED {
+            if !room(REGISTERS - LISTED * size_of::<u32>()) {
+                return None;
             }
-            Err(_) => {
-                let changed = self.dense.get_or_init(|| sketch_of(&listed)).raise(observation);
-                *listed = Vec::new();
-                changed
-            }
+            let changed = self.dense.get_or_init(|| sketch_of(&listed)).raise(observation);
+            *listed = Vec::new();
+            return Some(changed);
         }
+        if listed.len() == listed.capacity() {
+            let more = listed.len().max(FEWEST);
+            if !room(more * size_of::<u32>()) {
+                return None;
+            }
+            listed.reserve_exact(more);
+        }
+        listed.insert(place, entry);
+        Some(true)
     }
 
     /// Shows another sketch what this one was shown.
@@ -85,11 +106,6 @@ impl GrowingSketch {
     /// The string that Redis would keep: sparse while that is the shorter one and can hold the registers.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.read(|listed| codec::write(|| ranks(listed)), Sketch::to_bytes)
-    }
-
-    /// The memory that it takes, in bytes.
-    pub fn memory(&self) -> usize {
-        size_of::<Self>() + self.read(|_| 0, |_| REGISTERS) + self.listed.lock().capacity() * size_of::<u32>()
     }
 
     fn read<T>(&self, list: impl FnOnce(&[u32]) -> T, dense: impl FnOnce(&Sketch) -> T) -> T {

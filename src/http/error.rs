@@ -9,9 +9,11 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::callback::guard::Refused;
+use crate::model::counter::InvalidCounter;
 use crate::model::id_list::InvalidIdList;
 
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
+const FAILURE_DETAIL: HeaderName = HeaderName::from_static("failure-detail");
 const FAILURE_LINE: HeaderName = HeaderName::from_static("failure-line");
 
 /// Plain text, as every answer of the accept API.
@@ -35,6 +37,11 @@ pub enum Failure {
         line: Option<usize>,
     },
     RepeatedId,
+    InvalidCounter(InvalidCounter),
+    /// `detail` says which parameter, and what it may be.
+    InvalidParameter {
+        detail: &'static str,
+    },
     InvalidEndpoint,
     ForbiddenEndpoint,
     InvalidBody,
@@ -52,10 +59,12 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
+        Self::InvalidCounter(InvalidCounter::Name),
+        Self::InvalidParameter { detail: "" },
         Self::InvalidEndpoint,
         Self::ForbiddenEndpoint,
         Self::InvalidBody,
@@ -85,6 +94,14 @@ impl Failure {
                 "an id is not what `--ids` says: an integer that fits 64 bits, or a text of 1 to 256 bytes of UTF-8 without control characters.",
             ),
             Self::RepeatedId => (S::BAD_REQUEST, "repeated_id", "there is more than one `id`."),
+            Self::InvalidCounter(_) => {
+                let meaning =
+                    "a counter's name is not sound, there are more than eight, or there are no counters.";
+                (S::BAD_REQUEST, "invalid_counter", meaning)
+            }
+            Self::InvalidParameter { .. } => {
+                (S::BAD_REQUEST, "invalid_parameter", "a parameter of the query is not what it may be.")
+            }
             Self::InvalidEndpoint => {
                 let meaning = "the endpoint is no http or https URL, is too long, or is given twice.";
                 (S::BAD_REQUEST, "invalid_endpoint", meaning)
@@ -141,6 +158,12 @@ impl From<InvalidIdList> for Failure {
     }
 }
 
+impl From<InvalidCounter> for Failure {
+    fn from(invalid: InvalidCounter) -> Self {
+        Self::InvalidCounter(invalid)
+    }
+}
+
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         match refused {
@@ -167,6 +190,12 @@ impl IntoResponse for Failure {
         if let Self::InvalidId { line: Some(line) } = self {
             headers.insert(FAILURE_LINE, line.into());
         }
+        let detail = match self {
+            Self::InvalidCounter(invalid) => HeaderValue::from_str(&invalid.to_string()).ok(),
+            Self::InvalidParameter { detail } => Some(HeaderValue::from_static(detail)),
+            _ => None,
+        };
+        headers.extend(detail.map(|detail| (FAILURE_DETAIL, detail)));
         if self == Self::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, CHALLENGE);
         }

@@ -24,6 +24,8 @@ pub struct Settings {
     pub max_connections_per_address: u32,
     /// Requests to the API that wait for the store at a time.
     pub max_in_flight: u32,
+    /// Lists and other queries that run at a time.
+    pub max_queries: u32,
     /// Whether a connection stays open for further requests.
     pub keep_alive: bool,
     /// How long a connection may be without a request.

@@ -192,6 +192,7 @@ impl<'a> Leading<'a> {
         match self.publisher.coordinator.close(&self.term, &count, view).await {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
+                self.publisher.closed.note_counters(count, self.publisher.store.counters(window));
                 self.hand_over(count);
                 Ok(true)
             }

@@ -11,6 +11,8 @@ pub struct Added {
     /// How many of the ids changed the store: new ones in mode `exact`, those that raised a
     /// register in mode `hll`, which are fewer.
     pub changed: u64,
+    /// How many of the ids were counted in `_other`, because a counter of theirs found no place or no memory.
+    pub overflow: u64,
 }
 
 /// The ids were not added.

@@ -1,13 +1,18 @@
 //! The store in this instance's memory, for a service that runs standalone. What it holds is gone with the instance.
 //!
-//! Ids and registers live until the seal. Of a sealed window only its [`StoreCount`] stays, until it is evicted: nothing can
-//! be added to it, so there is nothing else to know.
+//! Ids and registers live until the seal. Of a sealed window only its counts stay, until it is evicted: nothing can be added to
+//! it, so there is nothing else to know.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use super::answers::{AddError, Added, CountError, StoreCount};
+use super::counters::{Before, CounterMemory, Counters, Share};
 use super::ids::Ids;
 use super::windows::{Entry, WindowTable};
+use crate::model::counter::{CounterCounts, CounterLimits, CounterNames};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
@@ -17,30 +22,83 @@ use crate::model::window::Window;
 pub struct MemoryStore {
     mode: Mode,
     shards: Shards,
-    windows: WindowTable<OpenWindow, StoreCount>,
+    limits: CounterLimits,
+    memory: Arc<CounterMemory>,
+    windows: WindowTable<OpenWindow, SealedWindow>,
+    /// The last sealed window. Its names keep their places in the next one, even after it is evicted.
+    last: Mutex<Option<(Window, Arc<CounterCounts>)>>,
 }
 
 struct OpenWindow {
     ids: Ids,
     accepted: AtomicU64,
+    /// None if counters are off.
+    counters: Option<Arc<Counters>>,
+}
+
+#[derive(Clone)]
+struct SealedWindow {
+    count: StoreCount,
+    counters: Arc<CounterCounts>,
+    _memory: Arc<Share>,
 }
 
 impl MemoryStore {
     /// An empty store. In mode `hll` every open window takes 16 KiB a shard, in mode `exact` 25
-    /// to 50 bytes an id.
+    /// to 55 bytes an id. It takes no counters.
     pub fn new(mode: Mode, shards: Shards) -> Self {
-        Self { mode, shards, windows: WindowTable::default() }
+        Self::with_counters(mode, shards, CounterLimits::default())
     }
 
-    pub(super) fn add<I: Id>(&self, window: Window, ids: &[I]) -> Result<Added, AddError> {
-        let new = || OpenWindow { ids: Ids::new(self.mode, self.shards), accepted: AtomicU64::new(0) };
-        self.windows.enter(window, new, |open| open.add(ids))
+    /// An empty store that also takes counters.
+    pub fn with_counters(mode: Mode, shards: Shards, limits: CounterLimits) -> Self {
+        let memory = CounterMemory::new(limits.memory);
+        Self { mode, shards, limits, memory, windows: WindowTable::default(), last: Mutex::default() }
+    }
+
+    pub(super) fn add<I: Id>(
+        &self,
+        window: Window,
+        ids: &[I],
+        counters: &CounterNames<'_>,
+    ) -> Result<Added, AddError> {
+        self.windows.enter(window, || self.open(window), |open| open.add(ids, counters))
+    }
+
+    fn open(&self, window: Window) -> OpenWindow {
+        let (ids, accepted) = (Ids::new(self.mode, self.shards), AtomicU64::new(0));
+        let counters = (self.limits.most > 0).then(|| {
+            Arc::new(Counters::new(window, self.mode, self.limits, &self.memory, self.names_before(window)))
+        });
+        OpenWindow { ids, accepted, counters }
+    }
+
+    fn names_before(&self, window: Window) -> Before {
+        match self.windows.get(window.previous()) {
+            Ok(Some(Entry::Open(open))) => open.counters.clone().map_or(Before::Nothing, Before::Open),
+            Ok(Some(Entry::Sealed(sealed))) => Before::Sealed(sealed.counters),
+            _ => match &*self.last.lock() {
+                Some((last, counts)) if *last == window.previous() => Before::Sealed(Arc::clone(counts)),
+                _ => Before::Nothing,
+            },
+        }
     }
 
     pub(super) fn seal(&self, window: Window) {
         // The ids are counted and freed outside the lock, so that no addition waits for it.
         for (window, open) in self.windows.close_up_to(window) {
-            self.windows.note_sealed(window, open.counted());
+            let counters =
+                Arc::new(open.counters.as_ref().map_or_else(CounterCounts::default, |open| open.counts()));
+            let memory = Arc::new(Share::of_counts(&self.memory, &counters));
+            let sealed =
+                SealedWindow { count: open.count(), counters: Arc::clone(&counters), _memory: memory };
+            self.windows.note_sealed(window, sealed);
+            if let Ok(Some(Entry::Open(next))) = self.windows.get(window.next())
+                && let Some(next) = &next.counters
+            {
+                next.note_sealed_before(&counters);
+            }
+            *self.last.lock() = Some((window, counters));
         }
     }
 
@@ -51,10 +109,32 @@ impl MemoryStore {
 
     pub(super) fn count(&self, window: Window) -> Result<StoreCount, CountError> {
         Ok(match self.windows.get(window)? {
-            Some(Entry::Open(open)) => open.counted(),
-            Some(Entry::Sealed(counted)) => counted,
+            Some(Entry::Open(open)) => open.count(),
+            Some(Entry::Sealed(sealed)) => sealed.count,
             None => StoreCount::default(),
         })
+    }
+
+    /// The count of a counter so far.
+    pub(super) fn count_of(&self, window: Window, counter: &str) -> Result<u64, CountError> {
+        Ok(match self.windows.get(window)? {
+            Some(Entry::Open(open)) => open.counters.as_ref().map_or(0, |open| open.count(counter)),
+            Some(Entry::Sealed(sealed)) => sealed.counters.get(counter),
+            None => 0,
+        })
+    }
+
+    /// The final counts of a sealed window's counters.
+    pub(super) fn counters(&self, window: Window) -> Arc<CounterCounts> {
+        match self.windows.get(window) {
+            Ok(Some(Entry::Sealed(sealed))) => sealed.counters,
+            _ => Arc::default(),
+        }
+    }
+
+    /// Bytes that counters take.
+    pub(super) fn counter_memory(&self) -> u64 {
+        self.memory.used()
     }
 
     pub(super) fn evict(&self, window: Window) {
@@ -63,14 +143,18 @@ impl MemoryStore {
 }
 
 impl OpenWindow {
-    fn add<I: Id>(&self, ids: &[I]) -> Added {
+    fn add<I: Id>(&self, ids: &[I], counters: &CounterNames<'_>) -> Added {
         let changed = ids.iter().filter(|id| self.ids.add(id.as_ref())).count();
         // Ordered before the seal by the lock of the table.
         self.accepted.fetch_add(ids.len() as u64, Ordering::Relaxed);
-        Added { changed: changed as u64 }
+        let overflow = match &self.counters {
+            Some(named) if !counters.is_empty() => named.add(ids, counters),
+            _ => 0,
+        };
+        Added { changed: changed as u64, overflow }
     }
 
-    fn counted(&self) -> StoreCount {
+    fn count(&self) -> StoreCount {
         let accepted_ids = self.accepted.load(Ordering::Relaxed);
         StoreCount { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0 }
     }

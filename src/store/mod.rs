@@ -1,18 +1,21 @@
 //! The store: it remembers the ids of each window, in memory, or in Redis together with the other instances.
 
 mod answers;
+mod counters;
 mod ids;
 pub mod memory;
 pub mod redis;
 mod windows;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::answers::{AddError, Added, CountError, StoreCount};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
+use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, InvalidCounter};
 use crate::model::id::{Id, IdKind};
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
@@ -45,9 +48,24 @@ pub struct Counting {
     pub retention: Duration,
     /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
+    /// How many counters clients may name. None in Redis, which has none yet.
+    pub counters: Option<CounterLimits>,
 }
 
 impl Counting {
+    /// Whether clients may name counters.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidCounter`]: why not.
+    pub(crate) fn may_count(&self) -> Result<(), InvalidCounter> {
+        match self.counters {
+            None => Err(InvalidCounter::NotInRedis),
+            Some(CounterLimits { most: 0, .. }) => Err(InvalidCounter::Off),
+            Some(_) => Ok(()),
+        }
+    }
+
     pub(crate) fn standard_error(&self) -> f64 {
         standard_error(self.mode, self.shards)
     }
@@ -79,9 +97,52 @@ impl Store {
     ///
     /// [`AddError::Sealed`]: no id was added. [`AddError::Unavailable`]: some ids may have been added.
     pub async fn add<I: Id>(&self, window: Window, ids: &[I]) -> Result<Added, AddError> {
+        self.add_to(window, ids, &CounterNames::default()).await
+    }
+
+    /// Adds ids as [`Self::add`] does, and to counters in the same window. With Redis there are no counters: the
+    /// caller names none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add`].
+    pub async fn add_to<I: Id>(
+        &self,
+        window: Window,
+        ids: &[I],
+        counters: &CounterNames<'_>,
+    ) -> Result<Added, AddError> {
         match self {
-            Self::Memory(store) => store.add(window, ids),
+            Self::Memory(store) => store.add(window, ids, counters),
             Self::Redis(store) => store.add(window, ids).await,
+        }
+    }
+
+    /// How many different ids a counter has in a window so far: 0 if nobody named it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::count`].
+    pub fn count_of(&self, window: Window, counter: &str) -> Result<u64, CountError> {
+        match self {
+            Self::Memory(store) => store.count_of(window, counter),
+            Self::Redis(_) => Ok(0),
+        }
+    }
+
+    /// The final counts of the counters of a window that is sealed and not evicted.
+    pub fn counters(&self, window: Window) -> Arc<CounterCounts> {
+        match self {
+            Self::Memory(store) => store.counters(window),
+            Self::Redis(_) => Arc::default(),
+        }
+    }
+
+    /// Bytes that counters take in this instance.
+    pub(crate) fn counter_memory(&self) -> u64 {
+        match self {
+            Self::Memory(store) => store.counter_memory(),
+            Self::Redis(_) => 0,
         }
     }
 

@@ -24,6 +24,7 @@ mod connections;
 mod coordination;
 mod count_command;
 mod counter_contract;
+mod counters;
 mod crafted_ids;
 mod dashboards;
 mod deployment_files;

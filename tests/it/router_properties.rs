@@ -239,6 +239,8 @@ fn every_failure_reason_is_listed_once() {
         match failure {
             Failure::MissingId
             | Failure::InvalidId { .. }
+            | Failure::InvalidCounter(_)
+            | Failure::InvalidParameter { .. }
             | Failure::RepeatedId
             | Failure::InvalidEndpoint
             | Failure::ForbiddenEndpoint

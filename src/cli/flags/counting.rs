@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::Args;
 
 use super::values;
+use crate::model::counter::CounterLimits;
 use crate::model::id::IdKind;
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
@@ -47,10 +49,22 @@ pub(super) struct CountingFlags {
                 count wrong: 32 hexadecimal digits, or file:PATH of a file that has them"
     )]
     id_key: Option<SecretArg>,
+
+    /// Counters that clients may name in a window; 0 refuses them. Ids beyond count in the counter _other
+    #[arg(
+        long, env = "HEADCOUNT_MAX_COUNTERS", value_name = "NUMBER", default_value = "1000",
+        value_parser = clap::value_parser!(u32).range(0..=10_000_000)
+    )]
+    max_counters: u32,
+
+    /// Memory for the names, sketches and sets of counters, in all windows that the instance holds
+    #[arg(long, env = "HEADCOUNT_COUNTER_MEMORY", value_name = "BYTES", default_value = "256MiB")]
+    counter_memory: ByteSize,
 }
 
 impl CountingFlags {
-    pub(super) fn settings(self) -> Result<Counting, String> {
+    /// In memory there are counters; in Redis there are none yet.
+    pub(super) fn settings(self, in_redis: bool) -> Result<Counting, String> {
         let Self { ids, mode, window, shards, .. } = self;
         let id_key = self.id_key.map(|key| key.parse("--id-key <KEY>", IdKey::parse)).transpose()?;
         let shortest = 2 * window.duration();
@@ -68,6 +82,8 @@ impl CountingFlags {
                 Mode::Exact => Duration::from_secs(15 * 60),
             }),
         };
-        Ok(Counting { ids, mode, window, shards, retention, id_key })
+        let limits = CounterLimits { most: self.max_counters as usize, memory: self.counter_memory.as_u64() };
+        let counters = (!in_redis).then_some(limits);
+        Ok(Counting { ids, mode, window, shards, retention, id_key, counters })
     }
 }

@@ -119,6 +119,13 @@ pub struct HttpFlags {
         value_parser = values::up_to::<1_073_741_824>
     )]
     body_limit: u32,
+
+    /// Lists of counters that are made at a time; each one more gets 503 at once
+    #[arg(
+        long, env = "HEADCOUNT_MAX_QUERIES", value_name = "NUMBER", default_value = "8",
+        value_parser = values::up_to::<1_000>
+    )]
+    max_queries: u32,
 }
 
 impl HttpFlags {
@@ -141,6 +148,7 @@ impl HttpFlags {
             write_timeout: self.write_timeout,
             body_read_timeout: self.body_read_timeout,
             body_limit: self.body_limit,
+            max_queries: self.max_queries,
         })
     }
 }

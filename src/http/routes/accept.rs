@@ -1,6 +1,5 @@
 //! `/api/verve/accept`: one id in the query of a GET, or many in the body of a POST.
 
-use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,20 +9,21 @@ use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::{IntoResponse, Response};
-use percent_encoding::percent_decode_str;
 use quanta::Instant;
 use smallvec::SmallVec;
 
 use super::bulk;
 use super::in_flight::Place;
+use super::query::{form_text, pairs, percent_decoded};
 use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
+use crate::model::counter::{CounterName, CounterNames};
 use crate::model::id::{Id, IdKind, IntegerId, TextId};
 use crate::model::id_list::{IdList, ListOf, ListedId, PIECE};
 use crate::model::window::Window;
-use crate::store::AddError;
+use crate::store::{AddError, Counting};
 
 /// The methods of this route.
 pub(super) const ONLY_ACCEPT: Failure = Failure::MethodNotAllowed { allow: "GET, POST" };
@@ -68,6 +68,8 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     params(
         ("id" = IntegerId, Query, description = "The id, in decimal, and only once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
             `1e3` and white space are refused."),
+        ("counter" = Option<Vec<String>>, Query, description = "Names of up to eight counters in which the id counts too. A \
+            name has 1 to 128 bytes of `A-Z a-z 0-9 _ . : / @ -` and does not begin with `_`. A repeated name is one."),
         ("endpoint" = Option<String>, Query, format = "uri", pattern = "^[Hh][Tt][Tt][Pp][Ss]?://", max_length = 2048,
             description = "Where to send the count so far, once, after the answer. An http or https URL without user, \
             password or fragment, on port 80, 443 or from 1024 on, at a public address unless `--callback-allow` opens \
@@ -89,8 +91,8 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
 
 async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Result<(), Failure> {
     let callbacks = &routes.api.callbacks;
-    let (id, endpoint) = parse_query::<I>(query, callbacks.guard())?;
-    let window = count(routes, window, &[id], &mut None).await?;
+    let Query { id, counters, endpoint } = Query::<I>::parse(query, &routes.api.counting, callbacks.guard())?;
+    let window = count(routes, window, &[id], &counters, &mut None).await?;
     if let Some(endpoint) = endpoint {
         callbacks.submit(endpoint, window);
     }
@@ -120,15 +122,20 @@ async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Resul
 pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let window = api.window_now();
-    if let Err(failure) = api.admit(request.headers()).and_then(|()| routes.in_flight.admit()) {
-        bulk::refuse(request).await;
-        return Err(failure);
-    }
+    let uri = request.uri().clone();
+    let admitted = api.admit(request.headers()).and_then(|()| routes.in_flight.admit());
+    let counters = match admitted.and_then(|()| counters_of(uri.query().unwrap_or_default(), &api.counting)) {
+        Ok(counters) => counters,
+        Err(failure) => {
+            bulk::refuse(request).await;
+            return Err(failure);
+        }
+    };
     let body = bulk::read(request, api.counting.ids, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
     match body.ids {
-        IdList::Integers(ids) => count_all(routes, window, ids).await,
-        IdList::Texts(ids) => count_all(routes, window, ids).await,
+        IdList::Integers(ids) => count_all(routes, window, ids, &counters).await,
+        IdList::Texts(ids) => count_all(routes, window, ids, &counters).await,
     }
 }
 
@@ -137,6 +144,7 @@ async fn count_all<I: ListedId>(
     routes: &Routes,
     mut window: Window,
     mut ids: ListOf<I>,
+    counters: &CounterNames<'_>,
 ) -> Result<(), Failure> {
     let (mut piece, mut place) = (Vec::new(), None);
     loop {
@@ -144,7 +152,7 @@ async fn count_all<I: ListedId>(
         if piece.is_empty() {
             return Ok(());
         }
-        window = count(routes, window, &piece, &mut place).await?;
+        window = count(routes, window, &piece, counters, &mut place).await?;
         if piece.len() == PIECE {
             // The store in memory never waits, so other requests get their turn here.
             tokio::task::yield_now().await;
@@ -152,25 +160,46 @@ async fn count_all<I: ListedId>(
     }
 }
 
-/// Reads `id=<id>` and the optional `endpoint=<url>`; other parameters are ignored.
-///
-/// Of an id only `%XX` is decoded: a `+` is a plus, and bytes that are not UTF-8 are refused, not replaced. The other
-/// texts are decoded as forms are.
-fn parse_query<I: Id>(query: &str, guard: &Guard) -> Result<(I, Option<Endpoint>), Failure> {
-    let mut id = None;
-    let mut endpoint = None;
-    for pair in query.split('&') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        match &*form_text(key) {
-            "id" if id.is_some() => return Err(Failure::RepeatedId),
-            "id" => id = Some(I::parse(&Cow::from(percent_decode_str(value)))),
-            "endpoint" if endpoint.is_some() => return Err(Failure::InvalidEndpoint),
-            "endpoint" => endpoint = Some(guard.admit(&form_text(value))?),
-            _ => {}
+/// What the query of a GET says.
+struct Query<'a, I> {
+    id: I,
+    counters: CounterNames<'a>,
+    endpoint: Option<Endpoint>,
+}
+
+impl<'a, I: Id> Query<'a, I> {
+    /// Reads `id=<id>`, the optional `counter=<name>`, and the optional `endpoint=<url>`. Other parameters are ignored.
+    ///
+    /// Of an id only `%XX` is decoded, and bytes that are not UTF-8 are refused, not replaced. The other texts are decoded as
+    /// forms are.
+    fn parse(query: &'a str, counting: &Counting, guard: &Guard) -> Result<Self, Failure> {
+        let (mut id, mut counters, mut endpoint) = (None, CounterNames::default(), None);
+        for (key, value) in pairs(query) {
+            match &*key {
+                "id" if id.is_some() => return Err(Failure::RepeatedId),
+                "id" => id = Some(I::parse(&percent_decoded(value))),
+                "counter" => {
+                    counting.may_count()?;
+                    counters.add(CounterName::parse(form_text(value))?)?;
+                }
+                "endpoint" if endpoint.is_some() => return Err(Failure::InvalidEndpoint),
+                "endpoint" => endpoint = Some(guard.admit(&form_text(value))?),
+                _ => {}
+            }
         }
+        let id = id.ok_or(Failure::MissingId)?.map_err(|_| Failure::InvalidId { line: None })?;
+        Ok(Self { id, counters, endpoint })
     }
-    let id = id.ok_or(Failure::MissingId)?.map_err(|_| Failure::InvalidId { line: None })?;
-    Ok((id, endpoint))
+}
+
+/// The counters that the query of a POST names: they hold for all ids of the body.
+fn counters_of<'a>(query: &'a str, counting: &Counting) -> Result<CounterNames<'a>, Failure> {
+    let mut counters = CounterNames::default();
+    for (_, value) in pairs(query).filter(|(key, _)| key == "counter") {
+        counting.may_count()?;
+        counters.add(CounterName::parse(form_text(value))?)?;
+    }
+    Ok(counters)
 }
 
 /// Counts ids, or with `--id-key` their hashes. Returns the window that they were counted in.
@@ -178,20 +207,14 @@ async fn count<'a, I: Id>(
     routes: &'a Routes,
     window: Window,
     ids: &[I],
+    counters: &CounterNames<'_>,
     place: &mut Option<Place<'a>>,
 ) -> Result<Window, Failure> {
-    let Some(key) = &routes.api.counting.id_key else { return add(routes, window, ids, place).await };
+    let Some(key) = &routes.api.counting.id_key else {
+        return add(routes, window, ids, counters, place).await;
+    };
     let hashes: SmallVec<[IntegerId; 1]> = ids.iter().map(|id| key.apply(id)).collect();
-    add(routes, window, &hashes, place).await
-}
-
-/// Decodes a key or a value of `application/x-www-form-urlencoded`.
-fn form_text(written: &str) -> Cow<'_, str> {
-    if !written.contains(['+', '%']) {
-        return Cow::Borrowed(written);
-    }
-    let with_spaces = written.replace('+', " ");
-    Cow::Owned(percent_decode_str(&with_spaces).decode_utf8_lossy().into_owned())
+    add(routes, window, &hashes, counters, place).await
 }
 
 /// Adds ids to `window`, the one they arrived in, and returns the window that they were counted in.
@@ -205,12 +228,13 @@ async fn add<'a, I: Id>(
     routes: &'a Routes,
     mut window: Window,
     ids: &[I],
+    counters: &CounterNames<'_>,
     place: &mut Option<Place<'a>>,
 ) -> Result<Window, Failure> {
     let api = &routes.api;
     let arrived_in = window;
     loop {
-        let mut adding = pin!(api.store.add(window, ids));
+        let mut adding = pin!(api.store.add_to(window, ids, counters));
         let added = poll_fn(|context| {
             let added = adding.as_mut().poll(context);
             if added.is_pending() {
@@ -222,6 +246,9 @@ async fn add<'a, I: Id>(
             Ok(added) => {
                 api.metrics.accepted_ids.increment(ids.len() as u64);
                 api.metrics.changed_ids.increment(added.changed);
+                if added.overflow > 0 {
+                    api.metrics.counter_overflow_ids.increment(added.overflow);
+                }
                 if window != arrived_in {
                     api.metrics.late_ids.increment(ids.len() as u64);
                 }

@@ -18,6 +18,7 @@ use utoipa::openapi::{Object, RefOr};
 use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use super::accept;
+use super::counters;
 use super::ops;
 use super::schemas;
 use super::state::Routes;
@@ -89,6 +90,7 @@ pub(super) async fn openapi(State(routes): State<Arc<Routes>>) -> Response {
     ),
     paths(
         ui::page, status::status, accept::accept_one, accept::accept_many, unique::unique,
+        counters::counters,
         ops::livez, ops::readyz, ops::metrics, openapi
     ),
     modifiers(&Shared)

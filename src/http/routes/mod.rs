@@ -2,9 +2,11 @@
 
 mod accept;
 pub(super) mod bulk;
+mod counters;
 mod description;
 mod in_flight;
 pub(super) mod ops;
+mod query;
 mod schemas;
 mod state;
 mod status;
@@ -41,7 +43,8 @@ pub fn routers(api: Api) -> Routers {
     let routes = Arc::new(Routes::new(api));
     let public = Router::new()
         .route("/api/verve/accept", any(accept::accept))
-        .route("/api/verve/unique", any(unique::unique));
+        .route("/api/verve/unique", any(unique::unique))
+        .route("/api/verve/counters", any(counters::counters));
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))

@@ -65,6 +65,7 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let is_degraded = api.store.is_degraded();
     api.metrics.degraded.set(f64::from(is_degraded));
     api.metrics.pending_ids.set(api.store.pending_ids() as f64);
+    api.metrics.counter_memory.set(api.store.counter_memory() as f64);
     api.metrics.callback_queue_length.set(api.callbacks.waiting() as f64);
     // Nobody is to wait for metrics because of what they would show.
     let counted = if is_degraded { None } else { api.store.count(api.running_window()).await.ok() };

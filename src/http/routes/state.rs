@@ -3,6 +3,7 @@
 use ::metrics::Counter;
 use axum::response::{IntoResponse, Response};
 use quanta::Instant;
+use tokio::sync::Semaphore;
 
 use super::bulk::Budget;
 use super::in_flight::InFlight;
@@ -18,6 +19,9 @@ pub(super) struct Routes {
     pub(super) accept: RouteHandles,
     pub(super) bulk: RouteHandles,
     pub(super) unique: RouteHandles,
+    pub(super) counters: RouteHandles,
+    /// A permit for each query that may run at a time.
+    pub(super) queries: Semaphore,
     pub(super) status: RouteHandles,
     pub(super) not_found: Counter,
 }
@@ -29,6 +33,8 @@ impl Routes {
             accept: route("accept"),
             bulk: route("bulk"),
             unique: route("unique"),
+            counters: route("counters"),
+            queries: Semaphore::new(api.settings.max_queries as usize),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
             bulk_budget: Budget::new(&api.settings),

@@ -11,10 +11,14 @@ use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
+use super::query::{form_text, pairs};
 use super::state::Routes;
 use crate::http::error::{Failure, NO_STORE};
+use crate::model::counter::CounterName;
 use crate::model::mode::Mode;
-use crate::model::window::{UniqueCount, WindowCount};
+use crate::model::shard::Shards;
+use crate::model::window::{UniqueCount, Window, WindowCount};
+use crate::store::standard_error;
 
 /// Counts, and how they are made.
 #[derive(Serialize, ToSchema)]
@@ -40,32 +44,104 @@ pub(super) struct Unique {
     last: Option<WindowCount>,
 }
 
+/// The counts of a counter, and how they are made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct UniqueOfCounter {
+    /// Its name.
+    counter: String,
+    #[schema(inline)]
+    mode: Mode,
+    /// Relative to the truth; 0 when exact.
+    #[schema(minimum = 0, maximum = 1)]
+    standard_error: f64,
+    /// Length of a window. It divides a day.
+    #[schema(minimum = 1, maximum = 86_400)]
+    window_seconds: u32,
+    current: UniqueCount,
+    /// Null before the first window is closed.
+    #[schema(required)]
+    last: Option<CounterCount>,
+}
+
+/// The count of a counter in a closed window.
+#[derive(Serialize, ToSchema)]
+pub(super) struct CounterCount {
+    timestamp: Window,
+    unique_request_count: u64,
+    /// False if any id of the window's counters may be missing here.
+    complete: bool,
+}
+
 /// The running window's count, and the last closed window
 #[utoipa::path(
     get, path = "/api/verve/unique", operation_id = "uniqueCount", tag = "counts",
-    responses((status = 200, description = "The counts.", body = Unique)),
+    params(("counter" = Option<String>, Query, description = "The counter to count instead of the total. One that nobody has \
+        named has 0. `_other` has the ids whose counter found no place.")),
+    responses((status = 200, description = "The counts.", body = UniqueAnswer)),
     security((), ("token" = []))
 )]
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
     let started = Instant::now();
     let result = match routes.api.admit_reader(&request) {
-        Ok(()) => read(&routes).await,
+        Ok(()) => read(&routes, request.uri().query().unwrap_or_default()).await,
         Err(failure) => Err(failure),
     };
     routes.unique.answer(started, result)
 }
 
-async fn read(routes: &Routes) -> Result<impl IntoResponse + use<>, Failure> {
+/// Of the total, or of a counter.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum UniqueAnswer {
+    Total(Unique),
+    Counter(UniqueOfCounter),
+}
+
+async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
+    let mut counters = pairs(query).filter(|(key, _)| key == "counter");
+    let answer = match counters.next() {
+        None => UniqueAnswer::Total(of_total(routes).await?),
+        Some((_, name)) if counters.next().is_none() => {
+            routes.api.counting.may_count()?;
+            let name = CounterName::parse_for_reading(form_text(name))?;
+            UniqueAnswer::Counter(of_counter(routes, &name)?)
+        }
+        Some(_) => return Err(Failure::InvalidParameter { detail: "counter is given twice" }),
+    };
+    Ok(([(CACHE_CONTROL, NO_STORE)], Json(answer)))
+}
+
+fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<UniqueOfCounter, Failure> {
+    let (api, name) = (&routes.api, name.as_str());
+    let window = api.running_window();
+    let count = api.store.count_of(window, name).map_err(|error| {
+        warn!(%error, "a counter of the running window cannot be counted");
+        Failure::StoreUnavailable
+    })?;
+    Ok(UniqueOfCounter {
+        counter: name.to_owned(),
+        mode: api.counting.mode,
+        standard_error: standard_error(api.counting.mode, Shards::ONE),
+        window_seconds: api.counting.window.seconds(),
+        current: UniqueCount { timestamp: window, unique_request_count: count },
+        last: api.closed.counters().map(|closed| CounterCount {
+            timestamp: closed.window,
+            unique_request_count: closed.counts.get(name),
+            complete: closed.complete,
+        }),
+    })
+}
+
+async fn of_total(routes: &Routes) -> Result<Unique, Failure> {
     let current = current(routes).await?;
     let api = &routes.api;
-    let unique = Unique {
+    Ok(Unique {
         mode: api.counting.mode,
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
         current,
         last: api.closed.last(),
-    };
-    Ok(([(CACHE_CONTROL, NO_STORE)], Json(unique)))
+    })
 }
 
 /// The running window's count so far.

@@ -153,7 +153,7 @@ impl RedisStore {
         local.note_accepted(ids.len());
         // Only now may the window be sealed: Redis has the ids, or they are pending.
         drop(under_way);
-        Ok(Added { changed })
+        Ok(Added { changed, overflow: 0 })
     }
 
     /// Adds ids here and in Redis. Returns how many changed anything.

@@ -70,6 +70,12 @@ declare! {
     /// Ids that were counted in a later window than the one they arrived in, because that window was
     /// sealed already.
     late_ids: Counter = "headcount_late_ids_total",
+    /// Ids that were counted in the counter _other, because a counter of theirs found no place or no memory.
+    counter_overflow_ids: Counter = "headcount_counter_overflow_ids_total",
+    /// Counters of the last closed window that had ids.
+    counters: Gauge = "headcount_counters",
+    /// Memory that counters take in this instance.
+    counter_memory: Gauge = "headcount_counter_memory_bytes",
     /// Different ids of the last closed window.
     unique_ids: Gauge = "headcount_unique_ids",
     /// Accepted ids of the last closed window, repeats among them.

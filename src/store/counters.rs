@@ -1,0 +1,303 @@
+//! The counters of an open window: the ids of each name that clients use, within bounds.
+//!
+//! Finding a counter is a look-up in a map that readers do not write to (papaya), so threads do not wait for each other. Only a
+//! name that is new in the window takes a lock.
+//!
+//! # Bounds
+//!
+//! A client that invents names must neither fill the memory nor push out the counters of others. So a window takes
+//! `--max-counters` names, and a name that had ids in the window before keeps its place. And all names, sketches and sets of all
+//! windows share `--counter-memory`. An id that finds no place or no memory in one of its counters is counted in `_other` instead,
+//! once. Then no count of that window's counters is called complete.
+
+use std::collections::HashSet;
+use std::hash::RandomState;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use papaya::HashMap;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tracing::warn;
+
+use crate::hll::{GrowingSketch, Observation, Sketch};
+use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, OTHER};
+use crate::model::id::{Id, TextId};
+use crate::model::mode::Mode;
+use crate::model::window::Window;
+
+/// What a counter takes beside its name and ids: the entry of the map, and what the allocator adds.
+const BYTES_A_COUNTER: usize = 144;
+/// What an exact id takes beside its bytes, if they are long.
+const BYTES_AN_ID: usize = 56;
+/// What a name of a sealed window takes beside its bytes.
+const BYTES_A_COUNT: usize = 40;
+
+/// The memory of all counters of the instance.
+pub(super) struct CounterMemory {
+    used: AtomicU64,
+    most: u64,
+}
+
+impl CounterMemory {
+    pub(super) fn new(most: u64) -> Arc<Self> {
+        Arc::new(Self { used: AtomicU64::new(0), most })
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// The memory of the counters of a window. It is given back when this is dropped.
+pub(super) struct Share {
+    memory: Arc<CounterMemory>,
+    bytes: AtomicU64,
+}
+
+impl Share {
+    fn new(memory: &Arc<CounterMemory>) -> Self {
+        Self { memory: Arc::clone(memory), bytes: AtomicU64::new(0) }
+    }
+
+    /// Takes memory, if there is so much.
+    fn take(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        let more = |used: u64| Some(used + bytes).filter(|used| *used <= self.memory.most);
+        let taken = self.memory.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        if taken {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// The share of a sealed window. It is less than that of the open window was, and is taken in any case.
+    pub(super) fn of_counts(memory: &Arc<CounterMemory>, counts: &CounterCounts) -> Self {
+        let bytes = counts.all().iter().map(|(name, _)| (name.len() + BYTES_A_COUNT) as u64).sum();
+        memory.used.fetch_add(bytes, Ordering::Relaxed);
+        Self { memory: Arc::clone(memory), bytes: AtomicU64::new(bytes) }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.used.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// The counters of a window.
+pub(super) struct Counters {
+    window: Window,
+    mode: Mode,
+    most: usize,
+    named: HashMap<Box<str>, CounterIds, RandomState>,
+    newcomers: Mutex<Newcomers>,
+    other: Other,
+    /// Ids that were counted in `_other`.
+    overflow_ids: AtomicU64,
+    share: Share,
+}
+
+/// What a name that is new in the window needs to know.
+struct Newcomers {
+    before: Before,
+    /// Names of this window that the window before did not have.
+    new: usize,
+}
+
+/// The names of the window before.
+pub(super) enum Before {
+    /// It had none, or is not known.
+    Nothing,
+    /// It is open still, or was when this window began.
+    Open(Arc<Counters>),
+    Sealed(Arc<CounterCounts>),
+}
+
+impl Before {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Open(counters) => counters.named.pin().contains_key(name),
+            Self::Sealed(counts) => counts.has(name),
+        }
+    }
+
+    fn names(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Open(counters) => counters.named.len(),
+            Self::Sealed(counts) => counts.all().len(),
+        }
+    }
+}
+
+impl Counters {
+    pub(super) fn new(
+        window: Window,
+        mode: Mode,
+        limits: CounterLimits,
+        memory: &Arc<CounterMemory>,
+        before: Before,
+    ) -> Self {
+        Self {
+            window,
+            mode,
+            most: limits.most,
+            named: HashMap::new(),
+            newcomers: Mutex::new(Newcomers { before, new: 0 }),
+            other: Other::new(mode),
+            overflow_ids: AtomicU64::new(0),
+            share: Share::new(memory),
+        }
+    }
+
+    /// Notes that the window before is sealed, so that its ids need not stay in memory for its names.
+    pub(super) fn note_sealed_before(&self, counts: &Arc<CounterCounts>) {
+        self.newcomers.lock().before = Before::Sealed(Arc::clone(counts));
+    }
+
+    /// Adds ids to the counters of these names. Returns how many of the ids were counted in `_other`.
+    pub(super) fn add<I: Id>(&self, ids: &[I], names: &CounterNames<'_>) -> u64 {
+        let named = self.named.pin();
+        let (mut counters, mut all_have_a_place) =
+            (SmallVec::<[&CounterIds; CounterNames::MOST]>::new(), true);
+        for name in names.iter() {
+            let counter = named.get(name).or_else(|| {
+                let _newcomers = self.take_place(name)?;
+                Some(named.get_or_insert_with(name.into(), || CounterIds::new(self.mode)))
+            });
+            match counter {
+                Some(counter) => counters.push(counter),
+                None => all_have_a_place = false,
+            }
+        }
+        let mut overflow = 0;
+        for id in ids.iter().map(AsRef::as_ref) {
+            let mut is_in_all = all_have_a_place;
+            for counter in &counters {
+                is_in_all &= counter.add(id, &self.share);
+            }
+            if !is_in_all {
+                self.other.add(id, &self.share);
+                overflow += 1;
+            }
+        }
+        if overflow > 0 && self.overflow_ids.fetch_add(overflow, Ordering::Relaxed) == 0 {
+            warn!(
+                window = %self.window,
+                max_counters = self.most,
+                counter_memory_bytes = self.share.memory.used(),
+                "ids found no place in their counter and are counted in _other: clients use more names than \
+                 --max-counters, or more memory than --counter-memory"
+            );
+        }
+        overflow
+    }
+
+    /// Takes a place and memory for a name, if it has none. The caller enters it while it holds what this returns. None if
+    /// there is no place, or no memory.
+    fn take_place(&self, name: &str) -> Option<impl Drop + use<'_>> {
+        let mut newcomers = self.newcomers.lock();
+        if self.named.pin().contains_key(name) {
+            return Some(newcomers);
+        }
+        let was_there = newcomers.before.has(name);
+        let has_place = was_there || newcomers.before.names() + newcomers.new < self.most;
+        if !has_place || !self.share.take(BYTES_A_COUNTER + name.len()) {
+            return None;
+        }
+        newcomers.new += usize::from(!was_there);
+        Some(newcomers)
+    }
+
+    /// The count of a counter so far: 0 if no id was counted in it.
+    pub(super) fn count(&self, name: &str) -> u64 {
+        if name == OTHER {
+            self.other.count()
+        } else {
+            self.named.pin().get(name).map_or(0, CounterIds::count)
+        }
+    }
+
+    /// The counts, when nothing is added any more.
+    pub(super) fn counts(&self) -> CounterCounts {
+        let named = self.named.pin();
+        let counts = named.iter().map(|(name, ids)| (name.clone(), ids.count()));
+        let has_overflowed = self.overflow_ids.load(Ordering::Relaxed) > 0;
+        let other = has_overflowed.then(|| (OTHER.into(), self.other.count()));
+        // A counter without ids found a place, but no memory.
+        CounterCounts::new(counts.filter(|(_, count)| *count > 0).chain(other).collect(), has_overflowed)
+    }
+}
+
+/// The ids of a counter.
+enum CounterIds {
+    Hll(GrowingSketch),
+    Exact(Box<Mutex<HashSet<TextId>>>),
+}
+
+impl CounterIds {
+    fn new(mode: Mode) -> Self {
+        match mode {
+            Mode::Hll => Self::Hll(GrowingSketch::default()),
+            Mode::Exact => Self::Exact(Box::default()),
+        }
+    }
+
+    /// False if there is no memory for the id.
+    fn add(&self, id: &[u8], share: &Share) -> bool {
+        match self {
+            Self::Hll(sketch) => {
+                sketch.raise_within(Observation::of(id), |bytes| share.take(bytes)).is_some()
+            }
+            Self::Exact(ids) => insert(&mut ids.lock(), id, share),
+        }
+    }
+
+    fn count(&self) -> u64 {
+        match self {
+            Self::Hll(sketch) => sketch.estimate(),
+            Self::Exact(ids) => ids.lock().len() as u64,
+        }
+    }
+}
+
+/// The ids of `_other`. In mode `hll` it takes memory before it is needed, so it never lacks any.
+enum Other {
+    Hll(Sketch),
+    Exact(Mutex<HashSet<TextId>>),
+}
+
+impl Other {
+    fn new(mode: Mode) -> Self {
+        match mode {
+            Mode::Hll => Self::Hll(Sketch::new()),
+            Mode::Exact => Self::Exact(Mutex::default()),
+        }
+    }
+
+    /// An exact id for which there is no memory is left out. No count of the window is called complete then.
+    fn add(&self, id: &[u8], share: &Share) {
+        match self {
+            Self::Hll(sketch) => {
+                sketch.add(id);
+            }
+            Self::Exact(ids) => {
+                insert(&mut ids.lock(), id, share);
+            }
+        }
+    }
+
+    fn count(&self) -> u64 {
+        match self {
+            Self::Hll(sketch) => sketch.estimate(),
+            Self::Exact(ids) => ids.lock().len() as u64,
+        }
+    }
+}
+
+/// True if the id is in the set afterwards. A new id needs memory.
+fn insert(ids: &mut HashSet<TextId>, id: &[u8], share: &Share) -> bool {
+    ids.contains(id) || share.take(BYTES_AN_ID + id.len()) && ids.insert(id.into())
+}
