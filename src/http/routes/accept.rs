@@ -105,6 +105,7 @@ async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Resul
 /// the request arrived; should that be closed before all are in, the rest goes to the next.
 #[utoipa::path(
     post, path = "/api/verve/accept", operation_id = "acceptIds", tag = "ids",
+    params(("counter" = Option<Vec<String>>, Query, description = "Names of up to eight counters in which all ids count too.")),
     request_body(
         description = "The ids: up to `--body-limit` bytes, not compressed. Parameters of the media type, such as a \
             charset, are ignored.",

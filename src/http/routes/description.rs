@@ -27,6 +27,7 @@ use super::ui;
 use super::unique;
 use crate::http::api::ONLY_READ;
 use crate::http::error::{Failure, NO_STORE};
+use crate::model::counter::InvalidCounter;
 use crate::model::id::IdKind;
 
 /// The description of a service that counts such ids, as JSON. Each is made once, for the first client that asks.
@@ -140,26 +141,38 @@ fn complete(description: &mut Value) {
         }
     }
     let accept = &mut paths["/api/verve/accept"]["get"];
-    for (parameter, examples) in [
-        json!({
-            "small": { "value": 42 },
-            "negative": { "value": -7 },
-            "lowest": { "value": i64::MIN },
-            "highest": { "value": u64::MAX },
-        }),
-        json!({ "hook": { "value": "https://hooks.invalid/headcount" } }),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        accept["parameters"][parameter]["examples"] = examples;
+    for (name, examples) in [
+        (
+            "id",
+            json!({
+                "small": { "value": 42 },
+                "negative": { "value": -7 },
+                "lowest": { "value": i64::MIN },
+                "highest": { "value": u64::MAX },
+            }),
+        ),
+        ("endpoint", json!({ "hook": { "value": "https://hooks.invalid/headcount" } })),
+    ] {
+        for parameter in accept["parameters"].as_array_mut().into_iter().flatten() {
+            if parameter["name"] == name {
+                parameter["examples"] = examples.clone();
+            }
+        }
     }
-    // It may be left out, but not be null.
-    accept["parameters"][1]["schema"]["type"] = json!("string");
     accept["callbacks"] = json!({ "count": { "{$request.query.endpoint}": { "post": callback() } } });
 }
 
 fn complete_operation(path: &str, method: &str, operation: &mut Value) {
+    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        // It may be left out, but not be null.
+        if let Some(types) = parameter["schema"]["type"].as_array().filter(|types| types.len() == 2) {
+            parameter["schema"]["type"] = types[0].clone();
+        }
+        if parameter["name"] == "counter" {
+            schemas::describe_counter(path, &mut parameter["schema"]);
+        }
+    }
     if operation["security"].is_null() {
         operation["security"] = json!([]);
     }
@@ -211,17 +224,25 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
     if is_of_api {
         failures.push(Failure::StoreUnavailable);
     }
+    if is_of_api && !is_accept {
+        failures.extend([
+            Failure::InvalidCounter(InvalidCounter::Name),
+            Failure::InvalidParameter { detail: "" },
+        ]);
+    }
     match method {
         "get" if is_accept => failures.extend([
             Failure::MissingId,
             Failure::InvalidId { line: None },
             Failure::RepeatedId,
+            Failure::InvalidCounter(InvalidCounter::Name),
             Failure::InvalidEndpoint,
             Failure::ForbiddenEndpoint,
         ]),
         "post" => failures.extend([
             Failure::MissingId,
             Failure::InvalidId { line: Some(1) },
+            Failure::InvalidCounter(InvalidCounter::Name),
             Failure::InvalidBody,
             Failure::InvalidHost,
             Failure::BodyTooLarge,
@@ -279,6 +300,7 @@ fn header(name: &str, values: &BTreeSet<String>, required: bool) -> Value {
             header["schema"] = json!({ "type": "integer", "minimum": 1 });
             header["example"] = json!(if name == "failure-line" { 6777 } else { 1 });
         }
+        "failure-detail" => header["schema"] = json!({ "type": "string" }),
         _ => header["schema"] = json!({ "type": "string", "enum": values }),
     }
     header
@@ -288,6 +310,7 @@ fn meaning_of_header(name: &str) -> &'static str {
     match name {
         "allow" => "The methods of this path.",
         "cache-control" => "Counts are never to be cached, nor is what is wrong with a request.",
+        "failure-detail" => "What exactly, for people.",
         "failure-line" => {
             "With `invalid_id`: which id, counted from 1. It is the line, or in JSON the element."
         }

@@ -7,6 +7,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{KnownFormat, Object, ObjectBuilder, RefOr, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::model::counter::{CounterNames, OTHER};
 use crate::model::id::IntegerId;
 use crate::model::window::Window;
 
@@ -70,6 +71,17 @@ pub(super) fn describe_texts(description: &mut Value) {
         },
         "examples": { "three": { "value": "\"a\"\n\"b\"\n3\n" } },
     });
+}
+
+/// Says which names of counters a parameter may have.
+pub(super) fn describe_counter(path: &str, schema: &mut Value) {
+    const NAME: &str = "[A-Za-z0-9.:/@-][A-Za-z0-9_.:/@-]{0,127}";
+    if path == "/api/verve/accept" {
+        schema["items"]["pattern"] = json!(format!("^{NAME}$"));
+        schema["maxItems"] = json!(CounterNames::MOST);
+    } else {
+        schema["pattern"] = json!(format!("^({NAME}|{OTHER})$"));
+    }
 }
 
 /// The metrics.

@@ -17,7 +17,7 @@ use crate::http::error::{Failure, NO_STORE};
 use crate::model::counter::CounterName;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
-use crate::model::window::{UniqueCount, Window, WindowCount};
+use crate::model::window::{UniqueCount, Window};
 use crate::store::standard_error;
 
 /// Counts, and how they are made.
@@ -30,6 +30,10 @@ use crate::store::standard_error;
     "last": { "timestamp": "2026-11-23T04:12:00Z", "unique_request_count": 1, "accepted_ids": 1, "complete": true }
 })))]
 pub(super) struct Unique {
+    /// The counter, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    counter: Option<String>,
     #[schema(inline)]
     mode: Mode,
     /// Relative to the truth: two of three counts are within one of it, 95 of 100 within two; 0 when exact.
@@ -41,34 +45,19 @@ pub(super) struct Unique {
     current: UniqueCount,
     /// Null before the first window is closed.
     #[schema(required)]
-    last: Option<WindowCount>,
+    last: Option<ClosedCount>,
 }
 
-/// The counts of a counter, and how they are made.
+/// The count of the last closed window.
 #[derive(Serialize, ToSchema)]
-pub(super) struct UniqueOfCounter {
-    /// Its name.
-    counter: String,
-    #[schema(inline)]
-    mode: Mode,
-    /// Relative to the truth; 0 when exact.
-    #[schema(minimum = 0, maximum = 1)]
-    standard_error: f64,
-    /// Length of a window. It divides a day.
-    #[schema(minimum = 1, maximum = 86_400)]
-    window_seconds: u32,
-    current: UniqueCount,
-    /// Null before the first window is closed.
-    #[schema(required)]
-    last: Option<CounterCount>,
-}
-
-/// The count of a counter in a closed window.
-#[derive(Serialize, ToSchema)]
-pub(super) struct CounterCount {
+pub(super) struct ClosedCount {
     timestamp: Window,
     unique_request_count: u64,
-    /// False if any id of the window's counters may be missing here.
+    /// How many ids were accepted, repeats among them. Not known of a counter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u64)]
+    accepted_ids: Option<u64>,
+    /// False where ids may be missing, or were not accepted from the window's start to its end.
     complete: bool,
 }
 
@@ -77,7 +66,7 @@ pub(super) struct CounterCount {
     get, path = "/api/verve/unique", operation_id = "uniqueCount", tag = "counts",
     params(("counter" = Option<String>, Query, description = "The counter to count instead of the total. One that nobody has \
         named has 0. `_other` has the ids whose counter found no place.")),
-    responses((status = 200, description = "The counts.", body = UniqueAnswer)),
+    responses((status = 200, description = "The counts.", body = Unique)),
     security((), ("token" = []))
 )]
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
@@ -89,44 +78,37 @@ pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) 
     routes.unique.answer(started, result)
 }
 
-/// Of the total, or of a counter.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-pub(super) enum UniqueAnswer {
-    Total(Unique),
-    Counter(UniqueOfCounter),
-}
-
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
     let mut counters = pairs(query).filter(|(key, _)| key == "counter");
     let answer = match counters.next() {
-        None => UniqueAnswer::Total(of_total(routes).await?),
+        None => of_total(routes).await?,
         Some((_, name)) if counters.next().is_none() => {
             routes.api.counting.may_count()?;
             let name = CounterName::parse_for_reading(form_text(name))?;
-            UniqueAnswer::Counter(of_counter(routes, &name)?)
+            of_counter(routes, &name)?
         }
         Some(_) => return Err(Failure::InvalidParameter { detail: "counter is given twice" }),
     };
     Ok(([(CACHE_CONTROL, NO_STORE)], Json(answer)))
 }
 
-fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<UniqueOfCounter, Failure> {
+fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, Failure> {
     let (api, name) = (&routes.api, name.as_str());
     let window = api.running_window();
     let count = api.store.count_of(window, name).map_err(|error| {
         warn!(%error, "a counter of the running window cannot be counted");
         Failure::StoreUnavailable
     })?;
-    Ok(UniqueOfCounter {
-        counter: name.to_owned(),
+    Ok(Unique {
+        counter: Some(name.to_owned()),
         mode: api.counting.mode,
         standard_error: standard_error(api.counting.mode, Shards::ONE),
         window_seconds: api.counting.window.seconds(),
         current: UniqueCount { timestamp: window, unique_request_count: count },
-        last: api.closed.counters().map(|closed| CounterCount {
+        last: api.closed.counters().map(|closed| ClosedCount {
             timestamp: closed.window,
             unique_request_count: closed.counts.get(name),
+            accepted_ids: None,
             complete: closed.complete,
         }),
     })
@@ -136,11 +118,17 @@ async fn of_total(routes: &Routes) -> Result<Unique, Failure> {
     let current = current(routes).await?;
     let api = &routes.api;
     Ok(Unique {
+        counter: None,
         mode: api.counting.mode,
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
         current,
-        last: api.closed.last(),
+        last: api.closed.last().map(|count| ClosedCount {
+            timestamp: count.window,
+            unique_request_count: count.unique_request_count,
+            accepted_ids: Some(count.accepted_ids),
+            complete: count.complete,
+        }),
     })
 }
 
