@@ -1,4 +1,4 @@
-//! `/api/verve/accept`: one id in the query of a GET, or many in the body of a POST.
+//! `/api/verve/accept`: a GET has one id in its query, a POST has many in its body.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,7 +13,7 @@ use quanta::Instant;
 use url::form_urlencoded;
 
 use super::bulk;
-use super::in_flight::Place;
+use super::in_flight::Permit;
 use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
@@ -23,10 +23,8 @@ use crate::model::id_list::IdList;
 use crate::model::window::Window;
 use crate::store::AddError;
 
-/// The methods of this route.
 pub(super) const ONLY_ACCEPT: Failure = Failure::MethodNotAllowed { allow: "GET, POST" };
 
-/// The answer to a request whose ids are counted.
 struct Counted;
 
 impl IntoResponse for Counted {
@@ -46,7 +44,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
             routes.accept.answer(started, result.map(|()| Counted))
         }
         Method::POST => {
-            // In a box: else every GET would carry the room that this takes.
+            // Boxed: otherwise every GET would reserve memory for it.
             let result = Box::pin(accept_many(&routes, request)).await;
             routes.bulk.answer(started, result.map(|()| Counted))
         }
@@ -59,17 +57,18 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 
 /// Count one id
 ///
-/// Answers `ok` once the id is counted. It is not safe, because it counts, but it may be repeated: within a window an id
-/// counts once. A request that fails counts nothing; with a 503 it may have. Parameters that are not listed are ignored.
+/// Answers `ok` once the id is counted. This GET changes something, but a client may repeat it: within a window an id
+/// counts once. A request that fails counts nothing; after a 503 the id may have been counted all the same. Other
+/// parameters are ignored.
 #[utoipa::path(
     get, path = "/api/verve/accept", operation_id = "acceptId", tag = "ids",
     params(
-        ("id" = Id, Query, description = "The id, in decimal, and only once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
+        ("id" = Id, Query, description = "The id, in decimal, exactly once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
             `1e3` and white space are refused."),
         ("endpoint" = Option<String>, Query, format = "uri", pattern = "^[Hh][Tt][Tt][Pp][Ss]?://", max_length = 2048,
-            description = "Where to send the count so far, once, after the answer. An http or https URL without user, \
-            password or fragment, on port 80, 443 or from 1024 on, at a public address unless `--callback-allow` opens \
-            more; only once, and only with `--callbacks on`.")
+            description = "The service sends the count so far to this URL, once, after the answer. The URL has the \
+            scheme http or https, no user, password or fragment, and port 80, 443 or 1024 and above. Its address is \
+            public, unless `--callback-allow` allows more. At most once, and only with `--callbacks on`.")
     ),
     security((), ("token" = []))
 )]
@@ -88,8 +87,8 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
 
 /// Count many ids
 ///
-/// Answers `ok` once all ids are counted. One bad id refuses the whole body. The ids are counted in the window in which
-/// the request arrived; should that be closed before all are in, the rest goes to the next.
+/// Answers `ok` once all ids are counted. One bad id refuses the whole body. All ids are counted in the window in which
+/// the request arrived. If that window closes before all ids are in, the rest goes to the next window.
 #[utoipa::path(
     post, path = "/api/verve/accept", operation_id = "acceptIds", tag = "ids",
     request_body(
@@ -115,8 +114,8 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
     }
     let mut body = bulk::read(request, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
-    // Piece by piece, so that it holds up nobody else.
-    let (mut piece, mut place) = (Vec::new(), None);
+    // In pieces, so that a large body does not delay other requests.
+    let (mut piece, mut permit) = (Vec::new(), None);
     loop {
         body.ids.take(&mut piece);
         if piece.is_empty() {
@@ -125,9 +124,9 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
         for id in &mut piece {
             *id = api.element(*id);
         }
-        window = count(routes, window, &piece, &mut place).await?;
+        window = count(routes, window, &piece, &mut permit).await?;
         if piece.len() == IdList::PIECE {
-            // A counter in memory never waits, so this is where others get their turn.
+            // A store in memory never waits. So yield here, or this request would block its thread.
             tokio::task::yield_now().await;
         }
     }
@@ -150,18 +149,17 @@ fn parse_query(query: &str, guard: &Guard) -> Result<(Id, Option<Endpoint>), Fai
     Ok((id, endpoint))
 }
 
-/// Adds ids to `window`, the one they arrived in, and returns the window that they were counted in.
+/// Adds ids to `window`, in which they arrived. Returns the window in which they were counted.
 ///
-/// It may be sealed by the time they get there: the clock moved on in between, or it was set back. Then
-/// they are stamped anew, with the oldest window that is open. Each further round takes another window
-/// that ended meanwhile, so there are few.
+/// The store may have sealed `window` since the ids arrived, because time passed or the clock was set back. Then they go
+/// to the oldest open window. That repeats only if another window ends meanwhile.
 ///
-/// Who has to wait takes a `place`, and keeps it for what else there is to count of the request.
+/// A request that has to wait takes a `permit`, and keeps it for the rest of its ids.
 async fn count<'a>(
     routes: &'a Routes,
     mut window: Window,
     ids: &[Id],
-    place: &mut Option<Place<'a>>,
+    permit: &mut Option<Permit<'a>>,
 ) -> Result<Window, Failure> {
     let api = &routes.api;
     let arrived_in = window;
@@ -170,7 +168,7 @@ async fn count<'a>(
         let added = poll_fn(|context| {
             let added = adding.as_mut().poll(context);
             if added.is_pending() {
-                place.get_or_insert_with(|| routes.in_flight.wait());
+                permit.get_or_insert_with(|| routes.in_flight.wait());
             }
             added
         });
@@ -184,7 +182,7 @@ async fn count<'a>(
                 return Ok(window);
             }
             Err(AddError::Sealed { open }) => window = open.max(api.window_now()),
-            // Logged where it changes, not for every request.
+            // The store logs an outage once, not for every request.
             Err(AddError::Unavailable(_)) => return Err(Failure::StoreUnavailable),
         }
     }
