@@ -41,7 +41,7 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Starts a broker that advertises this address. Returns once it answers.
+    /// Starts a broker at a port where clients already expect it. Returns once it answers.
     pub fn start_on(port: u16) -> Self {
         Self::start_with(port, &[])
     }
