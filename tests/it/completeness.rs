@@ -213,7 +213,7 @@ async fn accepted_ids_are_never_fewer_than_different_ones() {
 /// An event that may hit a window between its first id and its count.
 #[derive(Debug, Clone)]
 enum Event {
-    /// An instance accepts this many ids, starting with this one.
+    /// An instance accepts ids: the first id, and how many.
     Accept(usize, u64, u64),
     Seal(usize),
     /// It has sealed everything and has left.
