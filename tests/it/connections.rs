@@ -302,7 +302,7 @@ async fn a_client_that_does_not_close_is_disconnected() {
     let head = b"PUT /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n";
     assert_eq!(client.request(head).await.unwrap().status, 405);
     assert!(client.is_closed_within(SOON).await, "the answer was the last");
-    // The test's own requests use the listener for operations.
+    // The remaining connection is the one that reads the metrics.
     server.wait_for_metric("headcount_connections", 1.0).await;
 }
 
@@ -381,7 +381,7 @@ async fn clients_that_go_away_leave_nothing_behind() {
     drop(closed);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.process.0.id())).unwrap().count();
     wait_for("descriptors to come back", || (descriptors() < 50).then_some(())).await;
-    // The test's own requests use the listener for operations.
+    // The remaining connection is the one that reads the metrics.
     let deadline = std::time::Instant::now() + SOON;
     while server.metric("headcount_connections").await > 1.0 {
         assert!(std::time::Instant::now() < deadline, "connections are counted down");

@@ -208,7 +208,7 @@ fn warns_of(event: &serde_json::Value, what: &str) -> bool {
     event["level"] == "WARN" && event["fields"]["error"].as_str().unwrap_or_default().contains(what)
 }
 
-/// Waits until the log has a warning whose error contains `text`.
+/// Waits until the log has a warning whose error contains `what`.
 async fn wait_warned(server: &Server, what: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !server.log().iter().any(|event| warns_of(event, what)) {
@@ -275,7 +275,7 @@ async fn a_topic_that_lacks_replicas_in_sync_is_named() {
     let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let first = Kafka::start_on(port);
-    // This start makes the brokers create the transaction topic: it lands on the only broker.
+    // check makes the brokers create the transaction topic. It lands on the only broker.
     output_of(headcount().arg("check").args(args));
     let mut second = first.join(free_port());
     let both =
