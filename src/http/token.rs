@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_token() {
+    fn only_one_right_token_is_accepted() {
         for value in ["Bearer 0123456789abcdef", "bearer 0123456789abcdef", "BEARER  0123456789abcdef"] {
             assert!(admits(&[value]), "{value}");
         }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_a_token() {
+    fn tokens_are_16_to_512_visible_characters() {
         let token = |text: &str| ApiToken::new(&text.parse().unwrap());
         for good in ["0123456789abcdef", "~!@#$%^&*()_+-={}", &"x".repeat(512), " 0123456789abcdef\n"] {
             assert!(token(good).is_ok(), "{good}");

@@ -87,7 +87,7 @@ fn check(shards: u16, sizes: &[u64], streams: u64, rms_bound: f64) {
 }
 
 #[test]
-fn the_standard_error_is_what_is_stated() {
+fn the_measured_standard_error_is_the_stated_one() {
     check(1, &[10, 100, 1_000, 10_000, 100_000, 1_000_000], 1_000, 0.0088);
 }
 

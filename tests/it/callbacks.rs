@@ -301,7 +301,7 @@ async fn without_certificates_callbacks_over_http_work() {
 
 /// Receivers do not answer. The service still accepts ids, its queue is bounded, and it counts dropped callbacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_receivers_delay_nobody() {
+async fn silent_receivers_delay_no_request() {
     const REQUESTS: u64 = 5_000;
     let endless = Receiver::start_on("127.0.0.2:0", Answering::Endless).await;
     // No receiver listens there any more.

@@ -220,7 +220,7 @@ fn a_replica_and_a_full_redis_fail_the_check() {
 }
 
 #[test]
-fn clocks() {
+fn differing_clocks_are_reported() {
     let redis = Redis::start();
     for (offset, code, verdict, said) in [
         ("-3s", 0, "warn", "behind that of Redis: ids may be counted in a neighbouring window"),

@@ -357,7 +357,7 @@ async fn talk(stream: &mut TcpStream, head: &[u8], piece: &[u8]) -> Vec<u8> {
 
 /// Garbage after a valid request does not change its answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_after_requests_harms_nobody() {
+async fn garbage_after_a_request_does_not_change_its_answer() {
     let siege = Siege::begin(&[]).await;
     for seed in 0..500 {
         let mut connection = Connection::open(siege.server.address).await.unwrap();
@@ -382,7 +382,7 @@ async fn garbage_after_requests_harms_nobody() {
 
 /// Random bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_bytes_harm_nobody() {
+async fn random_bytes_do_not_affect_other_clients() {
     const CLIENTS: u64 = 64;
     let streams: u64 = if soak() { 1_000_000 } else { 20_000 };
     let siege = Siege::begin(&[

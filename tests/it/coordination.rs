@@ -223,7 +223,7 @@ async fn a_window_that_an_instance_has_open_closes_only_by_force() {
 /// A later version may store more fields in a heartbeat: instances ignore unknown ones. If a known field is missing, it is
 /// no heartbeat.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_may_have_fields_that_nobody_knows() {
+async fn unknown_fields_of_a_heartbeat_are_ignored() {
     let server = RedisServer::start();
     let leader = Instance::new("leader", &server);
     let (window, instances) = (window(), Keys::new("coordination").instances());

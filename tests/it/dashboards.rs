@@ -86,7 +86,7 @@ fn grafanas_types_reject_misspelt_fields() {
 }
 
 #[test]
-fn every_panel_is_whole() {
+fn every_panel_is_complete() {
     for (name, dashboard) in dashboards() {
         assert_eq!(dashboard["uid"], format!("headcount-{name}"));
         let mut ids = BTreeSet::new();
@@ -131,7 +131,7 @@ fn no_panel_overlaps_another() {
 
 /// What the files of `grafana/provisioning` say, and the runbook, which is a panel so that a link leads there.
 #[test]
-fn what_belongs_together_agrees() {
+fn dashboards_provisioning_and_runbook_agree() {
     let source = &yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"][0];
     assert_eq!((text(source, "uid"), text(source, "url")), ("prometheus", "http://prometheus:9090"));
     let provider = &yaml("grafana/provisioning/dashboards/headcount.yml")["providers"][0];
@@ -150,7 +150,7 @@ fn what_belongs_together_agrees() {
 
 /// A real Prometheus with the repository's own configuration and two real instances.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_panel_shows_a_healthy_service_and_the_one_alert_is_that_nobody_leads() {
+async fn every_panel_shows_a_healthy_service_and_only_the_missing_leader_alerts() {
     let (redis, receiver) = (Redis::start(), Receiver::start(Answering::Status(204)).await);
     let (namespace, brokers, dir) =
         (kafka::namespace("pictures"), kafka::shared(), tempfile::tempdir().unwrap());

@@ -126,7 +126,7 @@ fn broken(document: &str, target: &str) -> Option<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let (mut all, mut wrong) = (0, Vec::new());
     for document in documents() {
         let text = text_of(&document);
@@ -153,7 +153,7 @@ fn the_readme_lists_every_page() {
 
 /// A name in architecture.md that links to a source is defined there.
 #[test]
-fn the_walks_go_through_functions_that_are_there() {
+fn the_walks_name_functions_that_exist() {
     let text = text_of("docs/architecture.md");
     let mut names = 0;
     for (number, line) in prose(&text) {
@@ -192,7 +192,7 @@ fn sources(dir: &Path, text: &mut String) {
 
 /// The last column of a fault's row names the tests that hold it, a name's beginning at the least.
 #[test]
-fn the_tests_of_every_fault_are_there() {
+fn the_tests_of_every_fault_exist() {
     let (text, mut code) = (text_of("docs/faults.md"), String::new());
     for dir in ["src", "tests"] {
         sources(&in_repository(dir), &mut code);

@@ -284,7 +284,7 @@ async fn one_bad_line_of_ten_thousand_refuses_all() {
 }
 
 #[tokio::test]
-async fn types_of_bodies() {
+async fn content_types_of_bodies() {
     let server = exact_server().await;
     let mut connection = Connection::open(server.address).await.unwrap();
     for content_type in [
@@ -421,7 +421,7 @@ async fn operations() {
 
 /// RFC 9112, 3.2 and 6: what two servers could take for different requests is refused, and nothing of it is counted.
 #[tokio::test]
-async fn requests_that_can_be_understood_in_two_ways() {
+async fn ambiguous_requests_are_refused() {
     let server = exact_server().await;
     let target = "/api/verve/accept?id=1";
     for (what, hosts) in [
@@ -492,7 +492,7 @@ async fn requests_that_can_be_understood_in_two_ways() {
 
 /// RFC 9112, 6.1 and 7: of the codings for the way the service undoes `chunked`, which may be there once.
 #[tokio::test]
-async fn codings_for_the_way() {
+async fn transfer_codings() {
     let server = exact_server().await;
     for (lines, refusal) in [
         (&["chunked"][..], None),
@@ -534,7 +534,7 @@ async fn codings_for_the_way() {
 
 /// A coding that changes nothing is none.
 #[tokio::test]
-async fn bodies_that_say_they_are_not_encoded() {
+async fn bodies_with_content_encoding_identity_are_accepted() {
     let server = exact_server().await;
     for (id, (encoding, ok)) in [
         ("identity", true),

@@ -150,7 +150,7 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
 /// A leader that was stopped past its lease is fenced; so is one of two that both believe that they lead; and one
 /// that is asked to stop is succeeded at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_instance_publishes_though_two_believe_to_lead() {
+async fn only_one_instance_publishes_though_two_believe_they_lead() {
     let (brokers, namespace, redis) = (shared(), namespace("leaders"), Redis::start());
     let url = redis.url();
     let mut fleet = Fleet::start_with(2, &args(&url, &namespace, &brokers)).await;

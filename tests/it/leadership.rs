@@ -92,7 +92,7 @@ async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_leader_is_succeeded() {
+async fn another_instance_replaces_a_killed_leader() {
     let redis = Arc::new(Redis::start());
     let kills = if soak() { 25 } else { 5 };
     let mut fleets = JoinSet::new();

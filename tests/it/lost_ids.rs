@@ -195,7 +195,7 @@ async fn one_instance_cut_off_from_redis_reports_its_loss() {
 
 /// In mode `exact` an instance keeps at most `--pending-max` ids. It counts all to which it answered `ok`.
 #[tokio::test(flavor = "multi_thread")]
-async fn more_ids_than_may_be_kept_are_refused() {
+async fn ids_beyond_pending_max_are_refused() {
     let redis = Redis::start();
     let args = ["--mode", "exact", "--window", "1h", "--pending-max", "500"];
     let url = redis.url();
@@ -359,7 +359,7 @@ async fn an_instance_that_is_gone_when_an_old_snapshot_comes_back_is_missed() {
 /// Redis is away for longer than the retention. One instance has so many windows that it gives up the first. The other
 /// instance still has it. The published window lacks ids, and is incomplete.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_that_one_instance_gave_up_is_incomplete() {
+async fn a_window_that_one_instance_dropped_is_incomplete() {
     let redis = Redis::start();
     let args = ["--retention", "10s"];
     let fleet = Fleet::start(2, &redis, "given-up", &args).await;

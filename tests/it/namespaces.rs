@@ -23,7 +23,7 @@ fn time_to_live(redis: &Redis, key: &str) -> Option<u64> {
 
 /// An instance with other settings exits at once. Its message has both values, and says what to do.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_disagrees_is_refused() {
+async fn an_instance_with_other_settings_is_refused() {
     let redis = Redis::start();
     let _first = Server::start(&["--redis-url", &redis.url(), "--window", "2s"]).await;
     for (flag, theirs, ours) in [("mode", "hll", "exact"), ("window", "2s", "10s"), ("shards", "1", "4")] {
@@ -47,7 +47,7 @@ async fn an_instance_that_disagrees_is_refused() {
 
 /// Unpublished counts of another window length are not published as those of the new length.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_window_length_starts_afresh() {
+async fn another_window_length_publishes_no_old_counts() {
     let redis = Redis::start();
     let mut first = Fleet::start(1, &redis, "length", &[]).await;
     first.wait_published(0).await;
@@ -81,7 +81,7 @@ async fn another_window_length_starts_afresh() {
 
 /// Other instances took over the namespace while this one was silent. It exits, because its counts would be lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_whose_namespace_was_taken_over_ends() {
+async fn an_instance_whose_namespace_was_taken_over_exits() {
     let redis = Redis::start();
     let url = redis.url();
     let mut first = Server::start(&["--redis-url", &url, "--window", "2s"]).await;

@@ -43,7 +43,7 @@ fn objects(value: &Value) -> Vec<&serde_json::Map<String, Value>> {
 }
 
 #[tokio::test]
-async fn what_is_served_is_the_description() {
+async fn the_service_serves_the_description() {
     let text = headcount::http::description();
     let server = Server::start(&LONG_WINDOW).await;
     assert_eq!(server.get("/openapi.json").await.body.as_bytes(), text);
@@ -52,12 +52,12 @@ async fn what_is_served_is_the_description() {
 }
 
 #[test]
-fn it_is_of_this_version() {
+fn the_description_has_the_version_of_the_crate() {
     assert_eq!(description()["info"]["version"], env!("CARGO_PKG_VERSION"));
 }
 
 #[test]
-fn every_reference_leads_somewhere_and_every_component_is_used() {
+fn every_reference_resolves_and_every_component_is_used() {
     let description = description();
     let references: BTreeSet<_> =
         objects(&description).iter().filter_map(|object| object.get("$ref")?.as_str()).collect();
@@ -73,7 +73,7 @@ fn every_reference_leads_somewhere_and_every_component_is_used() {
 }
 
 #[test]
-fn it_has_every_failure_reason_and_no_other() {
+fn the_description_has_exactly_the_failure_reasons() {
     let description = description();
     let headers = objects(&description).into_iter().filter_map(|object| object.get("failure-reason"));
     let described: BTreeSet<_> = headers
@@ -84,7 +84,7 @@ fn it_has_every_failure_reason_and_no_other() {
 }
 
 #[test]
-fn it_has_every_route_of_the_documents_and_no_other() {
+fn the_description_has_exactly_the_documented_routes() {
     let (readme, api) = (include_str!("../../README.md"), include_str!("../../docs/api.md"));
     let (_, in_readme) = readme.split_once("\n## API\n").unwrap();
     let (in_readme, _) = in_readme.split_once("\n## ").unwrap();
@@ -104,7 +104,7 @@ fn it_has_every_route_of_the_documents_and_no_other() {
 
 /// The service knows exactly the described methods, and `allow` names only these.
 #[tokio::test]
-async fn the_methods_that_are_described_are_those_that_there_are() {
+async fn the_service_has_exactly_the_described_methods() {
     let server = Server::start(&LONG_WINDOW).await;
     let operations = operations();
     let paths: BTreeSet<_> =

@@ -136,7 +136,7 @@ fn summary(counts: &[WindowCount]) -> Vec<(i64, u64, bool)> {
 }
 
 #[tokio::test]
-async fn every_window_in_order_and_empty_ones_as_zero() {
+async fn every_window_is_published_in_order_and_empty_ones_as_zero() {
     let sink = TestSink::new("a");
     // A window begins at the very start of this one: all of it is seen.
     let running = publish(START, &[&sink]).await;

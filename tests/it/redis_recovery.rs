@@ -66,7 +66,7 @@ async fn an_instance_that_starts_in_an_outage_waits_for_the_others() {
 
 /// The lease may come back before the heartbeats. The leader closes no window before these.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_is_back_before_the_heartbeats_closes_nothing() {
+async fn a_lease_that_returns_before_the_heartbeats_closes_no_window() {
     let mut site = Site::start().await;
     let fleet = Fleet::behind(&site.url(), 3, "lease", &["--lease-ttl", "1s"]).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -85,7 +85,7 @@ async fn a_lease_that_is_back_before_the_heartbeats_closes_nothing() {
 /// The replay of some instances takes longer than an instance may be silent, and longer than `--close-timeout`. They make
 /// progress, so the leader waits for them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_backlog_is_waited_for() {
+async fn the_leader_waits_for_a_large_replay() {
     const IDS: u64 = 1_000_000;
     const A_BODY: u64 = 100_000;
     let redis = Redis::start();

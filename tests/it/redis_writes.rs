@@ -254,7 +254,7 @@ async fn requests_fail_while_redis_is_away_where_that_is_configured() {
 
 /// A lost connection is no outage as long as the next one works. No request notices it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_was_closed_is_made_anew() {
+async fn a_closed_connection_to_redis_is_replaced() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     for mode in [Mode::Hll, Mode::Exact] {
@@ -273,7 +273,7 @@ async fn a_connection_that_was_closed_is_made_anew() {
 
 /// A refused write counts as an outage, so ids become pending.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_costs_nothing() {
+async fn a_full_redis_loses_no_id() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "full", mode, RedisWrites::All);
@@ -354,7 +354,7 @@ async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
 
 /// On a slow network connecting takes longer than the time-out of a write. The first write is late, later ones are not.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_network_is_connected_to() {
+async fn the_store_connects_over_a_slow_network() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Fault::Slow(Duration::from_millis(60)));
@@ -372,7 +372,7 @@ async fn a_slow_network_is_connected_to() {
 
 /// In an endless outage an instance keeps only the ids of the retention in memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_that_cannot_be_sealed_are_dropped_at_last() {
+async fn windows_that_cannot_be_sealed_are_dropped_after_the_retention() {
     let timeout = Duration::from_millis(5);
     let url = format!("redis://127.0.0.1:{}", free_port());
     let retention = Duration::from_secs(10 * 3600);
