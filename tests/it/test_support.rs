@@ -144,7 +144,7 @@ async fn nginx_skips_instances_that_are_away() {
     let (two, _serving_two) = upstream(Ok("two")).await;
     let (unready, _serving_unready) = upstream(Err(StatusCode::SERVICE_UNAVAILABLE)).await;
     let away = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    // Connections to it are taken by the kernel, and nobody answers.
+    // The kernel accepts connections to this port, but no program answers.
     let hanging = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
 
     let nginx = Nginx::start(&[one, two]);
