@@ -1,6 +1,6 @@
-//! What the parts on the way of an id cost, by themselves: `cargo bench --bench parts`.
+//! The cost of each part that an id passes through, measured alone: `cargo bench --bench parts`.
 
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a bench ends at what it does not expect")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a bench stops at the first surprise")]
 
 use std::future::Future;
 use std::hint::black_box;
@@ -21,14 +21,14 @@ use headcount::model::window::{Window, WindowLength};
 use headcount::store::Store;
 use headcount::store::memory::MemoryStore;
 
-/// Ids at random below a million, as benches/load sends them.
+/// Random ids below a million, as benches/load sends them.
 ///
-/// What is measured gets other ids each time, because a processor soon learns a thousand of them by heart: which are
-/// shorter than others.
+/// Each iteration gets different ids. With the same thousand ids, the processor's branch predictor would learn their
+/// lengths.
 fn ids(count: u64) -> Vec<IntegerId> {
     let mut state = 1_u64;
     let next = |_| {
-        // Knuth's generator for MMIX.
+        // Knuth's linear congruential generator for MMIX.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         IntegerId::from((state >> 33) % 1_000_000)
     };
@@ -92,7 +92,7 @@ fn parsing(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A counter in memory never waits.
+/// Polls once, because a store in memory never waits.
 fn add(counter: &Store, window: Window, ids: &[IntegerId]) {
     let mut adding = pin!(counter.add(window, ids));
     let Poll::Ready(Ok(_)) = adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
@@ -100,7 +100,7 @@ fn add(counter: &Store, window: Window, ids: &[IntegerId]) {
     };
 }
 
-/// What an id takes of each thread's time while so many threads add.
+/// The time that an id costs each thread while `threads` threads add ids.
 fn memory(criterion: &mut Criterion) {
     let window = "24h".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
     let ids = ids(100_000);

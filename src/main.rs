@@ -1,4 +1,4 @@
-//! `headcount`: see [`headcount::cli`] for what it can do.
+//! The binary `headcount`. Its commands are in [`headcount::cli`].
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
-//! How often a request allocates: counted, beside a handler that does nothing.
+//! How often a request allocates, compared to a handler that does nothing.
 //!
-//! In a program of its own, whose allocator counts, and with nothing else in it: the client is a socket and a buffer.
+//! This is a program of its own, because its allocator counts. The client is only a socket and a buffer, so that it does
+//! not allocate.
 
 #![allow(
     dead_code,
@@ -93,9 +94,9 @@ impl Client {
     }
 }
 
-/// Allocations for each request, those that grow what is there among them.
+/// Allocations for each request, reallocations included.
 ///
-/// Services also do something by themselves now and then, which can only add to it: so the least of several.
+/// Background work of the service can only add allocations. So the result is the least of several measurements.
 fn allocations(address: SocketAddr, connections: usize) -> f64 {
     let mut client = Client::connect(address, connections);
     let mut measure = || {

@@ -1,6 +1,6 @@
-//! The order of the rooms of `src/`, and that no files import each other in a circle.
+//! Checks the order of the rooms of `src/`, and that no files import each other in a circle.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test ends at what it does not expect")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,14 +40,14 @@ fn read(directory: &Path, module: &str, texts: &mut BTreeMap<String, String>) {
     }
 }
 
-/// Without comments, without tests, which may look up, and without who may see what.
+/// The code without comments, visibilities and tests. Tests may import from rooms above.
 fn code_of(text: &str) -> String {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>();
     code.join("\n").replace("(in crate::", "(")
 }
 
-/// Every path that a text names, of the words between its `::`.
+/// Every path in a text, split at `::`.
 fn paths(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let of_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     text.split(move |c| !of_path(c)).filter(|word| word.contains("::")).map(|word| word.split("::").collect())
@@ -57,7 +57,7 @@ fn imports() -> Imports {
     let mut all = BTreeMap::new();
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut all);
     let modules: BTreeSet<_> = all.keys().cloned().collect();
-    // The longest beginning of a path that is a module.
+    // The longest prefix of a path that is a module.
     let module_of = |path: &[&str]| {
         (1..=path.len()).rev().map(|length| path[..length].join("::")).find(|path| modules.contains(path))
     };
@@ -104,8 +104,8 @@ fn rooms_import_only_from_rooms_below() {
 #[test]
 fn files_import_each_other_in_no_circle() {
     let mut left = imports();
-    // Who names nobody is at the bottom, who is named by nobody at the top: what remains in the end is in circles, or
-    // between two.
+    // Removes modules that import none (the bottom), and modules that none imports (the top), until nothing changes. The
+    // rest is in circles, or between two circles.
     loop {
         let named: BTreeSet<_> = left.values().flatten().cloned().collect();
         let before = left.len();
@@ -121,7 +121,7 @@ fn files_import_each_other_in_no_circle() {
     assert!(left.is_empty(), "{left:#?}");
 }
 
-/// The command line is read in one place. All other files are told plain settings.
+/// Only one place parses the command line. All other files get plain settings.
 #[test]
 fn only_the_flags_name_clap() {
     let mut sources = BTreeMap::new();

@@ -1,8 +1,8 @@
-//! How long accepting takes before, during and after an outage of Redis, and while requests name endpoints that do
-//! not answer; see `benches/faults/run`.
+//! How long accepting an id takes before, during and after an outage of Redis, and while requests name endpoints that do
+//! not answer. See `benches/faults/run`.
 //!
-//! 64 connections send an id every ten milliseconds each, well below what the service can do: at full load the
-//! latency would be that of the queues in front of two cores.
+//! Each of 64 connections sends an id every ten milliseconds, far below the service's limit. At full load the latency
+//! would only show the queues in front of two cores.
 
 #![allow(
     dead_code,
@@ -12,7 +12,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a bench ends at what it does not expect, prints its figures, and needs little of what tests need"
+    reason = "a bench stops at the first surprise, prints its figures, and uses few of the tests' helpers"
 )]
 
 #[path = "../../tests/it/support/mod.rs"]
@@ -31,9 +31,9 @@ use support::server::Server;
 use trouble::{Endpoint, Kind, Trouble};
 
 const CONNECTIONS: u64 = 64;
-/// Between two requests of a connection.
+/// The time from one request of a connection to the next.
 const PACE: Duration = Duration::from_millis(10);
-/// What trouble may cost: so many times the p99 before it (see [`Kind::times`]), and so much more.
+/// The p99 during trouble may exceed [`Kind::times`] the p99 before it by this much.
 const MORE: Duration = Duration::from_millis(5);
 
 /// The p99 of each phase.
@@ -82,7 +82,7 @@ async fn measure(kind: Kind, phase: Duration) -> Round {
     for number in 0..CONNECTIONS {
         connections.spawn(send(&server, number, trouble.endpoint(), stop.clone()).await);
     }
-    // What is slow only once is not asked for.
+    // A warm-up: the first requests are slow.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();
     tokio::time::sleep(phase).await;
@@ -115,7 +115,7 @@ fn median(rounds: &[Round], phase: impl Fn(&Round) -> Duration) -> Duration {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Cargo adds --bench.
+    // cargo passes --bench.
     let args: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let number =
         |place: usize, default| args.get(place).map_or(default, |arg| arg.parse().expect("a number"));
@@ -125,7 +125,7 @@ async fn main() -> ExitCode {
     println!("p99 of accepting, median of {rounds}        before    during     after   during/before");
     let mut measured: Vec<_> =
         Kind::all().into_iter().filter(is_wanted).map(|kind| (kind, Vec::new())).collect();
-    // In turn, because machines drift.
+    // The kinds alternate, because a machine's speed drifts.
     for _ in 0..rounds {
         for (kind, rounds) in &mut measured {
             rounds.push(measure(*kind, Duration::from_secs(seconds)).await);

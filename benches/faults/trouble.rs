@@ -1,4 +1,4 @@
-//! What can be in trouble: Redis, and those whom callbacks are sent to.
+//! What can fail: Redis, and the endpoints of callbacks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,11 @@ use crate::support::free_port;
 use crate::support::outage::{Outage, Site};
 use crate::support::receiver::{Answering, Receiver};
 
-/// A kind of trouble.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
     /// Redis is away, while counting in this mode.
     Redis(&'static str, Outage),
-    /// Every request names an endpoint, and that does not answer.
+    /// Every request names an endpoint that does not answer.
     Endpoint(Silence),
 }
 
@@ -34,7 +33,7 @@ impl Kind {
         redis.chain(endpoints).collect()
     }
 
-    /// How many times the p99 before it the p99 during it may be.
+    /// How many times as high the p99 may be during the trouble.
     pub fn times(self) -> f64 {
         match self {
             Self::Redis(..) => 1.5,
@@ -52,7 +51,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Trouble of a kind, which can begin and end.
+/// One trouble, which can begin and end.
 pub struct Trouble {
     cause: Cause,
     endpoint: Endpoint,
@@ -63,7 +62,7 @@ enum Cause {
     Endpoint { _receiver: Option<Receiver> },
 }
 
-/// What requests name as their endpoint, while they do.
+/// The endpoint that requests name during the trouble.
 #[derive(Clone, Default)]
 pub struct Endpoint {
     url: Arc<str>,
@@ -100,7 +99,7 @@ impl Trouble {
         }
     }
 
-    /// Of the service that is to meet it.
+    /// The arguments of the service.
     pub fn args(&self) -> Vec<&str> {
         match &self.cause {
             Cause::Redis { url, mode, .. } => vec!["--redis-url", url, "--mode", mode],

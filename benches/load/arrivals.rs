@@ -1,9 +1,9 @@
 //! Latency at a fixed rate of arrivals: an open-loop client.
 //!
-//! A client that sends its next request when the last one is answered slows down with the server, and so does not see what
-//! those would see who come whether it is slow or not (Tene's "coordinated omission"). Here requests have their times, at
-//! equal distances, and go over the connections in turn. One whose connection is still busy waits for it; how long a request
-//! took is counted from its time on, not from when it was sent.
+//! A closed-loop client sends its next request after the last answer. So it slows down with the server, and hides the
+//! delay that independent clients would see (Tene's "coordinated omission"). Here each request has a scheduled time, at
+//! equal distances, and the requests use the connections in turn. A request waits while its connection is busy. Its
+//! latency counts from its scheduled time, not from when it was sent.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -22,7 +22,7 @@ use crate::wrk::{self, Load};
 
 const CONNECTIONS: usize = 64;
 const IDS: u64 = 1_000_000;
-/// Of the first of it nothing is counted: connections are new, memory is cold.
+/// The warm-up is not measured: connections are new, memory is cold.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 pub fn measure(effort: Effort) -> Result<Value, String> {
@@ -124,7 +124,7 @@ impl Client<'_> {
         lane.under_way = Some(time);
         let id = self.ids.next().expect("it never ends") % IDS;
         let request = format!("GET {}{id} HTTP/1.1\r\nhost: localhost\r\n\r\n", self.subject.request.prefix);
-        // It is small, and nothing else is under way.
+        // One write is enough: the request is small, and no other is under way.
         lane.stream.write_all(request.as_bytes()).map_err(|error| error.to_string())
     }
 
@@ -136,7 +136,7 @@ impl Client<'_> {
             Err(error) => return Err(error.to_string()),
         };
         let answer = &answer[..read];
-        // Answers are far smaller than a packet, so each comes whole.
+        // One read is enough: answers are far smaller than a packet.
         if !answer.starts_with(b"HTTP/1.1 200") || !answer.ends_with(b"\r\n\r\nok") {
             return Err(format!("an answer is {:?}", String::from_utf8_lossy(answer)));
         }

@@ -1,4 +1,4 @@
-//! A thousand ids a request; and Redis by itself, which is fed ten at a time.
+//! A thousand ids a request, and for comparison redis-benchmark with ten ids a command.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ use crate::wrk::{self, Load};
 
 /// Ids of one PFADD of redis-benchmark.
 const IDS_A_COMMAND: usize = 10;
-/// About what it does in a second.
+/// About what Redis does in a second.
 const COMMANDS_A_SECOND: u64 = 900_000;
 
 pub fn measure(effort: Effort) -> Result<Value, String> {
@@ -36,7 +36,7 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
     Ok(json!({ "reads": reads, "memory": memory, "redis": redis, "redis_benchmark": benchmark }))
 }
 
-/// How many ids a second Redis takes from its own benchmark.
+/// How many ids a second Redis takes from redis-benchmark.
 fn redis_benchmark(effort: Effort) -> Result<f64, String> {
     let redis = Redis::start();
     let commands = COMMANDS_A_SECOND * effort.duration.as_secs();
@@ -47,7 +47,7 @@ fn redis_benchmark(effort: Effort) -> Result<f64, String> {
         .output()
         .map_err(|error| format!("redis-benchmark does not start: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // "test","rps",... and a line of values; the command may have commas in its quotes.
+    // The output is CSV: a line "test","rps",... and a line of values. The quoted command may have commas.
     let rate = text.lines().next_back().and_then(|line| line.split("\",\"").nth(1));
     let rate = rate.and_then(|rate| rate.trim_matches('"').parse::<f64>().ok());
     rate.map(|rate| rate * IDS_A_COMMAND as f64).ok_or_else(|| format!("redis-benchmark says {text:?}"))

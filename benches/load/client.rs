@@ -4,14 +4,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// How long to wait for more of an answer.
+/// How long to wait for the next bytes of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Sends the bytes of a request, and reads its answer, which has this end.
+/// Sends the bytes of a request, and reads the answer up to its expected end.
 ///
 /// # Errors
 ///
-/// When it has another one, or is no 200.
+/// When the answer ends otherwise, or is not a 200.
 pub fn ask(stream: &mut TcpStream, request: &[&[u8]], end: &str) -> Result<Vec<u8>, String> {
     let mut answer = Vec::new();
     let mut exchange = || -> std::io::Result<()> {

@@ -1,11 +1,11 @@
-//! Two builds of the service in turn; see `benches/compare`, which makes the other one and reads what is printed.
+//! Measures two builds of the service in turn. `benches/compare` makes the other build and reads the output.
 //!
-//! Each round measures every row with both builds, one right after the other, and begins with the other one each time:
-//! machines drift, and a ratio is of what was measured side by side.
+//! Each round measures every row with both builds, one right after the other. The builds take turns to be first. A
+//! machine's speed drifts, so a ratio compares only neighbours.
 //!
-//! `--redis-writes changed` sends an id only if the sketch of its window does not cover it yet, so that a figure means
-//! something only for a known part of a window. Services of these rows run all the time, in windows of a minute: one
-//! passes as a warm-up; then each is measured from the same moment on, with a sketch that is empty.
+//! `--redis-writes changed` sends an id only if it changes the sketch of its window. So the cost depends on how full the
+//! sketch is. The services of these rows run all the time, in windows of a minute. The first window is a warm-up. Then
+//! each measurement starts at the same moment of a window, with an empty sketch.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,11 +21,11 @@ use crate::wrk::{self, Load, Sample};
 const OF_A_DAY: [&str; 2] = ["--window", "24h"];
 const OF_A_MINUTE: [&str; 2] = ["--window", "60s"];
 const MINUTE: Duration = Duration::from_secs(60);
-/// So long after its beginning every instance has seen it.
+/// This long after a window's start, every instance has seen it.
 const INTO_A_WINDOW: Duration = Duration::from_secs(1);
-/// The ids of the warm-up: others than those of any round.
+/// The seed of the warm-up's ids. No round uses it.
 const WARM_UP: u64 = 10_000;
-/// At most, of those of a minute.
+/// The longest measurement in a window of a minute.
 const SECONDS: u64 = 5;
 
 struct Row {
@@ -52,7 +52,7 @@ const ROWS: [Row; 11] = [
 /// The two builds.
 const SIDES: [&str; 2] = ["base", "here"];
 
-/// Measures rows whose names have `only` in them.
+/// Measures the rows whose names contain `only`.
 pub fn measure(effort: Effort, base: &Path, only: &str) -> Result<Value, String> {
     let binaries = [base, Path::new(env!("CARGO_BIN_EXE_headcount"))];
     let rows: Vec<_> = ROWS.iter().filter(|row| row.name.contains(only)).collect();
@@ -102,7 +102,7 @@ impl Row {
     }
 }
 
-/// A window in which all of them count.
+/// Warms up all services in one window.
 fn warm_up(lasting: &[(&Row, [Subject; 2])]) -> Result<(), String> {
     wait_for_a_minute();
     for (row, subjects) in lasting {

@@ -36,7 +36,7 @@ pub fn measure() -> Result<Value, String> {
     }))
 }
 
-/// Each has had an answer, and says nothing more.
+/// Connections that are idle after one answer.
 fn connected() -> Result<u64, String> {
     let subject = Kind::CROWDED.start(false);
     let open = |number| {
@@ -52,7 +52,7 @@ fn connected() -> Result<u64, String> {
     Ok(resident)
 }
 
-/// The same requests, of a hundred million ids of which so many are different.
+/// Sends a hundred million ids, of which `different` are different.
 fn after(different: u64) -> Result<u64, String> {
     after_of(&Kind::MEMORY.start(true), different)
 }
@@ -60,7 +60,7 @@ fn after(different: u64) -> Result<u64, String> {
 fn after_of(subject: &Subject, different: u64) -> Result<u64, String> {
     let mut stream = TcpStream::connect(subject.address).map_err(|error| error.to_string())?;
     for piece in 0..100_000_000 / PIECE {
-        // All of one length, so that bodies are.
+        // All ids have the same length, so that all bodies have.
         let first = 1_000_000_000 + piece * PIECE % different.max(PIECE);
         let ids = lines(first..first + PIECE.min(different)).repeat((PIECE / PIECE.min(different)) as usize);
         let head = format!(

@@ -62,7 +62,7 @@ fn processes(effort: Effort) -> Result<Value, String> {
     Ok(json!(medians))
 }
 
-/// The CPU time of all processes and Redis for each request to any.
+/// The CPU time of all processes and Redis, for each request to any process.
 fn together(counter: Counter, processes: usize, load: Load) -> Result<f64, String> {
     let subjects = Service::start(counter, processes).subjects();
     let load = Load { connections: load.connections / processes as u64, ..load };
@@ -73,7 +73,7 @@ fn together(counter: Counter, processes: usize, load: Load) -> Result<f64, Strin
         measuring.into_iter().map(|one| one.join().expect("no panic")).sum::<Result<f64, String>>()
     })?;
     let after: f64 = subjects.iter().map(|subject| subject.cpu().as_secs_f64()).sum();
-    // The first one last: it has Redis, which the others need in order to stop.
+    // In reverse: the first subject owns Redis, which the others need to stop.
     subjects.into_iter().rev().for_each(drop);
     Ok((after - before) * 1e6 / requests)
 }

@@ -16,7 +16,7 @@ const LINES: usize = 100_000_000;
 const ROUNDS: usize = 3;
 
 pub fn measure() -> Result<Value, String> {
-    // Beside the build, because it does not fit every memory.
+    // In the build directory, because /tmp may be in memory and too small.
     let dir = tempfile::tempdir_in("target").map_err(|error| error.to_string())?;
     let file = dir.path().join("lines");
     write(&file).map_err(|error| format!("cannot write the file: {error}"))?;
@@ -25,7 +25,7 @@ pub fn measure() -> Result<Value, String> {
         wc.push(time(Command::new("wc").arg("-l").arg(&file))?);
         ours.push(time(headcount().arg("count").arg(&file))?);
     }
-    // It takes minutes, so that once will do.
+    // Once, because it takes minutes.
     let mut sort = Command::new("sort");
     sort.arg("-u").arg("-T").arg(dir.path()).arg(&file).env("LC_ALL", "C");
     let sort = time(&mut sort)?;

@@ -1,7 +1,7 @@
-//! What counting costs, beside a handler that does nothing; see `benches/load/run`.
+//! What counting costs, compared to a handler that does nothing. See `benches/load/run`.
 //!
-//! All subjects of a part are measured in turn, several times: machines drift, and what is compared has to have
-//! drifted alike. What is printed are medians, and medians of the ratios within each round.
+//! Each round measures all subjects of a part in turn. A machine's speed drifts, so only figures of the same round are
+//! compared. The output has medians, and medians of the ratios within each round.
 
 #![allow(
     dead_code,
@@ -12,7 +12,7 @@
     clippy::print_stderr,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a bench ends at what it does not expect, prints its figures, and needs little of what tests need"
+    reason = "a bench stops at the first surprise, prints its figures, and uses few of the tests' helpers"
 )]
 
 mod arrivals;
@@ -36,17 +36,17 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use serde_json::{Map, Value};
 
-/// Measure what counting costs, beside a handler that does nothing
+/// Measure what counting costs, compared to a handler that does nothing
 #[derive(Parser)]
 struct Args {
-    /// What to measure; without, all of it
+    /// The parts to measure; by default all
     parts: Vec<Part>,
 
-    /// How often
+    /// Number of rounds
     #[arg(long, default_value_t = 5)]
     rounds: u64,
 
-    /// How long each time, in seconds
+    /// Length of a measurement, in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 
@@ -54,26 +54,26 @@ struct Args {
     #[arg(long)]
     base: Option<PathBuf>,
 
-    /// For `compare`: rows whose names have this in them
+    /// For `compare`: only rows whose names contain this
     #[arg(long, default_value = "")]
     only: String,
 
-    /// Where the figures go
+    /// The file for the figures
     #[arg(long, default_value = "target/load.json")]
     json: PathBuf,
 
-    /// Added by cargo
+    /// cargo passes it
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// An id a request, each way of counting, and what others would use
+    /// An id a request: each way of counting, and other programs
     Requests,
     /// A thousand ids a request
     Bulk,
-    /// Latency at a fixed rate of arrivals, half of what the no-op can do
+    /// Latency at a fixed rate of arrivals, half of the no-op's maximum
     Arrivals,
     /// With more connections, processes and shards
     Growth,
@@ -81,12 +81,11 @@ enum Part {
     Footprint,
     /// The lines of a file
     Lines,
-    /// Another build beside this one
+    /// Another build compared to this one
     #[value(hide = true)]
     Compare,
 }
 
-/// How often, and how long.
 #[derive(Debug, Clone, Copy)]
 struct Effort {
     rounds: u64,
@@ -119,7 +118,7 @@ fn main() -> ExitCode {
         match part.measure(effort, &args) {
             Ok(value) => figures.insert(format!("{part:?}").to_lowercase(), value),
             Err(error) => {
-                eprintln!("{part:?} is thrown away: {error}");
+                eprintln!("{part:?} has no result: {error}");
                 return ExitCode::FAILURE;
             }
         };

@@ -1,8 +1,7 @@
-//! Medians, ratios, and how a row is shown.
+//! Medians, ratios, and the rows of the output.
 
 use std::fmt::Write;
 
-/// The middle one of several.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -13,12 +12,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// The median of the ratios of what was measured in the same round.
+/// The median of the ratios within each round.
 pub fn ratio(values: &[f64], base: &[f64]) -> f64 {
     median(values.iter().zip(base).map(|(value, base)| value / base).collect())
 }
 
-/// What a figure is to be.
+/// The target of a figure.
 #[derive(Debug, Clone, Copy)]
 pub enum Target {
     None,
@@ -27,7 +26,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The figure, what it is to be, and a mark if it is not.
+    /// The figure with its target, and MISSED if it misses the target.
     pub fn judge(self, figure: f64) -> String {
         let mut text = format!("{figure:.2}");
         let (words, missed) = match self {
@@ -40,7 +39,7 @@ impl Target {
     }
 }
 
-/// A line of a table: what it is of, and its columns.
+/// Prints a line of a table: its label, and its columns.
 pub fn line(name: &str, columns: &[String]) {
     let mut text = format!("{name:<34}");
     for column in columns {
@@ -49,7 +48,7 @@ pub fn line(name: &str, columns: &[String]) {
     println!("{text}");
 }
 
-/// The head of a table.
+/// Prints the head of a table.
 pub fn head(title: &str, columns: &[&str]) {
     println!();
     line(title, &columns.iter().map(|&column| column.to_owned()).collect::<Vec<_>>());

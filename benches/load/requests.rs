@@ -14,7 +14,7 @@ struct Row {
     samples: Vec<Sample>,
 }
 
-/// Whatever counts takes so many requests a second.
+/// Every way of counting must reach this many requests a second.
 const AT_LEAST_A_SECOND: f64 = 10_000.0;
 
 impl Row {

@@ -1,4 +1,4 @@
-//! What is measured: the service in its ways of counting, the floor under it, and what others would use.
+//! The subjects: the service with each way of counting, the no-op as the floor, and other programs.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use crate::support::redis::Redis;
 use crate::support::{free_port, wait_blocking};
 
 const ACCEPT: &str = "/api/verve/accept";
-/// What peers count in.
+/// The Redis key in which the other programs count.
 const PEER_KEY: &str = "hll";
 /// wrk draws its ids below this.
 const IDS: f64 = 1e6;
-/// Of the counts: so many standard errors off would be one run in a million.
+/// The tolerance of counts, in standard errors. A correct count exceeds it once in a million runs.
 const STANDARD_ERRORS: f64 = 5.0;
 const NGINX_MODULES: &str = "/usr/lib/nginx/modules";
 const LUA_REDIS: &str = "/usr/share/lua/5.1/nginx/redis.lua";
@@ -24,7 +24,7 @@ const LUA_REDIS: &str = "/usr/share/lua/5.1/nginx/redis.lua";
 /// One request, without its id.
 pub struct Request {
     pub prefix: String,
-    /// Ids in a body; 0 is one in the path.
+    /// Ids in a body. 0: the request is a GET with one id.
     pub bulk: u64,
     /// The body that every answer has.
     pub answer: &'static str,
@@ -50,9 +50,9 @@ pub struct Counter {
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// axum, as it comes, counting nothing.
+    /// `axum::serve`, which counts nothing.
     Plain,
-    /// The service's server, counting nothing.
+    /// The service's server, which counts nothing.
     Noop,
     Service(Counter),
     Webdis,
@@ -65,7 +65,7 @@ impl Kind {
     pub const CHANGED: Self = Self::Service(Counter { redis: true, args: &["--redis-writes", "changed"] });
     pub const FOUR_SHARDS: Self = Self::Service(Counter { redis: true, args: &["--shards", "4"] });
     pub const EIGHT_SHARDS: Self = Self::Service(Counter { redis: true, args: &["--shards", "8"] });
-    /// For ten thousand connections of one address.
+    /// Allows ten thousand connections from one address.
     pub const CROWDED: Self = Self::Service(Counter {
         redis: false,
         args: &["--max-connections", "10010", "--max-connections-per-address", "10010"],
@@ -88,7 +88,7 @@ impl Kind {
         }
     }
 
-    /// False for one that is not installed.
+    /// Whether the program is installed.
     pub fn is_there(self) -> bool {
         match self {
             Self::Webdis => there_is("webdis"),
@@ -100,7 +100,7 @@ impl Kind {
         }
     }
 
-    /// Starts another build of the service, with more arguments.
+    /// Starts another build of the service, with additional arguments.
     pub fn start_of(self, binary: &Path, args: &[&str], bulk: bool) -> Subject {
         let Self::Service(counter) = self else { panic!("{} has no other build", self.name()) };
         let request = if bulk { Request::many() } else { Request::one() };
@@ -112,7 +112,7 @@ impl Kind {
         .subject(request)
     }
 
-    /// Starts it, with nothing counted yet.
+    /// Starts it with an empty count.
     pub fn start(self, bulk: bool) -> Subject {
         let request = if bulk { Request::many() } else { Request::one() };
         match self {
@@ -130,18 +130,18 @@ fn there_is(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
-/// How to find out what was counted.
+/// How to read the count.
 enum Counted {
     Nothing,
-    /// By the service itself.
+    /// From the service.
     Service,
-    /// By the service, together with others.
+    /// From one of several services that count together.
     Part,
-    /// By the key of Redis.
+    /// From the key in Redis.
     Key,
 }
 
-/// Something that runs and takes requests.
+/// A running subject.
 pub struct Subject {
     pub address: SocketAddr,
     pub request: Request,
@@ -158,8 +158,8 @@ impl Subject {
         own.chain(self.redis.as_ref().map(|redis| redis.process.0.id())).map(cpu_of).sum()
     }
 
-    /// Sees that what was counted is what was sent: `requests`, and up to `more` that were under way, after the ids that
-    /// had been accepted `before`.
+    /// Checks that the subject counted what was sent: the ids of `requests`, and of up to `more` that were under way. The
+    /// subject had accepted `before` ids earlier.
     pub fn check_count(&self, requests: u64, more: u64, before: u64) -> Result<(), String> {
         let unique = match self.counted {
             Counted::Nothing => return Ok(()),
@@ -182,10 +182,10 @@ impl Subject {
             }
         };
         if self.request.bulk > 0 {
-            // The bodies are a choice of ids: how many different ones is not known here.
+            // wrk draws the ids of the bodies, so the number of different ids is not known here.
             return Ok(());
         }
-        // What is to be expected of so many draws.
+        // The expected number of different ids after so many draws.
         let [least, most] = [requests, requests + more].map(|draws| -IDS * (-(draws as f64) / IDS).exp_m1());
         let off = STANDARD_ERRORS * 0.0081;
         if !(least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
@@ -194,7 +194,7 @@ impl Subject {
         Ok(())
     }
 
-    /// How many ids it has accepted, and how many of them changed what it remembers.
+    /// How many ids it has accepted, and how many of them changed its store.
     pub fn accepted_and_changed(&self) -> [u64; 2] {
         if !matches!(self.counted, Counted::Service | Counted::Part) {
             return [0; 2];
@@ -209,14 +209,14 @@ impl Subject {
     }
 }
 
-/// nginx would leave its workers behind if it were killed.
+/// Stops nginx with SIGTERM: after SIGKILL its workers would keep running.
 impl Drop for Subject {
     fn drop(&mut self) {
         self.processes.iter_mut().for_each(Process::terminate);
     }
 }
 
-/// Asking the service what it counted.
+/// Reads the count from the service.
 mod service {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
@@ -233,7 +233,7 @@ mod service {
     }
 
     pub fn unique(address: SocketAddr) -> f64 {
-        // On a busy machine the store may have been away for a moment: then it has no number yet.
+        // On a busy machine Redis may have been away for a moment. Then the service has no count yet.
         for _ in 0..100 {
             let json = serde_json::from_str::<serde_json::Value>(&get(address, "/api/verve/unique"));
             if let Some(count) = json.ok().and_then(|json| json["current"]["unique_request_count"].as_f64()) {
@@ -241,7 +241,7 @@ mod service {
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        panic!("{address} says no number for ten seconds");
+        panic!("{address} has had no count for ten seconds");
     }
 
     fn get(address: SocketAddr, path: &str) -> String {
@@ -261,10 +261,10 @@ fn with_children(pid: u32) -> Vec<u32> {
 }
 
 fn cpu_of(pid: u32) -> Duration {
-    /// The kernel's ticks, as it shows them: a hundred a second on every machine.
+    /// The kernel's ticks in /proc: a hundred a second on every machine.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");
-    // What follows the name, which may have spaces: user and system time are the twelfth and thirteenth.
+    // The name may have spaces, so start after it. User and system time are fields twelve and thirteen from there.
     let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
     let ticks: u32 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("ticks")).sum();
     TICK * ticks
@@ -278,7 +278,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// In a window that does not end meanwhile.
+    /// The window does not end during a measurement.
     pub fn start(counter: Counter, processes: usize) -> Self {
         Self::start_with(counter, processes, || {
             let mut command = headcount();
@@ -302,14 +302,14 @@ impl Service {
         Self { addresses, processes, redis }
     }
 
-    /// All of it behind the first one's address.
+    /// Combines them behind the first one's address.
     fn subject(self, request: Request) -> Subject {
         let Self { addresses, processes, redis } = self;
         let (address, counted) = (addresses[0], Counted::Service);
         Subject { address, request, processes, redis, counted, _dir: None }
     }
 
-    /// One subject a process; the first has Redis, and so what that costs.
+    /// One subject for each process. The first one owns Redis, so its figures include Redis.
     pub fn subjects(self) -> Vec<Subject> {
         let mut redis = self.redis;
         let each = self.addresses.into_iter().zip(self.processes);
@@ -368,7 +368,7 @@ fn webdis() -> Subject {
     peer(address, request, spawn(command, address), redis, dir)
 }
 
-/// Two workers, and connections to Redis that are kept.
+/// nginx has two workers, and keeps its connections to Redis.
 fn nginx_lua() -> Subject {
     let redis = Redis::start();
     let dir = tempfile::tempdir().expect("a temporary directory");

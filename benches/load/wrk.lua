@@ -1,8 +1,8 @@
--- wrk's side of benches/load: GETs of PREFIX<id>, or POSTs of BULK ids each, ids at random below a million.
--- Arguments: PREFIX BULK SEED. The last line of the output is what came of it, as JSON.
+-- wrk's script for benches/load. It sends GETs of PREFIX<id>, or POSTs of BULK ids, with random ids below a million.
+-- Arguments: PREFIX BULK SEED. The last line of the output is the result, in JSON.
 
 local IDS = 1000000
--- Bodies are made before the clock runs: to make one takes longer than to count its ids.
+-- Bodies are made before the measurement: to make a body takes longer than to count its ids.
 local BODIES = 256
 
 local threads = 0
@@ -15,7 +15,7 @@ end
 function init(args)
   prefix = args[1]
   bulk = tonumber(args[2])
-  -- Each thread has its own generator, so that they do not walk in step.
+  -- Each thread has its own generator, so that threads do not send the same ids.
   math.randomseed(tonumber(args[3]) * 7919 + number)
   if bulk > 0 then
     bodies, turn = {}, 0
@@ -31,7 +31,7 @@ function init(args)
       return bodies[turn]
     end
   else
-    -- By hand: wrk.format takes longer than the server.
+    -- Not with wrk.format: it takes longer than the server.
     local head, tail = "GET " .. prefix, " HTTP/1.1\r\nhost: localhost\r\n\r\n"
     local random = math.random
     request = function()

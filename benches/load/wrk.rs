@@ -1,4 +1,4 @@
-//! One measurement: wrk at a subject, what that cost, and whether every answer was right.
+//! One measurement: wrk sends requests to a subject. The result has its cost, and only if every answer was right.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::client;
 use crate::subjects::{Request, Subject};
 
-/// Answers that can be under way when wrk stops: it has read parts of them, or did not count them.
+/// Answers that can be under way when wrk stops. wrk has read them in part, or has not counted them.
 const CONNECTIONS: u64 = 64;
 
-/// How much, for how long.
+/// The load of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     pub connections: u64,
     pub duration: Duration,
-    /// For the ids: another one, other ids.
+    /// Seed of the ids.
     pub seed: u64,
 }
 
@@ -27,16 +27,16 @@ impl Load {
     }
 }
 
-/// What came of one measurement.
+/// The result of one measurement.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Sample {
     pub requests: u64,
-    /// User and system time of all processes of the subject, Redis among them, for each request.
+    /// User and system time of all processes of the subject, including Redis, for each request.
     pub cpu_micros: f64,
     pub requests_per_second: f64,
     pub p50_micros: f64,
     pub p99_micros: f64,
-    /// Of the accepted ids, those that changed what the service remembers, and so were sent to Redis in any case.
+    /// The accepted ids that changed the service's sketch. The service always sends these to Redis.
     pub share_changed: f64,
 }
 
@@ -47,17 +47,16 @@ struct Report {
     micros: u64,
     p50: f64,
     p99: f64,
-    /// Answers of a status other than 2xx and 3xx.
+    /// Answers with a status other than 2xx and 3xx.
     refused: u64,
     broken: u64,
 }
 
-/// Sends the load, and sees that every answer was what it is to be: by its status, by the bytes of all of them,
-/// and by what was counted in the end.
+/// Sends the load, and checks the answers: their status, their total bytes, and the final count.
 ///
 /// # Errors
 ///
-/// What was wrong: then the figures mean nothing.
+/// A wrong answer. The figures mean nothing then.
 pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     let length = length_of_answer(subject)?;
     let [accepted, changed] = subject.accepted_and_changed();
@@ -68,7 +67,7 @@ pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     if refused + broken > 0 {
         return Err(format!("{refused} answers were refusals, {broken} connections broke"));
     }
-    // An answer of another length is another answer. Those of the last moment may be in one sum and not in the other.
+    // A wrong answer would have another length. The last answers may be in only one of the two sums.
     let (least, most) = (requests * length, (requests + load.connections) * length);
     if requests == 0 || !(least..=most).contains(&bytes) {
         return Err(format!("{requests} answers have {bytes} bytes, not {length} each"));
@@ -104,7 +103,7 @@ fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
     report.ok_or_else(|| format!("wrk says {text:?} {:?}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// Sends one request by hand, and sees that its answer is the right one to the letter.
+/// Sends one request by hand, and checks its answer byte by byte.
 fn length_of_answer(subject: &Subject) -> Result<u64, String> {
     let Request { prefix, bulk, answer } = &subject.request;
     let request = if *bulk > 0 {

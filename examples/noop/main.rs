@@ -1,10 +1,9 @@
-//! The floor: what HTTP itself costs. The service's server, its route, and the parsing of the id, but nothing is
-//! counted. `benches/load` measures everything against it.
+//! The floor: what HTTP itself costs. It has the service's server, its route, and the parsing of the id, but counts
+//! nothing. `benches/load` measures everything against it.
 //!
 //! A POST reads its body and does nothing with it: the floor of bulk requests.
 //!
-//! With `--plain` the same routes are served by `axum::serve`, as it comes: what the service's own server
-//! costs beside that one.
+//! With `--plain`, `axum::serve` serves the same routes. The difference is the cost of the service's own server.
 
 mod router;
 
@@ -17,14 +16,14 @@ use headcount::platform::workers::Workers;
 use headcount::telemetry::metrics::Metrics;
 use tokio::net::TcpListener;
 
-/// An HTTP server that takes ids and counts nothing
+/// An HTTP server that accepts ids and counts nothing
 #[derive(Parser)]
 struct Args {
-    /// Those of `headcount serve`: `--listen`, limits.
+    /// The flags of `headcount serve`: `--listen`, limits.
     #[command(flatten)]
     http: HttpFlags,
 
-    /// Serve by `axum::serve` instead of the service's own server
+    /// Serve with `axum::serve` instead of the service's own server
     #[arg(long)]
     plain: bool,
 }

@@ -1,4 +1,4 @@
-//! The routes of the no-op: those of the service, and nothing behind them.
+//! The routes of the no-op: those of the service, without a store.
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -10,7 +10,7 @@ use axum::routing::any;
 use headcount::model::id::{Id, IntegerId};
 use url::form_urlencoded;
 
-/// Made once; that of the service is the same to the letter.
+/// The same as in the service's answers.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
@@ -22,7 +22,7 @@ fn answer(status: StatusCode, body: &'static str) -> Response {
     response
 }
 
-/// As the service has it: one handler for all methods.
+/// One handler for all methods, as in the service.
 async fn accept(State(body_limit): State<usize>, request: Request) -> Response {
     match *request.method() {
         Method::GET => accept_one(request.uri().query().unwrap_or_default()),
@@ -46,7 +46,7 @@ async fn accept_many(body: Body, limit: usize) -> Response {
     }
 }
 
-/// Takes ids and counts nothing; reads bodies of up to so many bytes and does nothing with them.
+/// The router. It parses ids and reads bodies up to `body_limit` bytes, but counts nothing.
 pub(crate) fn router(body_limit: usize) -> Router {
     Router::new().route("/api/verve/accept", any(accept)).with_state(body_limit)
 }

@@ -14,38 +14,38 @@ use crate::model::window::{Clock, Window};
 use crate::store::{Counting, Store};
 use crate::telemetry::metrics::Metrics;
 
-/// What the routes work with.
+/// The state that the routes share.
 pub struct Api {
     /// Remembers the ids.
     pub store: Arc<Store>,
-    /// Takes the endpoints that requests name.
+    /// Sends counts to the endpoints that requests name.
     pub callbacks: Callbacks,
-    /// Stamps requests.
+    /// Tells in which window a request arrived.
     pub clock: Arc<dyn Clock>,
-    /// The windows that are closed.
+    /// The last closed windows.
     pub closed: ClosedWindows,
-    /// This process, unlike any other.
+    /// This instance's id.
     pub instance: String,
-    /// Which process leads, as far as is known here.
+    /// The instance id of the leader, if this instance knows it.
     pub leader: watch::Receiver<Option<String>>,
-    /// True while this machine's clock is off by more than windows can bear.
+    /// True while this machine's clock differs too much from Redis's.
     pub clock_is_wrong: watch::Receiver<bool>,
-    /// Whether the service should be sent requests.
+    /// Whether load balancers should send requests.
     pub phase: watch::Receiver<Phase>,
     /// What is counted, and how.
     pub counting: Counting,
-    /// Limits of a request.
+    /// The token, and the limits of a request.
     pub settings: Settings,
-    /// Told about every request.
+    /// Counts every request.
     pub metrics: Arc<Metrics>,
 }
 
 impl Api {
-    /// Admits requests that bear the token.
+    /// Checks the API token, if one is set.
     ///
     /// # Errors
     ///
-    /// [`Failure::Unauthorized`] for the others.
+    /// [`Failure::Unauthorized`]
     pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(), Failure> {
         match &self.settings.token {
             Some(token) if !token.is_borne_by(headers) => Err(Failure::Unauthorized),
@@ -53,11 +53,11 @@ impl Api {
         }
     }
 
-    /// Admits requests that bear the token and only read.
+    /// Checks the API token, and that the method is GET or HEAD.
     ///
     /// # Errors
     ///
-    /// [`Failure::Unauthorized`], and then [`Failure::MethodNotAllowed`].
+    /// [`Failure::Unauthorized`] first, then [`Failure::MethodNotAllowed`].
     pub(super) fn admit_reader(&self, request: &Request) -> Result<(), Failure> {
         self.admit(request.headers())?;
         match *request.method() {
@@ -66,28 +66,27 @@ impl Api {
         }
     }
 
-    /// The window that a request which arrives now is stamped with.
     pub(super) fn window_now(&self) -> Window {
         self.counting.window.window_at(self.clock.now())
     }
 
-    /// The window that is counted now: a later one while the clock is behind what is closed.
+    /// The window that is running. If the clock is behind the last closed window, it is the one after that.
     pub(super) fn running_window(&self) -> Window {
         let closed = self.closed.last();
         closed.map_or(self.window_now(), |closed| self.window_now().max(closed.window.next()))
     }
 }
 
-/// Of routes that only read; those that are made with `get` answer HEAD too.
+/// The answer of routes that only read. axum's `get` answers HEAD too.
 pub(super) const ONLY_READ: Failure = Failure::MethodNotAllowed { allow: "GET, HEAD" };
 
-/// Whether the service should be sent requests.
+/// Whether load balancers should send requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Not yet listening.
     Starting,
     /// Accepting requests.
     Ready,
-    /// Going down: still accepting, but to be taken out of the load balancer.
+    /// Stopping: still accepting requests, but load balancers should send no more.
     Draining,
 }

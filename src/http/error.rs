@@ -1,8 +1,8 @@
-//! What can be wrong with a request, and what the client is told.
+//! The reasons to refuse a request, and the answer to each.
 //!
-//! Every refusal of the API is a [`Failure`]; the one `match` in [`Failure::parts`] maps each to a
-//! status, a reason and what that means. The body is always `failed`: the reason is for people and for metrics. The
-//! cause of a failure of ours is logged where it is handled, and never sent.
+//! Every refusal of the API is a [`Failure`]. The one `match` in [`Failure::parts`] maps each to its status, its reason
+//! and the meaning of that reason. The body is always `failed`: the reason is in a header, for people, and in metrics.
+//! The code that handles an internal error logs its cause. Clients never see it.
 
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -16,23 +16,19 @@ const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_DETAIL: HeaderName = HeaderName::from_static("failure-detail");
 const FAILURE_LINE: HeaderName = HeaderName::from_static("failure-line");
 
-/// Plain text, as every answer of the accept API.
+/// The content type of answers of one word.
 pub(super) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-/// Counts are never to be cached.
+/// For all answers: a cached count would be wrong.
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// What a request without the token lacks.
 const CHALLENGE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="headcount""#);
 
 /// Why a request is refused: [`Failure::parts`] says what each means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "what each means stands once, where the description of the API takes it from"
-)]
+#[expect(missing_docs, reason = "`parts` holds each meaning, for the description of the API too")]
 pub enum Failure {
     MissingId,
-    /// `line` is that of a text body, or the element of a JSON array, counted from 1.
+    /// `line` is the line of a text body, or the element of a JSON array, counted from 1.
     InvalidId {
         line: Option<usize>,
     },
@@ -78,22 +74,22 @@ impl Failure {
         Self::StoreUnavailable,
     ];
 
-    /// The token in the header `failure-reason` and in metrics.
+    /// The word in the header `failure-reason` and in metrics.
     pub fn reason(self) -> &'static str {
         self.parts().1
     }
 
-    /// Its status, its reason, and what that means.
+    /// The status, the reason, and the meaning of that reason.
     pub(super) fn parts(self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
-            Self::MissingId => (S::BAD_REQUEST, "missing_id", "there is no id."),
+            Self::MissingId => (S::BAD_REQUEST, "missing_id", "the request has no id."),
             Self::InvalidId { .. } => (
                 S::BAD_REQUEST,
                 "invalid_id",
                 "an id is not what `--ids` says: an integer that fits 64 bits, or a text of 1 to 256 bytes of UTF-8 without control characters.",
             ),
-            Self::RepeatedId => (S::BAD_REQUEST, "repeated_id", "there is more than one `id`."),
+            Self::RepeatedId => (S::BAD_REQUEST, "repeated_id", "the request has more than one `id`."),
             Self::InvalidCounter(_) => {
                 let meaning =
                     "a counter's name is not sound, there are more than eight, or there are no counters.";
@@ -103,7 +99,7 @@ impl Failure {
                 (S::BAD_REQUEST, "invalid_parameter", "a parameter of the query is not what it may be.")
             }
             Self::InvalidEndpoint => {
-                let meaning = "the endpoint is no http or https URL, is too long, or is given twice.";
+                let meaning = "the endpoint is not an http or https URL, is too long, or is given twice.";
                 (S::BAD_REQUEST, "invalid_endpoint", meaning)
             }
             Self::ForbiddenEndpoint => {
@@ -111,37 +107,38 @@ impl Failure {
             }
             Self::InvalidBody => {
                 let meaning =
-                    "the body breaks off, does not come in time, is chunked twice, or is no JSON array.";
+                    "the body breaks off, comes too late, is chunked twice, or is not a JSON array.";
                 (S::BAD_REQUEST, "invalid_body", meaning)
             }
             Self::BodyTooLarge => {
-                (S::PAYLOAD_TOO_LARGE, "body_too_large", "the body is over `--body-limit`.")
+                (S::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than `--body-limit`.")
             }
             Self::UnsupportedMediaType => {
-                let meaning = "the body is of another media type, or compressed.";
+                let meaning = "the body has another media type, or is compressed.";
                 (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", meaning)
             }
-            Self::InvalidHost => {
-                (S::BAD_REQUEST, "invalid_host", "the header `host` is missing, there twice, or no host.")
-            }
+            Self::InvalidHost => (
+                S::BAD_REQUEST,
+                "invalid_host",
+                "the header `host` is missing, is given twice, or is not a host.",
+            ),
             Self::UnsupportedTransferEncoding => {
-                let meaning = "the `transfer-encoding` is another than `chunked`.";
+                let meaning = "the `transfer-encoding` is not `chunked`.";
                 (S::NOT_IMPLEMENTED, "unsupported_transfer_encoding", meaning)
             }
             Self::Unauthorized => {
-                let meaning = "there is an `--api-token`, and the request does not bear it, once.";
+                let meaning = "`--api-token` is set, and the request does not have it exactly once.";
                 (S::UNAUTHORIZED, "unauthorized", meaning)
             }
             Self::MethodNotAllowed { .. } => {
-                (S::METHOD_NOT_ALLOWED, "method_not_allowed", "the path does not know this method.")
+                (S::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not have this method.")
             }
             Self::Overloaded => {
-                let meaning = "there are as many connections, waiting requests or bytes of bodies as the service takes.";
-                (S::SERVICE_UNAVAILABLE, "overloaded", meaning)
+                (S::SERVICE_UNAVAILABLE, "overloaded", "the service has reached one of its limits.")
             }
             Self::StoreUnavailable => {
-                let meaning =
-                    "Redis is away, and the id cannot be kept here, or the question was for a count.";
+                let meaning = "Redis is away, and the instance can neither keep the id nor read the count; or the \
+                    service is still starting.";
                 (S::SERVICE_UNAVAILABLE, "store_unavailable", meaning)
             }
         }

@@ -8,33 +8,33 @@ use super::token::ApiToken;
 /// Addresses and limits.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the API is.
+    /// The address of the API.
     pub listen: SocketAddr,
-    /// Where the routes for operations are, if they have an address of their own.
+    /// The address of the routes for operations, if it is not that of the API.
     pub admin_listen: Option<SocketAddr>,
-    /// What requests have to bear; none if everybody may ask.
+    /// The API token. Without one, every client may use the API.
     pub token: Option<ApiToken>,
-    /// Whether there is a live page, and `/status`, which it asks.
+    /// Whether to serve the live page, and `/status`, its data.
     pub with_page: bool,
     /// Threads that serve connections.
     pub threads: usize,
-    /// Connections that are served at a time.
+    /// Most connections at a time.
     pub max_connections: u32,
-    /// Connections of them that one address may have.
+    /// Most connections from one address at a time.
     pub max_connections_per_address: u32,
-    /// Requests to the API that wait for the store at a time.
+    /// Most requests to the API that wait for the store at a time.
     pub max_in_flight: u32,
     /// Lists and other queries that run at a time.
     pub max_queries: u32,
     /// Whether a connection stays open for further requests.
     pub keep_alive: bool,
-    /// How long a connection may be without a request.
+    /// How long a connection may be idle.
     pub idle_timeout: Duration,
-    /// How long the head of a request may take.
+    /// How long a client may take to send the head of a request.
     pub header_read_timeout: Duration,
-    /// How long a client may take nothing of an answer.
+    /// How long a client may read nothing of an answer.
     pub write_timeout: Duration,
-    /// How long the body of a bulk request may take.
+    /// How long a client may take to send the body of a bulk request.
     pub body_read_timeout: Duration,
     /// The largest body of a bulk request, in bytes.
     pub body_limit: u32,

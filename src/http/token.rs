@@ -1,4 +1,4 @@
-//! Who may use the API: those with the token, if there is one.
+//! The API token: with one, only clients that send it may use the API.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,27 +10,26 @@ use subtle::ConstantTimeEq;
 
 use crate::platform::secret::{Secret, SecretArg};
 
-/// In bytes. Shorter ones can be guessed.
+/// In bytes. An attacker could guess a shorter token.
 const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;
 
-/// How messages name the flag.
 const FLAG: &str = "--api-token <TOKEN>";
-/// However many requests bear a wrong one.
+/// Holds however many requests have a wrong token.
 const READ_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// What requests have to bear. It is never shown.
+/// The token that a request needs. Its `Debug` does not show it.
 ///
-/// One that is in a file is read again when a request bears another one, so that it can be changed without a restart: a
-/// moment later that one is borne too.
+/// When a request has another token, a token file is read again in the background. So operators change the token
+/// without a restart. The first requests with the new token may still get 401.
 #[derive(Clone)]
 pub struct ApiToken(Secret<Arc<str>>);
 
 impl ApiToken {
-    /// Reads what the flag was given.
+    /// Reads the value of the flag.
     ///
     /// # Errors
     ///
-    /// A line for the user, without the token.
+    /// The message for the user. It does not show the token.
     pub fn new(arg: &SecretArg) -> Result<Self, String> {
         Secret::new(arg, FLAG, Self::parse).map(Self)
     }
@@ -46,9 +45,9 @@ impl ApiToken {
         ))
     }
 
-    /// Whether a request with these headers bears it: once, and nothing else.
+    /// Whether a request with these headers has the token, in exactly one `authorization`.
     ///
-    /// How long that takes says nothing of the token but its length.
+    /// The comparison takes constant time: its duration reveals only the token's length.
     pub(super) fn is_borne_by(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -61,7 +60,7 @@ impl ApiToken {
     fn is(&self, token: &[u8]) -> bool {
         let is_it: bool = token.ct_eq(self.0.value().as_bytes()).into();
         if !is_it {
-            // Too late for this request: nobody waits for a file that somebody else may have made slow.
+            // In the background, because the file may be on a slow disk. This request gets 401.
             self.0.read_again_after(READ_AT_MOST_EVERY);
         }
         is_it
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_token() {
+    fn only_one_right_token_is_accepted() {
         for value in ["Bearer 0123456789abcdef", "bearer 0123456789abcdef", "BEARER  0123456789abcdef"] {
             assert!(admits(&[value]), "{value}");
         }
@@ -110,11 +109,11 @@ mod tests {
             assert!(!admits(&[value]), "{value:?}");
         }
         assert!(!admits(&[]));
-        assert!(!admits(&["Bearer 0123456789abcdef", "Bearer 0123456789abcdef"]), "one is enough");
+        assert!(!admits(&["Bearer 0123456789abcdef", "Bearer 0123456789abcdef"]), "two headers");
     }
 
     #[test]
-    fn what_can_be_a_token() {
+    fn tokens_are_16_to_512_visible_characters() {
         let token = |text: &str| ApiToken::new(&text.parse().unwrap());
         for good in ["0123456789abcdef", "~!@#$%^&*()_+-={}", &"x".repeat(512), " 0123456789abcdef\n"] {
             assert!(token(good).is_ok(), "{good}");

@@ -1,4 +1,4 @@
-//! How far counts are from the truth, over many streams with fixed seeds.
+//! How far counts are from the true count, over many streams with fixed seeds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
@@ -12,7 +12,7 @@ use headcount::store::{Store, standard_error};
 
 use crate::support::{SplitMix, soak};
 
-/// The relative errors of a counter after each of `sizes` ids (ascending), for many streams of
+/// The relative errors of a store after each of `sizes` ids (ascending), for many streams of
 /// different ids.
 fn errors(mode: Mode, shards: u16, sizes: &[u64], streams: u64) -> Vec<Vec<f64>> {
     let next_stream = AtomicU64::new(0);
@@ -87,7 +87,7 @@ fn check(shards: u16, sizes: &[u64], streams: u64, rms_bound: f64) {
 }
 
 #[test]
-fn the_standard_error_is_what_is_stated() {
+fn the_measured_standard_error_is_the_stated_one() {
     check(1, &[10, 100, 1_000, 10_000, 100_000, 1_000_000], 1_000, 0.0088);
 }
 
@@ -96,7 +96,7 @@ fn four_shards_halve_the_standard_error() {
     check(4, &[100_000, 1_000_000], 1_000, 0.0045);
 }
 
-/// Sixteen million ids are as sure as a thousand.
+/// Counts of sixteen million ids are as accurate as of a thousand.
 #[test]
 fn large_counts_have_the_same_error() {
     // Of 20 streams the RMS itself is uncertain by a sixth.

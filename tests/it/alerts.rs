@@ -31,7 +31,7 @@ fn promtool_accepts_the_file() {
     }
 }
 
-/// The runbook has a section for each, in the same order or not, and none of what is no alert; docs/operations.md a line, with its
+/// The runbook has a section for each alert, in any order, and no other. docs/operations.md has a line for each, with its
 /// severity.
 #[test]
 fn every_alert_says_what_to_do() {
@@ -82,7 +82,7 @@ fn every_alert_fires_and_falls_silent() {
     }
 }
 
-/// Every metric that is named anywhere is there, of a service that uses all it can.
+/// Every metric that a rule, dashboard or document names exists on a service with all features.
 #[tokio::test]
 async fn every_metric_exists() {
     let (redis, dir) = (Redis::start(), tempfile::tempdir().unwrap());

@@ -48,7 +48,7 @@ fn assert_refused(answer: &Answer, method: &str, what: &str) {
     }
 }
 
-/// Requests that would be answered well with the token, and some that would not.
+/// Valid requests, and some invalid ones.
 const REQUESTS: [(&str, &str, &str, &str); 12] = [
     ("GET", "/api/verve/accept?id=5", "", ""),
     ("GET", "/api/verve/accept?id=five", "", ""),
@@ -94,7 +94,7 @@ async fn only_the_token_is_accepted() {
             refused += 1;
         }
     }
-    // In the query it is no token, and would be in every log.
+    // A token in the query does not count, because every log would show it.
     let query = format!("{ACCEPT}?id=5&access_token={TOKEN}");
     assert_refused(&ask(&server, "GET", &query, &[], "").await, "GET", "query");
     assert_eq!(count(&server).await, 0, "nothing that is refused is counted");
@@ -120,7 +120,7 @@ async fn the_token_opens_everything() {
         assert_eq!((bulk.status, &*bulk.body), (200, "ok"), "{scheme}");
         let unique = ask(&server, "GET", UNIQUE, &[&header], "").await;
         assert_eq!((unique.status, unique.header("www-authenticate")), (200, None), "{scheme}");
-        // What is wrong besides is said to who bears it.
+        // A client with the token learns what else is wrong.
         let wrong = ask(&server, "HEAD", ACCEPT, &[&header], "").await;
         assert_eq!((wrong.status, wrong.header("failure-reason")), (405, Some("method_not_allowed")));
         let wrong = ask(&server, "GET", ACCEPT, &[&header], "").await;
@@ -130,7 +130,7 @@ async fn the_token_opens_everything() {
     assert_eq!(count(&server).await, 7);
 }
 
-/// A client that sends on without waiting sees the answer; one that asks first gets it instead of a "go on".
+/// A client that sends its body at once sees the answer. A client that asks first (`expect`) gets it instead of a 100.
 #[tokio::test]
 async fn a_large_body_without_the_token_is_refused() {
     let server = start().await;
@@ -144,7 +144,7 @@ async fn a_large_body_without_the_token_is_refused() {
     assert_eq!(count(&server).await, 0);
 }
 
-/// Orchestrators and Prometheus have no token.
+/// Orchestrators and Prometheus send no token.
 #[tokio::test]
 async fn operational_endpoints_need_no_token() {
     let server = start().await;

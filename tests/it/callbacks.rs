@@ -1,4 +1,4 @@
-//! Callbacks: what a receiver gets, and what a silent receiver changes.
+//! Callbacks: what a receiver gets, and what happens when it is silent.
 
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,9 @@ use crate::support::server::{Server, value_of};
 use crate::support::{PATIENCE, free_port, wait_for};
 
 const ACCEPT: &str = "/api/verve/accept";
-/// Nothing ends while a test runs.
+/// No window ends during a test.
 const LOOPBACK: [&str; 4] = ["--window", "24h", "--callback-allow", "127.0.0.0/8"];
-/// What is in every URL of a receiver, and is not to be logged.
+/// The secret part of every receiver's URL. The log must not show it.
 const TOKEN: &str = "not-to-be-logged";
 
 fn target(id: u64, receiver: &Receiver) -> String {
@@ -29,7 +29,7 @@ async fn accept(server: &Server, id: u64, receiver: &Receiver) {
     assert_eq!((answer.status, &*answer.body), (200, "ok"));
 }
 
-/// Waits until so many callbacks wait or have become one of `results`, and returns how many have.
+/// Waits until this many callbacks are queued or have one of `results`. Returns how many have a result.
 async fn wait_for_sum(server: &Server, results: &[&str], callbacks: f64) -> f64 {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -45,7 +45,7 @@ async fn wait_for_sum(server: &Server, results: &[&str], callbacks: f64) -> f64 
     }
 }
 
-/// Both counters, in both modes: name, arguments, and the Redis behind, if there is one.
+/// Both stores, in both modes: name, arguments, and the Redis, if there is one.
 fn counters() -> Vec<(String, Vec<String>, Option<Redis>)> {
     let mut counters = Vec::new();
     for mode in ["hll", "exact"] {
@@ -94,7 +94,7 @@ async fn the_count_so_far_is_posted() {
     }
 }
 
-/// A window may be closed, and forgotten, in the moment between a request and its callback.
+/// A window may close, and be evicted, between a request and its callback.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_in_the_last_moment_of_a_window_gets_its_count() {
     for (counter, args, _redis) in counters() {
@@ -192,7 +192,7 @@ fn is_signed_with(secret: &str, Received { headers, body, .. }: &Received) -> bo
     Webhook::new(secret).unwrap().verify(body.as_bytes(), &headers).is_ok()
 }
 
-/// Without a restart. What is no key changes nothing.
+/// No restart is needed. An invalid secret changes nothing.
 #[tokio::test]
 async fn a_changed_signing_secret_is_read_again() {
     let [first, second] =
@@ -285,7 +285,7 @@ async fn callbacks_are_sent_over_tls() {
     assert_eq!(untrusted.requests(), 0);
 }
 
-/// Where the system has no certificates it starts all the same, and says so.
+/// Without the system's certificates the service still starts, and logs that.
 #[tokio::test]
 async fn without_certificates_callbacks_over_http_work() {
     let (empty, receiver) = (tempfile::tempdir().unwrap(), Receiver::start(Answering::Status(200)).await);
@@ -299,12 +299,12 @@ async fn without_certificates_callbacks_over_http_work() {
     assert_eq!(server.log().iter().filter(|line| said(line)).count(), 1);
 }
 
-/// Callbacks to those who do not answer: accepting goes on, what waits is bounded, and the rest is counted.
+/// Receivers do not answer. The service still accepts ids, its queue is bounded, and it counts dropped callbacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_receivers_delay_nobody() {
+async fn silent_receivers_delay_no_request() {
     const REQUESTS: u64 = 5_000;
     let endless = Receiver::start_on("127.0.0.2:0", Answering::Endless).await;
-    // Nobody listens there any more.
+    // No receiver listens there any more.
     let refusing = Receiver::start_on("127.0.0.3:0", Answering::Status(200)).await.address;
     for answering in [Answering::Never, Answering::Trickle(Duration::from_secs(1))] {
         let silent = Receiver::start(answering.clone()).await;
@@ -326,7 +326,7 @@ async fn silent_receivers_delay_nobody() {
         let grown = server.process.resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{grown} bytes more");
         assert!(server.metric(&callbacks_with("queue_full")).await > 0.0);
-        // In the end every callback has become something, but for 32 that are under way.
+        // In the end every callback has a result, except 32 that are under way.
         let results = ["ok", "bad_status", "timeout", "failed", "queue_full", "host_limit"];
         let settled = wait_for_sum(&server, &results, REQUESTS as f64 - 32.0).await;
         println!("{answering:?}: {settled} settled, {grown} bytes more");
@@ -334,7 +334,7 @@ async fn silent_receivers_delay_nobody() {
     }
 }
 
-/// A host that does not answer has its own queue, and its share of it.
+/// A host that does not answer has its own bounded queue.
 #[tokio::test]
 async fn hosts_do_not_delay_each_other() {
     let silent = Receiver::start(Answering::Never).await;
@@ -343,7 +343,7 @@ async fn hosts_do_not_delay_each_other() {
     for _ in 0..300 {
         accept(&server, 1, &silent).await;
     }
-    // 32 are under way, as many wait as come in a second, and the others are dropped.
+    // 32 are under way, the callbacks of one second wait, and the others are dropped.
     silent.wait_received(32).await;
     let dropped = wait_for_sum(&server, &["host_limit"], 300.0 - 32.0).await;
     assert!((100.0..=267.0).contains(&dropped), "{dropped} dropped");
@@ -354,7 +354,7 @@ async fn hosts_do_not_delay_each_other() {
     assert_eq!(silent.most_open(), 32);
 }
 
-/// Waits for a callback that was given up, and looks when that was.
+/// Waits for a callback that timed out, and measures the time.
 async fn assert_given_up_after(server: &Server, time_out: Duration) {
     let given_up = || {
         let log = server.log();
@@ -366,7 +366,7 @@ async fn assert_given_up_after(server: &Server, time_out: Duration) {
     assert!(given_up >= time_out && given_up < time_out + Duration::from_secs(3), "after {given_up:?}");
 }
 
-/// TLS is a part of connecting.
+/// The deadline for connecting includes TLS.
 #[tokio::test]
 async fn connecting_to_a_receiver_has_a_deadline() {
     let silent = Receiver::start(Answering::Never).await;
@@ -376,7 +376,7 @@ async fn connecting_to_a_receiver_has_a_deadline() {
     assert_given_up_after(&server, Duration::from_secs(1)).await;
 }
 
-/// Idle connections are few, however many ports of a host clients name.
+/// The number of idle connections is bounded, however many ports of a host clients name.
 #[tokio::test]
 async fn idle_connections_to_many_ports_are_closed() {
     let mut receivers = Vec::new();
@@ -408,7 +408,7 @@ async fn queued_callbacks_are_sent_before_the_process_ends() {
             assert_eq!(connection.get(&target(id, &receiver)).await.unwrap().body, "ok");
         }
         if !args.is_empty() {
-            // One that takes too long, two times over.
+            // Twice the time-out of a callback.
             accept(&server, 1, &silent).await;
             accept(&server, 1, &silent).await;
         }
@@ -438,7 +438,7 @@ async fn callbacks_can_be_switched_off() {
     assert_eq!(receiver.connections(), 0);
 }
 
-/// Without Redis ids are kept, but there is no number of all instances.
+/// Without Redis an instance keeps ids, but has no count of all instances.
 #[tokio::test]
 async fn no_count_is_posted_while_redis_is_away() {
     let (mut redis, receiver) = (Redis::start(), Receiver::start(Answering::Status(200)).await);

@@ -17,7 +17,7 @@ const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sad
                       +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select +multi +exec";
 
-/// What a run said, a line a finding.
+/// The output of a run: a line for each finding.
 struct Checked {
     code: i32,
     lines: Vec<String>,
@@ -84,7 +84,7 @@ fn check_passes_in_an_empty_namespace() {
     assert!(alone.about("store").contains("--redis-url"), "{:?}", alone.lines);
 }
 
-/// Those that run are seen, and not disturbed.
+/// check sees running instances and does not disturb them.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_passes_beside_running_instances() {
     let redis = Redis::start();
@@ -142,7 +142,7 @@ fn a_wrong_password_fails_the_check() {
     assert!(!line.contains("wr0ng"), "{line}");
 }
 
-/// What a user lacks is named, and nothing is left by the rest.
+/// check names the missing rights, and leaves no keys behind.
 #[test]
 fn missing_rights_of_a_redis_user_are_named() {
     let users = [
@@ -169,7 +169,7 @@ fn missing_rights_of_a_redis_user_are_named() {
     }
 }
 
-/// The rights that docs/instances.md lists are all that checking and serving need.
+/// Checking and serving need only the rights that docs/instances.md lists.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_rights_are_enough() {
     let text = include_str!("../../docs/instances.md").split_whitespace().collect::<Vec<_>>().join(" ");
@@ -183,7 +183,7 @@ async fn the_documented_rights_are_enough() {
         assert_eq!((checked.code, checked.complaints()), (0, vec![]));
     }
     let mut command = headcount();
-    // Not a flag: that would be warned about, because of the password.
+    // Not with a flag: check would warn about the password.
     command.env("HEADCOUNT_REDIS_URL", &url).args(["--listen", "127.0.0.1:0", "--window", "1s"]);
     let mut server = Server::run(command).await;
     assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
@@ -204,7 +204,7 @@ fn an_evicting_redis_is_warned_about() {
     assert!(line.starts_with("warn eviction: allkeys-lru") && line.contains("noeviction"), "{line}");
 }
 
-/// Rights are not all: what cannot be written fails too.
+/// A Redis that refuses writes fails the check, whatever the user's rights.
 #[test]
 fn a_replica_and_a_full_redis_fail_the_check() {
     let primary = Redis::start();
@@ -220,7 +220,7 @@ fn a_replica_and_a_full_redis_fail_the_check() {
 }
 
 #[test]
-fn clocks() {
+fn differing_clocks_are_reported() {
     let redis = Redis::start();
     for (offset, code, verdict, said) in [
         ("-3s", 0, "warn", "behind that of Redis: ids may be counted in a neighbouring window"),
@@ -235,7 +235,7 @@ fn clocks() {
     }
 }
 
-/// Something else where what instances share belongs: it is named.
+/// check names shared keys of a wrong type.
 #[test]
 fn keys_of_another_type_are_named() {
     let redis = Redis::start();
@@ -250,7 +250,7 @@ fn keys_of_another_type_are_named() {
     }
 }
 
-/// The directory of `--log-dir` is tried with a byte, and not made.
+/// check writes a byte into the directory of `--log-dir`. It does not create the directory.
 #[test]
 fn the_directory_of_files_is_tried() {
     let dir = tempfile::tempdir().unwrap();
@@ -290,7 +290,7 @@ fn the_directory_of_files_is_tried() {
     assert_eq!(files(&full).0, 0);
 }
 
-/// The stream of `--redis-stream` is looked at as the sink would, and stays as it is.
+/// check reads the stream of `--redis-stream` as the sink would, and does not change it.
 #[test]
 fn the_stream_is_tried() {
     const LATER: &str = "99999999999000-0";

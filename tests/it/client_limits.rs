@@ -20,12 +20,12 @@ use crate::support::process::headcount;
 use crate::support::server::Server;
 use crate::support::{PATIENCE, soak, wait_for};
 
-/// Connections of a crowd.
+/// Connections of an attack.
 const CROWD: usize = 2_000;
-/// How much more memory there may be after an attack than before: what the allocator keeps.
+/// How much memory may grow by an attack. The allocator keeps some.
 const MEMORY_KEPT: u64 = 40 << 20;
 
-/// A server under attack, and a client that is to be served all the while.
+/// A server under attack, and an honest client that it must serve meanwhile.
 struct Siege {
     server: Server,
     descriptors: usize,
@@ -57,7 +57,7 @@ impl Siege {
         }
     }
 
-    /// Sees that nobody was hurt and that all was given back.
+    /// Asserts that the honest client was served, and that all memory and connections were released.
     async fn end(self, what: &str) {
         self.over.cancel();
         let (requests, slowest) = self.witness.await.expect("the witness was served all the while");
@@ -99,8 +99,8 @@ fn descriptors(server: &Server) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", server.process.0.id())).expect("a living process").count()
 }
 
-/// A client as it should be: each request on a connection of its own. Returns how many, and the longest
-/// time that one took.
+/// An honest client: it opens a connection for each request. Returns the number of requests and the longest time of
+/// one.
 async fn witness(address: SocketAddr, over: CancellationToken) -> (u32, Duration) {
     let (mut requests, mut slowest) = (0, Duration::ZERO);
     while !over.is_cancelled() {
@@ -129,14 +129,14 @@ impl Crowd {
         Self(streams)
     }
 
-    /// Sends the same on each; one that is closed does not mind.
+    /// Sends the same bytes on each connection. It ignores closed ones.
     fn send(&mut self, bytes: &[u8]) {
         for stream in &mut self.0 {
             let _ = stream.write(bytes);
         }
     }
 
-    /// Reads what has come, and forgets those that the server has closed. Returns how many are left.
+    /// Reads what has arrived, and drops the connections that the server closed. Returns how many are left.
     fn still_open(&mut self) -> usize {
         self.0.retain_mut(|stream| {
             let mut buffer = [0; 4096];
@@ -178,12 +178,12 @@ async fn idle_connections_are_closed() {
     answered.send(b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n\r\n");
     wait_for("all of them to be closed", || (silent.still_open() + answered.still_open() == 0).then_some(()))
         .await;
-    // The other client may have been too slow itself.
+    // The honest client may itself have been too slow.
     assert!(siege.timed_out("idle").await >= CROWD as f64);
     siege.end("connections that do nothing").await;
 }
 
-/// They send until nothing more is taken, and read none of the answers.
+/// Clients send until the server reads no more, and read no answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_read_no_answers_are_cut_off() {
     const EACH: usize = 5;
@@ -192,7 +192,7 @@ async fn clients_that_read_no_answers_are_cut_off() {
     let requests: [&[u8]; 5] = [
         b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: a\r\n\r\n",
         b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n",
-        // The answer is there before the body is read.
+        // The server answers before it reads the body.
         b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello",
         b"POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n1\n",
         b"POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n2\r\n1\n\r\n0\r\n\r\n",
@@ -220,11 +220,10 @@ async fn clients_that_read_no_answers_are_cut_off() {
     .await;
     assert!(most < 256 * (EACH * requests.len()) as u64, "the kernel keeps {most} KiB for who does not read");
     assert_eq!(siege.timed_out("write").await, (EACH * requests.len()) as f64);
-    siege.end("answers that nobody reads").await;
+    siege.end("unread answers").await;
 }
 
-/// Bytes that the kernel has yet to bring to clients of a port, for each connection, also of those that the
-/// server has closed.
+/// Bytes in the kernel that clients of a port have not received, for each connection, closed ones included.
 fn unread_by_clients(port: u16) -> Vec<u64> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("the table of connections");
     let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -232,7 +231,7 @@ fn unread_by_clients(port: u16) -> Vec<u64> {
     ours.map(|line| u64::from_str_radix(&line[4][..8], 16).expect("a number")).collect()
 }
 
-/// The answers just fit into what the kernel keeps: the server has nothing left to write, and closes.
+/// The answers just fit into the kernel's buffers: the server has nothing left to write, and closes.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_with_unread_answers_in_the_kernel_are_closed() {
     const CLIENTS: usize = 50;
@@ -242,21 +241,21 @@ async fn connections_with_unread_answers_in_the_kernel_are_closed() {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let mut stream = socket.connect(siege.server.address).await.unwrap();
-        // Little is sent, and much is answered.
+        // Small requests with large answers.
         stream.write_all(&b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3)).await.unwrap();
         clients.push(stream);
     }
     let port = siege.server.address.port();
     wait_for("answers to be there", || unread_by_clients(port).iter().any(|bytes| *bytes > 0).then_some(()))
         .await;
-    // Those of the other client are there for a moment, and empty.
+    // The honest client's connections appear here briefly, without bytes.
     let left = || unread_by_clients(port).iter().filter(|bytes| **bytes > 0).count();
     wait_for("nothing to be left of them", || (left() == 0).then_some(())).await;
     drop(clients);
     siege.end("answers that are left in the kernel").await;
 }
 
-/// What a body takes is what it has: in pieces of a byte as in one.
+/// A body uses as much memory as it has bytes, even if it arrives byte by byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_in_small_pieces_are_bounded() {
     const CLIENTS: usize = 8;
@@ -276,7 +275,7 @@ async fn bodies_in_small_pieces_are_bounded() {
             } else {
                 let head = format!("{head}content-length: 1000000\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // A segment each.
+                // Each byte is a segment of its own.
                 for _ in 0..PIECES / 20 {
                     stream.write_all(b"1").await.unwrap();
                 }
@@ -299,14 +298,14 @@ async fn bodies_in_small_pieces_are_bounded() {
     siege.end("bodies in small pieces").await;
 }
 
-/// Bodies, and parts of bodies, that have no end.
+/// Bodies without an end, and parts of bodies without an end.
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_bodies_are_bounded() {
     let siege = Siege::begin(&["--body-read-timeout", "1s", "--body-limit", "1000000"]).await;
     let endless = [
         ("content-length: 9000000000000000000", b"1\n".repeat(10_000)),
         ("transfer-encoding: chunked", [b"4e20\r\n".as_slice(), &b"1\n".repeat(10_000), b"\r\n"].concat()),
-        // Too little to be too much: it is time that ends it.
+        // Too slow to reach the limit of bytes: the time-out ends it.
         ("transfer-encoding: chunked", b"2\r\n1\n\r\n".to_vec()),
         ("transfer-encoding: chunked", b"0".repeat(1_000)),
         ("transfer-encoding: chunked", [b"2;".as_slice(), &b"x".repeat(1_000)].concat()),
@@ -339,8 +338,7 @@ async fn endless_bodies_are_bounded() {
     siege.end("bodies without an end").await;
 }
 
-/// Sends a head and then the same piece again and again until the server closes, and returns what it
-/// answered, as far as it came through.
+/// Sends a head, and then the same piece until the server closes. Returns what arrived of the answer.
 async fn talk(stream: &mut TcpStream, head: &[u8], piece: &[u8]) -> Vec<u8> {
     let (mut from, mut to) = stream.split();
     let mut received = Vec::new();
@@ -348,7 +346,7 @@ async fn talk(stream: &mut TcpStream, head: &[u8], piece: &[u8]) -> Vec<u8> {
         let mut sent = to.write_all(head).await;
         while sent.is_ok() {
             sent = to.write_all(piece).await;
-            // Not so fast that the machine has no time for anybody else.
+            // A pause, so that the machine has time for other tests.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -357,9 +355,9 @@ async fn talk(stream: &mut TcpStream, head: &[u8], piece: &[u8]) -> Vec<u8> {
     received
 }
 
-/// What comes after a request that is as it should be does not spoil its answer.
+/// Garbage after a valid request does not change its answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_after_requests_harms_nobody() {
+async fn garbage_after_a_request_does_not_change_its_answer() {
     let siege = Siege::begin(&[]).await;
     for seed in 0..500 {
         let mut connection = Connection::open(siege.server.address).await.unwrap();
@@ -374,7 +372,7 @@ async fn garbage_after_requests_harms_nobody() {
         }
         match connection.answer(false).await {
             Ok(answer) => assert_eq!(answer.status, 400),
-            // Closed with bytes unread, it is reset, and the answer may go under.
+            // The server may close with bytes unread. Then the kernel resets the connection, and the answer may be lost.
             Err(error) => assert_eq!(error, NoAnswer::Closed),
         }
         assert_eq!(connection.answer(false).await.unwrap_err(), NoAnswer::Closed);
@@ -382,9 +380,9 @@ async fn garbage_after_requests_harms_nobody() {
     siege.end("garbage after requests").await;
 }
 
-/// Any bytes at all.
+/// Random bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_bytes_harm_nobody() {
+async fn random_bytes_do_not_affect_other_clients() {
     const CLIENTS: u64 = 64;
     let streams: u64 = if soak() { 1_000_000 } else { 20_000 };
     let siege = Siege::begin(&[
@@ -422,13 +420,13 @@ async fn hostile_bytes_harm_nobody() {
     siege.end("streams of hostile bytes").await;
 }
 
-/// Sends a stream of bytes, now and then in two pieces, and reads until the server says no more.
+/// Sends a stream of bytes, sometimes in two pieces, and reads until the server sends no more.
 async fn attack(address: SocketAddr, seed: u64) -> Vec<u8> {
     let bytes = hostile_bytes(seed);
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let middle = if seed.is_multiple_of(8) { bytes.len() / 2 } else { bytes.len() };
     let mut received = Vec::new();
-    // A server that has closed may break the pipe: what it said before is there all the same.
+    // A server that has closed may break the pipe. Its answer can still be read.
     let _ = stream.write_all(&bytes[..middle]).await;
     if middle < bytes.len() {
         tokio::task::yield_now().await;
@@ -441,9 +439,9 @@ async fn attack(address: SocketAddr, seed: u64) -> Vec<u8> {
         timeout(PATIENCE, end).await.expect("an end");
         return received;
     }
-    // What is unclear it may wait for; that is long enough for an answer to most.
+    // The server may wait for the rest of an incomplete request. This time is enough for most answers.
     while let Ok(Ok(1..)) = timeout(Duration::from_millis(20), stream.read_buf(&mut received)).await {}
-    // Reset: as many closed connections as there are streams would leave the tests no ports.
+    // Reset, because one port in TIME_WAIT for each stream would use up all ports.
     let _ = stream.set_zero_linger();
     received
 }

@@ -106,7 +106,7 @@ fn every_flag_has_an_environment_variable() {
     assert!(flags.len() >= 16, "{flags:?}");
     for flag in flags {
         let variable = format!("HEADCOUNT_{}", flag.to_uppercase().replace('-', "_"));
-        // The value of a secret is not shown.
+        // The help does not show the value of a secret.
         let (mark, wrong) = match flag {
             "redis-url" => ("]", "expected redis://"),
             "id-key" => ("]", "32 hexadecimal digits"),
@@ -216,8 +216,8 @@ async fn healthcheck_asks_where_the_service_listens() {
     assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "does not answer"]);
 }
 
-/// A log that cannot be written is said on standard error, once; the service goes on. At the end it says that counts which go
-/// nowhere else are lost.
+/// If the log cannot be written, standard error says so once, and the service continues. At the end it says that counts
+/// without another sink are lost.
 #[tokio::test]
 async fn a_log_that_cannot_be_written_is_reported() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
@@ -230,7 +230,7 @@ async fn a_log_that_cannot_be_written_is_reported() {
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.0.stderr.take().unwrap()));
     let first = lines.next().unwrap().unwrap();
     assert!(first.contains("the log cannot be written"), "{first}");
-    // Two windows more that cannot be logged, of which nothing more is said.
+    // Two more windows cannot be logged, without another message.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     child.signal("TERM");
     assert_eq!(child.wait().code(), Some(1));
@@ -245,7 +245,7 @@ fn a_result_that_cannot_be_written_is_reported() {
     assert_one_line(&output, 1, &["cannot write the result"]);
 }
 
-/// Settings for the service do not get into the way of the other commands.
+/// The environment variables of the service do not affect other commands.
 #[test]
 fn settings_of_the_service_do_not_affect_other_commands() {
     let output = output_of(headcount().args(["count", "/dev/null"]).envs([

@@ -1,5 +1,5 @@
-//! A count that says `complete` is whole, whatever happens to the keys, the servers and the clocks; and nothing that was
-//! answered `ok` is missing without a word.
+//! A count that says `complete` lacks no id, whatever happens to the keys, the servers and the clocks. If an id with the
+//! answer `ok` is missing, its window is incomplete.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -48,7 +48,7 @@ async fn wait_closed(server: &Server, start: u64) -> Closed {
     wait_for("the window to be closed", || find(&server.closed(), start)).await
 }
 
-/// So few ids are told apart by a sketch too, but for a collision or two.
+/// With so few ids a sketch counts exactly too, except for a collision or two.
 fn is_all(mode: Mode, unique: u64, ids: u64) -> bool {
     match mode {
         Mode::Exact => unique == ids,
@@ -56,8 +56,8 @@ fn is_all(mode: Mode, unique: u64, ids: u64) -> bool {
     }
 }
 
-/// Redis is stopped in the middle of a window for a little less than the retention, and comes back just before its keys
-/// would have run out.
+/// Redis is stopped in the middle of a window for a little less than the retention. It comes back just before its keys
+/// expire.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_shorter_than_the_retention_loses_nothing() {
     for mode in MODES {
@@ -85,8 +85,8 @@ async fn an_outage_shorter_than_the_retention_loses_nothing() {
     }
 }
 
-/// When keys die is said by Redis's clock. An instance whose own is an hour behind counts all the same; it says that its
-/// clock is wrong, and that it is not ready.
+/// Keys expire by Redis's clock. An instance whose clock is an hour behind still counts. It logs that its clock is wrong,
+/// and is not ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_an_hour_behind_loses_nothing() {
     for mode in MODES {
@@ -111,8 +111,8 @@ async fn a_clock_that_is_an_hour_behind_loses_nothing() {
     }
 }
 
-/// Something else is written where the running window's ids are. Later windows are not held up, the log says what was
-/// found where, and the window is counted from what the instance has, or says that it is incomplete.
+/// Another program replaces the key of the running window's ids. That delays no later window, and the log names the key
+/// and its content. The window is counted from the instance's memory, or is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_of_another_type_is_set_aside_and_reported() {
     let garbage: [(&str, &[&str]); 3] = [("LPUSH", &["x"]), ("SET", &["nonsense"]), ("HSET", &["f", "v"])];
@@ -148,8 +148,8 @@ async fn a_key_of_another_type_is_set_aside_and_reported() {
     }
 }
 
-/// What instances said that they accepted is replaced by something else: that is in nobody's way. (That what others had said
-/// before is missed, the random runs below show.)
+/// Another program replaces the key of the accepted ids. That delays no window. (The random runs below show that the lost
+/// entries of other instances are missed.)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_key_of_accepted_ids_harms_no_window() {
     let redis = Redis::start();
@@ -164,7 +164,7 @@ async fn a_replaced_key_of_accepted_ids_harms_no_window() {
     assert!(wait_closed(server, start + 2).await.complete);
 }
 
-/// The clock is set forward by more than the retention in the middle of a window: it is published all the same.
+/// The clock is set forward by more than the retention in the middle of a window. The window is still published.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_set_forward_past_the_retention_loses_no_window() {
     for mode in MODES {
@@ -189,8 +189,8 @@ async fn a_clock_set_forward_past_the_retention_loses_no_window() {
     }
 }
 
-/// What an instance that was killed had accepted is known to nobody. The number that is published is then a lower bound, and
-/// never less than the count.
+/// No instance knows how many ids a killed instance had accepted. The published number is then a lower bound, and never
+/// less than the count.
 #[tokio::test(flavor = "multi_thread")]
 async fn accepted_ids_are_never_fewer_than_different_ones() {
     let redis = Redis::start();
@@ -210,31 +210,31 @@ async fn accepted_ids_are_never_fewer_than_different_ones() {
     }
 }
 
-/// What may happen to a window between its first id and its count.
+/// An event that may hit a window between its first id and its count.
 #[derive(Debug, Clone)]
 enum Event {
-    /// An instance accepts so many ids from there on.
+    /// An instance accepts ids: the first id, and how many.
     Accept(usize, u64, u64),
     Seal(usize),
-    /// It has sealed everything and is gone.
+    /// It has sealed everything and has left.
     Leave(usize),
-    /// It is gone with all that it has.
+    /// It dies, and its memory is lost.
     Vanish(usize),
     Join,
     /// The key of the ids is gone: deleted, evicted, expired.
     LoseIds,
-    /// So is what instances said that they accepted.
+    /// The key of the accepted ids is gone.
     LoseAccepted,
-    /// What an instance left of its own sketch is gone.
+    /// The sketch that an instance stored in Redis is gone.
     LosePart(usize),
     ReplaceIds,
     ReplaceAccepted,
-    /// The ids as they are now come back later.
+    /// A snapshot of the ids, which comes back later.
     Copy,
     RestoreCopy,
-    /// The server loses everything, and those who live are told.
+    /// Redis loses everything, and the living instances learn of it.
     LoseAll,
-    /// An instance adds once more what it has.
+    /// An instance replays its ids.
     Replay(usize),
 }
 
@@ -265,7 +265,7 @@ struct Run {
     namespace: String,
     mode: Mode,
     living: Vec<(String, Arc<Store>, bool)>,
-    /// Those who sealed it and left.
+    /// The instances that sealed it and left.
     left: Vec<String>,
     joined: usize,
     attendance: Attendance,
@@ -387,7 +387,7 @@ impl Run {
             }
             Event::LoseAll => {
                 server("FLUSHALL", &[]);
-                // Those who live know of those who left, and what these had is nobody's now.
+                // The living instances know which instances left. Their ids cannot be replayed.
                 self.attendance.vanished |= !self.left.is_empty();
                 self.left.clear();
                 for (_, counter, _) in &self.living {
@@ -399,7 +399,7 @@ impl Run {
         }
     }
 
-    /// The leader counts when all that live have sealed: what it says, and whether it says that this is complete.
+    /// The leader counts when all living instances have sealed. Returns the count, and whether it says `complete`.
     async fn close(mut self, leader: usize) -> (u64, bool, u64) {
         for instance in 0..self.living.len() {
             self.seal(instance).await;
@@ -419,8 +419,8 @@ impl Run {
 
 static WORKERS: LazyLock<Arc<Workers>> = LazyLock::new(|| Arc::new(Workers::start(1).unwrap()));
 
-/// Whatever happens to a window, in whatever order: a count that is called complete is the right one. And where nothing is
-/// lost, it is called so.
+/// Events hit a window in random order. A count that says `complete` is right. If nothing is lost, the count says
+/// `complete`.
 #[test]
 fn no_wrong_count_is_called_complete() {
     let redis = Redis::start();
@@ -447,8 +447,8 @@ fn no_wrong_count_is_called_complete() {
     assert!(complete * 10 > runs, "{complete} of {runs}: a test that calls nothing complete shows nothing");
 }
 
-/// What a sink lacks is taken from the ids that Redis still has. Where only the hash of accepted ids is left, nothing is
-/// known: it would be a count of no ids, of many accepted ones.
+/// A new sink gets counts from the ids that Redis still has. If only the hash of accepted ids is left, the count is
+/// unknown. Otherwise it would be zero different ids among many accepted ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_with_only_its_accepted_ids_left_is_unknown() {
     let redis = Redis::start();
@@ -469,8 +469,8 @@ async fn a_window_with_only_its_accepted_ids_left_is_unknown() {
     }
 }
 
-/// A leader's clock is set forward by more than the retention. The windows in which the other instance counts are published
-/// all the same; while a clock is wrong, none of them is called complete.
+/// A leader's clock is set forward by more than the retention. The windows in which the other instance counts are still
+/// published. While a clock is wrong, none of them says `complete`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
     for offset in ["+600s", "+20s"] {
@@ -501,12 +501,12 @@ async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
     }
 }
 
-/// One sketch is damaged while Redis is full. It alone is put aside when all are looked at: that Redis takes no more says
-/// nothing of the others.
+/// One sketch is damaged while Redis is full. The check of all sketches sets only that one aside: that Redis accepts no
+/// writes does not mean that the others are damaged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_redis_corrupts_no_sketch() {
     const SHARDS: u16 = 4;
-    // Strings that are no sketch, a sketch that is damaged inside, and a list.
+    // Strings that are no sketch, a sketch with damaged registers, and a list.
     let garbage: [&[u8]; 4] = [b"", b"nonsense", b"HYLL\x01\0\0\0\0\0\0\0\0\0\0\x80\x7f", b"list"];
     for flavour in Flavour::at_hand() {
         let redis = Redis::start_with(flavour, &[]);

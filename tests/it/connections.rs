@@ -66,14 +66,14 @@ async fn connections_over_the_limit_get_an_answer() {
     assert_eq!(alive.status, 404, "on this listener there is no /livez, and no 503 for it");
     assert_eq!(first.request(request).await.unwrap().body, "ok", "who is in stays in");
     drop(first);
-    // The place is free as soon as the server has noticed.
+    // The permit is free once the server notices that the connection closed.
     let deadline = std::time::Instant::now() + SOON;
     while once(server.address, request).await.status != 200 {
         assert!(std::time::Instant::now() < deadline, "the place is not given back");
     }
 }
 
-/// One address does not take all the room.
+/// One address cannot use up all connections.
 #[tokio::test]
 async fn connections_over_the_limit_of_an_address_get_an_answer() {
     let server =
@@ -104,12 +104,12 @@ async fn connections_over_the_limit_of_an_address_get_an_answer() {
     assert_eq!(open(here).await.get(accept).await.unwrap().status, 503, "it was not this one's");
 }
 
-/// Requests that wait for a store which hangs are bounded too; one more does not wait with them.
+/// The number of requests that wait for a hanging store is bounded. One more gets 503 at once.
 #[tokio::test]
 async fn requests_over_the_limit_get_an_answer() {
     let redis = Redis::start();
     let network = Proxy::start(redis.address()).await;
-    // One thread, whose connection to Redis is there before the network hangs: making one takes a second at most.
+    // One thread, which connects to Redis before the network hangs: a new connection would fail after a second.
     let args =
         ["--redis-url", &network.url(), "--redis-timeout", "1min", "--max-in-flight", "2", "--threads", "1"];
     let server = Server::start(&[&args[..], &["--window", "24h"]].concat()).await;
@@ -154,7 +154,7 @@ async fn requests_over_the_limit_get_an_answer() {
     }
 }
 
-/// Bodies that are slow in coming keep nobody else out.
+/// Slow bodies do not keep out other requests.
 #[tokio::test]
 async fn a_body_that_is_still_arriving_takes_no_permit() {
     let server = Server::start(&["--max-in-flight", "1"]).await;
@@ -168,7 +168,7 @@ async fn a_body_that_is_still_arriving_takes_no_permit() {
     assert_eq!(slow.answer(false).await.unwrap().body, "ok");
 }
 
-/// Full is not dead: who asks for restarts is answered all the same.
+/// A full service still answers `/livez`, so that no orchestrator restarts it.
 #[tokio::test]
 async fn a_full_service_is_alive() {
     let server = Server::start(&["--max-connections", "1"]).await;
@@ -178,7 +178,7 @@ async fn a_full_service_is_alive() {
     assert_eq!(server.get("/readyz").await.status, 503, "but it wants no more");
 }
 
-/// Many bodies at a time take many times the memory, so there is a bound on all of them together.
+/// The memory of all bodies together is bounded.
 #[tokio::test]
 async fn bodies_over_the_limit_in_memory_get_an_answer() {
     let server = Server::start(&["--body-limit", "100", "--admin-listen", "127.0.0.1:0"]).await;
@@ -187,14 +187,14 @@ async fn bodies_over_the_limit_in_memory_get_an_answer() {
             "POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n1\n"
         )
     };
-    // Who has sent nothing takes nothing.
+    // A client that has sent nothing takes nothing of the limit.
     let mut silent = Vec::new();
     for _ in 0..100 {
         let mut connection = Connection::open(server.address).await.unwrap();
         connection.send(head(100).trim_end_matches("1\n").as_bytes()).await.unwrap();
         silent.push(connection);
     }
-    // 40 of the largest, all but the last line of each: 32 are let in.
+    // 40 of the largest bodies, each without its last line: 32 fit.
     let mut connections = Vec::new();
     for _ in 0..40 {
         let mut connection = Connection::open(server.address).await.unwrap();
@@ -212,7 +212,7 @@ async fn bodies_over_the_limit_in_memory_get_an_answer() {
 
     let mut answers = std::collections::BTreeMap::<_, u32>::new();
     for mut connection in connections {
-        // Those that were refused may be closed by now; their answer is there.
+        // The server may have closed refused connections. Their answers can still be read.
         let _ = connection.send(b"1\n").await;
         *answers.entry(connection.answer(false).await.unwrap().status).or_default() += 1;
     }
@@ -239,7 +239,7 @@ async fn refused_bodies_are_read_to_their_end() {
     }
 }
 
-/// So does one whose request is refused before anybody looks at the body, or cannot be read at all.
+/// So does a client whose request is refused for its head, or is not HTTP.
 #[tokio::test]
 async fn unread_bodies_delay_no_answer() {
     const ACCEPT: &str = "POST /api/verve/accept HTTP/1.1";
@@ -247,7 +247,7 @@ async fn unread_bodies_delay_no_answer() {
     let full = Server::start(&["--max-connections", "1"]).await;
     let mut only = Connection::open(full.address).await.unwrap();
     assert_eq!(only.get("/livez").await.unwrap().body, "alive");
-    // More than the kernel keeps for both sides.
+    // More than the socket buffers of both sides hold.
     let body = vec![b'1'; 20_000_000];
     let chunk = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
     let length = format!("content-length: {}", body.len());
@@ -294,7 +294,7 @@ async fn unread_bodies_delay_no_answer() {
     assert!(unheard.is_empty(), "{unheard:#?}");
 }
 
-/// A body that nobody reads and that does not come is not waited for.
+/// The server does not wait for the body of a request that reads none.
 #[tokio::test]
 async fn a_client_that_does_not_close_is_disconnected() {
     let server = Server::start(&["--admin-listen", "127.0.0.1:0"]).await;
@@ -302,7 +302,7 @@ async fn a_client_that_does_not_close_is_disconnected() {
     let head = b"PUT /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\n";
     assert_eq!(client.request(head).await.unwrap().status, 405);
     assert!(client.is_closed_within(SOON).await, "the answer was the last");
-    // The one that asks is on the listener for operations.
+    // The remaining connection is the one that reads the metrics.
     server.wait_for_metric("headcount_connections", 1.0).await;
 }
 
@@ -317,7 +317,7 @@ async fn a_head_that_does_not_end_is_cut_off() {
     assert_eq!(kept.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
     for mut slow in [Connection::open(server.address).await.unwrap(), kept] {
         let mut sent = 0;
-        // Trickling does not help: the whole head has the time of one.
+        // Trickling does not help: the time-out is for the whole head.
         for byte in b"GET /api/verve/accept?id=1 HTTP/1.1\r\nhost: test\r\n".iter().cycle() {
             if slow.send(&[*byte]).await.is_err() || slow.is_closed_within(Duration::from_millis(20)).await {
                 break;
@@ -341,7 +341,7 @@ async fn a_connection_without_requests_is_closed() {
     assert_eq!(idle.get("/api/verve/accept?id=1").await.unwrap().body, "ok");
     assert!(idle.is_closed_within(SOON).await, "idle after an answer, and closed without another");
 
-    // Neither a head that is coming, nor a body, is idleness.
+    // A connection with an arriving head or body is not idle.
     let mut busy = Connection::open(server.address).await.unwrap();
     let request =
         b"POST /api/verve/accept HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\n1\n2\n";
@@ -381,7 +381,7 @@ async fn clients_that_go_away_leave_nothing_behind() {
     drop(closed);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.process.0.id())).unwrap().count();
     wait_for("descriptors to come back", || (descriptors() < 50).then_some(())).await;
-    // The one that asks is on the listener for operations.
+    // The remaining connection is the one that reads the metrics.
     let deadline = std::time::Instant::now() + SOON;
     while server.metric("headcount_connections").await > 1.0 {
         assert!(std::time::Instant::now() < deadline, "connections are counted down");
@@ -389,7 +389,7 @@ async fn clients_that_go_away_leave_nothing_behind() {
     assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
 }
 
-/// Who speaks another tongue hears that it is none of ours, and then nothing more.
+/// A client of another protocol gets 400, and the connection is closed.
 #[tokio::test]
 async fn bytes_that_are_not_http_are_refused() {
     let server = Server::start(&[]).await;
@@ -410,7 +410,7 @@ async fn bytes_that_are_not_http_are_refused() {
     assert_eq!(server.get("/livez").await.status, 200);
 }
 
-/// How a client begins that takes for granted that the server speaks HTTP/2 (RFC 9113, 3.4), with its first frame.
+/// The preface of HTTP/2 with prior knowledge (RFC 9113, 3.4), and the first frame.
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[track_caller]
@@ -420,7 +420,7 @@ fn assert_refused_as_no_http(answer: &Answer, what: &str) {
     assert!(answer.header("date").is_some(), "{what}");
 }
 
-/// HTTP/2 is refused wherever it begins, and however its first bytes come.
+/// HTTP/2 is refused at any point of a connection, however its first bytes are split.
 #[tokio::test]
 async fn http_2_is_refused_with_an_explanation() {
     let server = Server::start(&["--max-connections", "40"]).await;
@@ -430,7 +430,7 @@ async fn http_2_is_refused_with_an_explanation() {
         client.send(&HTTP_2[..cut]).await.unwrap();
         clients.push((cut, client));
     }
-    // Each first piece is read alone.
+    // The server reads each first piece alone.
     tokio::time::sleep(Duration::from_millis(100)).await;
     for (cut, mut client) in clients {
         let answer = client.request(&HTTP_2[cut..]).await;
@@ -459,7 +459,7 @@ async fn http_2_is_refused_with_an_explanation() {
     assert_refused_as_no_http(&client.request(HTTP_2).await.expect("a second request"), "a second request");
 }
 
-/// A server that is full says something to those who speak HTTP/2 too.
+/// A full server answers clients of HTTP/2 too.
 #[tokio::test]
 async fn a_full_server_refuses_http_2_with_an_explanation() {
     let server = Server::start(&["--max-connections", "1"]).await;

@@ -24,14 +24,14 @@ fn window() -> Window {
     "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
 }
 
-/// One instance's way to Redis, without an instance.
+/// An instance's connection to Redis, without the rest of an instance.
 struct Instance {
     name: &'static str,
     redis: Redis,
     coordinator: RedisCoordinator,
 }
 
-/// Of one that was always there, and has `window` open.
+/// The heartbeat of an instance that has always run and has `window` open.
 fn report_of(window: Window) -> Heartbeat {
     Heartbeat {
         watermark: window,
@@ -62,8 +62,8 @@ impl Instance {
         assert!(!self.coordinator.heartbeat(&report).await.unwrap().lost);
     }
 
-    /// Leads, and then stops for good, as a process that is killed does. The term is one that never ends here:
-    /// what is left is the token.
+    /// Takes the lease and then stops, as a killed process does. In this test its term never ends, so only the fencing
+    /// token decides.
     async fn lead_and_die(&self) -> Term {
         let ttl = Duration::from_secs(1);
         let lease = Lease::new(&self.redis, Keys::new("coordination"), self.name.to_owned(), ttl);
@@ -93,8 +93,7 @@ fn fields(server: &RedisServer, command: &str, key: String) -> Vec<String> {
     ::redis::cmd(command).arg(key).query(&mut server.connect()).unwrap()
 }
 
-/// As a leader finds them that goes on reporting, once it believes what it reads: nothing was known of the
-/// namespace at first.
+/// The counts as a leader finds them after some heartbeats. At first the namespace was new to it.
 async fn membership_view(instance: &Instance, window: Window) -> MembershipView {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -129,7 +128,7 @@ async fn an_old_token_stores_nothing() {
     assert_eq!(old.coordinator.commit_published(&stale, window).await, Err(CloseError::Fenced));
     assert_eq!(fields(&server, "HKEYS", keys.counts()), Vec::<String>::new());
 
-    // The newest stores, once and for all.
+    // The leader with the newest token stores the count. No other can change it.
     assert_eq!(next(&new).await, None, "it was the first, and gives the others time");
     let all = membership_view(&new, window).await;
     assert_eq!(next(&new).await, Some(window.next()), "the stream begins where the first one began");
@@ -139,12 +138,12 @@ async fn an_old_token_stores_nothing() {
     assert_eq!(new.close(&third, window, 9, &forced).await, Ok(7), "under a later token too");
     assert_eq!(new.close(&term, window, 9, &all).await, Err(CloseError::Fenced));
 
-    // Only ever forward.
+    // The position only moves forward.
     new.coordinator.commit_published(&third, window.next()).await.unwrap();
     new.coordinator.commit_published(&third, window).await.unwrap();
     assert_eq!(next(&new).await, Some(window.next().next()));
 
-    // A flushed server knows no token, and gives a higher one. What was published it is told again.
+    // A flushed server has no token. The instance gets a higher one than before, and stores the published position again.
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     assert_eq!(new.close(&third, window.next(), 9, &all).await, Err(CloseError::Fenced));
     assert!(new.lead_and_die().await.token() > third.token());
@@ -156,7 +155,7 @@ async fn an_old_token_stores_nothing() {
     assert_eq!(late.coordinator.heartbeat(&report).await.unwrap().published, Some(window.next()));
 }
 
-/// An instance that joins is told the last counts. Older ones that are published are evicted.
+/// An instance that joins gets the last counts. Older published ones are evicted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_sixty_counts_are_remembered() {
     let server = RedisServer::start();
@@ -198,17 +197,17 @@ async fn a_window_that_an_instance_has_open_closes_only_by_force() {
     let alone = membership_view(&leader, window).await;
     assert!(!alone.open && alone.joined == 1, "{alone:?}");
 
-    // It comes between the look and the close, and seals the window even: it may have added to it.
+    // Its heartbeat comes between the leader's check and the close. It even seals the window, to which it may have added.
     late.has_sealed(window).await;
     assert_eq!(leader.close(&term, window, 3, &alone).await, Err(CloseError::Open));
-    // And after a silence in which it was taken for dead.
+    // The same after a silence in which the leader took it for dead.
     let both = membership_view(&leader, window).await;
     assert!(!both.open && both.joined == 2, "{both:?}");
     wait_for_silence(&leader, window).await;
     late.has_sealed(window).await;
     assert_eq!(leader.close(&term, window, 3, &both).await, Err(CloseError::Open));
 
-    // With the window open it is waited for.
+    // It has the window open, so the leader waits for it.
     late.has_sealed(window.previous()).await;
     let open = membership_view(&leader, window).await;
     assert!(open.open && open.joined == 3, "{open:?}");
@@ -217,14 +216,15 @@ async fn a_window_that_an_instance_has_open_closes_only_by_force() {
         Err(CloseError::Open)
     );
     assert_eq!(leader.close(&term, window, 3, &open).await, Ok(3), "by force");
-    // And is told, so that it adds no more.
+    // It learns of the close, so that it adds no more ids.
     let report = report_of(window);
     assert_eq!(late.coordinator.heartbeat(&report).await.unwrap().closed, Some(window));
 }
 
-/// A later version may store more of a heartbeat: the fields that are known count. What lacks one of them is no heartbeat.
+/// A later version may store more fields in a heartbeat: instances ignore unknown ones. If a known field is missing, it is
+/// no heartbeat.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_may_have_fields_that_nobody_knows() {
+async fn unknown_fields_of_a_heartbeat_are_ignored() {
     let server = RedisServer::start();
     let leader = Instance::new("leader", &server);
     let (window, instances) = (window(), Keys::new("coordination").instances());
@@ -262,11 +262,11 @@ async fn a_heartbeat_may_have_fields_that_nobody_knows() {
     assert_eq!(leader.close(&term, window, 3, &unforced).await, Err(CloseError::Open));
 }
 
-/// Until only one instance lives, which goes on reporting.
+/// Waits until only this instance is alive. Meanwhile it sends heartbeats.
 async fn wait_for_silence(living: &Instance, window: Window) {
     let deadline = Instant::now() + PATIENCE;
     while living.coordinator.survey().await.unwrap().instances > 1 {
-        assert!(Instant::now() < deadline, "nobody is taken for dead");
+        assert!(Instant::now() < deadline, "no instance is taken for dead");
         living.has_sealed(window).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::support::SplitMix;
 use crate::support::process::{headcount, run};
 
-/// What `sort` makes of it, byte by byte.
+/// The count of `sort -u`, which compares bytes.
 fn truth(file: &Path) -> u64 {
     let output = Command::new("sh")
         .args(["-c", r#"sort -u "$1" | wc -l"#, "sh"])
@@ -18,7 +18,7 @@ fn truth(file: &Path) -> u64 {
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
-/// The count, and what stands behind it.
+/// The count, and the rest of its line.
 fn count(args: &[&str]) -> (u64, String) {
     let output = run(&[&["count"], args].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -57,7 +57,7 @@ fn high_ones(ids: std::ops::Range<u64>) -> Vec<(usize, u64)> {
         .collect()
 }
 
-/// What a service says after it was sent the crafted ids in one bulk request.
+/// The count of a service after one bulk request with the crafted ids.
 async fn reported(args: &[&str]) -> u64 {
     let server = Server::start(&[&["--window", "24h"], args].concat()).await;
     let body: Vec<_> = crafted().ids.iter().map(u64::to_string).collect();

@@ -28,7 +28,7 @@ fn dashboards() -> impl Iterator<Item = (&'static str, Value)> {
     DASHBOARDS.into_iter().map(|(name, json)| (name, serde_json::from_str(json).expect("JSON")))
 }
 
-/// The TypeScript compiler, for files that each say that a dashboard has the type of one.
+/// Runs the TypeScript compiler on files that assign a dashboard to its type.
 fn compiler(dashboards: &[(String, String)]) -> (tempfile::TempDir, Command) {
     let dir = tempfile::tempdir().unwrap();
     let mut compiler = node("node_modules/typescript/bin/tsc");
@@ -54,7 +54,7 @@ fn grafanas_types_accept_the_dashboards() {
     succeeds(&mut compiler);
 }
 
-/// Of what a panel has in common with all, of what only its type has, of its queries, overrides and values.
+/// Misspelt fields at five levels: of every panel, of its type, of queries, of overrides and of values.
 #[test]
 fn grafanas_types_reject_misspelt_fields() {
     let (_, json) = DASHBOARDS[0];
@@ -86,7 +86,7 @@ fn grafanas_types_reject_misspelt_fields() {
 }
 
 #[test]
-fn every_panel_is_whole() {
+fn every_panel_is_complete() {
     for (name, dashboard) in dashboards() {
         assert_eq!(dashboard["uid"], format!("headcount-{name}"));
         let mut ids = BTreeSet::new();
@@ -123,15 +123,15 @@ fn no_panel_overlaps_another() {
                 assert!(taken.insert(cell), "{name}: {} at {cell:?}", panel["title"]);
             }
         }
-        // Nor is there a hole in between.
+        // There are no gaps either.
         let height = taken.iter().map(|(_, y)| y + 1).max().expect("panels");
         assert_eq!(taken.len() as u64, 24 * height, "{name}");
     }
 }
 
-/// What the files of `grafana/provisioning` say, and the runbook, which is a panel so that a link leads there.
+/// Checks the files of `grafana/provisioning`, and the runbook, which is a panel so that links can point to it.
 #[test]
-fn what_belongs_together_agrees() {
+fn dashboards_provisioning_and_runbook_agree() {
     let source = &yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"][0];
     assert_eq!((text(source, "uid"), text(source, "url")), ("prometheus", "http://prometheus:9090"));
     let provider = &yaml("grafana/provisioning/dashboards/headcount.yml")["providers"][0];
@@ -148,13 +148,13 @@ fn what_belongs_together_agrees() {
     }
 }
 
-/// A real Prometheus with the repository's own configuration and two real instances.
+/// A real Prometheus with the repository's configuration, and two real instances.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_panel_shows_a_healthy_service_and_the_one_alert_is_that_nobody_leads() {
+async fn every_panel_shows_a_healthy_service_and_only_the_missing_leader_alerts() {
     let (redis, receiver) = (Redis::start(), Receiver::start(Answering::Status(204)).await);
     let (namespace, brokers, dir) =
         (kafka::namespace("pictures"), kafka::shared(), tempfile::tempdir().unwrap());
-    // A machine that is busy with other tests is no outage.
+    // A busy machine must not look like an outage.
     let args = ["--kafka-brokers", &brokers, "--callback-allow", "127.0.0.1", "--redis-timeout", "5s"];
     let more = ["--redis-stream", "counts", "--log-dir", dir.path().to_str().unwrap()];
     let mut fleet = Fleet::start(2, &redis, &namespace, &[&args[..], &more].concat()).await;
@@ -179,7 +179,7 @@ async fn every_panel_shows_a_healthy_service_and_the_one_alert_is_that_nobody_le
     assert!(!traffic.is_finished(), "a request failed");
     traffic.abort();
 
-    // A restart of one instance after the other says nothing.
+    // A rolling restart fires no alert.
     for index in 0..2 {
         let address = fleet.servers[index].address;
         assert!(fleet.servers[index].stop().await.success());
@@ -190,7 +190,7 @@ async fn every_panel_shows_a_healthy_service_and_the_one_alert_is_that_nobody_le
     assert_eq!(fired(&prometheus).await, [nobody]);
 }
 
-/// Until Prometheus knows that the window that begins then is published.
+/// Waits until Prometheus knows that the window with this start is published.
 async fn wait_published_and_seen(fleet: &Fleet, prometheus: &Prometheus, start: u64) {
     fleet.wait_published(start).await;
     let seen = format!("headcount:last_published_window_timestamp_seconds:max >= {start}");
@@ -204,7 +204,7 @@ async fn fired(prometheus: &Prometheus) -> Vec<String> {
     fired.iter().map(|series| text(&series["metric"], "alertname").to_owned()).collect()
 }
 
-/// Every kind of request, to all instances, until it is ended. None fails.
+/// Sends every kind of request to all instances until it is stopped. No request fails.
 async fn traffic(instances: Vec<SocketAddr>, endpoint: String) {
     let mut connections = Vec::new();
     for instance in instances {
@@ -257,8 +257,7 @@ async fn every_panel_has_data(prometheus: &Prometheus, instances: &[SocketAddr])
     println!("{queries} queries have data");
 }
 
-/// A number, as the panel asks for it: one that is not NaN. Where a query gives 0 instead of NaN, one that is not
-/// that 0.
+/// The value that a panel's query returns: not NaN, and not the 0 that a query returns in place of NaN.
 async fn has_data(prometheus: &Prometheus, target: &Value, query: &str) -> bool {
     let stands_in = query.contains("or 0 *").then_some(0.0);
     let is_number = |sample: &Value| {

@@ -1,5 +1,5 @@
-//! The whole stack, as far as it can be tried without Docker: docker-compose.yml, the Dockerfile, the load
-//! balancer and the example for Kubernetes.
+//! The deployment files, as far as tests without Docker can: docker-compose.yml, the Dockerfile, the load balancer and
+//! the example for Kubernetes.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::support::server::{Server, value_of};
 use crate::support::tools::{in_repository, python_tool, replaced, succeeds, yaml, yaml_documents};
 use crate::support::{free_port, lines, wait_blocking, wait_until};
 
-/// docker-compose.yml with all that it leaves out filled in.
+/// docker-compose.yml with all defaults filled in.
 fn compose() -> Value {
     let mut command = python_tool("docker-compose");
     command.current_dir(in_repository("")).env_remove("RATE");
@@ -93,7 +93,7 @@ fn every_service_is_pinned_limited_checked_and_waited_for() {
     );
 }
 
-/// Where a file of a container is on this machine.
+/// The path on this machine of a container's file.
 fn on_this_machine(service: &Value, path: &str) -> PathBuf {
     let mounts = service["volumes"].as_array().into_iter().flatten();
     let mut found = mounts.filter_map(|mount| {
@@ -132,13 +132,13 @@ fn every_mounted_file_exists() {
     }
 }
 
-/// Starts an instance with such an environment, but for the addresses of others; it has to serve.
+/// Starts an instance with this environment, except for addresses of other servers. It must serve.
 async fn serves(environment: &[(String, String)]) {
     let help = String::from_utf8(run(&["serve", "--help"]).stdout).expect("UTF-8");
     let redis = Redis::start();
     let mut command = headcount();
     for (name, value) in environment {
-        // Of a secret the help does not say the value.
+        // The help hides the value of a secret.
         let stands_there = ["=", "]"].iter().any(|end| help.contains(&format!("[env: {name}{end}")));
         assert!(stands_there, "{name} stands for no flag");
         let value = match name.as_str() {
@@ -159,7 +159,7 @@ fn seconds(text: &str) -> u64 {
     text.strip_suffix('s').and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{text}"))
 }
 
-/// How long stopping may take: the default of `--shutdown-timeout`.
+/// The deadline for stopping: the default of `--shutdown-timeout`.
 const SHUTDOWN_TIMEOUT: u64 = 25;
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn instances_serve_with_the_environment_of_docker_compose() {
     assert!(service["deploy"]["replicas"].as_u64().is_some_and(|replicas| replicas > 1));
 }
 
-/// What deploy/kubernetes.yaml says.
+/// The content of deploy/kubernetes.yaml.
 fn kubernetes() -> Vec<Value> {
     yaml_documents(&in_repository("deploy/kubernetes.yaml"))
 }
@@ -229,7 +229,8 @@ fn hadolint_accepts_the_dockerfile() {
     succeeds(python_tool("hadolint").current_dir(in_repository("")).arg("Dockerfile"));
 }
 
-/// nginx with docker/nginx.conf. Instances have no name here, and Debian's nginx looks none up meanwhile.
+/// nginx with docker/nginx.conf. The test replaces the instances' names by addresses, because Debian's nginx does not look
+/// names up again.
 fn load_balancer(instances: &[SocketAddr]) -> Nginx {
     Nginx::start_with(|dir, address| {
         let text = text_of("docker/nginx.conf");
@@ -242,8 +243,8 @@ fn load_balancer(instances: &[SocketAddr]) -> Nginx {
     })
 }
 
-/// A disk for bodies on which next to nothing has room, and an instance that is gone: clients hear what the service itself would
-/// say, and no id gets into a log.
+/// The load balancer's disk for bodies is tiny, and an instance is down. Clients get the service's answers, and no id gets
+/// into a log.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_over_the_limits_of_the_load_balancer_are_refused_as_by_the_service() {
     let mut server = Server::start(&["--window", "24h"]).await;
@@ -263,7 +264,7 @@ async fn requests_over_the_limits_of_the_load_balancer_are_refused_as_by_the_ser
     let mut connection = Connection::open(nginx.address).await.unwrap();
     let answer = connection.post("text/plain", b"1\n2\n").await.unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (200, "ok"), "what is small needs no disk");
-    // What the instance says itself stays as it is.
+    // The load balancer passes the instance's own answers unchanged.
     let answer = connection.post("text/plain", b"x").await.unwrap();
     assert_eq!((answer.status, answer.header("failure-reason")), (400, Some("invalid_id")));
     assert_eq!(server.stop().await.code(), Some(0));
@@ -276,8 +277,8 @@ async fn requests_over_the_limits_of_the_load_balancer_are_refused_as_by_the_ser
     drop(disk);
 }
 
-/// More bodies of 8 MB at once than the 256 MB of docker-compose.yml have room for: each client hears `ok`, or what the service itself
-/// would say, and what was answered `ok` is counted.
+/// More bodies of 8 MB at once than fit into the 256 MB of docker-compose.yml. Each client gets `ok` or the service's
+/// refusal, and every id with `ok` is counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_large_bodies_at_once_are_taken_or_refused_as_by_the_service() {
     const LIMIT: usize = 8_388_608;
@@ -328,7 +329,7 @@ async fn two_instances(redis: &Redis) -> (Fleet, Nginx) {
     (fleet, nginx)
 }
 
-/// The running count, as a client of the load balancer sees it.
+/// The running window's count, through the load balancer.
 async fn unique(nginx: &Nginx) -> Value {
     let answer = Connection::open(nginx.address).await.unwrap().get("/api/verve/unique").await.unwrap();
     answer.json()["current"]["unique_request_count"].clone()
@@ -356,7 +357,7 @@ async fn the_load_balancer_needs_few_connections() {
     for server in &fleet.servers {
         let text = server.get("/metrics").await.body;
         let accepted = value_of(&text, "headcount_accepted_ids_total").unwrap();
-        // This question has a connection of its own. The others are kept, and none was made without need.
+        // This request has its own connection. The others were kept, and no unneeded one was opened.
         let connections = value_of(&text, "headcount_connections").unwrap() - 1.0;
         println!("{accepted} ids over {connections} connections");
         assert!(accepted > 500.0, "{accepted}");
@@ -369,7 +370,7 @@ async fn bulk_bodies_pass_the_load_balancer_up_to_the_limit() {
     const LIMIT: usize = 8_388_608;
     let server = Server::start(&["--window", "24h"]).await;
     let nginx = load_balancer(&[server.address]);
-    // Of 18 digits each.
+    // Each id has 18 digits.
     let ids = lines(10_u64.pow(17)..10_u64.pow(17) + LIMIT as u64 / 19);
     assert!((LIMIT - 18..=LIMIT).contains(&ids.len()));
     let mut connection = Connection::open(nginx.address).await.unwrap();
@@ -377,7 +378,7 @@ async fn bulk_bodies_pass_the_load_balancer_up_to_the_limit() {
     assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
     assert_eq!(server.metric("headcount_accepted_ids_total").await, (LIMIT / 19) as f64);
 
-    // An instance says why it refuses one that is somewhat larger; one that is much larger it does not see.
+    // An instance refuses a body that is slightly too large. The load balancer refuses a much larger one.
     for (times, reason) in [(1, Some("body_too_large")), (2, None)] {
         let larger = format!("{}{}", ids.repeat(times), &ids[..38]);
         let mut connection = Connection::open(nginx.address).await.unwrap();
@@ -386,14 +387,14 @@ async fn bulk_bodies_pass_the_load_balancer_up_to_the_limit() {
     }
 }
 
-/// Waits until an instance has accepted so many ids more.
+/// Waits until an instance has accepted this many more ids.
 async fn wait_for_more(server: &Server, ids: f64) {
     let accepted = async || server.metric("headcount_accepted_ids_total").await;
     let before = accepted().await;
     wait_until("an instance to get ids", async || accepted().await >= before + ids).await;
 }
 
-/// One is stopped, comes back, and the other one is killed, while ids come singly and many at a time.
+/// One instance is stopped and comes back, then the other is killed, while clients send single ids and bulk bodies.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_the_load_balancer_notice_no_stopping_instance() {
     const BULK: u64 = 100;
@@ -432,7 +433,7 @@ async fn clients_of_the_load_balancer_notice_no_stopping_instance() {
     assert_eq!(unique(&nginx).await, outcome.ok.len() as u64 + bulk);
 }
 
-/// A container that is removed when it goes out of scope.
+/// A container. Dropping it removes it.
 struct Container(String);
 
 impl Drop for Container {
@@ -451,8 +452,8 @@ fn the_image_becomes_healthy() {
             .map(|output| String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned())
     };
     if docker(&["info"]).is_none() {
-        // Not println, which the test runner keeps to itself when a test passes.
-        let _ = writeln!(std::io::stderr(), "left out: the image, because there is no Docker engine");
+        // Not println: the test runner hides it when a test passes.
+        let _ = writeln!(std::io::stderr(), "skipped: the image, because there is no Docker engine");
         return;
     }
     let image = docker(&["build", "--quiet", "."]).expect("the image can be built");

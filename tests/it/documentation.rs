@@ -1,4 +1,4 @@
-//! The documents: links lead somewhere, tables are complete, and the examples of the README run.
+//! Checks the documents: links have targets, tables are complete, and the examples run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -63,7 +63,7 @@ fn targets(line: &str) -> Vec<String> {
 
 /// The anchor that GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
-    // Of a link GitHub takes the text.
+    // For a link GitHub uses the text.
     let mut text = heading.to_owned();
     while let Some((before, rest)) = text.split_once("](") {
         let after = rest.split_once(')').map_or("", |(_, after)| after);
@@ -73,7 +73,7 @@ fn anchor(heading: &str) -> String {
     kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// All anchors of a document. A heading that is there again gets a number.
+/// All anchors of a document. A repeated heading gets a number.
 fn anchors(text: &str) -> BTreeSet<String> {
     let (mut anchors, mut seen) = (BTreeSet::new(), BTreeMap::<String, usize>::new());
     for (_, line) in prose(text) {
@@ -105,7 +105,7 @@ fn anchors_are_those_of_github() {
     assert_eq!(anchors, expected.map(str::to_owned).into());
 }
 
-/// What is wrong with a link, if anything is.
+/// The fault of a link, if it has one.
 fn broken(document: &str, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;
@@ -126,7 +126,7 @@ fn broken(document: &str, target: &str) -> Option<String> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let (mut all, mut wrong) = (0, Vec::new());
     for document in documents() {
         let text = text_of(&document);
@@ -153,7 +153,7 @@ fn the_readme_lists_every_page() {
 
 /// A name in architecture.md that links to a source is defined there.
 #[test]
-fn the_walks_go_through_functions_that_are_there() {
+fn the_walks_name_functions_that_exist() {
     let text = text_of("docs/architecture.md");
     let mut names = 0;
     for (number, line) in prose(&text) {
@@ -190,9 +190,9 @@ fn sources(dir: &Path, text: &mut String) {
     }
 }
 
-/// The last column of a fault's row names the tests that hold it, a name's beginning at the least.
+/// The last column of each fault names its tests, at least the beginnings of their names.
 #[test]
-fn the_tests_of_every_fault_are_there() {
+fn the_tests_of_every_fault_exist() {
     let (text, mut code) = (text_of("docs/faults.md"), String::new());
     for dir in ["src", "tests"] {
         sources(&in_repository(dir), &mut code);
@@ -298,7 +298,7 @@ fn every_failure_is_described_with_its_status() {
     assert_eq!(described, failures.into());
 }
 
-/// The ports that documents name. In a test others take their place, so that nothing else is touched.
+/// The ports that documents name. The test replaces them by free ones, so that it touches no other server.
 const PORTS: [u16; 4] = [8080, 8081, 8082, 6379];
 
 /// Runs the commands of a block of code, in a directory of its own.
@@ -349,9 +349,9 @@ impl Shell {
         command
     }
 
-    /// Runs a command; what it printed. One in the background goes on, and prints nothing here.
+    /// Runs a command and returns its output. A background command keeps running and returns none.
     fn run(&mut self, line: &str) -> String {
-        // What cargo builds is there already.
+        // cargo has built the binary already.
         let line = line.replace("cargo run --release --", "headcount");
         if let Some(assignment) = line.strip_prefix("export ") {
             let (name, value) = assignment.split_once('=').unwrap();
@@ -395,7 +395,7 @@ impl Shell {
     }
 }
 
-/// A text in which a number is another one, where it is not a part of a longer one.
+/// Replaces a number in a text, but not as a part of a longer number.
 fn replace_number(text: &str, number: &str, by: &str) -> String {
     let (mut replaced, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(number) {
@@ -414,7 +414,7 @@ fn without_time(line: &str) -> String {
     masked(line.split_once(' ').map_or("", |(_, rest)| rest.trim_start()))
 }
 
-/// A text without what differs each time: times, the version of Redis, and the offset of its clock.
+/// A text without the parts that vary: times, the version of Redis, and the offset of its clock.
 fn masked(text: &str) -> String {
     const TIME: &str = "0000-00-00T00:00:00Z";
     let mut masked = text.to_owned();
@@ -449,7 +449,7 @@ fn blocks(document: &str) -> Vec<Vec<Example>> {
         let mut examples: Vec<Example> = Vec::new();
         for line in block.lines() {
             if let Some(command) = line.strip_prefix("$ ") {
-                // What follows is said to the reader.
+                // The rest is a comment for the reader.
                 let command = command.split(" #").next().unwrap().trim_end().to_owned();
                 examples.push(Example { command, output: Vec::new() });
             } else {
@@ -461,8 +461,7 @@ fn blocks(document: &str) -> Vec<Vec<Example>> {
     blocks.map(examples).collect()
 }
 
-/// Waits for the beginning of a span of ten seconds after which there are ten more of the same minute, so that no window ends
-/// in the middle of an example.
+/// Waits for a moment with at least ten more seconds in the minute, so that no window ends in the middle of an example.
 fn wait_for_room() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let into = Duration::new(now.as_secs() % 10, now.subsec_nanos());
@@ -491,7 +490,8 @@ fn run_block(document: &str, shell: &mut Shell, block: &[Example]) {
     }
 }
 
-/// Commands for those who develop, which take long or need more than the tests have. Their files are there.
+/// Commands for developers. They take long or need more than the tests have, so the test only checks that their files
+/// exist.
 fn is_for_developers(command: &str) -> bool {
     let program = command.split(' ').next().unwrap();
     let is_script =

@@ -68,7 +68,7 @@ const CLOSED_V6: &[&str] = &[
     "ff00::/8",
 ];
 const OPEN_V6: &[&str] = &["2001:3::/32", "2001:4:112::/48", "2620:4f:8000::/48"];
-/// IPv6 addresses beside the blocks that somebody may have.
+/// Public IPv6 addresses next to the blocks.
 const NEIGHBOURS_V6: &[&str] = &[
     "2000::",
     "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
@@ -88,7 +88,7 @@ const NEIGHBOURS_V6: &[&str] = &[
 
 /// URLs as clients may spell them.
 const SPELLINGS: &[(&str, Verdict)] = &[
-    // What everybody means.
+    // Common URLs.
     ("http://example.com", Admitted),
     ("https://example.com/", Admitted),
     ("HTTPS://EXAMPLE.COM/Path?query=1&x=%20", Admitted),
@@ -198,7 +198,7 @@ const SPELLINGS: &[(&str, Verdict)] = &[
     ("http://255.255.255.255/", No),
     ("http://4294967295/", No),
     ("http://224.0.0.251/", No),
-    // What else is not to be in a URL.
+    // Other forbidden parts of a URL.
     ("http://user@example.com/", No),
     ("http://user:password@example.com/", No),
     ("http://:password@example.com/", No),
@@ -215,7 +215,7 @@ const SPELLINGS: &[(&str, Verdict)] = &[
     ("http://example.com:444/", No),
     ("http://example.com:1023/", No),
     ("https://8.8.8.8:53/", No),
-    // No URL that could be meant.
+    // Invalid URLs.
     ("", Invalid),
     ("example.com", Invalid),
     ("//example.com", Invalid),
@@ -331,7 +331,7 @@ fn every_address_has_the_right_verdict() {
     }
     for open in ["8.8.8.8", "1.1.1.1"] {
         for (address, how) in embedding(open.parse().unwrap()) {
-            // What 6to4 and Teredo lead to is a relay of who knows whom; compatible ones lead nowhere.
+            // 6to4 and Teredo use unknown relays. IPv4-compatible addresses are not routed.
             let verdict = if matches!(how, "mapped" | "NAT64") { Admitted } else { No };
             rows.insert(url_of(address), verdict);
         }
@@ -349,7 +349,7 @@ fn every_spelling_has_the_right_verdict() {
     let encoded = format!("http://example.com/{}", "é".repeat(MAX_URL_LEN / 4));
     assert!(SPELLINGS.len() >= 130, "{} spellings", SPELLINGS.len());
     let guard = guard(&[]);
-    // White space before a URL does not count, but a URL keeps the room for it.
+    // White space before a URL is ignored, but the URL keeps its memory.
     let padded = " ".repeat(MAX_URL_LEN) + "http://example.com";
     let dots = format!("http://example.com/{}", "a/../".repeat(MAX_URL_LEN / 4));
     let too_long = [&long, &encoded, &padded, &dots].map(|url| (&**url, Invalid));

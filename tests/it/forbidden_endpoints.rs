@@ -1,7 +1,6 @@
-//! Callbacks connect to no forbidden address, whatever an endpoint looks like: listeners there see no connection.
+//! Callbacks connect to no forbidden address, whatever the endpoint: listeners there see no connection.
 //!
-//! Loopback stands in for the internet: 127.0.0.2 is allowed here, as a public address is without asking, and
-//! 127.0.0.1 is not.
+//! Loopback stands for the internet: 127.0.0.2 is allowed here and plays a public address. 127.0.0.1 is an internal one.
 
 use std::net::SocketAddr;
 
@@ -24,7 +23,7 @@ async fn accept(server: &Server, endpoint: &str) {
     assert_eq!((answer.status, &*answer.body), (200, "ok"), "{endpoint}");
 }
 
-/// Receivers on the same port of the public address and of the one inside.
+/// Receivers on the same port of the public and of the internal address.
 async fn outside_and_inside(answering: Answering) -> (Receiver, Receiver) {
     let port = free_port();
     let outside = Receiver::start_on(&format!("127.0.0.2:{port}"), answering).await;
@@ -32,7 +31,7 @@ async fn outside_and_inside(answering: Answering) -> (Receiver, Receiver) {
     (outside, inside)
 }
 
-/// DNS rebinding: what is looked at is what is dialled, each time.
+/// DNS rebinding: the service connects only to the address that it checked, each time.
 #[tokio::test]
 async fn a_name_that_changes_its_address_is_checked_again() {
     let names = Names::start(&[("rebind.example", &[&["127.0.0.2"], &["127.0.0.1"]])]);
@@ -58,7 +57,7 @@ async fn a_name_that_changes_its_address_is_checked_again() {
     assert_eq!(unique["current"]["unique_request_count"], 1, "the id is counted");
 }
 
-/// Of a name with an address inside nothing is dialled, also not what is outside.
+/// If a name has an internal address, the service connects to none of its addresses.
 #[tokio::test]
 async fn a_name_with_a_forbidden_address_is_not_connected_to() {
     let names = Names::start(&[
@@ -90,14 +89,14 @@ async fn names_of_internal_addresses_are_forbidden() {
         server.wait_for_metric(&callbacks_with("forbidden"), callbacks as f64).await;
     }
     assert_eq!((names.asked("inside.example"), receiver.connections()), (inside.len(), 0));
-    // The operator who allowed the name answers for its addresses.
+    // The operator allowed the name, whatever its addresses.
     accept(&server, &format!("http://allowed.example.:{}/", receiver.address.port())).await;
     receiver.wait_received(1).await;
     accept(&server, &format!("http://nobody.example:{}/", receiver.address.port())).await;
     server.wait_for_metric(&callbacks_with("failed"), 1.0).await;
 }
 
-/// A public server sends us inside.
+/// A public server redirects to an internal address.
 #[tokio::test]
 async fn a_redirect_to_an_internal_address_is_not_followed() {
     let inside = Receiver::start(Answering::Status(200)).await;
@@ -109,7 +108,7 @@ async fn a_redirect_to_an_internal_address_is_not_followed() {
     assert_eq!((outside.requests(), inside.connections()), (1, 0));
 }
 
-/// Our own listeners, under whatever name.
+/// The service's own listeners are forbidden under any name.
 #[tokio::test]
 async fn an_endpoint_of_the_service_itself_is_refused() {
     let names = Names::start(&[("own.example", &[&["127.0.0.1"]]), ("also-own.example", &[&["127.0.0.3"]])]);
@@ -142,14 +141,14 @@ async fn an_endpoint_of_the_service_itself_is_refused() {
         }
         for outcome in ["ok", "invalid_body", "unsupported_media_type", "method_not_allowed"] {
             let bulk = format!(r#"headcount_requests_total{{route="bulk",result="{outcome}"}}"#);
-            assert_eq!(server.metric(&bulk).await, 0.0, "nobody has posted anything");
+            assert_eq!(server.metric(&bulk).await, 0.0, "no test has posted anything");
         }
         let unique = server.get("/api/verve/unique").await.json();
         assert_eq!(unique["current"]["unique_request_count"], 1);
     }
 }
 
-/// What is in the environment is for others.
+/// Proxies of the environment are for other programs.
 #[tokio::test]
 async fn proxies_are_not_used() {
     let (proxy, receiver) =
@@ -165,7 +164,7 @@ async fn proxies_are_not_used() {
     assert_eq!(proxy.connections(), 0);
 }
 
-/// A name server that does not answer holds up its own callbacks, and nothing else.
+/// A name server that does not answer delays only the callbacks that need it.
 #[tokio::test]
 async fn a_silent_name_server_delays_only_its_own_callbacks() {
     const NAMES: usize = 100;
@@ -176,6 +175,6 @@ async fn a_silent_name_server_delays_only_its_own_callbacks() {
     }
     accept(&server, &format!("http://{}/", receiver.address)).await;
     receiver.wait_received(1).await;
-    assert_eq!(server.metric(&callbacks_with("timeout")).await, 0.0, "nobody has waited for the names");
+    assert_eq!(server.metric(&callbacks_with("timeout")).await, 0.0, "no callback has waited for the names");
     server.wait_for_metric(&callbacks_with("timeout"), NAMES as f64).await;
 }

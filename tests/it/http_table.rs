@@ -6,7 +6,7 @@ use crate::support::http::{Answer, Connection, get, once};
 use crate::support::lines;
 use crate::support::server::Server;
 
-/// Nothing rolls over while these tests run.
+/// No window ends while these tests run.
 const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 const ACCEPT: &str = "/api/verve/accept";
 const OPERATIONS: [&str; 4] = ["/livez", "/readyz", "/metrics", "/openapi.json"];
@@ -139,7 +139,7 @@ async fn long_queries() {
     assert_eq!((answer.status, &*answer.body), (431, ""));
 }
 
-/// What the parser refuses never reaches the router: a bare 400, and the connection is closed.
+/// hyper's parser refuses these before the router: the client gets a bare 400, and the connection is closed.
 #[tokio::test]
 async fn raw_bytes_in_the_target() {
     let server = exact_server().await;
@@ -284,7 +284,7 @@ async fn one_bad_line_of_ten_thousand_refuses_all() {
 }
 
 #[tokio::test]
-async fn types_of_bodies() {
+async fn content_types_of_bodies() {
     let server = exact_server().await;
     let mut connection = Connection::open(server.address).await.unwrap();
     for content_type in [
@@ -330,11 +330,11 @@ async fn bodies_over_the_limit() {
     let answer = connection.post("text/plain", format!("{ids}\n").as_bytes()).await.unwrap();
     assert_failed(&answer, 413, "body_too_large", "a byte more");
 
-    // It says so itself, so none of it is waited for.
+    // Its `content-length` is too large, so the service does not wait for the body.
     let announced = b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 99999999999\r\n\r\n";
     assert_failed(&once(server.address, announced).await, 413, "body_too_large", "announced");
 
-    // It does not say: it is cut off at the limit.
+    // It has no `content-length`: the service stops reading at the limit.
     let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, "5\n".repeat(1 << 19));
     let head = "POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n";
     let answer = once(server.address, format!("{head}{}", chunk.repeat(9)).as_bytes()).await;
@@ -419,9 +419,9 @@ async fn operations() {
     assert_eq!(get(admin, "/api/verve/accept?id=5").await.status, 404);
 }
 
-/// RFC 9112, 3.2 and 6: what two servers could take for different requests is refused, and nothing of it is counted.
+/// RFC 9112, 3.2 and 6: two servers could read these as different requests. The service refuses and does not count them.
 #[tokio::test]
-async fn requests_that_can_be_understood_in_two_ways() {
+async fn ambiguous_requests_are_refused() {
     let server = exact_server().await;
     let target = "/api/verve/accept?id=1";
     for (what, hosts) in [
@@ -451,7 +451,7 @@ async fn requests_that_can_be_understood_in_two_ways() {
         let request = format!("GET {target} HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
         assert_failed(&once(server.address, request.as_bytes()).await, 400, "invalid_host", what);
     }
-    // All that hyper refuses: bare, as what is no HTTP.
+    // hyper refuses these with a bare 400, as it does other invalid requests.
     for (what, lines) in [
         ("a space before the colon", "host : a\r\n"),
         ("a folded line", "host: a\r\nx: 1\r\n 2\r\n"),
@@ -466,7 +466,7 @@ async fn requests_that_can_be_understood_in_two_ways() {
     assert_eq!(once(server.address, preface).await.status, 400, "HTTP/2");
     assert_eq!(current(server.address).await, 0);
 
-    // What is said once, and HTTP/1.0, which need not say it.
+    // One `host`, and HTTP/1.0, where it may be missing.
     for request in [
         format!("GET {target} HTTP/1.0\r\n\r\n"),
         format!("GET http://a.example{target} HTTP/1.1\r\nhost: b.example\r\n\r\n"),
@@ -490,9 +490,9 @@ async fn requests_that_can_be_understood_in_two_ways() {
     assert_eq!(current(server.address).await, 1);
 }
 
-/// RFC 9112, 6.1 and 7: of the codings for the way the service undoes `chunked`, which may be there once.
+/// RFC 9112, 6.1 and 7: the only transfer coding that the service decodes is `chunked`, at most once.
 #[tokio::test]
-async fn codings_for_the_way() {
+async fn transfer_codings() {
     let server = exact_server().await;
     for (lines, refusal) in [
         (&["chunked"][..], None),
@@ -532,9 +532,9 @@ async fn codings_for_the_way() {
     }
 }
 
-/// A coding that changes nothing is none.
+/// The coding `identity` does not change the body, so it is allowed.
 #[tokio::test]
-async fn bodies_that_say_they_are_not_encoded() {
+async fn bodies_with_content_encoding_identity_are_accepted() {
     let server = exact_server().await;
     for (id, (encoding, ok)) in [
         ("identity", true),

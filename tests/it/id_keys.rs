@@ -25,7 +25,7 @@ fn setting(key: Option<&str>) -> String {
     key.map_or("none".to_owned(), |key| IdKey::parse(key).unwrap().fingerprint())
 }
 
-/// With a key by the environment, where it belongs.
+/// A command with the key in its environment, not in a flag, because it is secret.
 fn command(redis: &Redis, namespace: &str, key: Option<&str>) -> Command {
     let mut command = headcount();
     command.args(["--listen", "127.0.0.1:0", "--redis-url", &redis.url(), "--namespace", namespace]);
@@ -33,7 +33,7 @@ fn command(redis: &Redis, namespace: &str, key: Option<&str>) -> Command {
     command
 }
 
-/// That an instance with the key is refused where the others have `theirs`, and that `check` says so before.
+/// Asserts that an instance with the key is refused where the others have `theirs`, and that `check` finds that first.
 #[track_caller]
 fn assert_refused(redis: &Redis, namespace: &str, ours: Option<&str>, theirs: Option<&str>) {
     let remedy = theirs.map_or("leave it out", |_| "give it the key that has this fingerprint");

@@ -13,11 +13,11 @@ use crate::support::redis::Redis;
 use crate::support::server::Closed;
 use crate::support::wait_for;
 
-/// Windows that are compared with the truth.
+/// Number of windows that are compared with the sent ids.
 const WINDOWS: usize = 20;
 
-/// Sends a known set of ids in every window, well inside it, and gives the ids of each. A window in which an
-/// answer came too late to be sure is not given.
+/// Sends a known set of ids in the middle of every window. Returns the ids of each window, but skips a window with a late
+/// answer, because its ids may belong to the next.
 async fn send_by_window(nginx: &Nginx, first: u64) -> BTreeMap<u64, Vec<u64>> {
     let mut truth = BTreeMap::new();
     for number in (0_u64..).take(3 * WINDOWS) {
@@ -36,7 +36,7 @@ async fn send_by_window(nginx: &Nginx, first: u64) -> BTreeMap<u64, Vec<u64>> {
     truth
 }
 
-/// What is published of the windows of `truth`: one number each, by one instance.
+/// The published counts of the windows of `truth`: one number each, by one instance.
 async fn published_once(fleet: &Fleet, truth: &BTreeMap<u64, Vec<u64>>) -> BTreeMap<u64, Closed> {
     let (last, _) = truth.last_key_value().expect("windows");
     let published = fleet.wait_published(*last).await;
@@ -78,7 +78,7 @@ async fn three_behind_nginx_publish_one_right_number_a_window() {
     println!("{sent} ids in {} windows", truth_hll.len() + truth_exact.len());
 }
 
-/// All that was answered `ok` is in some window, whole, though every instance is replaced under load.
+/// Every id with the answer `ok` is in some complete window, though every instance is replaced under load.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_costs_nothing() {
     let redis = Redis::start();
@@ -115,7 +115,7 @@ async fn instances_with_different_clocks_agree() {
     let nginx = Nginx::start(&fleet.addresses());
     let outcome = Load::start(nginx.address, 8, 0).run_for(Duration::from_secs(12)).await;
     assert!(outcome.broken.is_empty() && outcome.unanswered == 0, "{:?}", outcome.broken.first());
-    // The slowest clock has to get there.
+    // Wait for the slowest clock.
     let last = outcome.ok.iter().map(|sent| seconds(sent.answered)).max().expect("answers") + 2;
     let published = fleet.wait_published(last).await;
     assert_once_each(&published);
@@ -128,7 +128,7 @@ async fn instances_with_different_clocks_agree() {
     }
 }
 
-/// One that comes changes nothing; one that dies leaves the window that it had open incomplete.
+/// A new instance changes nothing. An instance that dies leaves its open window incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_instance_changes_nothing_and_a_dead_one_makes_its_window_incomplete() {
     let redis = Redis::start();
@@ -156,7 +156,7 @@ async fn a_new_instance_changes_nothing_and_a_dead_one_makes_its_window_incomple
     assert_eq!(published[&start][0].1.unique, different.len() as u64, "what it had answered is in Redis");
 }
 
-/// Redis loses everything in the middle of a window: its count is whole all the same.
+/// Redis loses everything in the middle of a window. The count is still complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flushed_redis_loses_no_window() {
     let redis = Redis::start();
@@ -182,7 +182,7 @@ async fn a_flushed_redis_loses_no_window() {
     }
 }
 
-/// An empty Redis is back, and a new instance that knows nothing is there first: the stream goes on where it was.
+/// Redis comes back empty, and a new instance connects first. The stream continues where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_instance_at_an_empty_redis_skips_nothing() {
     let mut redis = Redis::start();
@@ -193,7 +193,7 @@ async fn a_new_instance_at_an_empty_redis_skips_nothing() {
         assert_eq!(fleet.servers[0].get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
     }
     redis.kill();
-    // It cannot report before the newcomer does.
+    // Its heartbeat cannot come before that of the new instance.
     fleet.servers[0].process.signal("STOP");
     next_window(Duration::ZERO).await;
     redis.restart();
@@ -204,7 +204,7 @@ async fn a_new_instance_at_an_empty_redis_skips_nothing() {
     assert_eq!(published[&start][0].1.unique, 100, "{published:#?}");
 }
 
-/// A server that comes back with an old snapshot has lost what was sealed, though it knows this instance.
+/// A Redis with an old snapshot knows this instance, but lost ids that the instance had sealed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     let mut redis = Redis::start();
@@ -218,7 +218,7 @@ async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     ::redis::cmd("SAVE").exec(&mut redis.connect()).expect("an answer");
     let after = burst(address, 4, 2_000..4_000, at(1_300)).await;
     assert!(after.ended < at(2_000), "this machine is too slow to say what is in which window");
-    // It has the window open, so the window is not closed while it is thought to live.
+    // It has the window open, so the window does not close before its heartbeat expires.
     fleet.servers[follower].process.signal("STOP");
     next_window(Duration::from_millis(700)).await;
     redis.restart();
@@ -231,8 +231,8 @@ async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     assert_eq!(published[&start][0].1.unique, sketch_of(&all).estimate());
 }
 
-/// The only instance is killed near the end of a window, and its successor comes early in the next: nobody was
-/// there when that began.
+/// The only instance is killed near the end of a window. Its successor starts early in the next window: no instance ran
+/// when that window began.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_began_before_any_instance_is_incomplete() {
     let redis = Redis::start();

@@ -1,4 +1,4 @@
-//! Kafka gets every window exactly once, whichever process dies.
+//! Kafka gets every window exactly once, whichever instance dies.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
@@ -93,7 +93,7 @@ fn marked(redis: &Redis, namespace: &str) -> u64 {
     ask.query::<Option<u64>>(&mut redis.connect()).unwrap().unwrap_or_default()
 }
 
-/// Leaders that are killed at any moment, some of them right after a commit of which Redis does not hear.
+/// Leaders are killed at any moment, some right after a commit to Kafka that Redis does not learn of.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_leaders_leave_no_gap_and_no_repeat() {
     let (kills, after_commit) = if soak() { (30, 6) } else { (10, 2) };
@@ -147,10 +147,10 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     );
 }
 
-/// A leader that was stopped past its lease is fenced; so is one of two that both believe that they lead; and one
-/// that is asked to stop is succeeded at once.
+/// A leader that was paused past its lease is fenced. If two instances believe that they lead, one is fenced. If a leader
+/// stops in order, another instance leads at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_instance_publishes_though_two_believe_to_lead() {
+async fn only_one_instance_publishes_though_two_believe_they_lead() {
     let (brokers, namespace, redis) = (shared(), namespace("leaders"), Redis::start());
     let url = redis.url();
     let mut fleet = Fleet::start_with(2, &args(&url, &namespace, &brokers)).await;
@@ -173,7 +173,7 @@ async fn one_instance_publishes_though_two_believe_to_lead() {
         let before = fleet.leader();
         let mut steal = Instant::now();
         wait_for("two leaders", || {
-            // It may be faster itself; not for ever, if this is not in step with it.
+            // It may be faster than the test, but not every time.
             if Instant::now() >= steal {
                 ::redis::cmd("DEL").arg(Keys::new(&namespace).lease()).exec(&mut redis.connect()).unwrap();
                 steal = Instant::now() + Duration::from_millis(700 + random.next().unwrap() % 900);
@@ -199,7 +199,7 @@ async fn one_instance_publishes_though_two_believe_to_lead() {
     assert_each_once(&tail.wait_for(seconds(SystemTime::now()) + 1).await, 1);
 }
 
-/// Brokers that are not there at the start, and that go away later, cost no request and no window.
+/// Brokers that are away at the start or later cost no request and no window.
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_wait_for_brokers_that_are_away() {
     let namespace = namespace("away");

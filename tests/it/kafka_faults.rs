@@ -1,5 +1,5 @@
-//! Errors that a real broker cannot be made to show, injected by librdkafka's own mock of one. It neither fences nor
-//! hides aborted records, so it proves nothing about exactly once; that the sink gets over each error it does.
+//! Errors that no real broker shows on demand: librdkafka's mock broker injects them. It neither fences nor hides aborted
+//! records, so it proves nothing about exactly once. It proves that the sink recovers from each error.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +21,7 @@ fn first_window() -> Window {
     "1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())
 }
 
-/// A sink, and what it has met.
+/// A sink, and the errors that it saw.
 struct Sink {
     kafka: KafkaSink,
     next: Window,
@@ -146,7 +146,7 @@ async fn brokers_that_move_hang_and_vanish_are_survived() {
     }
     assert!(sink.errors.is_empty(), "librdkafka follows by itself: {:?}", sink.errors);
 
-    // A commit whose outcome nobody knows: its answer comes too late.
+    // A commit with an unknown outcome: its answer comes too late.
     let slow = |delay| (1..=3).for_each(|broker| cluster.broker_round_trip_time(broker, delay).unwrap());
     slow(Duration::from_secs(11));
     let fast_again = async {

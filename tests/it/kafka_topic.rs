@@ -17,7 +17,7 @@ use crate::support::{PATIENCE, free_port, wait_for};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Begins a transaction of somebody else's and writes into it.
+/// Begins a foreign transaction and writes a record into it.
 fn foreign_transaction(producer: &BaseProducer, topic: &str) {
     producer.begin_transaction().unwrap();
     let record = BaseRecord::to(topic).partition(0).key("nobody").payload("nothing");
@@ -25,7 +25,7 @@ fn foreign_transaction(producer: &BaseProducer, topic: &str) {
     producer.flush(TIMEOUT).unwrap();
 }
 
-/// Aborted records take offsets and are no records; an open transaction holds the reader of the record up.
+/// Aborted records use offsets, but readers skip them. An open transaction delays readers.
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_of_other_producers_are_skipped_or_waited_for() {
     let (brokers, namespace) = (shared(), namespace("others"));
@@ -42,7 +42,7 @@ async fn transactions_of_other_producers_are_skipped_or_waited_for() {
         client.set("bootstrap.servers", config).set("transactional.id", format!("other-{of_others}"));
         let producer: BaseProducer = client.create().unwrap();
         producer.init_transactions(TIMEOUT).unwrap();
-        // More offsets than the first look for the last record goes back.
+        // More offsets than the first search for the last record goes back.
         for _ in 0..50 {
             foreign_transaction(&producer, &of_others);
             producer.abort_transaction(TIMEOUT).unwrap();
@@ -63,7 +63,7 @@ async fn transactions_of_other_producers_are_skipped_or_waited_for() {
     assert!(second.stop().await.success());
 }
 
-/// What a leader without the sink has published is not made up, nor left out.
+/// A leader without the sink published some windows. The sink later gets exactly these counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_was_absent_gets_the_stored_counts() {
     let (brokers, namespace, redis) = (shared(), namespace("absent"), Redis::start());
@@ -96,7 +96,7 @@ async fn a_sink_that_was_absent_gets_the_stored_counts() {
     assert_eq!(records.iter().map(Record::count).sum::<u64>(), 9);
 }
 
-/// A topic that keeps only the last record of a key is none for a stream of them.
+/// A compacted topic keeps only the last record of a key, so it would lose windows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compacted_topic_is_refused() {
     let (brokers, namespace) = (shared(), namespace("compacted"));
@@ -115,8 +115,8 @@ async fn a_compacted_topic_is_refused() {
     assert!(server.stop().await.success());
 }
 
-/// A stop with brokers away ends in time: without Redis with an error, because counts are lost; with Redis without
-/// one, because they are not.
+/// A stop with brokers away ends in time. In memory it ends with an error, because counts are lost. With Redis it ends
+/// without one, because they are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_with_brokers_away_ends_in_time() {
     let redis = Redis::start();
@@ -136,7 +136,7 @@ fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
 }
 
-/// The topic is deleted while the service runs: it is made again, and windows go on. The log names it.
+/// The topic is deleted while the service runs. The service creates it again and logs that, and windows continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_deleted_is_made_again() {
     let (brokers, namespace) = (shared(), namespace("deleted"));
@@ -157,7 +157,7 @@ async fn a_topic_that_is_deleted_is_made_again() {
     assert!(server.stop().await.success());
 }
 
-/// Somebody sets a topic to be compacted while the service publishes to it: it notices, and publishes no more.
+/// An operator makes the topic compacted while the service publishes to it. The service notices and stops publishing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_becomes_compacted_is_noticed() {
     let (brokers, namespace) = (shared(), namespace("becomes"));
@@ -171,7 +171,7 @@ async fn a_topic_that_becomes_compacted_is_noticed() {
         let error = event["fields"]["error"].as_str().unwrap_or_default();
         event["level"] == "ERROR" && error.contains(&topic) && error.contains("cleanup.policy=compact")
     };
-    // It looks every 30 s.
+    // The service checks every 30 s.
     let deadline = Instant::now() + 2 * PATIENCE;
     while !server.log().iter().any(says) {
         assert!(Instant::now() < deadline, "{:?}", server.log().last());
@@ -180,7 +180,8 @@ async fn a_topic_that_becomes_compacted_is_noticed() {
     server.stop().await;
 }
 
-/// A topic whose records may be smaller than ours is named, with its setting, and used as soon as that is right.
+/// The topic's limit is too small for our records. The log names the topic and the setting. Publishing starts once the
+/// setting is right.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_with_too_small_records_is_named() {
     let (brokers, namespace) = (shared(), namespace("small"));
@@ -207,7 +208,7 @@ fn warns_of(event: &serde_json::Value, what: &str) -> bool {
     event["level"] == "WARN" && event["fields"]["error"].as_str().unwrap_or_default().contains(what)
 }
 
-/// Until the log has a warning with this in its error.
+/// Waits until the log has a warning whose error contains `what`.
 async fn wait_warned(server: &Server, what: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !server.log().iter().any(|event| warns_of(event, what)) {
@@ -217,8 +218,8 @@ async fn wait_warned(server: &Server, what: &str) {
     }
 }
 
-/// Somebody sets a topic so that it takes no record, while the service publishes to it. The log says what and what to
-/// do, so does the check, and the windows come when it is set right.
+/// An operator changes a topic so that it refuses records, while the service publishes to it. The log and check name the
+/// setting and say what to do. The windows arrive once it is right.
 async fn assert_named_and_got_over(name: &str, setting: &str, wrong: &str) {
     let (brokers, namespace) = (shared(), namespace(name));
     let topic = format!("{namespace}.unique-counts");
@@ -237,7 +238,7 @@ async fn assert_named_and_got_over(name: &str, setting: &str, wrong: &str) {
     assert!(failed.is_some_and(|line| line.contains(&expected)), "{found}");
     assert_eq!(checked.status.code(), Some(1));
 
-    // Without settings of its own it has the brokers'.
+    // Without its own settings the topic has the brokers'.
     let set_right = AlterConfig::new(ResourceSpecifier::Topic(&topic));
     admin(&brokers).alter_configs([&set_right], &AdminOptions::new()).await.unwrap();
     let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
@@ -245,7 +246,7 @@ async fn assert_named_and_got_over(name: &str, setting: &str, wrong: &str) {
     assert!(server.stop().await.success());
 }
 
-/// Kafka 3.7 and later ask for no more replicas than there are: such a topic is used as any other.
+/// Since Kafka 3.7 a broker requires no more replicas than exist. Such a topic works as any other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_asks_for_more_replicas_than_it_has_is_used() {
     let (brokers, namespace) = (shared(), namespace("replicas"));
@@ -267,14 +268,14 @@ async fn a_topic_that_asks_for_more_replicas_than_it_has_is_used() {
     assert!(!server.log().iter().any(|event| event["level"] == "WARN" || event["level"] == "ERROR"));
 }
 
-/// One of two replicas is away, and the topic asks for both: the log says so, and windows come when it is back.
+/// The topic requires two replicas in sync, and one is away. The log says so, and windows arrive when it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_lacks_replicas_in_sync_is_named() {
     let (port, namespace) = (free_port(), namespace("in-sync"));
     let (brokers, topic) = (format!("127.0.0.1:{port}"), format!("{namespace}.unique-counts"));
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let first = Kafka::start_on(port);
-    // It has the brokers make what transactions need: while there is one, that is where it is.
+    // check makes the brokers create the transaction topic. It lands on the only broker.
     output_of(headcount().arg("check").args(args));
     let mut second = first.join(free_port());
     let both =
@@ -297,7 +298,7 @@ async fn a_topic_that_lacks_replicas_in_sync_is_named() {
     assert!(server.stop().await.success());
 }
 
-/// Brokers are away, and then there with a topic that takes nothing: the second reason is said too.
+/// Brokers are away, and come back with a topic that refuses records. The log has the second reason too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_refuses_records_after_an_outage_is_named() {
     let (port, namespace) = (free_port(), namespace("outage"));
@@ -327,13 +328,13 @@ async fn a_topic_that_comes_to_refuse_old_windows_is_named() {
     assert_named_and_got_over("old", "message.timestamp.before.max.ms", "1").await;
 }
 
-/// Not so few bytes that the broker refuses its own mark too, with which a transaction ends: Kafka 4.4 never ends it then.
+/// Large enough for the broker's own marker at the end of a transaction. Otherwise Kafka 4.4 never ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_whose_records_become_too_small_is_named() {
     assert_named_and_got_over("shrinks", "max.message.bytes", "100").await;
 }
 
-/// A broker comes back with nothing of what it had: the topic is made again, and what was not published follows.
+/// A broker comes back empty. The service creates the topic again, and publishes the pending windows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_comes_back_empty_gets_its_topic_again() {
     let (port, namespace) = (free_port(), namespace("empty"));
@@ -349,13 +350,13 @@ async fn a_broker_that_comes_back_empty_gets_its_topic_again() {
     kafka.restart_empty();
     let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
     assert_each_once(&records, 1);
-    assert_eq!(records[0].start(), last + 1, "nothing is left out");
+    assert_eq!(records[0].start(), last + 1, "no window is missing");
     let made = |event: &&serde_json::Value| event["fields"]["message"] == "made a topic in Kafka";
     assert_eq!(server.log().iter().filter(made).count(), 2);
     assert!(server.stop().await.success());
 }
 
-/// Brokers that could never take a record are found out before the first start, without a topic.
+/// check finds brokers that would refuse every record, before the first start and without a topic.
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_that_refuse_records_fail_the_check() {
     for (short_transactions, said) in [(false, "no-such-host.invalid"), (true, "ransaction")] {

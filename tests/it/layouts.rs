@@ -1,5 +1,4 @@
-//! Layouts of the keys: versions that store something in different forms do not share a namespace, in whichever order they
-//! come.
+//! Layouts of the keys: versions with different layouts do not share a namespace, in whichever order they start.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -63,7 +62,7 @@ fn a_namespace_of_version_one_is_refused() {
     assert_eq!(report_as_version_one(&redis, "one", "hll")[0], "ok");
     assert_eq!(config(&redis, "one")["mode"], "hll");
     assert_refused(&redis, "one", "1");
-    // Other settings that differ as well are of no interest then.
+    // The message then ignores other differing settings.
     assert_eq!(report_as_version_one(&redis, "exact", "exact")[0], "ok");
     assert_refused(&redis, "exact", "1");
 }

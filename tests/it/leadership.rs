@@ -16,12 +16,12 @@ use crate::support::{PATIENCE, SplitMix, soak, wait_for};
 /// The default of `--lease-ttl`.
 const LEASE_TTL: Duration = Duration::from_secs(5);
 
-/// When the leader is killed.
+/// The moment at which the leader is killed.
 #[derive(Clone, Copy)]
 enum Moment {
     /// Anywhere in a window.
     MidWindow,
-    /// As soon as it has stored a count: it may not have published it, or not have marked it as published.
+    /// Right after it stored a count, perhaps before it published the count or committed the published position.
     CountStored,
 }
 
@@ -46,7 +46,7 @@ async fn wait_for_moment(redis: &Redis, namespace: &str, moment: Moment, random:
             last.arg(counts).arg("last");
             let mut ask = || last.query::<Option<u64>>(&mut connection).expect("an answer");
             let (before, deadline) = (ask(), Instant::now() + PATIENCE);
-            // Without a pause: the gap is a millisecond or less.
+            // Polled without a pause: the gap is at most a millisecond.
             while ask() == before {
                 assert!(Instant::now() < deadline, "no count is stored");
                 tokio::task::yield_now().await;
@@ -55,7 +55,7 @@ async fn wait_for_moment(redis: &Redis, namespace: &str, moment: Moment, random:
     }
 }
 
-/// Kills the leader again and again; gives how long each time the next count took.
+/// Kills the leader again and again. Returns the time until the next count, for each kill.
 async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment) -> Vec<Duration> {
     let mut fleet = Fleet::start(3, redis, namespace, &[]).await;
     let mut random = SplitMix(kills);
@@ -68,7 +68,7 @@ async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment
         fleet.servers[leader].process.signal("KILL");
         let killed = Instant::now();
         fleet.servers[leader].ended().await;
-        // The first leader may be dead before it has marked anything.
+        // The first leader may die before it commits any position.
         let marked = number(redis, &["HGET", &Keys::new(namespace).published(), "last"]).unwrap_or(0);
         may_repeat.extend(fleet.published().into_keys().filter(|window| *window > marked));
         let by_others = |fleet: &Fleet| {
@@ -92,7 +92,7 @@ async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_leader_is_succeeded() {
+async fn another_instance_replaces_a_killed_leader() {
     let redis = Arc::new(Redis::start());
     let kills = if soak() { 25 } else { 5 };
     let mut fleets = JoinSet::new();
@@ -110,15 +110,15 @@ async fn a_killed_leader_is_succeeded() {
     assert!(*longest <= LEASE_TTL + Duration::from_secs(2), "{longest:?}");
 }
 
-/// A sink that is away while the lease is lost and retaken: each term hands it the same windows, and it has room
-/// for hardly more than one term's.
+/// A sink is away while the leader loses and retakes the lease. Each term gives it the same windows, and its queue has
+/// room for hardly more than those of one term.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let (logs, real, blocked) =
         (dir.path().join("logs"), dir.path().join("real"), dir.path().join("blocked"));
-    // Where it leads is changed in one step: there is no moment in between.
+    // The test changes the lease in one step, so that the leader never sees it missing.
     let lead_to = |target: &Path| {
         let new = dir.path().join("new");
         std::os::unix::fs::symlink(target, &new).unwrap();
@@ -166,7 +166,7 @@ async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
     );
 }
 
-/// A leader that was stopped for longer than its lease, and goes on where it was.
+/// A leader is paused for longer than its lease, and continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_leader_publishes_nothing_more() {
     let redis = Redis::start();
@@ -190,13 +190,13 @@ async fn a_paused_leader_publishes_nothing_more() {
     }
     let published = fleet.published();
     assert_no_gap(&published);
-    // One that was stopped right after it had published, and before it had marked that, is repeated.
+    // If the pause comes after a publication and before the commit of its position, that window is repeated.
     let repeated = published.values().filter(|closed| closed.len() > 1);
     assert!(repeated.clone().all(|closed| closed[0].1 == closed[1].1), "{published:#?}");
     assert!(repeated.count() <= 3, "{published:#?}");
 }
 
-/// What was found where, as the log says it.
+/// The log's lines about values of a wrong type: the key and its content.
 fn put_aside(server: &Server) -> Vec<(String, String)> {
     let log = server.log();
     let said = log.iter().map(|event| &event["fields"]).filter(|fields| fields.get("put_under").is_some());
@@ -204,8 +204,8 @@ fn put_aside(server: &Server) -> Vec<(String, String)> {
     said.map(|fields| (text(&fields["key"]), text(&fields["found"]))).collect()
 }
 
-/// A lease that somebody wrote by hand never ends by itself; a lease or a token of another type answers nobody. Somebody leads
-/// all the same, soon, and the token has risen.
+/// A lease that an operator wrote by hand has no expiry. A lease or a token of another type gives only errors. An instance
+/// still leads soon, with a higher token.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_written_by_hand_does_not_last() {
     for (number, (key, command, value)) in [
@@ -239,13 +239,14 @@ async fn a_lease_written_by_hand_does_not_last() {
     }
 }
 
-/// The same of all else that instances share: it is put aside, or nonsense in it is passed over, and windows go on.
+/// The same for all other shared keys. Instances set a key of a wrong type aside and ignore nonsense in it. Windows
+/// continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_in_shared_keys_stops_no_instance() {
-    // Words, what a lax reader takes for a number, and what is no text.
+    // Words, text that a lax parser reads as a number, and bytes that are no text.
     const NONSENSE: [&[u8]; 8] =
         [b"nonsense", b"1e300", b"inf", b"nan", b"-5", b"1.5", b"99999999999", b"\xff\xfe"];
-    // The same in the place of a heartbeat, of an instance that would live for long and have all windows open.
+    // The same as a heartbeat, of an instance that would live for long with all windows open.
     let nested = [b"[".repeat(2_000), b"]".repeat(2_000)].concat();
     let mut heartbeats =
         vec![b"{}".to_vec(), b"[0,0,0,0,9e15]".to_vec(), b"0 0 0 0 9000000000000000".to_vec(), nested];
@@ -286,9 +287,9 @@ async fn nonsense_in_shared_keys_stops_no_instance() {
     }
     ::redis::cmd("HSET").arg(keys.instances()).arg(b"no\0body\xff").arg("{}").exec(&mut connection).unwrap();
     let published = fleet.wait_published(next_window(Duration::ZERO).await).await;
-    assert!(published.last_key_value().unwrap().1[0].1.complete, "nobody has vanished: {published:?}");
+    assert!(published.last_key_value().unwrap().1[0].1.complete, "no instance is missed: {published:?}");
     for nonsense in NONSENSE {
-        // Each by itself where one is enough to stop a leader.
+        // One at a time, because each alone could stop a leader.
         ::redis::cmd("SET").arg(keys.token()).arg(nonsense).exec(&mut connection).unwrap();
         for (key, field) in [(keys.counts(), "last"), (keys.published(), "last"), (keys.config(), "joined")] {
             ::redis::cmd("HSET").arg(&key).arg(field).arg(nonsense).exec(&mut connection).unwrap();

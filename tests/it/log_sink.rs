@@ -60,7 +60,7 @@ fn windows<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     closed.map(|event| event["fields"]["timestamp"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Standard output is a file on a disk that is full for a while: windows that end meanwhile come when there is room again.
+/// Standard output is a file on a disk that is full for a while. The windows of that time arrive when there is room again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_standard_output_costs_no_window() {
     let dir = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ async fn a_full_disk_under_standard_output_costs_no_window() {
     assert_eq!(service.stop(), Some(0));
     let text = std::fs::read(&path).unwrap();
     let text = String::from_utf8(text.into_iter().filter(|byte| *byte != 0).collect()).unwrap();
-    // What the full disk took of a line stands alone.
+    // The part of a line that fit on the full disk stands alone.
     let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok());
     let windows = windows(whole);
     let mut once = windows.clone();
@@ -95,7 +95,7 @@ async fn a_full_disk_under_standard_output_costs_no_window() {
     assert!(seconds.len() >= 5 && seconds.windows(2).all(|pair| pair[1] == pair[0] + 1), "{windows:?}");
 }
 
-/// The reader of the log pauses for longer than a line may take. Each window is there once when the reader goes on.
+/// The reader of the log pauses for longer than the time-out of a line. It gets each window once when it continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_pauses_gets_every_window_once() {
     let (reader, mut writer) = std::io::pipe().unwrap();
@@ -112,7 +112,7 @@ async fn a_reader_that_pauses_gets_every_window_once() {
     assert!(windows.len() >= 5 && windows.is_sorted_by(|one, next| one < next), "{windows:?}");
 }
 
-/// The reader of the log is gone: windows wait, for as long as the retention, and the service goes on.
+/// The reader of the log is gone. Windows wait until the end of the retention, and the service continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_standard_output_is_no_sink() {
     let mut service = Service::start(Stdio::piped(), &["--shutdown-timeout", "2s"]).await;

@@ -27,14 +27,14 @@ fn different(bursts: &[&Burst]) -> BTreeSet<u64> {
     bursts.iter().flat_map(|burst| burst.sent.iter().copied()).collect()
 }
 
-/// What was published of a window: different ids, accepted ids, whether it is complete.
+/// A published window: different ids, accepted ids, whether it is complete.
 fn told(published: &BTreeMap<u64, Vec<(usize, Closed)>>, start: u64) -> (u64, u64, bool) {
     let (_, closed) = &published[&start][0];
     (closed.unique, closed.accepted, closed.complete)
 }
 
-/// Redis is killed in the middle of a window and comes back with nothing. In mode `hll` nothing is lost; in mode
-/// `exact` what it had acknowledged is, and the window says that it is incomplete.
+/// Redis is killed in the middle of a window and comes back empty. In mode `hll` no id is lost. In mode `exact` the ids
+/// that it had acknowledged are lost, and the window is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_comes_back_empty() {
     let mut redis = Redis::start();
@@ -105,7 +105,7 @@ async fn a_replica_that_lacks_the_last_writes() {
 
     let published = exact.wait_published(start + 6).await;
     assert_no_gap(&published);
-    // WAIT was for what its own connection had seen, so of the first ones too a few may be lost.
+    // WAIT covers only the writes of its own connection, so a few of the first ids may be lost too.
     let (unique_ids, accepted, complete) = told(&published, start);
     let known = different(&[&shared.1, &kept.1]).len() as u64;
     assert!(unique_ids <= known, "{unique_ids} of {known}");
@@ -115,8 +115,8 @@ async fn a_replica_that_lacks_the_last_writes() {
     assert!(told(&published, start + 6).2, "later windows are complete again: {published:#?}");
 }
 
-/// An outage of more than five windows, in the middle of which one of three instances dies. Whether Redis knows it
-/// when it is back or has forgotten it: its windows are incomplete, and have what the others accepted.
+/// One of three instances dies in an outage of more than five windows. Redis may or may not still know it afterwards.
+/// In both cases its windows are incomplete, and have the ids that the others accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_dies_while_redis_is_away() {
     let mut redis = Redis::start();
@@ -164,8 +164,8 @@ async fn an_instance_that_dies_while_redis_is_away() {
     }
 }
 
-/// The way of one instance to Redis breaks, and the others go on. What it accepted for windows that they have
-/// closed is missed, and said to be.
+/// One instance is cut off from Redis, and the others continue. Its ids for windows that they close are missed, and the
+/// metric and the log say so.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_instance_cut_off_from_redis_reports_its_loss() {
     let redis = Redis::start();
@@ -193,9 +193,9 @@ async fn one_instance_cut_off_from_redis_reports_its_loss() {
     assert_eq!(told(&published, start), (1, 1, true), "it takes part again");
 }
 
-/// In mode `exact` no more ids than may be are kept; what was answered `ok` is counted.
+/// In mode `exact` an instance keeps at most `--pending-max` ids. It counts all to which it answered `ok`.
 #[tokio::test(flavor = "multi_thread")]
-async fn more_ids_than_may_be_kept_are_refused() {
+async fn ids_beyond_pending_max_are_refused() {
     let redis = Redis::start();
     let args = ["--mode", "exact", "--window", "1h", "--pending-max", "500"];
     let url = redis.url();
@@ -226,7 +226,7 @@ async fn more_ids_than_may_be_kept_are_refused() {
     })
     .await;
     assert_eq!(server.metric("headcount_unacknowledged_ids").await, 0.0);
-    // Of the first that was late, Redis may have said so when nobody listened any more.
+    // Redis may have acknowledged the first late id after the instance stopped waiting.
     let new = server.metric("headcount_changed_ids_total").await;
     assert!((500.0..=501.0).contains(&new), "{new}");
     let read = server.get("/api/verve/unique").await.json();
@@ -261,8 +261,8 @@ async fn a_stop_while_redis_is_away_fails() {
     assert_eq!(unique, 1);
 }
 
-/// An instance takes ids, seals them and says goodbye; then Redis loses everything, in the same window. Nobody can add these ids
-/// again, and the others know it: the window is incomplete.
+/// An instance accepts ids, seals them and leaves. Then Redis loses everything, in the same window. No instance can
+/// replay these ids, and the others know that: the window is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_left_before_a_loss_is_missed() {
     const WINDOW: u64 = 10;
@@ -279,7 +279,7 @@ async fn an_instance_that_left_before_a_loss_is_missed() {
     }
     assert_eq!(fleet.servers[2].stop().await.code(), Some(0));
     let left = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
-    // The others have reported since, and so been told who left.
+    // By now the others have sent a heartbeat, and so know which instance left.
     let reports = Keys::new("left").instances();
     wait_for("the others to report", || {
         let reports: BTreeMap<String, String> =
@@ -306,8 +306,8 @@ async fn an_instance_that_left_before_a_loss_is_missed() {
     assert!(published.await[&later][0].1.complete, "later windows are complete again");
 }
 
-/// Redis comes back with a snapshot of the window before, and in the same window an instance is gone, killed or in order. The
-/// snapshot still has an old report of it, which knows nothing of its last ids: the window is incomplete.
+/// Redis comes back with a snapshot of the window before. In the same window an instance is killed or leaves. The
+/// snapshot has its old heartbeat, without its last ids: the window is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_is_gone_when_an_old_snapshot_comes_back_is_missed() {
     const WINDOW: u64 = 10;
@@ -344,7 +344,7 @@ async fn an_instance_that_is_gone_when_an_old_snapshot_comes_back_is_missed() {
         }
         fleet.servers[1].process.signal(signal);
         fleet.servers[1].ended().await;
-        // Every second the other one is told who is there.
+        // The other instance gets the membership view every second.
         until(4_000).await;
         redis.restart();
         assert!(SystemTime::now() < at(start, 9_000), "too slow: all of it has to be in one window");
@@ -356,10 +356,10 @@ async fn an_instance_that_is_gone_when_an_old_snapshot_comes_back_is_missed() {
     }
 }
 
-/// Redis is away for longer than the retention. One instance has so many windows that it gives the first one up; the other
-/// still has it. What comes of it lacks ids, and says so.
+/// Redis is away for longer than the retention. One instance has so many windows that it gives up the first. The other
+/// instance still has it. The published window lacks ids, and is incomplete.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_window_that_one_instance_gave_up_is_incomplete() {
+async fn a_window_that_one_instance_dropped_is_incomplete() {
     let redis = Redis::start();
     let args = ["--retention", "10s"];
     let fleet = Fleet::start(2, &redis, "given-up", &args).await;
@@ -379,7 +379,7 @@ async fn a_window_that_one_instance_gave_up_is_incomplete() {
     redis.signal("CONT");
     fleet.wait_published(start + 24).await;
     let published = fleet.published();
-    // It may not be published at all, but not as if it were whole.
+    // It may remain unpublished, but must not be published as complete.
     if let Some(closed) = published.get(&start) {
         assert!(!closed[0].1.complete, "{closed:?}");
     }
@@ -387,7 +387,8 @@ async fn a_window_that_one_instance_gave_up_is_incomplete() {
     assert!(missed > 0.0, "the first window was given up: {missed}");
 }
 
-/// What Redis did without answering is not known to be new. It must not hide as many ids that a later loss takes.
+/// Redis may have added ids whose answers were lost. The instance does not know whether they were new. This must not
+/// hide as many ids of a later loss.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_without_an_answer_hide_no_loss() {
     const WINDOW: u64 = 20;

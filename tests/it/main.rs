@@ -6,7 +6,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "tests end at what they do not expect, and print their figures"
+    reason = "tests stop at the first surprise, and print their figures"
 )]
 #![allow(clippy::float_cmp, reason = "metrics and stated errors are exact")]
 

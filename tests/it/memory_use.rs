@@ -6,8 +6,7 @@ use crate::support::{lines, wait_for};
 
 const PIECE: u64 = 10_000;
 
-/// Sends ten million ids in bulk, `PIECE` at a time; of `different` values. Returns the resident
-/// memory after it.
+/// Sends ten million ids in bulk, `PIECE` at a time, with `different` values. Returns the resident memory afterwards.
 async fn resident_after(different: u64, args: &[&str]) -> u64 {
     let server = Server::start(&[&["--window", "24h"], args].concat()).await;
     let mut connection = Connection::open(server.address).await.unwrap();
@@ -23,9 +22,8 @@ async fn resident_after(different: u64, args: &[&str]) -> u64 {
     server.process.resident()
 }
 
-/// The same traffic, of ten thousand different ids and of ten million: a sketch is a sketch. What the
-/// allocator keeps for itself differs from run to run, hence two megabytes of slack; ten million ids
-/// in a set would be over two hundred.
+/// The same traffic with ten thousand and with ten million different ids: a sketch has a fixed size. What the allocator
+/// keeps varies, so the test allows two megabytes. A set of ten million ids would be over two hundred.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_million_ids_take_no_more_memory_than_ten_thousand() {
     let few = resident_after(10_000, &[]).await;
@@ -34,7 +32,7 @@ async fn ten_million_ids_take_no_more_memory_than_ten_thousand() {
     assert!(many < few + 2_000_000, "{few} and {many}");
 }
 
-/// The same test can tell: exact counting is where memory goes.
+/// Proves that the measurement works: exact counting uses memory for each id.
 #[tokio::test(flavor = "multi_thread")]
 async fn exact_ids_take_at_most_fifty_bytes_each() {
     let few = resident_after(10_000, &["--mode", "exact"]).await;
@@ -44,7 +42,7 @@ async fn exact_ids_take_at_most_fifty_bytes_each() {
     assert!((20.0..=50.0).contains(&each), "{each}");
 }
 
-/// The ids of a closed window are given back: kept, six million of them would be over 150 MB.
+/// The memory of a closed window's ids is released. A leak of six million ids would be over 150 MB.
 #[tokio::test(flavor = "multi_thread")]
 async fn closed_windows_release_their_memory() {
     let server = Server::start(&["--window", "1s", "--mode", "exact"]).await;

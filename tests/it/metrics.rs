@@ -81,7 +81,7 @@ async fn all_series_are_there_from_the_start() {
     ] {
         assert!(value_of(&text, series).is_some(), "{series} in\n{text}");
     }
-    // docs/operations.md has each of ours, and no other. Those of Redis are there when it is.
+    // docs/operations.md lists exactly our metrics. Those of Redis exist only with Redis.
     let redis = Redis::start();
     let server = Server::start(&["--redis-url", &redis.url()]).await;
     let text = server.get("/metrics").await.body;
@@ -99,7 +99,7 @@ async fn all_series_are_there_from_the_start() {
     let in_metrics: BTreeSet<_> =
         text.lines().filter(ours).map(|line| line.split(' ').nth(2).unwrap().to_owned()).collect();
     assert_eq!(in_operations, in_metrics);
-    // Every name has a help and a type, and the prefix or that of the process.
+    // Every metric has a help, a type, and the prefix `headcount_` or `process_`.
     for name in text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -110,7 +110,7 @@ async fn all_series_are_there_from_the_start() {
     }
 }
 
-/// Names, types, units and help as Prometheus would have them.
+/// promtool accepts the names, types, units and help.
 #[tokio::test]
 async fn promtool_accepts_the_file() {
     let (redis, dir) = (Redis::start(), tempfile::tempdir().unwrap());
@@ -166,7 +166,7 @@ async fn metrics_show_closed_windows() {
     server.wait_closed(1).await;
     let mut connection = Connection::open(server.address).await.unwrap();
     let deadline = std::time::Instant::now() + PATIENCE;
-    // Until a scrape falls between two windows of which the first had ids: then all has to agree.
+    // Repeats until a scrape falls between two windows and the first had ids. Then all values must agree.
     loop {
         assert!(std::time::Instant::now() < deadline, "the metrics never agree with the log");
         for id in [1, 2, 2] {

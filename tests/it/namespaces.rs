@@ -15,15 +15,15 @@ fn keys(redis: &Redis) -> BTreeSet<String> {
     ::redis::cmd("KEYS").arg("*").query(&mut redis.connect()).unwrap()
 }
 
-/// In milliseconds; none for a key that never expires.
+/// The time to live in milliseconds. None for a key that never expires.
 fn time_to_live(redis: &Redis, key: &str) -> Option<u64> {
     let left: i64 = ::redis::cmd("PTTL").arg(key).query(&mut redis.connect()).unwrap();
     u64::try_from(left).ok()
 }
 
-/// One that counts otherwise is refused at once, and told both values and what to do.
+/// An instance with other settings exits at once. Its message has both values, and says what to do.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_disagrees_is_refused() {
+async fn an_instance_with_other_settings_is_refused() {
     let redis = Redis::start();
     let _first = Server::start(&["--redis-url", &redis.url(), "--window", "2s"]).await;
     for (flag, theirs, ours) in [("mode", "hll", "exact"), ("window", "2s", "10s"), ("shards", "1", "4")] {
@@ -39,20 +39,20 @@ async fn an_instance_that_disagrees_is_refused() {
             format!("{flag} is {ours} here, but {theirs} for the other instances of --namespace headcount");
         assert!(error.contains(&said) && error.contains("another --namespace"), "{error}");
     }
-    // In a namespace of its own it may.
+    // In another namespace it starts.
     let other = ["--redis-url", &redis.url(), "--mode", "exact", "--namespace", "other"];
     let mut other = Server::start(&other).await;
     assert!(other.stop().await.success());
 }
 
-/// Counts of another window length, that nobody published, are not taken for those of this one.
+/// Unpublished counts of another window length are not published as those of the new length.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_window_length_starts_afresh() {
+async fn another_window_length_publishes_no_old_counts() {
     let redis = Redis::start();
     let mut first = Fleet::start(1, &redis, "length", &[]).await;
     first.wait_published(0).await;
     assert!(first.servers[0].stop().await.success());
-    // What a leader that died left behind, and a minute of silence.
+    // The state that a dead leader left, after a minute without instances.
     let keys = Keys::new("length");
     let mut connection = redis.connect();
     let mut last = ::redis::cmd("HGET");
@@ -79,9 +79,9 @@ async fn another_window_length_starts_afresh() {
     );
 }
 
-/// Others have taken over the namespace while this instance was silent: it ends, instead of counting for nobody.
+/// Other instances took over the namespace while this one was silent. It exits, because its counts would be lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_whose_namespace_was_taken_over_ends() {
+async fn an_instance_whose_namespace_was_taken_over_exits() {
     let redis = Redis::start();
     let url = redis.url();
     let mut first = Server::start(&["--redis-url", &url, "--window", "2s"]).await;
@@ -95,7 +95,7 @@ async fn an_instance_whose_namespace_was_taken_over_ends() {
     assert!(said.contains("--mode is hll here, but exact for the other instances"), "{said}");
 }
 
-/// A window that nobody published before all went silent is published by the next instance that joins.
+/// All instances stop before a window is published. The next instance publishes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stream_begins_where_the_namespace_was_first_used() {
     let redis = Redis::start();
@@ -111,7 +111,7 @@ async fn the_stream_begins_where_the_namespace_was_first_used() {
     assert_eq!(published[&start][0].1.unique, 1, "{published:?}");
 }
 
-/// Every key expires but the two that must outlive a silence; after it only these are left.
+/// Every key expires, except two that must survive a time without instances.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_namespace_leaves_two_keys() {
     let redis = Redis::start();
@@ -139,7 +139,7 @@ async fn a_silent_namespace_leaves_two_keys() {
     for key in there.difference(&stay) {
         let left = time_to_live(&redis, key);
         if key.contains(":merge:") {
-            // It is deleted as soon as it has been merged.
+            // The leader deletes it right after it merged it.
             continue;
         }
         // Two windows of 2 s, and the retention.
@@ -152,7 +152,7 @@ async fn a_silent_namespace_leaves_two_keys() {
     assert!(stay.iter().all(|key| time_to_live(&redis, key).is_none()));
 }
 
-/// TLS, a socket, a user with a password and a database.
+/// URLs with TLS, a socket, a user with a password, and a database.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_redis_url_connects() {
     let user = ["--user", "counter", "on", ">se cret/", "~*", "+@all"];
@@ -170,7 +170,7 @@ async fn every_kind_of_redis_url_connects() {
     };
     assert!(third > 0 && !keys(&redis).is_empty(), "one in database 3, one in database 0");
 
-    // Out of a file, with a line end.
+    // From a file that ends in a line end.
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, format!("{with_user}\n")).unwrap();
     let url = format!("file:{}", file.path().display());
@@ -185,11 +185,11 @@ async fn every_kind_of_redis_url_connects() {
     assert!(server.stop().await.success());
 }
 
-/// A server that has only some of the keys, or none, is refused by name: at once, whatever it answers to the first command.
+/// A server with only some keys, or none, is refused at once. The message names its kind.
 #[test]
 fn unsuitable_servers_are_refused_by_name() {
     let node = Redis::start_with(Flavour::Debian, &["--cluster-enabled", "yes"]);
-    // It has all slots but those at the end, as a node of a larger cluster has.
+    // It lacks the last slots, as a node of a larger cluster does.
     ::redis::cmd("CLUSTER").arg(&["ADDSLOTSRANGE", "0", "16000"]).exec(&mut node.connect()).unwrap();
     let url = node.url();
     let checked = output_of(headcount().args(["check", "--redis-url", &url]));
@@ -205,7 +205,7 @@ fn unsuitable_servers_are_refused_by_name() {
     assert!(error.contains("a node of a Redis Cluster") && error.contains("--redis-url"), "{error}");
 }
 
-/// A server that closes the connection has said why before.
+/// The server explains itself before it closes the connection. check reports that reason.
 #[test]
 fn check_reports_the_reason_of_a_server_that_hangs_up() {
     let full = Redis::start_with(Flavour::Debian, &["--maxclients", "1"]);
@@ -215,8 +215,8 @@ fn check_reports_the_reason_of_a_server_that_hangs_up() {
     assert!(found.contains("max number of clients reached"), "{found}");
 }
 
-/// The password is changed, in Redis and in the file that it was read from. An instance that has to connect again reads the file again,
-/// and nothing is lost.
+/// An operator changes the password in Redis and in the file. An instance that reconnects reads the file again, and no id
+/// is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_password_is_read_again() {
     let mut redis = Redis::start();
@@ -257,7 +257,7 @@ async fn a_changed_password_is_read_again() {
     redis.kill();
 }
 
-/// Parts of a URL that would be ignored are refused, without what they say.
+/// Unknown parts of a URL are refused. The message does not show them.
 #[test]
 fn unknown_parts_of_the_url_are_refused() {
     for (url, said) in [
@@ -278,7 +278,7 @@ fn unknown_parts_of_the_url_are_refused() {
     }
 }
 
-/// What is wrong is said in one line, after `--redis-wait`, without the password.
+/// After `--redis-wait` one line says what is wrong, without the password.
 #[test]
 fn an_unusable_redis_is_reported() {
     let redis = Redis::start_with(Flavour::Debian, &["--requirepass", "right"]);

@@ -1,5 +1,5 @@
-//! The description at `/openapi.json`: it is whole, it is served, and what it says is so. That last is seen by schemathesis, which
-//! makes requests up from the description and finds answers that it does not allow.
+//! The description at `/openapi.json` is complete, is served, and is true. schemathesis checks the last: it generates
+//! requests from the description, and finds answers that the description does not allow.
 
 use std::collections::BTreeSet;
 
@@ -13,9 +13,9 @@ use crate::support::server::Server;
 use crate::support::soak;
 use crate::support::tools::{in_repository, python_tool, run};
 
-/// Nothing rolls over, and no window is closed late on a busy machine.
+/// No window ends during a test.
 const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
-/// For schemathesis: only what depends on how the service was started.
+/// Arguments of schemathesis: only the routes that depend on the service's flags.
 const API: [&str; 2] = ["--include-path-regex", "^/api/"];
 
 fn description() -> Value {
@@ -33,7 +33,7 @@ fn operations() -> BTreeSet<String> {
     paths.iter().flat_map(of_path).collect()
 }
 
-/// All objects in a JSON value, that itself included.
+/// All objects in a JSON value, including the value itself.
 fn objects(value: &Value) -> Vec<&serde_json::Map<String, Value>> {
     let (own, below): (_, Vec<_>) = match value {
         Value::Object(object) => (Some(object), object.values().collect()),
@@ -44,7 +44,7 @@ fn objects(value: &Value) -> Vec<&serde_json::Map<String, Value>> {
 }
 
 #[tokio::test]
-async fn what_is_served_is_the_description() {
+async fn the_service_serves_the_description() {
     let text = headcount::http::description(IdKind::Integer);
     let server = Server::start(&LONG_WINDOW).await;
     assert_eq!(server.get("/openapi.json").await.body.as_bytes(), text);
@@ -53,12 +53,12 @@ async fn what_is_served_is_the_description() {
 }
 
 #[test]
-fn it_is_of_this_version() {
+fn the_description_has_the_version_of_the_crate() {
     assert_eq!(description()["info"]["version"], env!("CARGO_PKG_VERSION"));
 }
 
 #[test]
-fn every_reference_leads_somewhere_and_every_component_is_used() {
+fn every_reference_resolves_and_every_component_is_used() {
     let description = description();
     let references: BTreeSet<_> =
         objects(&description).iter().filter_map(|object| object.get("$ref")?.as_str()).collect();
@@ -68,13 +68,13 @@ fn every_reference_leads_somewhere_and_every_component_is_used() {
     }
     for kind in ["schemas", "headers", "responses"] {
         for name in description["components"][kind].as_object().into_iter().flat_map(|named| named.keys()) {
-            assert!(references.contains(&&*format!("#/components/{kind}/{name}")), "nobody needs {name}");
+            assert!(references.contains(&&*format!("#/components/{kind}/{name}")), "{name} is unused");
         }
     }
 }
 
 #[test]
-fn it_has_every_failure_reason_and_no_other() {
+fn the_description_has_exactly_the_failure_reasons() {
     let description = description();
     let headers = objects(&description).into_iter().filter_map(|object| object.get("failure-reason"));
     let described: BTreeSet<_> = headers
@@ -85,11 +85,11 @@ fn it_has_every_failure_reason_and_no_other() {
 }
 
 #[test]
-fn it_has_every_route_of_the_documents_and_no_other() {
+fn the_description_has_exactly_the_documented_routes() {
     let (readme, api) = (include_str!("../../README.md"), include_str!("../../docs/api.md"));
     let (_, in_readme) = readme.split_once("\n## API\n").unwrap();
     let (in_readme, _) = in_readme.split_once("\n## ").unwrap();
-    // HEAD goes without saying.
+    // The documents do not list HEAD.
     let described: BTreeSet<_> =
         operations().into_iter().filter(|operation| !operation.starts_with("HEAD ")).collect();
     for document in [in_readme, api] {
@@ -103,9 +103,9 @@ fn it_has_every_route_of_the_documents_and_no_other() {
     }
 }
 
-/// Each method that is described is known, each other is not, and `allow` names those that are described.
+/// The service knows exactly the described methods, and `allow` names only these.
 #[tokio::test]
-async fn the_methods_that_are_described_are_those_that_there_are() {
+async fn the_service_has_exactly_the_described_methods() {
     let server = Server::start(&LONG_WINDOW).await;
     let operations = operations();
     let paths: BTreeSet<_> =
@@ -126,14 +126,14 @@ async fn the_methods_that_are_described_are_those_that_there_are() {
     }
 }
 
-/// What schemathesis finds when it drives a service from a description: the same in every run.
+/// Runs schemathesis with a description against a service. It does the same in every run.
 fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String, String> {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("http://{}", server.address);
     let mut command = python_tool("schemathesis");
     command
         .args(["--no-color", "run", description, "--url", &url, "--checks", "all", "--seed", "1"])
-        // The machine may be busy, and what was found once must not decide what is tried next.
+        // The machine may be busy. And earlier findings must not change the requests.
         .args(["--suppress-health-check", "all", "--generation-database", "none"])
         .args(["--max-examples", if soak() { "300" } else { "12" }])
         .args(args)
@@ -144,14 +144,14 @@ fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String,
     if status.success() { Ok(said) } else { Err(said) }
 }
 
-/// Drives a service from the description that it serves; what was said when nothing was found.
+/// Runs schemathesis with the service's own description. Returns the output, and panics on findings.
 #[track_caller]
 fn keeps_to_it(server: &Server, args: &[&str]) -> String {
     let url = format!("http://{}/openapi.json", server.address);
     findings(server, &url, args).unwrap_or_else(|said| panic!("{said}"))
 }
 
-/// Drives it from a description that lies, in places that are named by JSON pointers; what was found.
+/// Runs schemathesis with a description that has `lies` at some JSON pointers. Returns the findings.
 #[track_caller]
 fn is_found_to_differ(server: &Server, lies: &[(&str, Value)], args: &[&str]) -> String {
     let mut description = description();
@@ -163,7 +163,7 @@ fn is_found_to_differ(server: &Server, lies: &[(&str, Value)], args: &[&str]) ->
     findings(server, file.path().to_str().unwrap(), args).expect_err("lies")
 }
 
-/// Drives a service in many ways from the description that it serves.
+/// Runs many requests from the service's own description.
 #[track_caller]
 fn assert_keeps_to_it(server: &Server, args: &[&str]) {
     let said = keeps_to_it(server, args);
@@ -197,7 +197,7 @@ async fn an_instance_with_redis_and_without_callbacks_follows_the_description() 
     let redis = Redis::start();
     let args = ["--mode", "exact", "--redis-url", &redis.url(), "--callbacks", "off"];
     let server = Server::start(&[&LONG_WINDOW[..], &args].concat()).await;
-    // Every endpoint is refused, also those that are good by the description.
+    // The service refuses every endpoint, even those that the description allows.
     assert_keeps_to_it(&server, &[API, ["--exclude-checks", "positive_data_acceptance"]].concat());
     let refused =
         server.metric(r#"headcount_requests_total{route="accept",result="forbidden_endpoint"}"#).await;
@@ -220,7 +220,7 @@ async fn an_instance_with_a_token_follows_the_description() {
     assert!(server.metric(unauthorized).await > before + 10.0);
 }
 
-/// For schemathesis: what tells of counts, as often as it takes to see it.
+/// Arguments of schemathesis: only the routes with counts.
 const COUNTS: [&str; 4] =
     ["--include-path-regex", "^/(status|api/verve/unique)$", "--phases", "examples,coverage"];
 
@@ -245,13 +245,12 @@ async fn an_instance_without_its_redis_follows_the_description() {
     server.get("/api/verve/accept?id=1").await;
     server.wait_for_metric("headcount_degraded", 1.0).await;
     assert_eq!(server.get("/status").await.json()["current"], Value::Null);
-    // That a count cannot be told now is a 503, as it is described.
-    // Counters are refused with Redis.
+    // A read of the count gets 503 during an outage, as the description says. Counters are refused with Redis.
     let unchecked = ["--exclude-checks", "not_a_server_error,positive_data_acceptance"];
     keeps_to_it(&server, &[&COUNTS[..], &unchecked].concat());
 }
 
-/// If the description were wrong, it would be found.
+/// Proves that the other tests would find a wrong description.
 #[tokio::test]
 async fn schemathesis_finds_a_wrong_description() {
     let server = Server::start(&LONG_WINDOW).await;

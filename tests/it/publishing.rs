@@ -92,7 +92,7 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
 }
 
 impl Running {
-    /// Adds so many ids to the window at `seconds` after the start.
+    /// Adds this many ids to the window at `seconds` after the start.
     async fn add(&self, seconds: f64, ids: u64) {
         let window = window_length().window_at(ManualClock::at(START + seconds).now());
         let ids: Vec<_> = (0..ids).map(IntegerId::from).collect();
@@ -104,7 +104,7 @@ impl Running {
         value_of(&self.metrics.render(), series).unwrap_or_default()
     }
 
-    /// Lets the clock run from one end of a window to the next, each of which is closed in time.
+    /// Moves the clock from one window's end to the next. Each window closes in time.
     async fn run_to(&self, sink: &TestSink, seconds: f64) {
         let mut closed = sink.taken().len();
         loop {
@@ -136,9 +136,9 @@ fn summary(counts: &[WindowCount]) -> Vec<(i64, u64, bool)> {
 }
 
 #[tokio::test]
-async fn every_window_in_order_and_empty_ones_as_zero() {
+async fn every_window_is_published_in_order_and_empty_ones_as_zero() {
     let sink = TestSink::new("a");
-    // A window begins at the very start of this one: all of it is seen.
+    // The service starts exactly at a window's start, so it sees the whole window.
     let running = publish(START, &[&sink]).await;
     running.add(0.0, 3).await;
     running.add(20.0, 5).await;
@@ -187,7 +187,7 @@ async fn a_sink_that_fails_gets_every_count_in_order_and_holds_up_no_other() {
     running.finish().await;
 }
 
-/// Stopping waits for a sink that is behind.
+/// A stop waits for a slow sink.
 #[tokio::test]
 async fn pending_windows_are_published_on_stop() {
     let sink = TestSink::new("a");
@@ -233,7 +233,7 @@ async fn a_clock_set_forward_past_the_retention_skips() {
     running.finish().await;
 }
 
-/// The same when the process was stopped: empty windows are skipped, ids are not.
+/// The same for a paused process: it skips empty windows, but no ids.
 #[tokio::test]
 async fn ids_are_published_however_late() {
     let sink = TestSink::new("a");
@@ -253,9 +253,9 @@ async fn a_clock_set_back_repeats_nothing_and_loses_nothing() {
     running.add(10.0, 2).await;
     running.run_to(&sink, 25.0).await;
     running.clock.set(START + 5.0);
-    // What arrives now goes to the oldest window that is open.
+    // New ids go to the oldest open window.
     running.add(20.0, 5).await;
-    // A look at the clock is at most a second away.
+    // The publisher reads the clock at least once a second.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(summary(&sink.taken()), [(0, 0, true), (10, 2, true)]);
     running.run_to(&sink, 41.0).await;
@@ -289,7 +289,7 @@ async fn windows_that_end_while_draining_are_incomplete() {
     running.finish().await;
 }
 
-/// A stop does not wait out the back-off of a sink that has long failed.
+/// A stop interrupts the long back-off of a failing sink.
 #[tokio::test]
 async fn a_stop_wakes_a_sink_that_waits() {
     let sink = TestSink::new("a");
@@ -321,7 +321,7 @@ async fn with_a_log_dir_every_window_is_a_line_of_json() {
 
     let mut files: Vec<_> = std::fs::read_dir(&nested).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
-    // Two of them if midnight has passed.
+    // Two files if midnight has passed.
     assert!((1..=2).contains(&files.len()), "{files:?}");
     let text: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     for file in files {
@@ -343,7 +343,7 @@ async fn with_a_log_dir_every_window_is_a_line_of_json() {
     assert_eq!(lines.iter().map(|line| line["accepted_ids"].as_u64().unwrap()).sum::<u64>(), 3);
 }
 
-/// The file sink on its own: what happens to its directory and its files behind its back.
+/// The file sink alone, while the test changes its directory and its files.
 #[tokio::test]
 async fn files_recover_from_errors() {
     let dir = tempfile::tempdir().unwrap();
@@ -381,13 +381,13 @@ async fn files_recover_from_errors() {
     sink.publish(&count(window), &Term::for_ever()).await.unwrap();
     assert_eq!(lines().len(), 1);
 
-    // Midnight: by the window's date, not by that of the write.
+    // At midnight the file's date is that of the window, not of the write.
     let midnight = window_length().window_at(ManualClock::at(1_700_006_400.0).now());
     sink.publish(&count(midnight), &Term::for_ever()).await.unwrap();
     assert!(logs.join("headcount.2023-11-15.jsonl").exists());
 }
 
-/// A file that takes nothing, as on a server that is away: the sink says which, and the line comes once.
+/// Writes to a file hang, as on a file server that is away. The sink names the file, and writes the line once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_hangs_is_named_and_gets_each_line_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -415,7 +415,7 @@ async fn a_file_that_hangs_is_named_and_gets_each_line_once() {
     assert_eq!(of_windows, [line("20"), line("30")]);
 }
 
-/// A disk that is full takes no half lines, and gets every line when there is room again.
+/// A full disk has no half lines, and gets every line when there is room again.
 #[tokio::test]
 async fn a_full_disk_costs_no_line() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Redis goes away in every way there is, and no accepted id is lost.
+//! Every kind of outage of Redis, and no accepted id is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -18,8 +18,8 @@ use crate::support::{SplitMix, soak};
 /// What was accepted in each window.
 type Truth = BTreeMap<u64, Vec<u64>>;
 
-/// Sends ids over 64 connections in every window, well inside it, so that it is known which ids are in which; until
-/// it is stopped.
+/// Sends ids over 64 connections until it is stopped. It sends in the middle of every window, so that the test knows the
+/// window of each id.
 struct Traffic {
     stop: CancellationToken,
     task: JoinHandle<Truth>,
@@ -57,7 +57,7 @@ impl Traffic {
     }
 }
 
-/// No instance is degraded, and nothing waits for Redis.
+/// Waits until no instance is degraded and no id is pending.
 async fn wait_until_well(fleet: &Fleet) {
     for server in &fleet.servers {
         server.wait_for_metric("headcount_degraded", 0.0).await;
@@ -73,7 +73,7 @@ async fn assert_degraded(fleet: &Fleet) {
     }
 }
 
-/// Every window is there, complete, and repeats say the same number.
+/// Asserts that every window is published and complete, and that repeats have the same count.
 async fn assert_all_published(fleet: &Fleet, truth: &Truth, in_doubt: &[u64]) -> BTreeMap<u64, (u64, u64)> {
     let (last, _) = truth.last_key_value().expect("windows");
     let published = fleet.wait_published(*last).await;
@@ -95,8 +95,8 @@ async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth:
     }
 }
 
-/// Where Redis was killed after another outage, and before a window was closed, nobody can know that its count is whole. It
-/// is all the same.
+/// If Redis was killed after another outage and before a window closed, no instance knows whether that window is complete.
+/// Its count is right all the same.
 async fn assert_exact_is_right(site: &Site, fleet: &Fleet, truth: &Truth) {
     let published = assert_all_published(fleet, truth, &site.killed_again()).await;
     for (start, sent) in truth {
@@ -124,7 +124,7 @@ async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&
     println!("{ids} ids in {} windows", hll_truth.len() + exact_truth.len());
 }
 
-/// Away for twenty seconds, in each of these ways.
+/// An outage of twenty seconds of each of these kinds.
 async fn away_for_long(outages: &[Outage]) {
     under_load(Site::start().await, async |site, fleets| {
         for outage in outages {
@@ -157,7 +157,7 @@ async fn a_redis_that_is_killed_or_hangs_or_trickles_costs_nothing() {
     away_for_long(&[Outage::Killed, Outage::Stopped, Outage::Network(Fault::Trickle)]).await;
 }
 
-/// One after another, for three seconds at most, with a moment in between that may be none.
+/// Outages of at most three seconds, one after another, with short or no pauses.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_short_outages_cost_nothing() {
     let outages = if soak() { 200 } else { 20 };

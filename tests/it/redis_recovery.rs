@@ -14,10 +14,10 @@ use crate::support::redis::Redis;
 use crate::support::server::{Closed, Server};
 use crate::support::{PATIENCE, lines};
 
-/// What was sent in each window.
+/// The ids sent in each window.
 type Truth = BTreeMap<u64, Vec<u64>>;
 
-/// Sends ids in the middle of as many windows.
+/// Sends ids in the middle of this many windows.
 async fn send_in(windows: u64, fleet: &Fleet, first: u64) -> Truth {
     let mut truth = Truth::new();
     for number in 0..windows {
@@ -44,7 +44,7 @@ fn assert_right(published: &BTreeMap<u64, Vec<(usize, Closed)>>, truth: &Truth) 
     }
 }
 
-/// It asks all the time whether Redis is back, and is there before the others: it must not take them for dead.
+/// The instance polls Redis and is back before the others. It must not take them for dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_starts_in_an_outage_waits_for_the_others() {
     let mut site = Site::start().await;
@@ -64,9 +64,9 @@ async fn an_instance_that_starts_in_an_outage_waits_for_the_others() {
     assert_right(&published, &truth);
 }
 
-/// The lease may be there before the heartbeats are: the leader closes nothing before they are.
+/// The lease may come back before the heartbeats. The leader closes no window before these.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_is_back_before_the_heartbeats_closes_nothing() {
+async fn a_lease_that_returns_before_the_heartbeats_closes_no_window() {
     let mut site = Site::start().await;
     let fleet = Fleet::behind(&site.url(), 3, "lease", &["--lease-ttl", "1s"]).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -82,15 +82,15 @@ async fn a_lease_that_is_back_before_the_heartbeats_closes_nothing() {
     assert_right(&fleet.published(), &truth);
 }
 
-/// Some instances have so much to hand over that it takes longer than an instance may be silent, and longer than all
-/// are waited for: they get on, so they are waited for.
+/// The replay of some instances takes longer than an instance may be silent, and longer than `--close-timeout`. They make
+/// progress, so the leader waits for them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_backlog_is_waited_for() {
+async fn the_leader_waits_for_a_large_replay() {
     const IDS: u64 = 1_000_000;
     const A_BODY: u64 = 100_000;
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
-    // How far they are is reported once a second.
+    // Instances report their progress once a second.
     let args = ["--mode", "exact", "--close-timeout", "3s"];
     let fleet = Fleet::behind(&proxy.url(), 3, "backlog", &args).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
@@ -121,7 +121,7 @@ async fn a_large_backlog_is_waited_for() {
     assert_eq!(total, first);
 }
 
-/// Redis is back, takes everything, and is lost before anything is closed.
+/// Redis is back, gets the whole replay, and is lost again before a window closes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_loss_before_anything_is_closed() {
     let mut redis = Redis::start();
@@ -137,7 +137,7 @@ async fn a_second_loss_before_anything_is_closed() {
     proxy.set(Fault::None);
     for server in hll.servers.iter().chain(&exact.servers) {
         server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
-        // Its windows are sealed, then it says so.
+        // It seals its windows, and then its heartbeat says so.
         let deadline = Instant::now() + PATIENCE;
         let again =
             |event: &serde_json::Value| event["fields"]["message"] == "sealing and sending heartbeats again";
@@ -164,7 +164,7 @@ async fn a_second_loss_before_anything_is_closed() {
     }
 }
 
-/// What is kept for Redis is given back when Redis has it.
+/// An instance releases the memory of pending ids once Redis has them.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_is_released_after_an_outage() {
     const IDS: u64 = 100_000;
@@ -185,13 +185,13 @@ async fn memory_is_released_after_an_outage() {
         resident.push(server.process.resident() >> 20);
     }
     println!("resident after each outage, in MB: {resident:?}");
-    // If the ids of one outage stayed, they would be 2.5 MB or more: 37 MB for the last fifteen.
+    // A leak of one outage's ids would be at least 2.5 MB, so 37 MB for the last fifteen.
     let (early, late) = (resident[4], resident[19]);
     assert!(late < early + 20, "memory grows: {resident:?}");
 }
 
-/// Each thread has a connection of its own to Redis. Those that have nothing to send do not notice that theirs is dead, and
-/// must not be found out one after another.
+/// Each thread has its own connection to Redis. An idle thread does not notice that its connection is dead. All dead
+/// connections must be replaced at once, not one after another.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_threads_reconnect_at_once() {
     const THREADS: u64 = 64;

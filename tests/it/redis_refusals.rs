@@ -1,4 +1,4 @@
-//! Servers and secrets that cannot be used: what `check`, the start and the log say.
+//! Unusable servers and secrets: the messages of `check`, of the start and of the log.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -17,7 +17,7 @@ fn refused(output: &Output, code: i32) -> String {
     error
 }
 
-/// What `check` says of a server that it fails.
+/// The message of `check` about a server that fails it.
 #[track_caller]
 fn check_fails(url: &str) -> String {
     let output = run(&["check", "--redis-url", url, "--redis-wait", "300ms"]);
@@ -56,7 +56,7 @@ fn a_sentinel_is_refused() {
     }
 }
 
-/// Redis says it and hangs up, so that what was sent to it is answered with a reset.
+/// Redis gives the reason and closes, so that later commands get a reset.
 #[test]
 fn check_and_start_report_the_reason_of_a_redis_that_hangs_up() {
     let redis = Redis::start_with(Flavour::Debian, &["--maxclients", "1"]);
@@ -104,7 +104,7 @@ fn unknown_parts_of_other_addresses_are_refused() {
     }
 }
 
-/// Without a restart; the old token is refused once the new one was borne.
+/// No restart is needed. The service refuses the old token once a request had the new one.
 #[tokio::test]
 async fn an_api_token_that_was_changed_is_read_again() {
     use crate::support::http::once;
@@ -119,7 +119,7 @@ async fn an_api_token_that_was_changed_is_read_again() {
         once(server.address, request.as_bytes()).await.status
     };
     assert_eq!((ask("first-0123456789abcdef").await, ask("second-0123456789abcdef").await), (200, 401));
-    // What is no token changes nothing.
+    // An invalid token in the file changes nothing.
     fs::write(file.path(), "short").unwrap();
     wait_until("the file to be looked at", async || {
         ask("third-0123456789abcdef").await;

@@ -1,4 +1,4 @@
-//! What the store sends to Redis: all ids, or only those that can change the sketch; both end alike.
+//! The store sends all ids to Redis, or only those that can change the sketch. The resulting sketch is the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -77,9 +77,9 @@ fn calls(server: &RedisServer, command: &str) -> u64 {
     line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
 }
 
-/// How many of n different ids raise a register. The i-th does if its rank is k, which has the chance 2^−k, and
-/// none of those before had this register and as high a rank, which has the chance 2^−(k−1)/16 384 for each.
-/// Summed over i and k.
+/// How many of n different ids raise a register, on average. The i-th has rank k with probability 2^−k. It raises its
+/// register if no earlier id had this register and a rank of at least k. Each earlier id had that with probability
+/// 2^−(k−1)/16 384. The result sums over i and k.
 fn expected_changes(ids: u64) -> f64 {
     (1..=51_i32)
         .map(|rank| {
@@ -103,7 +103,7 @@ async fn changed_sends_as_many_ids_as_theory_says() {
         let theory = expected_changes(ids);
         println!("{ids} ids: {sent} PFADDs, in theory {theory:.0}");
         assert!((0.98..1.02).contains(&(sent / theory)), "{sent} instead of {theory}");
-        // All over again: nothing is left to say.
+        // The same ids again: none can change the sketch.
         for id in 0..ids {
             counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
@@ -114,8 +114,8 @@ async fn changed_sends_as_many_ids_as_theory_says() {
     }
 }
 
-/// Both ways end with the same string, though the connection is cut all the time; nothing fails, because what
-/// was under way is sent again or kept here.
+/// Both settings end with the same string, though the test cuts the connection all the time. No request fails, because
+/// the store sends writes again or keeps them.
 #[tokio::test(flavor = "multi_thread")]
 async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
     const IDS: u64 = 300_000;
@@ -128,7 +128,7 @@ async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
         let tasks: Vec<_> = (0..8)
             .map(|task| {
                 let counter = Arc::clone(&counter);
-                // Through all pipelines.
+                // Cut in the middle of any pipeline.
                 workers().spawn_on(task as usize % WORKERS, async move {
                     for id in (task..IDS).step_by(8) {
                         counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
@@ -164,7 +164,7 @@ async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
     }
 }
 
-/// The server loses a sketch behind the counter's back: the seal makes up for it.
+/// The server loses a sketch without the store noticing. The seal restores it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seal_restores_a_sketch_that_the_server_lost() {
     let mut server = RedisServer::start();
@@ -188,8 +188,8 @@ async fn seal_in_the_end(counter: &Store) {
     }
 }
 
-/// Redis hangs: the first request waits for as long as it may, later ones do not wait at all, and all are
-/// counted in the end. A window is not sealed before.
+/// Redis hangs: the first request waits until its time-out, later ones do not wait. All are counted in the end, and the
+/// window is not sealed before that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_server_delays_only_the_seal() {
     let server = RedisServer::start();
@@ -223,7 +223,7 @@ async fn a_hanging_server_delays_only_the_seal() {
     }
 }
 
-/// For those who want to know at once. What was refused at once is not counted.
+/// With `--on-redis-down fail` requests fail at once, and their ids are not counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_fail_while_redis_is_away_where_that_is_configured() {
     let server = RedisServer::start();
@@ -252,9 +252,9 @@ async fn requests_fail_while_redis_is_away_where_that_is_configured() {
     }
 }
 
-/// A connection that is gone is no outage as long as the next one works: nobody notices.
+/// A lost connection is no outage as long as the next one works. No request notices it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_was_closed_is_made_anew() {
+async fn a_closed_connection_to_redis_is_replaced() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     for mode in [Mode::Hll, Mode::Exact] {
@@ -271,9 +271,9 @@ async fn a_connection_that_was_closed_is_made_anew() {
     }
 }
 
-/// A write that Redis refuses is a write that Redis does not take.
+/// A refused write counts as an outage, so ids become pending.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_costs_nothing() {
+async fn a_full_redis_loses_no_id() {
     let server = RedisServer::start();
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "full", mode, RedisWrites::All);
@@ -295,8 +295,8 @@ async fn a_full_redis_costs_nothing() {
     }
 }
 
-/// Redis takes no writes, and nothing is kept that could be handed over: the way back is tried by a write all the same,
-/// and requests are not the ones to find out.
+/// Redis refuses writes, and no id is pending that could be replayed. A probe still writes to find out whether Redis is
+/// back, so that no request has to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_redis_does_not_count_as_back() {
     let server = RedisServer::start();
@@ -320,7 +320,7 @@ async fn a_full_redis_does_not_count_as_back() {
     .await;
 }
 
-/// Sketches of sealed windows are not kept for ever. If Redis loses one that is not kept, its window says so.
+/// Instances keep the sketches of sealed windows only for a time. If Redis loses one after that, its window is incomplete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
     let server = RedisServer::start();
@@ -329,7 +329,7 @@ async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
         &server.url(),
         RedisStoreConfig { shards, ..config("dropped", Mode::Hll, RedisWrites::All) },
     );
-    // So short that none is past retention.
+    // Short, so that no window is past the retention.
     let mut windows = vec!["1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now())];
     for _ in 0..11 {
         windows.push(windows.last().unwrap().next());
@@ -352,9 +352,9 @@ async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
     assert_eq!(counts[4..], [(2, 0); 8]);
 }
 
-/// A network on which connecting takes longer than a write may: the first write is late, later ones are not.
+/// On a slow network connecting takes longer than the time-out of a write. The first write is late, later ones are not.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_network_is_connected_to() {
+async fn the_store_connects_over_a_slow_network() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Fault::Slow(Duration::from_millis(60)));
@@ -370,14 +370,14 @@ async fn a_slow_network_is_connected_to() {
     }
 }
 
-/// An outage that does not end takes the memory of a retention, not all there is.
+/// In an endless outage an instance keeps only the ids of the retention in memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_that_cannot_be_sealed_are_dropped_at_last() {
+async fn windows_that_cannot_be_sealed_are_dropped_after_the_retention() {
     let timeout = Duration::from_millis(5);
     let url = format!("redis://127.0.0.1:{}", free_port());
     let retention = Duration::from_secs(10 * 3600);
     for mode in [Mode::Hll, Mode::Exact] {
-        // In mode exact as many ids as ten windows have may be kept, and those of dropped windows do not count.
+        // In mode exact the limit is the ids of ten windows. The ids of dropped windows do not count.
         let config = RedisStoreConfig {
             timeout,
             retention,

@@ -29,7 +29,7 @@ struct Flags {
     serve: ServeFlags,
 }
 
-/// The real router over a counter that the test can reach, at a time that the test sets.
+/// The real router with a store that the test can use, at a time that the test sets.
 struct Service {
     router: Router,
     counter: Arc<Store>,
@@ -41,7 +41,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let Settings { counting, http, callbacks, .. } = flags.serve.settings().expect("settings");
     let counter = Arc::new(Store::Memory(MemoryStore::new(counting.mode, counting.shards)));
     let metrics = Arc::new(Metrics::new());
-    // Nothing is sent: the tasks do not run.
+    // No callback is sent, because the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));
     let dependencies = Dependencies {
         own: Vec::new(),
@@ -198,7 +198,7 @@ fn every_request_has_an_answer_of_the_contract() {
         let (status, reason, body) = runtime.block_on(send(&service.router, request));
         match (status.as_u16(), reason) {
             (200, None) => **oks.borrow_mut() += u32::from(body == "ok"),
-            // Nobody has set this one to ready.
+            // This router's phase is not ready.
             (503, None) => prop_assert_eq!(body, if method == Method::HEAD { "" } else { "starting" }),
             (404, None) => prop_assert_eq!(body, if method == Method::HEAD { "" } else { "not found" }),
             (400 | 405 | 413 | 415, Some(reason)) => {

@@ -17,7 +17,7 @@ const API_TOKEN: &str = "tok-never-to-be-shown-0123";
 const REDIS_PASSWORD: &str = "pw-redis-never-to-be-shown";
 const KAFKA_PASSWORD: &str = "pw-kafka-never-to-be-shown";
 const CALLBACK_SECRET: &str = "whsec_bmV2ZXItdG8tYmUtc2hvd24tbm90LWV2ZXI=";
-/// What clients put into the URL of an endpoint is theirs.
+/// The private part of an endpoint's URL, which belongs to the client.
 const ENDPOINT_TOKEN: &str = "tok-endpoint-never-to-be-shown";
 
 /// The text of every secret. A flag that takes another one adds it here, to [`Secrets::at`] and to
@@ -31,7 +31,7 @@ struct Secrets {
 }
 
 impl Secrets {
-    /// With a Redis at `redis`, whose password is right or not, and Kafka.
+    /// The secrets for a Redis at `redis`, with a right or wrong password, and for Kafka.
     fn at(redis: &str, brokers: &str) -> (Self, [String; 2]) {
         let url = redis.replace("redis://", &format!("redis://:{REDIS_PASSWORD}@"));
         let flags = vec![
@@ -41,7 +41,7 @@ impl Secrets {
             ("HEADCOUNT_REDIS_URL", String::new(), url),
             (
                 "HEADCOUNT_KAFKA_OPTION",
-                // All that librdkafka has to say, its options among it.
+                // All of librdkafka's messages, including its options.
                 "debug=all;security.protocol=sasl_plaintext;sasl.mechanisms=PLAIN;sasl.username=u;sasl.password=".to_owned(),
                 KAFKA_PASSWORD.to_owned(),
             ),
@@ -75,7 +75,7 @@ fn assert_nothing_shown(text: &str, what: &str) {
     }
 }
 
-/// All that a command says until it ends; it must fail.
+/// The whole output of a command that must fail.
 #[track_caller]
 fn assert_fails_silently(command: &mut Command, what: &str) -> String {
     let output = output_of(command);
@@ -87,7 +87,7 @@ fn assert_fails_silently(command: &mut Command, what: &str) -> String {
     said
 }
 
-/// A service that logs all there is to log into a file.
+/// A service that logs everything, into a file.
 struct Service {
     process: Process,
     address: std::net::SocketAddr,
@@ -114,14 +114,14 @@ impl Service {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    /// Requests with the token, without, and with nearly the right one; what is answered.
+    /// Sends requests with the token, without it, and with nearly the right one. Returns the answers.
     async fn ask(&self, receiver: &Receiver) -> String {
         let with_endpoint = |address| {
             format!(
                 "GET /api/verve/accept?id=1&endpoint=http://{address}/{ENDPOINT_TOKEN}%3Ft={ENDPOINT_TOKEN}"
             )
         };
-        // One that answers, one that refuses.
+        // One endpoint answers, one refuses.
         let (to_receiver, to_nobody) =
             (with_endpoint(receiver.address), with_endpoint(([127, 0, 0, 1], free_port()).into()));
         let mut answers = Vec::new();
@@ -154,7 +154,7 @@ impl Service {
 async fn a_service_shows_no_secrets() {
     for (format, by_files) in [("text", false), ("json", true)] {
         let mut redis = Redis::start_with(Flavour::Debian, &["--requirepass", REDIS_PASSWORD]);
-        // Nobody is there.
+        // No server listens there.
         let (secrets, kafka) = Secrets::at(&redis.url(), &format!("127.0.0.1:{}", free_port()));
         let dir = tempfile::tempdir().unwrap();
         let mut command = headcount();
@@ -196,11 +196,11 @@ async fn a_service_shows_no_secrets() {
     }
 }
 
-/// Nor those whose connection cannot be made.
+/// Errors of a failed connection do not either.
 #[test]
 fn errors_of_redis_show_no_secrets() {
     let refusing = Redis::start_with(Flavour::Debian, &["--requirepass", "another"]);
-    // Redis repeats the arguments of a command that it does not know.
+    // Redis repeats the arguments of an unknown command.
     let knows_no = |command| {
         let args = ["--requirepass", REDIS_PASSWORD, "--rename-command", command, ""];
         Redis::start_with(Flavour::Debian, &args)
@@ -208,7 +208,7 @@ fn errors_of_redis_show_no_secrets() {
     let (no_auth, no_hello) = (knows_no("AUTH"), knows_no("HELLO"));
     let away = format!("redis://127.0.0.1:{}", free_port());
     let (plain, user) = (format!(":{REDIS_PASSWORD}"), format!("somebody:{REDIS_PASSWORD}"));
-    // It repeats only so many bytes: not all of this one.
+    // It repeats only some bytes, so not all of this one.
     let long = format!(":{}", REDIS_PASSWORD.repeat(20));
     for (url, credentials, more, what) in [
         (refusing.url(), &plain, "", "another password"),
@@ -230,7 +230,7 @@ fn errors_of_redis_show_no_secrets() {
     }
 }
 
-/// Flags, and values that they do not take; what is in braces stands for a secret.
+/// Flags, and values that they refuse. Braces stand for a secret.
 const WRONG_VALUES: [(&str, &str); 19] = [
     ("callback-secret", "{CALLBACK_SECRET}!"),
     ("callback-secret", "{CALLBACK_SECRET}{CALLBACK_SECRET}"),
@@ -283,7 +283,7 @@ fn messages_about_wrong_values_show_no_secrets() {
             assert!(with(&[&flag, &by_file], None).contains(&flag));
             assert!(with(&[&flag, &value, &flag, &value], None).contains(&flag), "given twice");
         }
-        // A slip of the pen in the flag's name.
+        // A typing error in the flag's name.
         with(&[&format!("{flag}s={value}")], None);
     }
 }
@@ -314,12 +314,12 @@ fn check_shows_no_secrets() {
     }
 }
 
-/// One line says which flags show a secret, and what to do; none if none does.
+/// One line says which flags show a secret, and what to do. Without such a flag there is no line.
 #[test]
 fn secrets_on_the_command_line_are_warned_about() {
     let warnings = |words: &[&str], args: &[&str]| {
         let mut command = headcount();
-        // The port is taken, so it ends.
+        // The port is taken, so the service exits.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
         command.args(words).args(["--listen", &address, "--kafka-brokers", "127.0.0.1:9"]).args(args);

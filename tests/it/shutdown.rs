@@ -87,7 +87,7 @@ async fn a_request_in_progress_is_finished() {
     assert_eq!(server.closed().last().unwrap().unique, 2);
 }
 
-/// A client that never finishes does not keep the counts of all others from coming out.
+/// A client that never finishes its request does not delay the counts of others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_client_is_cut_off() {
     let mut server = Server::start(&["--window", "24h", "--shutdown-timeout", "2s"]).await;
@@ -111,7 +111,7 @@ async fn a_second_signal_stops_at_once() {
         server.log().iter().any(|event| event["fields"]["message"] == "stopping").then_some(())
     })
     .await;
-    // One that comes within a second would be the same wish.
+    // A signal within a second would count as the same one.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     server.process.signal("INT");
     assert_eq!(server.ended().await.code(), Some(1));

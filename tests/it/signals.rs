@@ -19,7 +19,7 @@ async fn wait_to_stop(server: &Server) {
     wait_for("the first signal to arrive", || says(server, "stopping").then_some(())).await;
 }
 
-/// Whatever asks for it, once or twice within a second: it stops in order, and the last window is published.
+/// Any stop signal, once or twice within a second, stops the service in order. The last window is published.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stop_signal_stops_in_order() {
     for signal in ["TERM", "INT", "HUP"] {
@@ -57,7 +57,7 @@ async fn a_signal_to_the_process_and_its_group_counts_once() {
     }
 }
 
-/// A second wish that comes later hurries, whichever the two are.
+/// A later second signal stops the service at once, whichever the two are.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_signal_stops_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("HUP", "INT"), ("TERM", "HUP")] {
@@ -116,7 +116,7 @@ async fn a_starting_service_answers_that_it_starts() {
     assert_eq!(process.wait_for(Duration::from_secs(20)).code(), Some(0));
 }
 
-/// The first report takes longer than `--redis-timeout`: it is tried again, as Redis itself is, until `--redis-wait`.
+/// The first heartbeat takes longer than `--redis-timeout`. The instance tries again until `--redis-wait`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_first_heartbeat_is_tried_again() {
     let redis = Redis::start();
@@ -146,7 +146,7 @@ async fn a_late_first_heartbeat_is_tried_again() {
     assert_eq!(process.wait_for(Duration::from_secs(20)).code(), Some(0));
 }
 
-/// What is started with `nohup` survives its terminal.
+/// A service started with `nohup` survives its terminal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_under_nohup_goes_on() {
     let mut command = Command::new("nohup");

@@ -8,7 +8,7 @@ use crate::support::SplitMix;
 use crate::support::redis::Redis;
 
 const HEADER: usize = 16;
-/// Bytes 8 to 16: the cached cardinality, which is no part of the sketch.
+/// Bytes 8 to 16: the cached cardinality, which the comparison ignores.
 const CACHE: std::ops::Range<usize> = 8..HEADER;
 const SPARSE: u8 = 1;
 
@@ -141,7 +141,7 @@ fn every_sparse_string_is_read() {
     }
 }
 
-/// Elements of every length, so every tail of the hash; `PFADD` answers 1 when we say "changed".
+/// Elements of every length, to test every tail of the hash. `PFADD` answers 1 exactly if our sketch changes.
 #[test]
 fn any_bytes_hash_as_in_redis() {
     let server = Redis::start();

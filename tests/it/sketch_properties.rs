@@ -85,7 +85,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
 
-    /// A value or an error, never a panic; and a value can be counted and written.
+    /// Any string gives a sketch or an error, never a panic. A sketch can be counted and written.
     #[test]
     fn any_string_is_a_sketch_or_an_error(string in strings()) {
         if let Ok(sketch) = Sketch::from_bytes(&string) {
@@ -95,8 +95,8 @@ proptest! {
     }
 }
 
-/// Anything; and what gets past the header: dense strings of the right length, runs that may or may
-/// not cover the registers.
+/// Random strings, and strings with a valid header: dense ones of the right length, and runs that may or may not cover
+/// the registers.
 fn strings() -> impl Strategy<Value = Vec<u8>> {
     let anything = vec(any::<u8>(), 0..64);
     let headed = (0..4_u8, vec(any::<u8>(), 0..64)).prop_map(|(encoding, body)| header(encoding, &body));

@@ -1,4 +1,4 @@
-//! `/status`: what it tells the live page.
+//! `/status`: the data of the live page.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ async fn status_of(server: &Server) -> Value {
     server.get("/status").await.json()
 }
 
-/// The windows, as the log has them.
+/// The windows as the log shows them.
 fn windows(status: &Value) -> Vec<Closed> {
     let windows = status["windows"].as_array().unwrap().iter();
     windows

@@ -30,7 +30,7 @@ async fn wait_entries(redis: &Redis, more: usize) -> Vec<Entry> {
     .await
 }
 
-/// Leaders that are killed leave no gap and no repeat, and as much is kept as the retention holds.
+/// Killed leaders leave no gap and no repeat, and the stream keeps the windows of the retention.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_holds_every_window_once_up_to_its_length() {
     let redis = Redis::start();
@@ -59,7 +59,7 @@ async fn a_stream_holds_every_window_once_up_to_its_length() {
     {
         assert!(fields.contains_key(field), "{fields:?}");
     }
-    // The log is another sink: it may be a little later.
+    // The log is a separate sink, and may be a little later.
     let logged = fleet.wait_published(start(all.last().unwrap())).await;
     for entry in &all {
         let (_, closed) = &logged[&start(entry)][0];
@@ -68,7 +68,7 @@ async fn a_stream_holds_every_window_once_up_to_its_length() {
     }
 }
 
-/// A key that is no stream: the sink stops and says so, the others go on.
+/// If the key is no stream, the sink stops and logs that. The other sinks continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_no_stream_is_reported() {
     let redis = Redis::start();
@@ -89,7 +89,7 @@ async fn a_key_that_is_no_stream_is_reported() {
 /// An id of the year 5138.
 const LATER: &str = "99999999999000-0";
 
-/// Somebody adds an entry with a later id, and deletes it.
+/// A user adds an entry with a later id, and deletes it.
 fn add_and_delete(redis: &Redis) {
     let mut connection = redis.connect();
     ::redis::cmd("XADD").arg(&["counts", LATER, "f", "v"]).exec(&mut connection).unwrap();
@@ -104,9 +104,9 @@ fn names(server: &Server, remedy: &str) -> bool {
     })
 }
 
-/// A stream takes nothing before the highest id that it ever had. Somebody adds an entry of a far year and deletes it:
-/// windows go on, also after a restart, and the log names the key and the entry. Redis 8 and Valkey do not let a stream
-/// be set back: there the log says what to do, and once that is done, the windows that waited are there.
+/// A stream accepts no entry before its highest id ever. A user adds an entry of a far year and deletes it. Windows
+/// continue, also after a restart, and the log names the key and the entry. Redis 8 and Valkey do not allow to set a
+/// stream back. There the log says what to do. After that, the waiting windows arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_was_added_and_deleted_stops_nothing() {
     for flavour in Flavour::at_hand() {
@@ -138,13 +138,13 @@ async fn an_entry_that_was_added_and_deleted_stops_nothing() {
     }
 }
 
-/// Every kind of server that is there, at the same time.
+/// Every available kind of server, at the same time.
 async fn of_all_flavours<F: Future<Output = ()> + Send + 'static>(test: impl Fn(Flavour) -> F) {
     let tests: JoinSet<()> = Flavour::at_hand().into_iter().map(test).collect();
     tests.join_all().await;
 }
 
-/// A consumer that deletes what it has read: the starts of the windows that it got, in order.
+/// A consumer that deletes what it reads. It keeps the starts of the windows that it got, in order.
 struct Consumer<'a> {
     redis: &'a Redis,
     got: Vec<u64>,
@@ -167,7 +167,7 @@ impl<'a> Consumer<'a> {
         self.got.iter().copied().max().unwrap_or_default()
     }
 
-    /// Consumes until it has so many more windows that are later than all before.
+    /// Consumes until it has this many windows later than all before.
     async fn wait_for(&mut self, more: u64) {
         let before = self.last();
         let mut later = 0;
@@ -187,8 +187,8 @@ impl<'a> Consumer<'a> {
     }
 }
 
-/// What is consumed is deleted. Another sink fails, so that nothing is marked as published, and the leader is killed: the
-/// next one goes on after what the stream remembers.
+/// The consumer deletes entries. Another sink fails, so that the leader commits no published position, and the leader is
+/// killed. The next leader continues after the last id that the stream remembers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_deletes_gets_every_window_once() {
     of_all_flavours(|flavour| async move {
@@ -226,7 +226,7 @@ async fn an_entry_consumed_before_its_answer_comes_once() {
         proxy.hold("XADD");
         tokio::time::sleep(Duration::from_millis(1500)).await;
         consumer.consume();
-        // In the place of the first try: the sink's own is now another one.
+        // The test adds it in place of the sink's first attempt. The sink's own attempt now collides.
         let id = format!("{}000-0", consumer.last() + 1);
         ::redis::cmd("XADD").arg(&["counts", &id, "f", "v"]).exec(&mut redis.connect()).unwrap();
         consumer.consume();
@@ -238,8 +238,8 @@ async fn an_entry_consumed_before_its_answer_comes_once() {
     .await;
 }
 
-/// A stream that is emptied by its consumer remembers a far year, of which no entry was deleted: it can be set back to just
-/// before the next count, but no further than to what was deleted.
+/// An emptied stream remembers a far year, but no deleted entry has that year. It can be set back to just before the next
+/// count, but not before the last deleted entry.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_set_back_no_further_than_to_the_count() {
     of_all_flavours(|flavour| async move {
@@ -256,8 +256,8 @@ async fn a_stream_is_set_back_no_further_than_to_the_count() {
     .await;
 }
 
-/// Windows become longer when the consumer has deleted all of the shorter ones: the first that is in the stream begins after
-/// them.
+/// The window length grows after the consumer has deleted all shorter windows. The first window in the stream then begins
+/// after them.
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_of_another_length_begin_after_those_that_were_consumed() {
     of_all_flavours(|flavour| async move {
@@ -277,7 +277,7 @@ async fn windows_of_another_length_begin_after_those_that_were_consumed() {
         consumer.consume();
         consumer.assert_once_each(flavour);
         let last = consumer.last();
-        // As if it were some time ago.
+        // As if that happened some time ago.
         let keys = Keys::new("headcount");
         let settings = [keys.config(), keys.instances()];
         ::redis::cmd("DEL").arg(&settings).exec(&mut redis.connect()).unwrap();

@@ -1,4 +1,4 @@
-//! The support that tests build on: each kind of Redis, the load balancer, the bad network.
+//! Tests of the tests' helpers: each kind of Redis, the load balancer, the failing network.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -144,7 +144,7 @@ async fn nginx_skips_instances_that_are_away() {
     let (two, _serving_two) = upstream(Ok("two")).await;
     let (unready, _serving_unready) = upstream(Err(StatusCode::SERVICE_UNAVAILABLE)).await;
     let away = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    // Connections to it are taken by the kernel, and nobody answers.
+    // The kernel accepts connections to this port, but no program answers.
     let hanging = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
 
     let nginx = Nginx::start(&[one, two]);
@@ -264,7 +264,7 @@ async fn the_proxy_can_show_every_fault() {
     passes(&mut connect().await).await.unwrap();
 }
 
-/// A test that needs a day without an end does not begin two minutes before midnight.
+/// A test with a window of a day does not start two minutes before midnight.
 #[test]
 fn no_long_window_ends_during_a_test() {
     let (day, hour, minute) = (86_400, 3_600, 60);

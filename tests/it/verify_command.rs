@@ -33,7 +33,7 @@ fn about<'a>(lines: &'a [String], subject: &str) -> &'a str {
     line
 }
 
-/// Puts a record into a topic, as nobody should.
+/// Puts a foreign record into a topic.
 async fn plant(brokers: &str, namespace: &str, window: Window, unique: u64) {
     let producer: FutureProducer = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
     let value = format!(r#"{{"timestamp":"{window}","unique_request_count":{unique}}}"#);
@@ -104,7 +104,7 @@ async fn check_reports_faults_of_a_topic() {
     let topic = format!("{namespace}.unique-counts");
     Tail::start(&brokers, &topic).wait_for(0).await;
     assert!(server.stop().await.success());
-    // Another namespace that would publish to it is refused; its log goes on.
+    // An instance of another namespace may not publish to it. It still logs its windows.
     let other =
         ["--window", "1s", "--namespace", "other", "--kafka-brokers", &brokers, "--kafka-topic", &topic];
     let (code, lines) = run("check", &other);
@@ -126,8 +126,8 @@ async fn check_reports_faults_of_a_topic() {
     assert!(code == 1 && line.contains("--kafka-brokers") && line.contains("refused"), "{lines:?}");
 }
 
-/// Redis comes back with the state of an hour ago, say: what it counts now says nothing about records that are right. A record
-/// that is wrong is found all the same where Redis has all ids.
+/// Redis comes back with an old state. Its counts then do not show that right records are wrong. But verify still finds a
+/// wrong record where Redis has all ids.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_lost_ids_differs_from_a_wrong_record() {
     let (mut redis, brokers, namespace) = (Redis::start(), shared(), namespace("snapshot"));
@@ -155,7 +155,7 @@ async fn a_key_that_lost_ids_differs_from_a_wrong_record() {
     let (code, lines) = run("verify", &args);
     assert_eq!((code, about(&lines, "counts").starts_with("ok ")), (0, true), "{lines:?}");
 
-    // The key alone loses ids: the count that was stored for the window is what was published.
+    // Only the key of ids lost some: the stored count of the window equals the published one.
     let key = Keys::new(&namespace).ids(Mode::Hll, 0, Shards::ONE, window);
     ::redis::cmd("DEL").arg(&key).exec(&mut redis.connect()).unwrap();
     ::redis::cmd("PFADD").arg(&key).arg(1).exec(&mut redis.connect()).unwrap();
@@ -164,7 +164,7 @@ async fn a_key_that_lost_ids_differs_from_a_wrong_record() {
     assert_eq!(code, 0, "{lines:?}");
     assert!(lines.contains(&format!("{lost}: 1: {window}")), "{lines:?}");
 
-    // A later version stores what this one cannot read: it says so, and compares nothing.
+    // A later version stored a count that this one cannot read: verify says so, and compares nothing.
     let config = Keys::new(&namespace).config();
     ::redis::cmd("HSET").arg(&config).arg(&[("layout", "3")]).exec(&mut redis.connect()).unwrap();
     let (code, lines) = run("verify", &args);
@@ -172,7 +172,7 @@ async fn a_key_that_lost_ids_differs_from_a_wrong_record() {
     assert!(code == 1 && about(&lines, "settings").contains(said), "{lines:?}");
     assert!(lines.iter().all(|line| !line.contains(" counts:") && !line.contains(lost)), "{lines:?}");
 
-    // All of it is as it was before the window was closed.
+    // All keys are in the state before the window closed.
     redis.restart();
     let (code, lines) = run("verify", &args);
     assert_eq!(code, 0, "{lines:?}");

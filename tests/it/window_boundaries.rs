@@ -72,7 +72,7 @@ async fn ids_at_window_boundaries_are_counted_in_their_window() {
     assert!(ends == [false, false] && inner.iter().all(|complete| *complete), "{closed:?}");
 }
 
-/// Repeats of an id within a window count once, in the next window anew.
+/// Repeats of an id count once within a window, and again in the next.
 #[tokio::test]
 async fn an_id_counts_once_a_window() {
     let server = Server::start(&["--window", "1s"]).await;

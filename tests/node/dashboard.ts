@@ -1,4 +1,4 @@
-// What Grafana's own types say of a dashboard in JSON, made strict.
+// A strict version of Grafana's own types for a dashboard in JSON.
 //
 // In Grafana's types a panel's options are any record, because they depend on the panel's type; here each type of panel that
 // the dashboards have comes with its own. JSON has no enums, so their members are written as their values.

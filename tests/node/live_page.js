@@ -1,9 +1,9 @@
-// Looks at the live page in Chromium, as somebody who has it open would.
+// Opens the live page in Chromium, and checks what a user would see.
 //
 //   node live_page.js CHECK URL SCREENSHOTS [MORE]
 //
-// CHECK is one of those at the end. It ends with 1 and says why if something is not as it should be. Pictures go to
-// the directory SCREENSHOTS.
+// CHECK is one of the checks at the end of this file. If a check fails, the script says why and exits with 1. Pictures go
+// to the directory SCREENSHOTS.
 "use strict";
 const assert = require("node:assert/strict");
 const path = require("node:path");
@@ -12,7 +12,7 @@ const { chromium } = require("playwright-core");
 
 const [check, url, screenshots, ...more] = process.argv.slice(2);
 const WIDE = { width: 1200, height: 860 }, NARROW = { width: 360, height: 740 };
-// Chromium, left to itself, asks for updates and looks up hosts of its maker.
+// By default Chromium asks for updates and looks up its maker's hosts.
 const QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
 const PATIENCE = 30_000;

@@ -1,4 +1,4 @@
-//! `/api/verve/accept`: one id in the query of a GET, or many in the body of a POST.
+//! `/api/verve/accept`: a GET has one id in its query, a POST has many in its body.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,7 +13,7 @@ use quanta::Instant;
 use smallvec::SmallVec;
 
 use super::bulk;
-use super::in_flight::Place;
+use super::in_flight::Permit;
 use super::query::{form_text, pairs, percent_decoded};
 use super::schemas::{Ids, Lines};
 use super::state::Routes;
@@ -25,10 +25,8 @@ use crate::model::id_list::{IdList, ListOf, ListedId, PIECE};
 use crate::model::window::Window;
 use crate::store::{AddError, Counting};
 
-/// The methods of this route.
 pub(super) const ONLY_ACCEPT: Failure = Failure::MethodNotAllowed { allow: "GET, POST" };
 
-/// The answer to a request whose ids are counted.
 struct Counted;
 
 impl IntoResponse for Counted {
@@ -48,7 +46,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
             routes.accept.answer(started, result.map(|()| Counted))
         }
         Method::POST => {
-            // In a box: else every GET would carry the room that this takes.
+            // Boxed: otherwise every GET would reserve memory for it.
             let result = Box::pin(accept_many(&routes, request)).await;
             routes.bulk.answer(started, result.map(|()| Counted))
         }
@@ -61,19 +59,20 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
 
 /// Count one id
 ///
-/// Answers `ok` once the id is counted. It is not safe, because it counts, but it may be repeated: within a window an id
-/// counts once. A request that fails counts nothing; with a 503 it may have. Parameters that are not listed are ignored.
+/// Answers `ok` once the id is counted. This GET changes something, but a client may repeat it: within a window an id
+/// counts once. A request that fails counts nothing; after a 503 the id may have been counted all the same. Other
+/// parameters are ignored.
 #[utoipa::path(
     get, path = "/api/verve/accept", operation_id = "acceptId", tag = "ids",
     params(
-        ("id" = IntegerId, Query, description = "The id, in decimal, and only once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
+        ("id" = IntegerId, Query, description = "The id, in decimal, exactly once. `007` is `7` and `-0` is `0`; `+5`, `1.5`, \
             `1e3` and white space are refused."),
         ("counter" = Option<Vec<String>>, Query, description = "Names of up to eight counters in which the id counts too. A \
             name has 1 to 128 bytes of `A-Z a-z 0-9 _ . : / @ -` and does not begin with `_`. A repeated name is one."),
         ("endpoint" = Option<String>, Query, format = "uri", pattern = "^[Hh][Tt][Tt][Pp][Ss]?://", max_length = 2048,
-            description = "Where to send the count so far, once, after the answer. An http or https URL without user, \
-            password or fragment, on port 80, 443 or from 1024 on, at a public address unless `--callback-allow` opens \
-            more; only once, and only with `--callbacks on`.")
+            description = "The service sends the count so far to this URL, once, after the answer. The URL has the \
+            scheme http or https, no user, password or fragment, and port 80, 443 or 1024 and above. Its address is \
+            public, unless `--callback-allow` allows more. At most once, and only with `--callbacks on`.")
     ),
     security((), ("token" = []))
 )]
@@ -101,8 +100,8 @@ async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Resul
 
 /// Count many ids
 ///
-/// Answers `ok` once all ids are counted. One bad id refuses the whole body. The ids are counted in the window in which
-/// the request arrived; should that be closed before all are in, the rest goes to the next.
+/// Answers `ok` once all ids are counted. One bad id refuses the whole body. All ids are counted in the window in which
+/// the request arrived. If that window closes before all ids are in, the rest goes to the next window.
 #[utoipa::path(
     post, path = "/api/verve/accept", operation_id = "acceptIds", tag = "ids",
     params(("counter" = Option<Vec<String>>, Query, description = "Names of up to eight counters in which all ids count too.")),
@@ -147,15 +146,15 @@ async fn count_all<I: ListedId>(
     mut ids: ListOf<I>,
     counters: &CounterNames<'_>,
 ) -> Result<(), Failure> {
-    let (mut piece, mut place) = (Vec::new(), None);
+    let (mut piece, mut permit) = (Vec::new(), None);
     loop {
         ids.take(&mut piece);
         if piece.is_empty() {
             return Ok(());
         }
-        window = count(routes, window, &piece, counters, &mut place).await?;
+        window = count(routes, window, &piece, counters, &mut permit).await?;
         if piece.len() == PIECE {
-            // The store in memory never waits, so other requests get their turn here.
+            // A store in memory never waits. So yield here, or this request would block its thread.
             tokio::task::yield_now().await;
         }
     }
@@ -209,28 +208,27 @@ async fn count<'a, I: Id>(
     window: Window,
     ids: &[I],
     counters: &CounterNames<'_>,
-    place: &mut Option<Place<'a>>,
+    permit: &mut Option<Permit<'a>>,
 ) -> Result<Window, Failure> {
     let Some(key) = &routes.api.counting.id_key else {
-        return add(routes, window, ids, counters, place).await;
+        return add(routes, window, ids, counters, permit).await;
     };
     let hashes: SmallVec<[IntegerId; 1]> = ids.iter().map(|id| key.apply(id)).collect();
-    add(routes, window, &hashes, counters, place).await
+    add(routes, window, &hashes, counters, permit).await
 }
 
-/// Adds ids to `window`, the one they arrived in, and returns the window that they were counted in.
+/// Adds ids to `window`, in which they arrived. Returns the window in which they were counted.
 ///
-/// It may be sealed by the time they get there: the clock moved on in between, or it was set back. Then
-/// they are stamped anew, with the oldest window that is open. Each further round takes another window
-/// that ended meanwhile, so there are few.
+/// The store may have sealed `window` since the ids arrived, because time passed or the clock was set back. Then they go
+/// to the oldest open window. That repeats only if another window ends meanwhile.
 ///
-/// Who has to wait takes a `place`, and keeps it for what else there is to count of the request.
+/// A request that has to wait takes a `permit`, and keeps it for the rest of its ids.
 async fn add<'a, I: Id>(
     routes: &'a Routes,
     mut window: Window,
     ids: &[I],
     counters: &CounterNames<'_>,
-    place: &mut Option<Place<'a>>,
+    permit: &mut Option<Permit<'a>>,
 ) -> Result<Window, Failure> {
     let api = &routes.api;
     let arrived_in = window;
@@ -239,7 +237,7 @@ async fn add<'a, I: Id>(
         let added = poll_fn(|context| {
             let added = adding.as_mut().poll(context);
             if added.is_pending() {
-                place.get_or_insert_with(|| routes.in_flight.wait());
+                permit.get_or_insert_with(|| routes.in_flight.wait());
             }
             added
         });
@@ -256,7 +254,7 @@ async fn add<'a, I: Id>(
                 return Ok(window);
             }
             Err(AddError::Sealed { open }) => window = open.max(api.window_now()),
-            // Logged where it changes, not for every request.
+            // The store logs an outage once, not for every request.
             Err(AddError::Unavailable(_)) => return Err(Failure::StoreUnavailable),
         }
     }

@@ -1,4 +1,4 @@
-//! The body of a bulk request: reading it, within bounds of time and memory.
+//! Reads the body of a bulk request, within bounds of time and memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +16,15 @@ use crate::http::settings::Settings;
 use crate::model::id::IdKind;
 use crate::model::id_list::{IdList, ListFormat};
 
-/// Bodies up to this size are checked where they are; larger ones on a thread of their own, because
-/// that takes longer than other requests should wait.
+/// Larger bodies are checked on another thread, because the check would delay other requests too long.
 const CHECKED_IN_PLACE: usize = 64 * 1024;
-/// Bodies of the largest size that are handled at a time, or so many more smaller ones.
+/// The budget has room for this many bodies of `--body-limit`, or for as many bytes of smaller ones.
 const LARGEST_BODIES: usize = 32;
-/// How much of a body that is refused is read after all, and for how long. A client that is still
-/// sending would not see the answer if the connection were closed at once.
+/// How much of a refused body is still read, and for how long. A client that is still sending would not see the answer
+/// if the server closed the connection at once.
 pub(in crate::http) const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
 
-/// Bounds the bytes of all bulk bodies that are handled at a time.
+/// Bounds the bytes of all bulk bodies in memory.
 pub(super) struct Budget(Arc<Semaphore>);
 
 impl Budget {
@@ -41,11 +40,10 @@ impl Budget {
 /// A body that is a list of ids.
 pub(super) struct Bulk {
     pub(super) ids: IdList,
-    /// Given back with the body.
     _budget: OwnedSemaphorePermit,
 }
 
-/// Reads the whole body: all its ids, or why it is refused. Nothing is counted yet.
+/// Reads and checks the whole body. Nothing is counted yet.
 pub(super) async fn read(
     request: Request,
     kind: IdKind,
@@ -77,11 +75,11 @@ pub(super) async fn read(
 }
 
 fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
-    if !headers.get_all(CONTENT_ENCODING).iter().all(says_nothing) {
+    if !headers.get_all(CONTENT_ENCODING).iter().all(is_unencoded) {
         return Err(Failure::UnsupportedMediaType);
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    // What follows a semicolon are parameters, such as the charset: digits are the same in all.
+    // Parameters such as the charset follow the semicolon: digits are the same in all charsets.
     match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "text/plain" => Ok(ListFormat::Lines),
         "application/x-ndjson" => Ok(ListFormat::JsonLines),
@@ -90,15 +88,15 @@ fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
     }
 }
 
-/// Whether a value of `content-encoding` means that nothing was done to the body (RFC 9110, 8.4.1 and 12.5.3).
-fn says_nothing(encodings: &HeaderValue) -> bool {
+/// Whether a value of `content-encoding` means that the body is not encoded (RFC 9110, 8.4.1 and 12.5.3).
+fn is_unencoded(encodings: &HeaderValue) -> bool {
     let is_identity = |encoding: &[u8]| {
         encoding.trim_ascii().is_empty() || encoding.trim_ascii().eq_ignore_ascii_case(b"identity")
     };
     encodings.as_bytes().split(|byte| *byte == b',').all(is_identity)
 }
 
-/// Reads the body, and takes of the budget as it comes: who sends nothing holds nothing.
+/// Reads the body. It takes from the budget as bytes arrive: a client that sends nothing holds nothing.
 async fn collect(
     body: &mut Body,
     limit: u32,
@@ -111,19 +109,19 @@ async fn collect(
             return Err(Failure::BodyTooLarge);
         }
         held.merge(budget.take(piece.len() as u32)?);
-        // Copied: a piece of one byte would keep the whole buffer that it was read into.
+        // Copied: a piece of one byte would keep its whole buffer in memory.
         read.extend_from_slice(&piece);
     }
     Ok((read.into(), held))
 }
 
-/// Does with the body of a request that is refused for its head what is done with any that is refused.
+/// Reads on, as [`LINGER`] says, after a request was refused for its head.
 pub(super) async fn refuse(request: Request) {
     let expects_continue = request.headers().contains_key(EXPECT);
     linger(request.into_body(), expects_continue).await;
 }
 
-/// Who asked whether to send the body gets the answer instead of the body's being read.
+/// Reads the rest of a refused body. A client that asked before sending (`expect`) gets the answer at once.
 async fn linger(body: Body, expects_continue: bool) {
     if expects_continue {
         return;
@@ -133,7 +131,6 @@ async fn linger(body: Body, expects_continue: bool) {
     let _ = tokio::time::timeout(time, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
-/// Sees that the body is a list of ids.
 async fn parse(format: ListFormat, kind: IdKind, body: Bytes) -> Result<IdList, Failure> {
     if body.len() <= CHECKED_IN_PLACE {
         return IdList::parse(format, kind, &body).map_err(Failure::from);
@@ -141,7 +138,7 @@ async fn parse(format: ListFormat, kind: IdKind, body: Bytes) -> Result<IdList, 
     let check =
         tokio::task::spawn_blocking(move || IdList::parse(format, kind, &body).map_err(Failure::from));
     check.await.unwrap_or_else(|error| {
-        error!(%error, "the check of a bulk body panicked");
+        error!(%error, "a panic ended the check of a bulk body");
         Err(Failure::StoreUnavailable)
     })
 }

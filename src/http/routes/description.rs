@@ -1,7 +1,7 @@
-//! What `/openapi.json` serves: the API after `OpenAPI` 3.1.
+//! `/openapi.json`: the description of the API in `OpenAPI` 3.1.
 //!
-//! utoipa derives the schemas from the types of the answers, and the operations from the handlers. The refusals are
-//! read off the answers that each [`Failure`] makes. The rest is what utoipa 6 has no words for.
+//! utoipa derives the schemas from the types of the answers, and the operations from the handlers. The refusals come
+//! from the answer that each [`Failure`] makes. The rest is what utoipa 6 cannot express.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -49,7 +49,6 @@ fn describe(ids: IdKind) -> Bytes {
     format!("{description:#}").into()
 }
 
-/// What every description has.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "for its schema")]
 pub(super) struct OpenApi {
@@ -64,30 +63,29 @@ pub(super) struct OpenApi {
     get, path = "/openapi.json", operation_id = "describe", tag = "operations",
     responses((status = 200, description = "An OpenAPI 3.1 description.", body = inline(OpenApi)))
 )]
-// It is not to be cached, because another version may answer the next request.
+// Not cached, because another version may answer the next request.
 pub(super) async fn openapi(State(routes): State<Arc<Routes>>) -> Response {
     let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, NO_STORE)];
     (headers, description(routes.api.counting.ids)).into_response()
 }
 
-/// What utoipa derives.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "headcount",
-        description = "Clients send ids; the service counts how many different ones came in each window, a minute \
-            unless it is told otherwise. Counts are estimates with a stated standard error, or exact.\n\n\
-            Every refusal says why in the header `failure-reason`; the body is `failed`. What is no HTTP gets a bare \
-            400, and a head of more than 32 KB or a hundred headers a bare 431; neither is listed at the operations. \
-            No answer is to be cached.",
+        description = "Clients send ids. The service counts how many different ids arrived in each window, by default \
+            a minute. Counts are estimates with a stated standard error, or exact.\n\n\
+            Every refusal says why in the header `failure-reason`, and its body is `failed`. Two answers have no such \
+            header, and no operation lists them: a request that is not HTTP/1 gets a bare 400, and a head of more than \
+            32 KB or a hundred headers gets a bare 431. Do not cache answers.",
         license(name = "MIT", identifier = "MIT")
     ),
     servers((url = "/")),
     tags(
-        (name = "ids", description = "Sending ids. With `--api-token` it takes the token."),
-        (name = "counts", description = "Reading counts. With `--api-token` it takes the token."),
-        (name = "operations", description = "For those who run the service. `--admin-listen` moves these to an \
-            address of their own; where they are not, they are 404. None takes the token.")
+        (name = "ids", description = "Sending ids. With `--api-token` a request needs the token."),
+        (name = "counts", description = "Reading counts. With `--api-token` a request needs the token, except for the page."),
+        (name = "operations", description = "For operators. `--admin-listen` moves these to another address; at \
+            `--listen` they are 404 then. None needs the token.")
     ),
     paths(
         ui::page, status::status, accept::accept_one, accept::accept_many, unique::unique,
@@ -98,14 +96,15 @@ pub(super) async fn openapi(State(routes): State<Arc<Routes>>) -> Response {
 )]
 struct Derived;
 
-/// What all schemas and operations share.
+/// Adds what all schemas and operations share.
 struct Shared;
 
 impl Modify for Shared {
     fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
         let Some(components) = &mut description.components else { return };
         let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
-            "The token of `--api-token`. Without that flag everybody may ask. It is looked at before all else.",
+            "The token of `--api-token`. Without that flag no request needs one. The service checks it before everything \
+             but `host` and `transfer-encoding`.",
         ));
         components.add_security_scheme("token", SecurityScheme::Http(token.build()));
         for schema in components.schemas.values_mut() {
@@ -118,7 +117,7 @@ impl Modify for Shared {
     }
 }
 
-/// Adds the refusals, the answers of one word, HEAD, and what utoipa cannot say.
+/// Adds the refusals, the answers of one word, HEAD, and what utoipa cannot express.
 fn complete(description: &mut Value) {
     description["info"]["summary"] = json!("Counts how many different ids arrive in each window of time.");
     let Some(paths) = description["paths"].as_object_mut() else { return };
@@ -178,9 +177,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     }
     let responses = &mut operation["responses"];
     let ok = match path {
-        "/api/verve/accept" => Some(words("What was sent is counted.", &["ok"])),
-        ops::LIVEZ => Some(words("It answers.", &["alive"])),
-        "/readyz" => Some(words("Yes. It is `degraded` while Redis is away.", &["ready", "degraded"])),
+        "/api/verve/accept" => Some(words("All ids of the request are counted.", &["ok"])),
+        ops::LIVEZ => Some(words("The process is alive.", &["alive"])),
+        "/readyz" => Some(words("Yes; `degraded` while Redis is away.", &["ready", "degraded"])),
         _ => None,
     };
     if let Some(ok) = ok {
@@ -190,15 +189,15 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         json!({ "cache-control": header("cache-control", &["no-store".to_owned()].into(), true) });
     responses["404"] = words("The path is not served at this address.", &["not found"]);
     responses["404"]["headers"] = responses["200"]["headers"].clone();
-    for (status, response) in refusals(&failures(path, method)) {
+    for (status, response) in refusals(path, method) {
         responses[status] = response;
     }
     if path == "/readyz" {
         let full = responses["503"].take();
         let states = ["starting", "clock", "draining", "failed"];
         responses["503"] = words(
-            "No: it is starting or going down; `clock`: the clock of its machine is off; or it is full, which is \
-             `failed`.",
+            "No. `starting` or `draining`: the service starts or stops. `clock`: this machine's clock differs too much \
+             from Redis's. `failed`: the service has reached `--max-connections` or `--max-connections-per-address`.",
             &states,
         );
         responses["503"]["headers"] = full["headers"].clone();
@@ -206,23 +205,29 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
             let header = &mut responses["503"]["headers"][name];
             header["required"] = json!(false);
             header["description"] =
-                json!(format!("There if the body is `failed`. {}", meaning_of_header(name)));
+                json!(format!("Only if the body is `failed`. {}", meaning_of_header(name)));
         }
     }
 }
 
-/// What an operation refuses.
+/// The failures that an operation can answer.
 fn failures(path: &str, method: &str) -> Vec<Failure> {
     let (is_accept, is_of_api) = (path == "/api/verve/accept", path.starts_with("/api/"));
-    let mut failures = vec![if is_accept { accept::ONLY_ACCEPT } else { ONLY_READ }];
+    let mut failures = vec![
+        if is_accept { accept::ONLY_ACCEPT } else { ONLY_READ },
+        // The server checks every head for these, before any route.
+        Failure::InvalidHost,
+        Failure::InvalidBody,
+        Failure::UnsupportedTransferEncoding,
+    ];
     if path != ops::LIVEZ {
         failures.push(Failure::Overloaded);
     }
+    if ![ops::LIVEZ, "/readyz"].contains(&path) {
+        failures.push(Failure::StoreUnavailable);
+    }
     if is_of_api || path == "/status" {
         failures.push(Failure::Unauthorized);
-    }
-    if is_of_api {
-        failures.push(Failure::StoreUnavailable);
     }
     if is_of_api && !is_accept {
         failures.extend([
@@ -243,22 +248,42 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
             Failure::MissingId,
             Failure::InvalidId { line: Some(1) },
             Failure::InvalidCounter(InvalidCounter::Name),
-            Failure::InvalidBody,
-            Failure::InvalidHost,
             Failure::BodyTooLarge,
             Failure::UnsupportedMediaType,
-            Failure::UnsupportedTransferEncoding,
         ]),
         _ => {}
     }
     failures
 }
 
-/// The answers to these failures, by status: with the headers that they have.
-fn refusals(failures: &[Failure]) -> BTreeMap<String, Value> {
+/// The meaning of a failure on an operation: some operations have fewer causes than others.
+fn meaning(failure: Failure, path: &str, method: &str) -> &'static str {
+    let is_of_api = path.starts_with("/api/");
+    match failure {
+        Failure::InvalidBody if method != "post" => "the body is chunked twice.",
+        Failure::Overloaded if method == "post" => {
+            "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight`, or its \
+             limit for bulk bodies."
+        }
+        Failure::Overloaded if path == "/api/verve/counters" => {
+            "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-queries`."
+        }
+        Failure::Overloaded if is_of_api => {
+            "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-in-flight`."
+        }
+        Failure::Overloaded => {
+            "the service has reached `--max-connections` or `--max-connections-per-address`."
+        }
+        Failure::StoreUnavailable if !is_of_api => "the service is still starting.",
+        _ => failure.parts().2,
+    }
+}
+
+/// The answers to an operation's failures, by status, with their headers.
+fn refusals(path: &str, method: &str) -> BTreeMap<String, Value> {
     let mut by_status = BTreeMap::<String, Vec<Failure>>::new();
-    for failure in failures {
-        by_status.entry(failure.parts().0.as_str().to_owned()).or_default().push(*failure);
+    for failure in failures(path, method) {
+        by_status.entry(failure.parts().0.as_str().to_owned()).or_default().push(failure);
     }
     let describe = |(status, failures): (String, Vec<Failure>)| {
         let mut headers = BTreeMap::<String, (usize, BTreeSet<String>)>::new();
@@ -274,10 +299,9 @@ fn refusals(failures: &[Failure]) -> BTreeMap<String, Value> {
             .into_iter()
             .map(|(name, (times, values))| (name.clone(), header(&name, &values, times == failures.len())))
             .collect();
-        let meanings = failures.iter().map(|failure| {
-            let (_, reason, meaning) = failure.parts();
-            format!("`{reason}`: {meaning}")
-        });
+        let meanings = failures
+            .iter()
+            .map(|failure| format!("`{}`: {}", failure.reason(), meaning(*failure, path, method)));
         let mut response = words(&meanings.collect::<Vec<_>>().join(" "), &["failed"]);
         response["headers"] = json!(headers);
         (status, response)
@@ -285,7 +309,7 @@ fn refusals(failures: &[Failure]) -> BTreeMap<String, Value> {
     by_status.into_iter().map(describe).collect()
 }
 
-/// An answer that is one of a few words.
+/// An answer whose body is one of `words`.
 fn words(description: &str, words: &[&str]) -> Value {
     json!({
         "description": description,
@@ -308,20 +332,20 @@ fn header(name: &str, values: &BTreeSet<String>, required: bool) -> Value {
 
 fn meaning_of_header(name: &str) -> &'static str {
     match name {
-        "allow" => "The methods of this path.",
-        "cache-control" => "Counts are never to be cached, nor is what is wrong with a request.",
+        "allow" => "The methods that this path has.",
+        "cache-control" => "Neither counts nor refusals may be cached.",
         "failure-detail" => "What exactly, for people.",
         "failure-line" => {
-            "With `invalid_id`: which id, counted from 1. It is the line, or in JSON the element."
+            "With `invalid_id`: the line, or in JSON the element, of the bad id, counted from 1."
         }
-        "failure-reason" => "What is wrong, in one word.",
-        "retry-after" => "Seconds after which to come back.",
-        "www-authenticate" => "What is lacking.",
+        "failure-reason" => "What is wrong.",
+        "retry-after" => "The client should wait this many seconds before it tries again.",
+        "www-authenticate" => "The request needs a bearer token.",
         _ => "",
     }
 }
 
-/// What the service sends to the endpoint that a request names.
+/// The POST that the service sends to a request's `endpoint`.
 fn callback() -> Value {
     let parameter = |name: &str, required: bool, description: &str, schema: Value, example: Value| {
         json!({
@@ -331,18 +355,18 @@ fn callback() -> Value {
     };
     json!({
         "operationId": "receiveCount",
-        "summary": "The count so far, that id included",
-        "description": "Sent once, whatever comes of it. It has a second to connect and five in all; redirects are not \
-            followed, and the body of the answer is not read.",
+        "summary": "The count so far, including this request's id",
+        "description": "The service sends it once, and never again. It allows one second to connect and five seconds in \
+            all. It does not follow redirects, and does not read the body of the answer.",
         "parameters": [
             parameter("user-agent", true, "The service and its version.",
                 json!({ "type": "string", "pattern": "^headcount/" }),
                 json!(concat!("headcount/", env!("CARGO_PKG_VERSION")))),
-            parameter("webhook-id", true, "Unlike any other, so that a repeat can be told.",
+            parameter("webhook-id", true, "Unique, so that the receiver can detect a repeat.",
                 json!({ "type": "string", "pattern": "^msg_[0-9a-f]{24}$" }), json!("msg_9f86d081884c7d650000002a")),
-            parameter("webhook-timestamp", true, "When it was sent, in seconds after 1970.",
+            parameter("webhook-timestamp", true, "When the service sent it, in seconds since 1970.",
                 json!({ "type": "integer", "minimum": 0 }), json!(1_795_453_448)),
-            parameter("webhook-signature", false, "With `--callback-secret`, after Standard Webhooks: `v1,` and the \
+            parameter("webhook-signature", false, "With `--callback-secret`, as Standard Webhooks defines it: `v1,` and the \
                 HMAC-SHA256 of `<webhook-id>.<webhook-timestamp>.<body>` in Base64.",
                 json!({ "type": "string", "pattern": "^v1,[0-9A-Za-z+/]{43}=$" }),
                 json!("v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=")),
@@ -352,8 +376,8 @@ fn callback() -> Value {
             "content": { "application/json": { "schema": { "$ref": "#/components/schemas/UniqueCount" } } },
         },
         "responses": {
-            "2XX": { "description": "Taken." },
-            "default": { "description": "Logged and counted as a failure. There is no second try." },
+            "2XX": { "description": "The receiver accepted it." },
+            "default": { "description": "The service logs and counts a failure. It does not try again." },
         },
     })
 }

@@ -26,8 +26,7 @@ use self::state::Routes;
 use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
 
-/// The API and the routes for operations, each for a listener; all in one when there is no listener
-/// for operations.
+/// A router for each listener. Without `--admin-listen`, `public` has all routes.
 pub struct Routers {
     /// For `--listen`.
     pub public: Router,
@@ -35,7 +34,7 @@ pub struct Routers {
     pub admin: Option<Router>,
 }
 
-/// Routes for `--listen` and, if it is given, `--admin-listen`.
+/// The routes for `--listen` and, if it is set, `--admin-listen`.
 pub fn routers(api: Api) -> Routers {
     let separate = api.settings.admin_listen.is_some();
     let ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));

@@ -1,4 +1,4 @@
-//! Routes for operations: `/livez`, `/readyz`, `/metrics`.
+//! Routes for operators: `/livez`, `/readyz`, `/metrics`.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use crate::http::error::{NO_STORE, TEXT};
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Where orchestrators ask whether to restart the process.
+/// Orchestrators restart a process that does not answer here.
 pub(in crate::http) const LIVEZ: &str = "/livez";
 
-/// Does the process live?
+/// Is the process alive?
 ///
-/// Answered also where the connections are at their cap: who is full is not dead.
+/// The service answers this also on connections beyond its limits, because a full service needs no restart.
 #[utoipa::path(get, path = "/livez", operation_id = "live", tag = "operations")]
-// The process ends by itself when one of its parts does.
+// It checks nothing, because the process exits by itself when one of its tasks ends.
 pub(in crate::http) async fn livez() -> Response {
     plain(StatusCode::OK, "alive")
 }
 
-/// No load balancer should send requests here yet.
+/// `/readyz` before the routes are set.
 pub(in crate::http) async fn not_ready() -> Response {
     starting()
 }
@@ -38,14 +38,13 @@ fn starting() -> Response {
 
 /// Should a load balancer send requests here?
 ///
-/// It stays 200 while Redis is away, because an outage of Redis must not take all instances out of the load balancer.
+/// It stays 200 while Redis is away. Otherwise an outage of Redis would take all instances out of the load balancer.
 #[utoipa::path(get, path = "/readyz", operation_id = "ready", tag = "operations")]
 pub(super) async fn readyz(State(routes): State<Arc<Routes>>) -> Response {
     let clock_is_wrong = *routes.api.clock_is_wrong.borrow();
     match *routes.api.phase.borrow() {
         Phase::Starting => starting(),
         Phase::Ready if clock_is_wrong => plain(StatusCode::SERVICE_UNAVAILABLE, "clock"),
-        // What makes all of them degraded must not take all of them out of the load balancer.
         Phase::Ready if routes.api.store.is_degraded() => plain(StatusCode::OK, "degraded"),
         Phase::Ready => plain(StatusCode::OK, "ready"),
         Phase::Draining => plain(StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -67,9 +66,9 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     api.metrics.pending_ids.set(api.store.pending_ids() as f64);
     api.metrics.counter_memory.set(api.store.counter_memory() as f64);
     api.metrics.callback_queue_length.set(api.callbacks.waiting() as f64);
-    // Nobody is to wait for metrics because of what they would show.
+    // During an outage the count would wait for a time-out, and delay the metrics that show the outage.
     let counted = if is_degraded { None } else { api.store.count(api.running_window()).await.ok() };
-    // Not the number of before: the largest of all instances is taken for that of all.
+    // NaN, not the last count: dashboards show the largest count of all instances.
     api.metrics.current_unique_ids.set(counted.map_or(f64::NAN, |counted| counted.unique_ids as f64));
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
 }

@@ -1,4 +1,4 @@
-//! Schemas of what is no struct: values that are written as a number or as text, and bodies.
+//! Schemas of values written as a number or as text, and of bodies that are no JSON objects.
 
 use std::borrow::Cow;
 
@@ -16,8 +16,8 @@ impl PartialSchema for IntegerId {
         ObjectBuilder::new()
             .schema_type(Type::Integer)
             .description(Some(
-                "An integer that fits 64 bits, with or without a sign. Beware of tools that read JSON numbers as \
-                 floating point.",
+                "A signed or unsigned integer of 64 bits. Some tools read JSON numbers as floating point and lose \
+                 digits.",
             ))
             .minimum(Some(i64::MIN))
             .maximum(Some(u64::MAX))
@@ -31,15 +31,15 @@ impl ToSchema for IntegerId {
     }
 }
 
-/// The body of a bulk request, as lines.
+/// A bulk body with an id a line.
 pub(super) struct Lines;
 
 impl PartialSchema for Lines {
     fn schema() -> RefOr<Schema> {
         text(r"^-?[0-9]+(\r?\n-?[0-9]+)*(\r?\n)?$")
             .description(Some(
-                "An id a line, each in the range of `Id`. Lines end in LF or CR LF; the last one need not. No line is \
-                 empty.",
+                "An id a line, each in the range of `Id`. Lines end in LF or CR LF. The end of the last line may be \
+                 missing. No line is empty.",
             ))
             .into()
     }
@@ -84,7 +84,7 @@ pub(super) fn describe_counter(path: &str, schema: &mut Value) {
     }
 }
 
-/// The metrics.
+/// Metrics in the text format of Prometheus.
 #[derive(ToSchema)]
 #[schema(pattern = "^# HELP ")]
 pub(super) struct Exposition(#[expect(dead_code, reason = "for its schema")] String);
@@ -97,7 +97,7 @@ pub(super) struct Ids(#[expect(dead_code, reason = "for its schema")] Vec<Intege
 impl PartialSchema for Window {
     fn schema() -> RefOr<Schema> {
         text("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
-            .description(Some("A window's start, UTC."))
+            .description(Some("A window's start, in UTC."))
             .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
             .into()
     }

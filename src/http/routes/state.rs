@@ -1,4 +1,4 @@
-//! The API, with what each route needs beside it.
+//! The state of the routes: the API, limits, and a metric handle for each result.
 
 use ::metrics::Counter;
 use axum::response::{IntoResponse, Response};
@@ -11,7 +11,6 @@ use crate::http::api::Api;
 use crate::http::error::Failure;
 use crate::telemetry::metrics::{Metrics, RouteMetrics};
 
-/// The API, and a handle for the results of each route.
 pub(super) struct Routes {
     pub(super) api: Api,
     pub(super) bulk_budget: Budget,
@@ -44,7 +43,7 @@ impl Routes {
     }
 }
 
-/// The handles of one route, made once.
+/// The metric handles of one route. Made once, because to look one up costs more than to increment it.
 pub(super) struct RouteHandles {
     pub(super) all: RouteMetrics,
     failed: Vec<(&'static str, Counter)>,

@@ -1,4 +1,4 @@
-//! `/status`: what the live page shows.
+//! `/status`: the data of the live page.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::http::error::NO_STORE;
 use crate::model::mode::Mode;
 use crate::model::window::{UniqueCount, WindowCount};
 
-/// How this instance does, and what was counted.
+/// The state of this instance, and the counts.
 #[derive(Serialize, ToSchema)]
 #[schema(examples(json!({
     "version": "0.1.0",
@@ -34,29 +34,30 @@ use crate::model::window::{UniqueCount, WindowCount};
     }]
 })))]
 pub(super) struct Status {
-    /// Of the service.
+    /// The version of the service.
     version: &'static str,
-    /// This one: the host and a number that each start has anew.
+    /// The id of the instance that answers: its host, and a number that is new after each start.
     #[schema(pattern = "^.+/[0-9a-f]{16}$")]
     instance: String,
-    /// The one that closes windows, if it is known.
+    /// The id of the instance that leads, as far as this one knows. Null if it does not know.
     #[schema(required, pattern = "^.+/[0-9a-f]{16}$")]
     leader: Option<String>,
     #[schema(inline)]
     mode: Mode,
-    /// Relative to the truth: two of three counts are within one of it, 95 of 100 within two; 0 when exact.
+    /// Relative to the true count. Two of three counts are within one standard error, 95 of 100 within two. It is 0 in
+    /// mode `exact`.
     #[schema(minimum = 0, maximum = 1)]
     standard_error: f64,
-    /// Length of a window. It divides a day.
+    /// Length of a window, in seconds. A day is a multiple of it.
     #[schema(minimum = 1, maximum = 86_400)]
     window_seconds: u32,
-    /// True while Redis is away.
+    /// Whether Redis is away for this instance.
     degraded: bool,
-    /// Requests with ids that this instance has answered `ok` since its start.
+    /// Requests with ids that this instance has accepted since its start.
     requests_total: u64,
-    /// Ids that this instance has accepted since its start, repeats among them.
+    /// Ids that this instance has accepted since its start, repeats included.
     accepted_ids_total: u64,
-    /// Null while it cannot be known, as when Redis is away.
+    /// The count of the running window so far. Null while this instance cannot read it, as when Redis is away.
     #[schema(required)]
     current: Option<UniqueCount>,
     /// The last closed windows, oldest first.
@@ -66,7 +67,7 @@ pub(super) struct Status {
 
 /// The data of the live page
 ///
-/// The running window's count, the last closed windows, and how this instance does.
+/// The running window's count, the last closed windows, and the state of this instance.
 #[utoipa::path(
     get, path = "/status", tag = "counts",
     responses((status = 200, description = "The data.", body = Status)),
@@ -83,7 +84,7 @@ pub(super) async fn status(State(routes): State<Arc<Routes>>, request: Request) 
 
 async fn read(routes: &Routes) -> impl IntoResponse + use<> {
     let api = &routes.api;
-    // Before the windows, so that none is missing in between.
+    // Read before the closed windows: a window that closes in between is then in both, not in neither.
     let current = unique::current(routes).await.ok();
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),

@@ -1,8 +1,7 @@
 //! `/`: the live page.
 //!
-//! One file with its own style and script, which asks [`status`](super::status) and nobody else. The browser is told
-//! to allow just these: their hashes are in the content security policy, and nothing that is not in the file
-//! runs or is fetched, also if a name that the page shows were to hold markup.
+//! One file with its own style and script. The script asks only [`status`](super::status). The content security policy has
+//! the hashes of both, so the browser runs and loads nothing else. That holds even if a name on the page contains markup.
 
 use std::sync::LazyLock;
 
@@ -20,19 +19,19 @@ use crate::http::error::NO_STORE;
 const PAGE: &str = include_str!("ui.html");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
-/// What is no header would be a page without style and script.
+/// The fallback never applies: it would be a page without style and script.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy(PAGE)).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
 /// The live page
 ///
-/// Shows what `/status` says. With `--no-ui` it is 404.
+/// Shows the data of `/status`. With `--no-ui` it is 404.
 #[utoipa::path(
     get, path = "/", tag = "counts",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html"))
 )]
-// Everybody may have it: it has no numbers.
+// Needs no token, because the page itself holds no numbers.
 pub(super) async fn page() -> Response {
     let headers = [
         (CONTENT_TYPE, HTML),
@@ -52,7 +51,7 @@ fn policy(page: &str) -> String {
     )
 }
 
-/// How the policy names the element of this kind, of which there is one.
+/// The policy's source expression for the page's only element of this name.
 fn source(page: &str, element: &str) -> String {
     let (start, end) = (format!("<{element}>"), format!("</{element}>"));
     let content = page.split_once(&start).and_then(|(_, rest)| rest.split_once(&end));

@@ -1,4 +1,4 @@
-//! `/api/verve/unique`: the running count, and that of the last closed window.
+//! `/api/verve/unique`: the running window's count so far, and that of the last closed window.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::model::shard::Shards;
 use crate::model::window::{UniqueCount, Window};
 use crate::store::standard_error;
 
-/// Counts, and how they are made.
+/// Counts, and how the service counts.
 #[derive(Serialize, ToSchema)]
 #[schema(examples(json!({
     "mode": "hll",
@@ -36,14 +36,15 @@ pub(super) struct Unique {
     counter: Option<String>,
     #[schema(inline)]
     mode: Mode,
-    /// Relative to the truth: two of three counts are within one of it, 95 of 100 within two; 0 when exact.
+    /// Relative to the true count. Two of three counts are within one standard error, 95 of 100 within two. It is 0 in
+    /// mode `exact`.
     #[schema(minimum = 0, maximum = 1)]
     standard_error: f64,
-    /// Length of a window. It divides a day.
+    /// Length of a window, in seconds. A day is a multiple of it.
     #[schema(minimum = 1, maximum = 86_400)]
     window_seconds: u32,
     current: UniqueCount,
-    /// Null before the first window is closed.
+    /// Null before the first window has closed.
     #[schema(required)]
     last: Option<ClosedCount>,
 }
@@ -139,14 +140,14 @@ async fn of_total(routes: &Routes) -> Result<Unique, Failure> {
 /// [`Failure::Overloaded`] and [`Failure::StoreUnavailable`].
 pub(super) async fn current(routes: &Routes) -> Result<UniqueCount, Failure> {
     routes.in_flight.admit()?;
-    let _place = routes.in_flight.wait();
+    let _permit = routes.in_flight.wait();
     let api = &routes.api;
     if api.store.is_degraded() {
         return Err(Failure::StoreUnavailable);
     }
     let window = api.running_window();
     let counted = api.store.count(window).await.map_err(|error| {
-        warn!(%error, "the running window cannot be counted");
+        warn!(%error, "the store could not count the running window");
         Failure::StoreUnavailable
     })?;
     Ok(UniqueCount { timestamp: window, unique_request_count: counted.unique_ids })

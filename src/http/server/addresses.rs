@@ -1,4 +1,4 @@
-//! How many connections each address holds.
+//! The limit of connections from one address.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,39 +7,39 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Counts the connections of each address, and knows how many one may have.
+/// Counts the connections of each address.
 pub(super) struct Addresses {
     limit: u32,
-    /// Only addresses that have a connection.
+    /// Has no entry for an address without connections.
     counts: Mutex<HashMap<IpAddr, u32>>,
 }
 
-/// A connection's place among those of its address. Given back when it is dropped.
-pub(super) struct Place {
+/// A connection's permit among those of its address. Dropping it returns it.
+pub(super) struct AddressPermit {
     addresses: Arc<Addresses>,
     of: IpAddr,
 }
 
 impl Addresses {
-    /// At most `limit` connections each.
+    /// At most `limit` connections from each address.
     pub(super) fn new(limit: u32) -> Arc<Self> {
         Arc::new(Self { limit, counts: Mutex::default() })
     }
 
-    /// A place for one more connection from `address`, unless it has as many as it may.
-    pub(super) fn place_for(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    /// A permit for one more connection from `address`, unless the address is at the limit.
+    pub(super) fn permit_for(self: &Arc<Self>, address: IpAddr) -> Option<AddressPermit> {
         let of = client(address);
         let mut counts = self.counts.lock();
         let count = counts.entry(of).or_insert(0);
-        // One that has none yet has room, so no entry is left at zero.
+        // The limit is at least one, so a new entry never stays at zero.
         (*count < self.limit).then(|| {
             *count += 1;
-            Place { addresses: Arc::clone(self), of }
+            AddressPermit { addresses: Arc::clone(self), of }
         })
     }
 }
 
-impl Drop for Place {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         if let Entry::Occupied(mut entry) = self.addresses.counts.lock().entry(self.of) {
             *entry.get_mut() -= 1;
@@ -50,8 +50,8 @@ impl Drop for Place {
     }
 }
 
-/// What counts as one address. A client with one IPv6 address has the 2^64 of its network, so these are
-/// one; and an IPv4 address is the same one where an IPv6 socket took its connection.
+/// The address that a connection counts for. A client usually has all 2^64 addresses of its IPv6 network, so they count
+/// as one. An IPv4 address counts as itself, also if an IPv6 socket accepted the connection.
 fn client(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -64,16 +64,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_given_back_and_nothing_is_kept() {
+    fn dropped_permits_return_and_leave_no_entry() {
         let addresses = Addresses::new(2);
         let [a, b] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
-        let first = addresses.place_for(a).unwrap();
-        let second = addresses.place_for(a).unwrap();
-        assert!(addresses.place_for(a).is_none(), "one too many");
-        let other = addresses.place_for(b).unwrap();
+        let first = addresses.permit_for(a).unwrap();
+        let second = addresses.permit_for(a).unwrap();
+        assert!(addresses.permit_for(a).is_none(), "one too many");
+        let other = addresses.permit_for(b).unwrap();
         drop(first);
-        let third = addresses.place_for(a).unwrap();
-        assert!(addresses.place_for(a).is_none());
+        let third = addresses.permit_for(a).unwrap();
+        assert!(addresses.permit_for(a).is_none());
         drop((second, third, other));
         assert!(addresses.counts.lock().is_empty());
     }

@@ -1,4 +1,4 @@
-//! Routes that come later than the connections.
+//! Accepts connections while the service starts, before its routes are ready.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,11 +13,11 @@ use tower::ServiceExt;
 use crate::http::error::Failure;
 use crate::http::routes::ops;
 
-/// How long a request waits for a service that starts, before it is told that no id is taken yet.
+/// How long a request waits for the routes, before it gets 503.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Routes that come later than the connections: while the service starts, it answers that it lives and is not ready. All
-/// else waits a while for the routes, which come soon where Redis is there. Clones are the same.
+/// A router whose routes are set after the server has started. Until then it answers `/livez` with `alive` and `/readyz`
+/// with `starting`. Other requests wait up to two seconds for the routes. Clones share the routes.
 #[derive(Clone)]
 pub struct LateRouter {
     before: Router,
@@ -26,7 +26,7 @@ pub struct LateRouter {
 }
 
 impl LateRouter {
-    /// No routes yet.
+    /// A router without routes.
     pub fn starting() -> Self {
         let after = Arc::<OnceLock<Router>>::default();
         let arrival = watch::channel(()).0;
@@ -48,19 +48,18 @@ impl LateRouter {
         Self { before, after, arrival }
     }
 
-    /// From now on these are the routes, on connections that are there already too.
+    /// Sets the routes, also for open connections.
     pub fn arrive(&self, routes: Router) {
         let _ = self.after.set(routes);
         self.arrival.send_replace(());
     }
 
-    /// Those of the moment.
     pub(super) fn now(&self) -> Router {
         self.after.get().unwrap_or(&self.before).clone()
     }
 }
 
-/// Routes that are there from the start.
+/// For routes that are ready from the start.
 impl From<Router> for LateRouter {
     fn from(routes: Router) -> Self {
         Self { before: routes, after: Arc::default(), arrival: watch::channel(()).0 }

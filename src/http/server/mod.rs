@@ -1,8 +1,8 @@
-//! The server: takes connections, serves them, and lets go of them in order.
+//! The server: accepts connections, serves them, and closes them when the service stops.
 //!
-//! hyper's HTTP/1 connection under our own accept loop, for what a ready-made server does not let us
-//! set: time-outs, a cap on connections that answers instead of hanging, and a drain with an end.
-//! HTTP/2 is left to the load balancer.
+//! Our own accept loop drives hyper's HTTP/1 connections. Ready-made servers lack three things that we need: time-outs
+//! for each stage, a 503 beyond the limits of connections, and a drain with a deadline. The server does not speak HTTP/2:
+//! a load balancer can.
 
 mod addresses;
 pub(super) mod late;
@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use self::addresses::{Addresses, Place};
+use self::addresses::{AddressPermit, Addresses};
 use self::late::LateRouter;
 use self::timeouts::{Late, Timeouts, Watch, WatchedStream};
 use super::error::Failure;
@@ -44,32 +44,32 @@ use super::settings::Settings;
 use crate::platform::workers::Workers;
 use crate::telemetry::metrics::Metrics;
 
-/// Wait after an accept that failed for want of descriptors or memory: some may come back.
+/// Pause after an accept failed, for example without free descriptors. Some may be free again then.
 const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(100);
-/// The longest head of a request, in bytes, which is also what a connection reads at a time. Heads that do
-/// not end can take this times the connections, so it is a small part of what hyper would take.
+/// The longest head of a request, in bytes, and the most that a connection reads at a time. Clients that never finish
+/// their heads can fill this much memory on every connection. So it is far below hyper's default.
 const LONGEST_HEAD: usize = 32 * 1024;
-/// Connections beyond each cap that are told so at a time; those beyond these are just closed.
+/// Connections beyond each limit that get a 503 at a time. The server closes any more without an answer.
 const REFUSALS: usize = 64;
-/// How long a connection beyond a cap may take to hear that.
+/// Deadline of a connection that gets a 503.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why requests are refused that no route is asked about.
+/// The reasons to refuse a request before any route sees it.
 const REFUSED_HEADS: [Failure; 3] =
     [Failure::InvalidHost, Failure::UnsupportedTransferEncoding, Failure::InvalidBody];
-/// What hyper takes for no HTTP.
+/// Input that hyper refuses with 400.
 const NO_HTTP: &[u8] = b"?";
 
 /// When a server stops.
 #[derive(Clone, Default)]
 pub struct Stop {
-    /// Take no more connections, finish the requests that were begun.
+    /// Accept no more connections, and finish the requests that have begun.
     pub drain: CancellationToken,
-    /// Let go of all connections now.
+    /// Close all connections now.
     pub abort: CancellationToken,
 }
 
-/// Serves connections on `workers` until `stop.drain`, and returns when all are closed.
+/// Serves connections on `workers` until `stop.drain`. Returns when all are closed.
 pub async fn serve(
     listener: TcpListener,
     router: impl Into<LateRouter>,
@@ -100,7 +100,7 @@ pub async fn serve(
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
-            // In this order: a connection that is taken now would be closed.
+            // In this order: a connection accepted during the drain would only be closed.
             biased;
             () = server.stop.drain.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -109,7 +109,7 @@ pub async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 if !failing {
-                    warn!(%error, "connections cannot be accepted, trying again");
+                    warn!(%error, "accepting connections fails, trying again");
                 }
                 failing = true;
                 tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
@@ -118,13 +118,15 @@ pub async fn serve(
         };
         failing = false;
         let permit = Arc::clone(&room).try_acquire_owned().ok();
-        match (permit, addresses.place_for(peer.ip())) {
-            (Some(permit), Some(place)) => server.spawn_connection(stream, server.admit(permit, place)),
+        match (permit, addresses.permit_for(peer.ip())) {
+            (Some(permit), Some(of_address)) => {
+                server.spawn_connection(stream, server.admit(permit, of_address));
+            }
             (None, Some(_)) => server.spawn_refusal(stream, &server.refusals),
             (_, None) => server.spawn_refusal(stream, &server.address_refusals),
         }
     }
-    // Closed before the wait: who knocks now is refused by the kernel and goes elsewhere.
+    // Closed before the wait: the kernel refuses new connections, and their clients try another instance.
     drop(listener);
     server.connections.close();
     server.connections.wait().await;
@@ -132,17 +134,17 @@ pub async fn serve(
 
 fn http(limits: &Settings) -> http1::Builder {
     let mut http = http1::Builder::new();
-    // Time-outs are up to the watch.
+    // The watch has the time-outs.
     http.header_read_timeout(None)
         .max_buf_size(LONGEST_HEAD)
         .writev(false)
         .keep_alive(limits.keep_alive)
-        // Who sends no more may still be waiting for answers; if not, the watch ends it.
+        // A client that has closed its sending side may still read answers. If it does not, the watch ends it.
         .half_close(true);
     http
 }
 
-/// What no route is asked about, because it can be taken for another request than it is.
+/// Refuses heads that another server could read as a different request, before any route sees them.
 ///
 /// # Errors
 ///
@@ -151,8 +153,8 @@ fn check_head<B>(request: &Request<B>) -> Result<(), Failure> {
     if host_is_sound(request) { check_transfer(request.headers()) } else { Err(Failure::InvalidHost) }
 }
 
-/// Whether a request says once for which host it is, as HTTP/1.1 demands (RFC 9112, 3.2). Proxies and servers that
-/// understand a second one, or none, otherwise than each other can be played off against each other.
+/// Whether a request has one valid `host`, as HTTP/1.1 demands (RFC 9112, 3.2). Proxies and servers may disagree on a
+/// request with two or none. Attackers exploit that.
 fn host_is_sound<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -162,8 +164,8 @@ fn host_is_sound<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// Whether it is a name or an address, and a port perhaps (RFC 9112, 3.2; RFC 3986, 3.2.2 and 3.2.3). The name may be
-/// empty, and so may the port.
+/// Whether it is a name or an address, with or without a port (RFC 9112, 3.2; RFC 3986, 3.2.2 and 3.2.3). Name and port
+/// may be empty.
 fn is_host(value: &[u8]) -> bool {
     let (is_sound, port) = if let Some(value) = value.strip_prefix(b"[") {
         let Some(end) = memchr(b']', value) else { return false };
@@ -186,7 +188,7 @@ fn is_name(mut rest: &[u8]) -> bool {
     }
 }
 
-/// What may stand in brackets: an IPv6 address, or one of a version to come.
+/// Whether it may stand in brackets: an IPv6 address, or an address of a future version.
 fn is_ip_literal(literal: &[u8]) -> bool {
     let Some(future) = literal.strip_prefix(b"v").or_else(|| literal.strip_prefix(b"V")) else {
         return str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok());
@@ -200,13 +202,13 @@ fn is_ip_literal(literal: &[u8]) -> bool {
         && address.iter().all(is_of_address)
 }
 
-/// Whether it may stand in a name as it is.
+/// Whether a name may have it unescaped.
 fn is_of_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
-/// Sees that nothing was done to the body on its way but to cut it into chunks, once (RFC 9112, 6.1 and 7). hyper only
-/// sees that this was done last.
+/// Checks that the only transfer coding is `chunked`, at most once (RFC 9112, 6.1 and 7). hyper only checks that it is
+/// the last one.
 fn check_transfer(headers: &HeaderMap) -> Result<(), Failure> {
     let lines = headers.get_all(TRANSFER_ENCODING).iter();
     let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
@@ -220,8 +222,10 @@ fn check_transfer(headers: &HeaderMap) -> Result<(), Failure> {
     if times > 1 { Err(Failure::InvalidBody) } else { Ok(()) }
 }
 
-/// Sees off a client whose connection hyper is done with: says what hyper has left unsaid, and reads for a while what may
-/// still be coming. Else the kernel would reset the connection, and who sends all before reading would not see the answer.
+/// Ends a connection after hyper is done with it: answers HTTP/2, and reads for a while what the client still sends.
+///
+/// Without that the kernel would reset the connection. A client that sends everything before it reads would lose the
+/// answer.
 async fn see_off<S>(
     http: &http1::Builder,
     watch: &Watch,
@@ -237,7 +241,7 @@ async fn see_off<S>(
     let _ = tokio::time::timeout(time, async {
         let mut stream = parts.io.into_inner();
         if served.as_ref().is_err_and(hyper::Error::is_parse_version_h2) {
-            // hyper says nothing to the preface of HTTP/2 (RFC 9113, 3.4). To what is no HTTP at all it says 400.
+            // hyper does not answer the preface of HTTP/2 (RFC 9113, 3.4). It answers other invalid input with 400.
             let other = TokioIo::new(tokio::io::join(NO_HTTP, stream));
             let mut connection = http.serve_connection(other, parts.service);
             let _ = (&mut connection).await;
@@ -248,16 +252,16 @@ async fn see_off<S>(
     .await;
 }
 
-/// Whether the kernel was first to see that the client takes nothing. It has the time-out for writing too.
+/// Whether the kernel noticed before the watch that the client reads nothing. The kernel's time-out is the same.
 fn took_nothing(error: &hyper::Error) -> bool {
     let error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// What a connection has of the caps, and gives back at its end, whichever that is.
+/// A connection's permits and its part of the gauge. Dropping it returns them.
 struct Admission {
     _permit: OwnedSemaphorePermit,
-    _place: Place,
+    _of_address: AddressPermit,
     gauge: Gauge,
 }
 
@@ -280,19 +284,19 @@ struct Server {
     stop: Stop,
     connections: TaskTracker,
     refusals: Arc<Semaphore>,
-    /// Apart, so that an address that has too many cannot keep others from hearing that the service lives.
+    /// Separate, so that an address beyond its limit cannot keep probes of other addresses from `/livez`.
     address_refusals: Arc<Semaphore>,
 }
 
 impl Server {
-    fn admit(&self, permit: OwnedSemaphorePermit, place: Place) -> Admission {
+    fn admit(&self, permit: OwnedSemaphorePermit, of_address: AddressPermit) -> Admission {
         let gauge = self.metrics.connections.clone();
         gauge.increment(1.0);
-        Admission { _permit: permit, _place: place, gauge }
+        Admission { _permit: permit, _of_address: of_address, gauge }
     }
 
     fn spawn_connection(&self, stream: TcpStream, admission: Admission) {
-        // Answers are small: waiting for more to send with them only makes them late.
+        // Answers are small: Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
         let watch = Watch::new(self.timeouts);
         let (router, of_service) = (self.router.clone(), Arc::clone(&watch));
@@ -316,9 +320,9 @@ impl Server {
             }
         });
         let (http, timed_out) = (self.http.clone(), Arc::clone(&self.timed_out));
-        // The connection's own: it is looked at in every turn, and all others' would be behind one lock.
+        // A child token, because every poll checks it: connections that share one token would share its lock.
         let (drain, abort) = (self.stop.drain.child_token(), self.stop.abort.clone());
-        // From here on the worker's system of events has it.
+        // Unregistered from this runtime: the worker registers it with its own.
         let Ok(stream) = stream.into_std() else { return };
         let serve = |seat| async move {
             let _seat = seat;
@@ -326,7 +330,7 @@ impl Server {
             let stream = WatchedStream::new(stream, Arc::clone(&watch));
             let mut connection = http.serve_connection(TokioIo::new(stream), service);
             let served = tokio::select! {
-                // In this order: a request that has arrived is served before the drain is looked at.
+                // In this order: a request that has arrived is served before the drain starts.
                 biased;
                 served = watch.over(&mut connection) => served,
                 () = drain.cancelled() => {
@@ -338,7 +342,7 @@ impl Server {
                 }
             };
             if let Ok(served) = &served {
-                // In a box: else every connection would carry the room that this takes.
+                // Boxed: otherwise every connection's future would reserve memory for it.
                 let see_off = Box::pin(see_off(&http, &watch, served, connection.into_parts()));
                 tokio::select! {
                     () = see_off => {}
@@ -358,8 +362,8 @@ impl Server {
         self.workers.spawn_connection(|seat| self.connections.track_future(serve(seat)));
     }
 
-    /// Answers the first request of a connection beyond a cap with 503. Only `/livez` is served all the
-    /// same: who is full is not dead, and should not be restarted.
+    /// Answers the first request of a connection beyond a limit with 503. It still serves `/livez`: an orchestrator
+    /// should not restart an instance because it is full.
     fn spawn_refusal(&self, stream: TcpStream, refusals: &Arc<Semaphore>) {
         self.refused.increment(1);
         let Ok(permit) = Arc::clone(refusals).try_acquire_owned() else { return };

@@ -1,31 +1,29 @@
-//! A watch over a connection: it ends the connection when the client does not do its part.
+//! A watch over a connection: it ends the connection when the client is too slow.
 //!
-//! A client owes the server three things: the next request, for which connections are kept open; the rest of a head once it has
-//! begun, which is a few packets; and to take the answer. Each has a time-out of its own, because one for all would be too short
-//! for the first or too long for the others. hyper has one timer, from an answer to the end of the next head, and none for
-//! writing.
+//! The server waits for a client in three situations: for the next request, for the rest of a head, and for the client
+//! to read an answer. Each has its own time-out. A single one would be too short for an idle connection, or too long for
+//! the others. hyper has one timer, from an answer to the end of the next head, and none for writing.
 //!
-//! So a connection is in one of four stages. Two belong to the client and have an end. In the others the server is at work. What
-//! waits for the client there, the body of a bulk request, has a deadline where it is read.
+//! So a connection is in one of four stages. In two of them the server waits for the client, and a time-out runs. In the
+//! others the server works. A bulk body is read then, and `routes::bulk` has its own deadline.
 //!
 //! | stage | from | until the next | time-out |
 //! | --- | --- | --- | --- |
-//! | idle | the connection's start, or an answer that went out | first byte | idle |
-//! | head | the first byte | whole head | header |
-//! | serving | the whole head | answer that is made | |
-//! | answering | the answer that is made | answer that went out | write |
+//! | idle | the connection's start, or a sent answer | first byte | idle |
+//! | head | the first byte | complete head | header |
+//! | serving | the complete head | complete answer | |
+//! | answering | the complete answer | sent answer | write |
 //!
-//! The time-out for writing begins anew with every byte that the client takes. It runs only while the client takes nothing, and
-//! in every stage.
+//! The write time-out runs in every stage while the client reads nothing. It restarts whenever the client reads a byte.
 //!
-//! The watch sees the stages from outside of hyper: a stream notes when bytes come and go, and the service notes when it is
-//! called and when it has an answer. Bytes of the next head that came together with a request are not seen as such. That head is
-//! late only when a further byte of it has come, or when the connection has been idle for too long.
+//! The watch sees the stages from outside hyper. The stream notes when bytes come and go. The service notes when hyper
+//! calls it and when it has an answer. The first bytes of the next head may arrive together with a request. The watch
+//! does not see these: the header time-out starts with a later byte, and until then the idle time-out runs.
 //!
-//! **There is no timer for each request.** To move one takes a lock that all connections share. A connection has one alarm.
-//! After each turn of the connection the alarm is moved only if the deadline is now before it. That is rare, because what follows
-//! an answer is the longest time-out. An alarm that goes off too early is set to the deadline of that moment. A request costs two
-//! looks at the clock.
+//! **There is no timer for each request.** To move a timer takes a lock that all connections share. So a connection has
+//! one alarm, and each poll moves it only if the deadline is now earlier. That is rare, because the idle time-out, which
+//! follows an answer, is the longest. An alarm that fires too early is set to the current deadline. A request costs two
+//! readings of the clock.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -43,10 +41,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::http::settings::Settings;
 
-/// Stands for "not now" where there is a moment otherwise.
+/// Stands for "none" in place of a time.
 const NEVER: u64 = u64::MAX;
 
-/// How long a client may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
     idle: Duration,
@@ -60,19 +57,19 @@ impl Timeouts {
     }
 }
 
-/// For what the client took too long.
+/// What the client was too slow to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Late {
-    /// The next request.
+    /// Send the next request.
     Idle,
-    /// The rest of a head.
+    /// Send the rest of a head.
     Header,
-    /// Taking an answer.
+    /// Read an answer.
     Write,
 }
 
 impl Late {
-    /// One of each, in their order.
+    /// In the order of their numbers: `late as usize` is an index.
     pub(super) const ALL: [Self; 3] = [Self::Idle, Self::Header, Self::Write];
 
     /// The name in metrics.
@@ -94,23 +91,23 @@ enum Stage {
     Answering,
 }
 
-/// What is known of a connection. One task alone reads and writes it: the atomics are there because the
-/// task may go from one thread to another, and order nothing.
+/// The state of a connection. Only one task uses it. The fields are atomics because the task may move between threads;
+/// their order does not matter, so `Relaxed` is enough.
 #[derive(Debug)]
 pub(super) struct Watch {
     timeouts: Timeouts,
     opened: Instant,
     stage: AtomicU8,
-    /// Since when it is idle, or a head is coming: nanoseconds after `opened`, as all moments here.
+    /// When the stage idle or head began, in nanoseconds after `opened`, as all times here.
     since: AtomicU64,
-    /// Since when the client takes nothing of what there is for it, or [`NEVER`].
+    /// Since when the client has not read what is ready for it, or [`NEVER`].
     stuck: AtomicU64,
-    /// The last request has a body whose end nobody has seen.
+    /// The end of the last request's body has not been read.
     body_is_left: AtomicBool,
 }
 
 impl Watch {
-    /// Over a connection that opens now.
+    /// A watch over a connection that opens now.
     pub(super) fn new(timeouts: Timeouts) -> Arc<Self> {
         Arc::new(Self {
             timeouts,
@@ -122,7 +119,7 @@ impl Watch {
         })
     }
 
-    /// A request has come, and is being served. Returns its body, which is watched too.
+    /// Notes that a request has arrived. Returns its body, which the watch sees too.
     pub(super) fn called(self: &Arc<Self>, body: Incoming) -> Body {
         self.enter(Stage::Serving);
         let has_body = !body.is_end_stream();
@@ -134,7 +131,7 @@ impl Watch {
         }
     }
 
-    /// Its answer is made, all of it.
+    /// Notes that its answer is complete.
     pub(super) fn answered(&self) {
         self.enter(Stage::Answering);
     }
@@ -144,7 +141,7 @@ impl Watch {
         self.body_is_left.load(Ordering::Relaxed)
     }
 
-    /// Drives the connection, to its end or to the moment when the client is late.
+    /// Drives the connection until it ends or the client is too slow.
     pub(super) async fn over<C: Future + Unpin>(&self, connection: &mut C) -> Result<C::Output, Late> {
         let mut alarm = pin!(sleep_until(self.opened));
         let mut set_for = None;
@@ -161,7 +158,7 @@ impl Watch {
                 if set_for == Some(deadline) {
                     return Poll::Ready(Err(late));
                 }
-                // It was set for a deadline that has been met since.
+                // The client met that deadline. Now set the alarm for the next.
                 set_for = None;
             }
             Poll::Pending
@@ -169,7 +166,7 @@ impl Watch {
         .await
     }
 
-    /// When the client is late next, after `opened`, and for what. None while it is the server's turn.
+    /// The next deadline of the client, after `opened`, and what it is for. None while the server works.
     fn deadline(&self) -> Option<(Duration, Late)> {
         let stuck = self.stuck.load(Ordering::Relaxed);
         let (since, timeout, late) = if stuck == NEVER {
@@ -202,7 +199,7 @@ impl Watch {
         }
     }
 
-    /// hyper flushes when all that it had is written.
+    /// hyper flushes when it has written everything.
     fn flushed(&self) {
         if self.is_at(Stage::Answering) {
             self.since.store(self.now(), Ordering::Relaxed);
@@ -228,11 +225,11 @@ impl Watch {
     }
 }
 
-/// The body of a request, which tells the connection's watch when it is at its end.
+/// The body of a request. It tells the connection's watch when it ends.
 struct WatchedBody {
     body: Incoming,
     watch: Arc<Watch>,
-    /// What comes after this is no body.
+    /// The body failed: the connection may still carry the rest of it.
     is_broken: bool,
 }
 
@@ -262,7 +259,7 @@ impl HttpBody for WatchedBody {
     }
 }
 
-/// A connection's stream, which tells its watch what comes and goes.
+/// A connection's stream. It tells the watch when bytes come and go.
 #[derive(Debug)]
 pub(super) struct WatchedStream {
     stream: TcpStream,
@@ -278,7 +275,7 @@ impl WatchedStream {
 impl Drop for WatchedStream {
     fn drop(&mut self) {
         if self.watch.is_stuck() {
-            // Else the kernel would keep what the client does not take, up to megabytes, for minutes.
+            // Otherwise the kernel would keep the unread answer, up to megabytes, for minutes.
             let _ = self.stream.set_zero_linger();
         }
     }

@@ -1,12 +1,11 @@
-//! Certificates of an authority of the test's own.
+//! Certificates that a test's own authority signs.
 
 use std::path::Path;
 use std::process::Command;
 
 use super::process::output_of;
 
-/// An authority, and a server's certificate that it signed: a client that is strict takes no
-/// certificate that signs itself.
+/// An authority, and a server's certificate that it signed. A strict client accepts no self-signed certificate.
 pub fn make_certificates(dir: &Path) {
     const CONFIG: &str = "
 [req]

@@ -8,7 +8,7 @@ use std::process::Command;
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Of 64 KiB.
+    /// A disk of 64 KiB.
     pub fn mount(at: &Path) -> Self {
         Self::mount_of("64k", at)
     }
@@ -22,8 +22,8 @@ impl SmallDisk {
 
     pub fn fill(&self) {
         let full = std::fs::write(self.0.join("filling"), vec![0; 1 << 20]);
-        assert!(full.is_err(), "it is small");
-        // Pages that files have already begun are theirs: these are used up with empty lines.
+        assert!(full.is_err(), "the disk is full");
+        // Files may still fill the pages that they have begun. So fill these with empty lines.
         for file in self.files() {
             let mut file = std::fs::File::options().append(true).open(file).expect("a log");
             while file.write_all(b"\n").is_ok() {}

@@ -1,5 +1,4 @@
-//! Stand-ins for what no real part can be made to show on demand: a clock that is set, a sink that
-//! fails.
+//! Test doubles for what no real part does on demand: a clock that the test sets, a sink that fails.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,12 +8,12 @@ use headcount::coordination::term::Term;
 use headcount::model::window::{Clock, WindowCount};
 use headcount::publish::sinks::{CountSink, SinkError};
 
-/// Shows the time it was set to.
+/// A clock that shows the time that the test set.
 #[derive(Clone)]
 pub struct ManualClock(Arc<Mutex<SystemTime>>);
 
 impl ManualClock {
-    /// At so many seconds after 1970.
+    /// A clock at `seconds` after 1970.
     pub fn at(seconds: f64) -> Self {
         Self(Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs_f64(seconds))))
     }
@@ -30,7 +29,7 @@ impl Clock for ManualClock {
     }
 }
 
-/// Keeps what it takes; refuses as often as it is told to.
+/// A sink that keeps what it gets, and fails as often as the test demands.
 #[derive(Clone)]
 pub struct TestSink {
     name: &'static str,

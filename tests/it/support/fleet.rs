@@ -1,4 +1,4 @@
-//! Several instances that count together, and what they published between them.
+//! Several instances that count together, and the windows that they published.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -18,19 +18,19 @@ use super::wait_for;
 /// Length of the windows.
 pub const WINDOW: Duration = Duration::from_secs(2);
 
-/// Instances of one namespace. Those that were stopped stay, for what they logged.
+/// Instances of one namespace. Stopped ones stay in the list, because tests read their logs.
 pub struct Fleet {
     pub servers: Vec<Server>,
     args: Vec<String>,
 }
 
 impl Fleet {
-    /// Starts so many instances, one after another.
+    /// Starts instances, one after another.
     pub async fn start(instances: usize, redis: &Redis, namespace: &str, args: &[&str]) -> Self {
         Self::behind(&redis.url(), instances, namespace, args).await
     }
 
-    /// The same with a Redis that is at the end of a URL.
+    /// The same with the Redis at a URL.
     pub async fn behind(url: &str, instances: usize, namespace: &str, args: &[&str]) -> Self {
         let common = ["--window", "2s", "--redis-url", url, "--namespace", namespace];
         Self::start_with(instances, &[&common[..], args].concat()).await
@@ -46,7 +46,7 @@ impl Fleet {
         fleet
     }
 
-    /// One instance more.
+    /// Starts one more instance.
     pub async fn add(&mut self) -> &mut Server {
         self.add_on("127.0.0.1:0".parse().expect("an address")).await
     }
@@ -69,7 +69,7 @@ impl Fleet {
         self.servers.iter().map(|server| server.address).collect()
     }
 
-    /// The instance that said last that it leads.
+    /// The instance that was the last to log that it leads.
     pub fn leader(&self) -> usize {
         let led = |server: &Server| {
             let log = server.log();
@@ -82,7 +82,7 @@ impl Fleet {
         tokens.max_by_key(|(_, token)| *token).expect("instances").0
     }
 
-    /// Every window that was published, in order, with who published it.
+    /// Every published window, in order, with its publisher.
     pub fn published(&self) -> BTreeMap<u64, Vec<(usize, Closed)>> {
         let mut published: BTreeMap<u64, Vec<_>> = BTreeMap::new();
         for (index, server) in self.servers.iter().enumerate() {
@@ -93,7 +93,7 @@ impl Fleet {
         published
     }
 
-    /// Waits until the window that begins then is published, and all before it.
+    /// Waits until the window with this start is published, and all before it.
     pub async fn wait_published(&self, start: u64) -> BTreeMap<u64, Vec<(usize, Closed)>> {
         wait_for("a window to be published", || {
             Some(self.published()).filter(|all| all.last_key_value().is_some_and(|(last, _)| *last >= start))
@@ -102,7 +102,7 @@ impl Fleet {
     }
 }
 
-/// Every window once, and none left out.
+/// Asserts that every window is there exactly once.
 pub fn assert_once_each(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     assert_no_gap(published);
     for (start, closed) in published {
@@ -110,7 +110,7 @@ pub fn assert_once_each(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     }
 }
 
-/// None left out.
+/// Asserts that no window is missing.
 pub fn assert_no_gap(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     let starts: Vec<_> = published.keys().copied().collect();
     for pair in starts.windows(2) {
@@ -118,7 +118,7 @@ pub fn assert_no_gap(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     }
 }
 
-/// All but the first: in that the namespace was born.
+/// All but the first window, which is incomplete because the namespace is new.
 pub fn assert_complete(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     for (start, closed) in published.iter().skip(1) {
         assert!(closed.iter().all(|(_, closed)| closed.complete), "{start}: {published:#?}");
@@ -130,7 +130,7 @@ pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
-/// The window that begins then.
+/// The window with this start.
 pub fn window(start: u64) -> Window {
     WindowLength::new(WINDOW).expect("a length").starting_at(start)
 }
@@ -158,7 +158,7 @@ pub fn sketch_of(ids: impl IntoIterator<Item = impl Borrow<u64>>) -> Sketch {
     sketch
 }
 
-/// That all registers of Redis's string are those of a sketch of these ids.
+/// Asserts that all registers of Redis's string are those of a sketch of these ids.
 pub fn assert_same_registers(in_redis: &[u8], ids: impl IntoIterator<Item = impl Borrow<u64>>) {
     let stored = Sketch::from_bytes(in_redis).expect("a sketch");
     assert!(stored == sketch_of(ids), "other registers than those of the ids");

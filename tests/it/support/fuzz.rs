@@ -2,7 +2,7 @@
 
 use super::SplitMix;
 
-/// Requests of all kinds that the service knows, to be spoilt.
+/// Valid requests of all kinds. The generator corrupts them.
 const REQUESTS: [&[u8]; 16] = [
     b"GET /api/verve/accept?id=42 HTTP/1.1\r\nhost: test\r\n\r\n",
     b"GET /api/verve/accept?id=-7&endpoint=https://example.com/a?b=c HTTP/1.1\r\nhost: test\r\n\r\n",
@@ -22,7 +22,7 @@ const REQUESTS: [&[u8]; 16] = [
     b"OPTIONS * HTTP/1.1\r\nhost: test\r\n\r\n",
 ];
 
-/// What goes into a head, or takes the place of a chunk's size.
+/// Pieces to insert into a head, or to replace a chunk's size.
 const SPLICES: [&[u8]; 16] = [
     b"\r\ntransfer-encoding: chunked",
     b"\r\ntransfer-encoding: chunked, gzip\r\ntransfer-encoding: identity",
@@ -42,7 +42,7 @@ const SPLICES: [&[u8]; 16] = [
     b"?%00%ff%zz&id=%31&=&&id",
 ];
 
-/// A stream of bytes, the same for the same `seed`: mostly requests that something was done to, some noise.
+/// A stream of bytes, the same for the same `seed`: mostly corrupted requests, some noise.
 pub fn hostile_bytes(seed: u64) -> Vec<u8> {
     let mut random = Random(SplitMix(seed));
     if random.below(10) == 0 {
@@ -81,7 +81,7 @@ fn spoil(bytes: &mut Vec<u8>, random: &mut Random) {
             insert(bytes, at, &random.noise(length));
         }
         7 => {
-            // At the end of a line, where it does the most.
+            // At the end of a line, where it is most likely to confuse a parser.
             let ends: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at] == b'\r').collect();
             let end = ends.get(random.below(ends.len() + 1)).copied().unwrap_or(at);
             insert(bytes, end, random.pick(&SPLICES));
@@ -113,7 +113,7 @@ impl Random {
         from[self.below(from.len())]
     }
 
-    /// Two places within a length, in order.
+    /// Two positions within a length, in order.
     fn range(&mut self, length: usize) -> [usize; 2] {
         let mut ends = [self.below(length + 1), self.below(length + 1)];
         ends.sort_unstable();

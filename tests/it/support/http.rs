@@ -1,5 +1,5 @@
-//! An HTTP client that sends exactly the bytes it is given, and can tell a connection that was closed
-//! before an answer from one that was closed in the middle of it.
+//! An HTTP client that sends exactly the given bytes. It distinguishes a connection closed before an answer from one
+//! closed in the middle of it.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::PATIENCE;
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -30,13 +30,13 @@ impl Answer {
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoAnswer {
-    /// The connection was closed before the first byte of it.
+    /// The server closed the connection before the first byte.
     Closed,
-    /// The connection was closed in the middle of it.
+    /// The server closed the connection in the middle of the answer.
     Torn,
 }
 
-/// A connection that is kept open.
+/// A connection that stays open.
 pub struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
@@ -47,7 +47,7 @@ impl Connection {
         Ok(Self { stream: TcpStream::connect(address).await?, received: Vec::new() })
     }
 
-    /// From a loopback address of the client's choice.
+    /// A connection from a chosen loopback address.
     pub async fn open_from(client: Ipv4Addr, address: SocketAddr) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((client, 0).into())?;
@@ -60,7 +60,7 @@ impl Connection {
 
     /// Sends a request and reads its answer.
     pub async fn request(&mut self, request: &[u8]) -> Result<Answer, NoAnswer> {
-        // A server that answers early and closes may break the pipe: its answer is there all the same.
+        // A server that answers early and closes may break the pipe. Its answer can still be read.
         let _ = self.send(request).await;
         self.answer(request.starts_with(b"HEAD")).await
     }
@@ -77,7 +77,7 @@ impl Connection {
         self.request(&[head.as_bytes(), body].concat()).await
     }
 
-    /// Reads an answer: its head, then as many bytes as that says.
+    /// Reads an answer: its head, then a body of `content-length` bytes.
     pub async fn answer(&mut self, without_body: bool) -> Result<Answer, NoAnswer> {
         let head = loop {
             if let Some(end) = self.received.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -115,7 +115,7 @@ impl Connection {
         }
     }
 
-    /// True once the other side has closed, without a byte in between.
+    /// True once the other side has closed without sending another byte.
     pub async fn is_closed_within(&mut self, patience: Duration) -> bool {
         matches!(tokio::time::timeout(patience, self.receive()).await, Ok(Err(NoAnswer::Closed)))
     }

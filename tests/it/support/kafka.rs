@@ -1,4 +1,4 @@
-//! Kafka: the broker that scripts/test starts for all tests, brokers of a test's own, and what is in a topic.
+//! Kafka: the broker that scripts/test starts for all tests, brokers that a test starts, and the records of a topic.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,13 +26,13 @@ pub fn shared() -> String {
     )
 }
 
-/// A namespace that nobody else has, also in a broker that was there before.
+/// A namespace that no other test or run has.
 pub fn namespace(name: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     format!("{name}-{}", now.as_nanos())
 }
 
-/// A broker of the test's own.
+/// A broker that a test starts.
 pub struct Kafka {
     port: u16,
     settings: Vec<String>,
@@ -41,7 +41,7 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Where clients have been told that it is; once it answers.
+    /// Starts a broker at a port where clients already expect it. Returns once it answers.
     pub fn start_on(port: u16) -> Self {
         Self::start_with(port, &[])
     }
@@ -55,13 +55,13 @@ impl Kafka {
         kafka
     }
 
-    /// Another broker, which is no controller, in the cluster of this one.
+    /// Starts another broker, without a controller, in the cluster of this one.
     pub fn join(&self, port: u16) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("data")).expect("a directory");
         let first = std::fs::read_to_string(properties(self.dir.path())).expect("what the first is");
         let cluster = first.lines().find(|line| line.starts_with("cluster.id=")).expect("the cluster");
-        // What formats a directory would make up a cluster of its own.
+        // Kafka's format command would make up a new cluster id.
         let second = format!("version=1\n{cluster}\nnode.id=2\n");
         std::fs::write(properties(dir.path()), second).expect("what the second is");
         let settings = vec![
@@ -80,13 +80,13 @@ impl Kafka {
         self.process.wait();
     }
 
-    /// With the data that it had.
+    /// Starts again with the old data.
     pub fn restart(&mut self) {
         self.process = spawn(self.dir.path(), self.port, &self.settings);
         self.wait_until_up();
     }
 
-    /// Without any data: as another cluster, where the one before was.
+    /// Starts again without data: as another cluster at the same address.
     pub fn restart_empty(&mut self) {
         std::fs::remove_dir_all(self.dir.path().join("data")).expect("its data");
         self.restart();
@@ -121,7 +121,7 @@ fn spawn(dir: &Path, port: u16, settings: &[String]) -> Process {
         .args(settings)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    // Truncated: what the last start said is not taken for this one's.
+    // Truncated, so that the last start's output is not mistaken for this one's.
     command.stderr(File::create(log(dir)).expect("a log"));
     Process(command.spawn().expect("scripts/kafka starts"))
 }
@@ -141,7 +141,7 @@ impl Record {
         serde_json::from_str(&self.value).expect("JSON")
     }
 
-    /// The window's start, in seconds since 1970.
+    /// The start of the record's window, in seconds since 1970.
     pub fn start(&self) -> u64 {
         let json = self.json();
         let text = json["timestamp"].as_str().expect("a timestamp");
@@ -203,7 +203,7 @@ pub fn committed(brokers: &str, topic: &str) -> Vec<Record> {
     }
 }
 
-/// Follows a topic from its beginning, and knows when each record could be read.
+/// Follows a topic from its beginning, and notes when each record became readable.
 pub struct Tail {
     read: Arc<Mutex<Vec<(Record, SystemTime)>>>,
     stop: Arc<AtomicBool>,
@@ -216,7 +216,7 @@ impl Tail {
         let consumer = reader(brokers, topic);
         std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                // Errors are of brokers that are away, or of a topic that is not there yet.
+                // Ignored: the brokers may be away, and the topic may not exist yet.
                 if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
                     sink.lock().unwrap().push((message.into(), SystemTime::now()));
                 }
@@ -233,12 +233,12 @@ impl Tail {
         self.read.lock().unwrap().last().map(|(record, _)| record.start())
     }
 
-    /// Until the window that begins then can be read.
+    /// Waits until the window with this start can be read.
     pub async fn wait_for(&self, start: u64) -> Vec<Record> {
         super::wait_for("a record in Kafka", || (self.last() >= Some(start)).then(|| self.records())).await
     }
 
-    /// For each record, how long after its window's end it could be read; sorted.
+    /// For each record, the time from its window's end until it could be read; sorted.
     pub fn delays(&self) -> Vec<Duration> {
         let read = self.read.lock().unwrap();
         let end = |record: &Record| UNIX_EPOCH + Duration::from_millis(record.timestamp.unsigned_abs());
@@ -255,7 +255,7 @@ impl Drop for Tail {
     }
 }
 
-/// Waits until the window that begins then can be read by somebody who reads the topic anew.
+/// Waits until a new consumer can read the window with this start.
 pub async fn wait_recorded(brokers: &str, topic: &str, start: u64) -> Vec<Record> {
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     let read = move || {
@@ -269,7 +269,7 @@ pub async fn wait_recorded(brokers: &str, topic: &str, start: u64) -> Vec<Record
     tokio::task::spawn_blocking(read).await.expect("records")
 }
 
-/// Every window from the first to the last, once each and in order.
+/// Asserts that every window from the first to the last is there, once and in order.
 #[track_caller]
 pub fn assert_each_once(records: &[Record], window_seconds: u64) {
     for pair in records.windows(2) {

@@ -1,4 +1,4 @@
-//! Load: many connections, each sending one id after another, none of them twice.
+//! Load: many connections send one id after another. No id repeats.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -10,33 +10,32 @@ use tokio_util::sync::CancellationToken;
 use super::SplitMix;
 use super::http::{Connection, NoAnswer};
 
-/// An id that was sent, and when.
+/// An id, and when it was sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Sent {
     pub sent: SystemTime,
     pub answered: SystemTime,
 }
 
-/// What came of a load.
+/// The outcome of a load.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Ids that were answered `ok`.
     pub ok: Vec<Sent>,
-    /// Requests that were sent and had no answer: at most one a connection.
+    /// Requests without an answer: at most one a connection.
     pub unanswered: usize,
     /// Answers that were cut off in the middle, or were not `ok`.
     pub broken: Vec<String>,
 }
 
-/// Sends different ids over `connections` until stopped; a connection that the server closes is not
-/// opened again.
+/// Sends different ids over `connections` until stopped. It does not reopen a connection that the server closed.
 pub struct Load {
     stop: CancellationToken,
     tasks: JoinSet<Outcome>,
 }
 
 impl Load {
-    /// Starts; `first` sets the ids of several loads apart.
+    /// Starts with the id `first`, so that several loads send different ids.
     pub fn start(address: SocketAddr, connections: u64, first: u64) -> Self {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -52,7 +51,7 @@ impl Load {
         self.stop().await
     }
 
-    /// Waits for the answers that are still due.
+    /// Stops, and waits for the outstanding answers.
     pub async fn stop(self) -> Outcome {
         self.stop.cancel();
         let mut all = Outcome::default();
@@ -88,15 +87,15 @@ async fn send(address: SocketAddr, ids: impl Iterator<Item = u64>, stop: Cancell
     outcome
 }
 
-/// What a burst sent, all of it answered `ok`.
+/// The ids of a burst. The server answered `ok` to all of them.
 pub struct Burst {
-    /// Ids, repeats among them.
+    /// The number of ids, repeats included.
     pub sent: Vec<u64>,
-    /// When the last answer was there.
+    /// When the last answer arrived.
     pub ended: SystemTime,
 }
 
-/// Sends ids chosen at random from `ids` over `connections` until a moment.
+/// Sends random ids from `ids` over `connections` until a given time.
 pub async fn burst(address: SocketAddr, connections: u64, ids: Range<u64>, until: SystemTime) -> Burst {
     paced_burst(&[address], connections, ids, until, Duration::ZERO).await
 }

@@ -1,4 +1,4 @@
-//! What the tests start and talk to.
+//! Helpers of the tests: they start servers, and talk to them.
 
 pub mod certificates;
 pub mod disk;
@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long a test waits for what should happen: much longer than it takes on a busy machine.
+/// How long a test waits for an expected event. It is far longer than the event takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A bulk body: an id a line.
@@ -42,11 +42,11 @@ pub fn soak() -> bool {
     std::env::var_os("HEADCOUNT_SOAK").is_some_and(|value| value == "1")
 }
 
-/// How much of a long window has to be left when a test begins to use it: more than any of them takes.
+/// How much of a long window must be left when a test begins. No test takes longer.
 const ROOM_IN_WINDOW: Duration = Duration::from_secs(120);
 
-/// How long to wait so that a window of this length, an hour or longer, does not end in the middle of a test. Such windows stand
-/// for one that does not end at all; near midnight they would.
+/// How long a test must wait so that its window does not end before the test. The window is an hour or longer. Such tests
+/// want a window that never ends, but near midnight even a day ends.
 pub fn until_there_is_room(window: Duration, now: SystemTime) -> Duration {
     if window < Duration::from_secs(3600) {
         return Duration::ZERO;
@@ -56,7 +56,7 @@ pub fn until_there_is_room(window: Duration, now: SystemTime) -> Duration {
     if left < ROOM_IN_WINDOW { left + Duration::from_millis(100) } else { Duration::ZERO }
 }
 
-/// Waits until `condition` gives something, for at most [`PATIENCE`].
+/// Waits until `condition` returns a value, for at most [`PATIENCE`].
 pub async fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -68,7 +68,7 @@ pub async fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -
     }
 }
 
-/// Waits until something that has to be asked for is so.
+/// Waits until an asynchronous condition is true.
 pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
@@ -77,7 +77,7 @@ pub async fn wait_until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// [`wait_for`], where nothing is asynchronous.
+/// [`wait_for`] for synchronous code.
 pub fn wait_blocking(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -86,16 +86,16 @@ pub fn wait_blocking(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A free port of loopback for a server that cannot choose one itself, or is to come back on its own.
+/// A free loopback port, for a server that cannot choose one, or that must come back on the same port.
 ///
-/// Not one that the kernel chose: those it gives to outgoing connections too, so that a client could
-/// have it by the time the server starts, or reach itself while the server is away.
+/// It is outside the range from which the kernel takes ports for outgoing connections. Otherwise a client could get it
+/// before the server starts, or connect to itself while the server is away.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const PORTS: u32 = 20_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        // Test programs that run at the same time begin in different places.
+        // Test programs that run at the same time start at different ports.
         let next = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = (FIRST + next % PORTS) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

@@ -1,4 +1,4 @@
-//! A name server of the test's own, and the binary with no other.
+//! A name server for tests, and a way to run the binary with only that name server.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -13,11 +13,10 @@ use tempfile::NamedTempFile;
 
 use super::process::headcount;
 
-/// A question's answers: one after another, the last one again and again.
+/// The answers for a name: each is given once, the last one again and again.
 type Answers = Vec<Vec<Ipv4Addr>>;
 
-/// Answers questions for addresses, over UDP as RFC 1035 has it. Of names that it does not know it says that there
-/// are none.
+/// A name server for addresses, over UDP (RFC 1035). It answers NXDOMAIN for unknown names.
 pub struct Names {
     address: Ipv4Addr,
     asked: Arc<Mutex<HashMap<String, usize>>>,
@@ -31,7 +30,7 @@ impl Names {
         Self::launch(names, true)
     }
 
-    /// One that is there, and says nothing.
+    /// A name server that never answers.
     pub fn silent() -> Self {
         Self::launch(&[], false)
     }
@@ -39,7 +38,7 @@ impl Names {
     fn launch(names: &[(&str, &[&[&str]])], answers_at_all: bool) -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Programs that run at the same time have other addresses: the system's resolver knows no port but 53.
+        // The system's resolver only uses port 53. So each test program has its own loopback address.
         let process = std::process::id();
         let address = Ipv4Addr::new(127, 53 + (process >> 8) as u8 % 100, process as u8, number);
         let socket = UdpSocket::bind((address, 53)).expect("port 53 of loopback: are you root?");
@@ -68,12 +67,12 @@ impl Names {
         Self { address, asked, stop, thread: Some(thread), config }
     }
 
-    /// How often somebody asked for the IPv4 addresses of a name.
+    /// How many queries came for the IPv4 addresses of a name.
     pub fn asked(&self, name: &str) -> usize {
         self.asked.lock().unwrap().get(name).copied().unwrap_or_default()
     }
 
-    /// The binary, which can ask nobody else: in a mount namespace of its own it finds another resolv.conf.
+    /// The binary with this name server only: it runs in a mount namespace with its own resolv.conf.
     pub fn headcount(&self) -> Command {
         let binary = headcount();
         let mut command = Command::new("unshare");
@@ -127,12 +126,12 @@ fn answer(
     };
     let known_name = names.contains_key(&labels.join("."));
     let mut reply = question.get(..end_of_question)?.to_vec();
-    // An answer, recursion available; no such name, if it is not known.
+    // Flags: an answer, recursion available; NXDOMAIN for an unknown name.
     reply[2] = 0x81;
     reply[3] = if known_name { 0x80 } else { 0x83 };
     reply[6..12].copy_from_slice(&[0, addresses.len() as u8, 0, 0, 0, 0]);
     for address in addresses {
-        // The name of the question; A, IN, not to be kept.
+        // A pointer to the question's name; A, IN, TTL 0.
         reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
         reply.extend_from_slice(&address.octets());
     }

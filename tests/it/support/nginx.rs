@@ -1,4 +1,4 @@
-//! A load balancer: nginx, of the test's own.
+//! A load balancer for tests: nginx.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use super::process::Process;
 use super::{free_port, wait_blocking};
 
-/// On loopback, on a free port, in a directory of its own; sends requests round robin to its upstreams.
+/// nginx on a free loopback port, in a directory of its own. It sends requests round robin to its upstreams.
 ///
-/// An upstream that refuses, hangs or says 503 costs a retry with the next and is asked again the next
-/// time round. A request that was sent on and not answered in time may so be counted by two.
+/// If an upstream refuses, hangs or answers 503, nginx retries with the next. It tries the upstream again in the next
+/// round. So two instances may count a request that the first did not answer in time.
 pub struct Nginx {
     pub address: SocketAddr,
     process: Process,
@@ -26,7 +26,7 @@ impl Nginx {
         Self::start_with(|_, address| configuration(address, upstreams))
     }
 
-    /// The same with another configuration, made for a directory and an address.
+    /// The same with another configuration. `config` makes it from a directory and an address.
     pub fn start_with(configuration: impl FnOnce(&Path, SocketAddr) -> String) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
@@ -35,8 +35,8 @@ impl Nginx {
             .arg("-p")
             .arg(dir.path())
             .args(["-c", "nginx.conf", "-e", "error.log"])
-            // Started by root, a worker would become a user who cannot enter the directory; others cannot
-            // choose, and are told that this is ignored.
+            // As root, nginx would run its worker as a user without access to the directory. For other users nginx
+            // ignores this with a warning.
             .args(["-g", "daemon off; user root root;"])
             .stdin(Stdio::null())
             .spawn()
@@ -50,26 +50,26 @@ impl Nginx {
         nginx
     }
 
-    /// Goes over to other upstreams. When this returns, no request goes by the old list any more.
+    /// Changes the upstreams. When this returns, no request goes to the old ones any more.
     ///
-    /// nginx closes connections from clients that are idle at that moment: a client under load has to
-    /// take a connection that closes before an answer for one to be opened again.
+    /// nginx closes the idle client connections at that moment. So a client under load must reopen a connection that
+    /// closes before an answer.
     pub fn reload(&self, upstreams: &[SocketAddr]) {
         configure(self.dir.path(), &configuration(self.address, upstreams));
         let old = self.workers();
         self.process.signal("HUP");
-        wait_blocking("nginx to go over to its new configuration", || {
+        wait_blocking("nginx to load its new configuration", || {
             let workers = self.workers();
             !workers.is_empty() && workers.iter().all(|worker| !old.contains(worker))
         });
     }
 
-    /// Where it has its files.
+    /// The directory with its files.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What it complained about.
+    /// Its error log.
     pub fn errors(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
     }
@@ -85,7 +85,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Killed, as `Process` does, it would leave its worker behind.
+        // Not with SIGKILL, as `Process` does: the worker would keep running.
         self.process.terminate();
     }
 }

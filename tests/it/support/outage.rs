@@ -1,4 +1,4 @@
-//! Redis in a place where it can be made to go away.
+//! Outages of Redis, on demand.
 
 use std::time::SystemTime;
 
@@ -6,14 +6,14 @@ use super::fleet::seconds;
 use super::proxy::{Fault, Proxy};
 use super::redis::{Flavour, Redis};
 
-/// A way to be away.
+/// A kind of outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outage {
-    /// Of the network.
+    /// The network fails.
     Network(Fault),
-    /// Redis is killed, and started again with what it had written down.
+    /// Redis is killed, and started again with its data on disk.
     Killed,
-    /// Redis is stopped, and goes on.
+    /// Redis is paused, and continues.
     Stopped,
 }
 
@@ -30,23 +30,23 @@ impl Outage {
     ];
 }
 
-/// A Redis that loses nothing when it is killed, behind a network that can be made to fail.
+/// A Redis that loses nothing when it is killed, behind a proxy that can fail.
 pub struct Site {
     pub redis: Redis,
     proxy: Proxy,
-    /// Which there were, and when each began, in seconds since 1970.
+    /// The outages so far, and when each began, in seconds since 1970.
     history: Vec<(Outage, u64)>,
 }
 
 impl Site {
     pub async fn start() -> Self {
-        // What is written down is written before it is answered, and survives the process.
+        // Redis appends each write to its file before it answers. So the write survives the process.
         let redis = Redis::start_with(Flavour::Debian, &["--appendonly", "yes", "--appendfsync", "no"]);
         let proxy = Proxy::start(redis.address()).await;
         Self { redis, proxy, history: Vec::new() }
     }
 
-    /// By way of the network.
+    /// Its URL through the proxy.
     pub fn url(&self) -> String {
         self.proxy.url()
     }

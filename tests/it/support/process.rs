@@ -9,7 +9,7 @@ use super::PATIENCE;
 /// The binary under test.
 pub fn headcount() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headcount"));
-    // The environment of the person who runs the tests is not the test's.
+    // The developer's environment must not change the tests.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HEADCOUNT_")) {
         command.env_remove(name);
     }
@@ -18,13 +18,13 @@ pub fn headcount() -> Command {
 
 /// The same with a clock that is off by `offset`, such as `+1.5s`.
 pub fn headcount_with_clock(offset: &str) -> Command {
-    // faketime would run the binary as a child that outlives it: so it is asked for its library only.
+    // faketime would run the binary as a child that outlives it. So only its library is used.
     let asked = Command::new("faketime").args(["-m", "-f", offset, "printenv", "LD_PRELOAD"]).output();
     let library = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
     let mut command = headcount();
     command.env("LD_PRELOAD", String::from_utf8(library).expect("a path").trim());
     command.env("FAKETIME", offset);
-    // Time-outs are measured by the other clock.
+    // Time-outs use the monotonic clock, which stays right.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
     command
 }
@@ -34,7 +34,7 @@ pub fn run(args: &[&str]) -> Output {
     output_of(headcount().args(args))
 }
 
-/// Runs a command that says little to its end.
+/// Runs a command with little output to its end.
 pub fn output_of(command: &mut Command) -> Output {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process(command.spawn().expect("the command starts"));
@@ -45,7 +45,7 @@ pub fn output_of(command: &mut Command) -> Output {
     Output { status, stdout, stderr }
 }
 
-/// A child that is killed, by its own pid, when it goes out of scope.
+/// A child process. Dropping it kills it by its pid.
 pub struct Process(pub Child);
 
 impl Process {
@@ -54,12 +54,12 @@ impl Process {
         assert!(status.expect("kill starts").success(), "SIG{name}");
     }
 
-    /// The exit status, once there is one.
+    /// Waits for the exit status.
     pub fn wait(&mut self) -> ExitStatus {
         self.wait_for(PATIENCE)
     }
 
-    /// The same of one that takes longer.
+    /// The same with a longer time-out.
     pub fn wait_for(&mut self, patience: Duration) -> ExitStatus {
         let deadline = Instant::now() + patience;
         loop {
@@ -71,7 +71,7 @@ impl Process {
         }
     }
 
-    /// Asks it to end and gives it a while; fails on nothing, as it is for `drop`.
+    /// Sends SIGTERM and waits a while. It never fails, because `drop` calls it.
     pub fn terminate(&mut self) {
         let _ = Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status();
         let deadline = Instant::now() + PATIENCE;

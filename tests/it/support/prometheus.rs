@@ -1,4 +1,4 @@
-//! A real Prometheus with the repository's own configuration, in a hurry.
+//! A real Prometheus with the repository's configuration, but with shorter times.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -15,9 +15,9 @@ use super::process::Process;
 use super::tools::{in_repository, replaced};
 use super::{PATIENCE, free_port, wait_until};
 
-/// What is written in the repository's files, and what the test has instead. Targets are found after five seconds, and
-/// Kafka's client tells of itself every five; an alert that waits for less would fire at the start. Those that wait for five
-/// minutes are left as they are: where tests run, requests may well be slow for a while.
+/// Texts of the repository's files, and their replacements in tests. Prometheus finds targets after five seconds, and
+/// Kafka's client reports every five seconds. So an alert that waits for less would fire at the start. Alerts that wait
+/// for five minutes stay unchanged, because requests may be slow for a while where tests run.
 const SOONER: [(&str, &str, &str); 5] = [
     ("prometheus.yml", "scrape_interval: 5s", "scrape_interval: 500ms"),
     ("prometheus.yml", "evaluation_interval: 5s", "evaluation_interval: 500ms"),
@@ -33,7 +33,7 @@ const FOUND_BY_NAME: &str = "    dns_sd_configs:
         refresh_interval: 5s
 ";
 
-/// Stops, by its own pid, when it goes out of scope.
+/// Dropping it stops it by its pid.
 pub struct Prometheus {
     address: SocketAddr,
     _process: Process,
@@ -41,7 +41,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that scrapes these instances, once it answers.
+    /// Starts one that scrapes these instances. Returns once it answers.
     pub async fn start(instances: &[SocketAddr]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         configure(dir.path(), instances);
@@ -64,7 +64,7 @@ impl Prometheus {
         self.ask("query", &[("query", expression)]).await["result"].as_array().expect("series").clone()
     }
 
-    /// The series that it had in the last so many seconds.
+    /// The series that it had in the last `seconds`.
     pub async fn query_range(&self, expression: &str, seconds: u64) -> Vec<Value> {
         let end = super::fleet::seconds(std::time::SystemTime::now());
         let (start, end) = ((end - seconds).to_string(), end.to_string());
@@ -72,7 +72,7 @@ impl Prometheus {
         self.ask("query_range", &parameters).await["result"].as_array().expect("series").clone()
     }
 
-    /// The values of a label among the series of a metric, as Grafana asks for those of a variable.
+    /// The values of a label in the series of a metric, queried as Grafana does for a variable.
     pub async fn label_values(&self, series: &str, label: &str) -> Vec<Value> {
         let values = self.ask(&format!("label/{label}/values"), &[("match[]", series)]).await;
         values.as_array().expect("values").clone()
@@ -94,19 +94,19 @@ impl Prometheus {
         answer["data"].take()
     }
 
-    /// The body of a good answer. With HTTP/1.0 it is all that comes, never in chunks.
+    /// The body of a 200. The request is HTTP/1.0, so the body is never chunked.
     async fn get(&self, target: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).await.ok()?;
         stream.write_all(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
         let mut answer = String::new();
         tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end").ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        // What is wrong with a query is told in the body.
+        // The body says what is wrong with a query.
         (head.starts_with("HTTP/1.0 200") || body.starts_with('{')).then(|| body.to_owned())
     }
 }
 
-/// Writes the files, with what differs in a test. What is replaced has to be there.
+/// Writes the files with the replacements. A text that is to change must be there.
 fn configure(dir: &Path, instances: &[SocketAddr]) {
     let mut targets = String::from("    static_configs:\n");
     for instance in instances {

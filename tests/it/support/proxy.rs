@@ -1,4 +1,4 @@
-//! A network that can be made to fail: a TCP proxy between a client and a server.
+//! A network that fails on demand: a TCP proxy between a client and a server.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,24 +8,24 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What is wrong with the network.
+/// A fault of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// Connections are reset, new ones too.
+    /// All connections are reset, new ones too.
     Refuse,
-    /// Connections stay, new ones too, and nothing passes until the fault is another.
+    /// Connections stay open, and new ones are accepted, but nothing passes until the fault changes.
     Stall,
-    /// The connections that are open now are reset; new ones are all right.
+    /// Open connections are reset. New ones work.
     Cut,
-    /// All that passes takes so long, either way.
+    /// Everything is delayed by this much, in both directions.
     Slow(Duration),
-    /// What is sent disappears, also on new connections. A connection that has lost something stays as it is,
-    /// and nothing passes on it ever again.
+    /// Everything sent is lost, also on new connections. A connection that lost something stays open, but never passes
+    /// anything again.
     Swallow,
-    /// A byte a millisecond passes, either way.
+    /// One byte a millisecond passes, in both directions.
     Trickle,
-    /// What clients send arrives; of the answer half passes, then the connection is reset.
+    /// Clients' requests arrive. Half of the answer passes, then the connection is reset.
     MidReply,
 }
 
@@ -33,13 +33,13 @@ pub enum Fault {
 struct State {
     target: SocketAddr,
     fault: Fault,
-    /// What clients send with this in it does not pass, nor what they send after it.
+    /// A client's data that contains this does not pass, nor anything after it.
     held: Option<String>,
-    /// How often all connections were to be reset: one that is younger than the last time stays.
+    /// How often the test reset all connections. A connection opened after the last reset stays.
     resets: u64,
 }
 
-/// On loopback, on a free port. When it goes out of scope its connections are reset.
+/// A proxy on a free loopback port. Dropping it resets its connections.
 pub struct Proxy {
     address: SocketAddr,
     state: watch::Sender<State>,
@@ -69,27 +69,27 @@ impl Proxy {
         self.address
     }
 
-    /// Of the Redis behind it.
+    /// The URL of the Redis behind it.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
-    /// New connections lead there.
+    /// Connects new connections to another server.
     pub fn lead_to(&self, target: SocketAddr) {
         self.state.send_modify(|state| state.target = target);
     }
 
-    /// Holds back whatever clients send with this in it, and all that comes after it on their connections.
+    /// Holds back any client's data that contains this, and everything after it on that connection.
     pub fn hold(&self, text: &str) {
         self.state.send_modify(|state| state.held = Some(text.to_owned()));
     }
 
-    /// Lets it pass.
+    /// Lets the held data pass.
     pub fn release(&self) {
         self.state.send_modify(|state| state.held = None);
     }
 
-    /// From now on. The first moments after this may still see the network as it was.
+    /// Sets the fault. For a moment the old one may still apply.
     pub fn set(&self, fault: Fault) {
         self.state.send_modify(|state| {
             state.fault = fault;
@@ -98,14 +98,14 @@ impl Proxy {
     }
 }
 
-/// Serves one connection until an end of it goes or it is to be reset.
+/// Serves one connection until one end closes or the fault resets it.
 async fn connect(mut client: TcpStream, state: watch::Receiver<State>) {
     let State { target, resets, .. } = *state.borrow();
     let Ok(mut server) = TcpStream::connect(target).await else {
         let _ = client.set_zero_linger();
         return;
     };
-    // What a client sends at once is to arrive at once, as without a proxy.
+    // Small writes must not be delayed more than without a proxy.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ended_well = {
         let (from_client, to_client) = client.split();
@@ -118,17 +118,17 @@ async fn connect(mut client: TcpStream, state: watch::Receiver<State>) {
                     pass(from_server, to_client, state.clone(), true),
                 )
             } => passed.is_ok(),
-            // An error, when the proxy is gone, is a reset too.
+            // An error means that the proxy was dropped: reset the connection too.
             _ = of_reset.wait_for(|state| state.resets != resets) => false,
         }
     };
     if !ended_well {
-        // Closed with this, a connection is reset.
+        // With this, closing resets the connection.
         let _ = (client.set_zero_linger(), server.set_zero_linger());
     }
 }
 
-/// Passes one direction, its end too; keeps what has come while nothing is to pass.
+/// Passes data in one direction, and its end. Holds data while nothing may pass.
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -169,7 +169,7 @@ async fn pass(
     }
 }
 
-/// A byte a millisecond, for as long as that is the fault.
+/// Passes a byte a millisecond while that is the fault.
 async fn trickle(
     bytes: &[u8],
     to: &mut (impl AsyncWrite + Unpin),

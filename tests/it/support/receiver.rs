@@ -1,4 +1,4 @@
-//! A server that callbacks are sent to: it counts who connects, keeps what it is sent, and answers as it is told to.
+//! A receiver of callbacks. It counts connections, keeps requests, and answers as the test demands.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,21 +22,21 @@ use super::wait_for;
 /// How a receiver answers.
 #[derive(Debug, Clone)]
 pub enum Answering {
-    /// With a status, and no body.
+    /// Answers a status without a body.
     Status(u16),
-    /// With 200, and the connection is closed.
+    /// Answers 200 and closes the connection.
     Closing,
-    /// With a redirect.
+    /// Answers a redirect.
     Redirect(String),
-    /// With a body that has no end.
+    /// Answers with an endless body.
     Endless,
-    /// Not at all.
+    /// Never answers.
     Never,
-    /// A byte of the head every so often.
+    /// Sends the head byte by byte, with pauses.
     Trickle(Duration),
 }
 
-/// What was sent.
+/// A request that the receiver got.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub line: String,
@@ -51,12 +51,12 @@ impl Received {
     }
 }
 
-/// The series of callbacks of which became `result`.
+/// The series of callbacks with this `result`.
 pub fn callbacks_with(result: &str) -> String {
     format!(r#"headcount_callbacks_total{{result="{result}"}}"#)
 }
 
-/// Stops when it goes out of scope.
+/// Dropping it stops it.
 pub struct Receiver {
     pub address: SocketAddr,
     connections: Arc<AtomicU32>,
@@ -66,7 +66,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// On a free port of loopback.
+    /// Starts on a free loopback port.
     pub async fn start(answering: Answering) -> Self {
         Self::start_on("127.0.0.1:0", answering).await
     }
@@ -75,7 +75,7 @@ impl Receiver {
         Self::launch(address, answering, None).await
     }
 
-    /// One that speaks TLS, with the certificates in a directory.
+    /// Starts one with TLS, with the certificates of a directory.
     pub async fn start_tls(certificates: &Path) -> Self {
         let chain = CertificateDer::from_pem_file(certificates.join("server.pem")).expect("a certificate");
         let key = PrivateKeyDer::from_pem_file(certificates.join("server.key")).expect("a key");
@@ -95,7 +95,7 @@ impl Receiver {
         let most_open = Arc::new(AtomicUsize::new(0));
         let most = Arc::clone(&most_open);
         let task = tokio::spawn(async move {
-            // Connections end with it.
+            // Aborting this task ends its connections.
             let mut serving = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::Relaxed);
@@ -121,12 +121,12 @@ impl Receiver {
         format!("http://{}/hook?token=not-to-be-logged", self.address)
     }
 
-    /// How many connections there were.
+    /// The number of connections so far.
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// How many were open at a time.
+    /// The most connections open at a time.
     pub fn most_open(&self) -> usize {
         self.most_open.load(Ordering::Relaxed)
     }
@@ -180,7 +180,7 @@ async fn serve(
                 return;
             }
             Answering::Never => {
-                // Until the other side has had enough.
+                // Until the client closes.
                 while matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {}
                 return;
             }
@@ -200,7 +200,7 @@ async fn serve(
     }
 }
 
-/// A request, whole; none when there is no other.
+/// Reads a complete request. None when the connection ends.
 async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<Received> {
     let end = loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {

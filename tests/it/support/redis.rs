@@ -1,4 +1,4 @@
-//! Redis servers of the test's own, of every kind that is supported.
+//! Redis servers for tests, of every supported kind.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use super::certificates::make_certificates;
 use super::process::Process;
 use super::{free_port, wait_blocking};
 
-/// Which server: Debian's, or one of those that scripts/test fetches.
+/// The kinds of server: Debian's, and those that scripts/test fetches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
     Debian,
@@ -24,16 +24,16 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// Those whose programs are there. One that is not is said to be left out; in CI the test fails,
-    /// because there nobody reads what was left out.
+    /// The kinds whose programs exist. For a missing one it prints a line; in CI the test fails instead, because people
+    /// rarely read the output there.
     pub fn at_hand() -> Vec<Self> {
         let mut flavours = vec![Self::Debian, Self::Redis62, Self::Redis8, Self::Valkey9];
         flavours.retain(|flavour| {
             let there = flavour.program().is_some();
             assert!(there || std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{flavour:?} is missing");
             if !there {
-                // Not println, which the test runner keeps to itself when a test passes.
-                let _ = writeln!(std::io::stderr(), "left out: {flavour:?}; ./scripts/test fetches it");
+                // Not println: the test runner hides it when a test passes.
+                let _ = writeln!(std::io::stderr(), "skipped: {flavour:?}; ./scripts/test fetches it");
             }
             there
         });
@@ -53,7 +53,7 @@ impl Flavour {
     }
 }
 
-/// On loopback, on a free port and a socket in a directory of its own, without persistence.
+/// A Redis on a free loopback port and a socket in its own directory, without persistence.
 pub struct Redis {
     address: SocketAddr,
     tls: bool,
@@ -64,17 +64,17 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Debian's, once it answers.
+    /// Starts Debian's. Returns once it answers.
     pub fn start() -> Self {
         Self::start_with(Flavour::Debian, &[])
     }
 
-    /// One that is at hand, with more arguments, one a word: `["--user", "reader", "on", "nopass"]`.
+    /// Starts one of these kinds with more arguments, each word an element: `["--user", "reader", "on", "nopass"]`.
     pub fn start_with(flavour: Flavour, args: &[&str]) -> Self {
         Self::launch(flavour, free_port(), args, None)
     }
 
-    /// A Sentinel, which watches nothing; it writes its state to `config`.
+    /// Starts a Sentinel that monitors nothing. It writes its state to `config`.
     pub fn start_sentinel(config: &Path) -> Self {
         let port = free_port();
         std::fs::write(config, format!("port {port}\nbind 127.0.0.1\n")).expect("a configuration");
@@ -88,7 +88,7 @@ impl Redis {
         redis
     }
 
-    /// Debian's, which speaks nothing but TLS on its port. [`Redis::ca_file`] vouches for it.
+    /// Starts Debian's with only TLS on its port. [`Redis::ca_file`] is its authority.
     pub fn start_tls() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         make_certificates(dir.path());
@@ -104,7 +104,7 @@ impl Redis {
         Self::launch(Flavour::Debian, port, args.as_flattened(), Some(dir))
     }
 
-    /// `tls` is the directory with the certificates, if it is to speak TLS.
+    /// With `tls`, the directory of the certificates, it speaks TLS.
     fn launch(flavour: Flavour, port: u16, more: &[&str], tls: Option<TempDir>) -> Self {
         let program = flavour.program().unwrap_or_else(|| panic!("{flavour:?} was not fetched"));
         let with_tls = tls.is_some();
@@ -147,18 +147,18 @@ impl Redis {
         client.get_connection().expect("a connection")
     }
 
-    /// STOP makes it hang with its connections open, CONT lets it go on.
+    /// STOP makes it hang with open connections. CONT lets it continue.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }
 
-    /// Ends it at once, with all it holds.
+    /// Kills it. Its data is lost.
     pub fn kill(&mut self) {
         self.process.signal("KILL");
         self.process.wait();
     }
 
-    /// Starts it anew, empty and on the same port; kills it first if it runs.
+    /// Starts it again, empty and on the same port. Kills it first if it runs.
     pub fn restart(&mut self) {
         if self.process.0.try_wait().expect("a child can be waited for").is_none() {
             self.kill();
@@ -177,8 +177,8 @@ impl Redis {
         });
     }
 
-    /// True if it answers PING, be it that a password is needed. With TLS, true if it listens: it has
-    /// read its certificate by then.
+    /// True if it answers PING, even with an error about a missing password. With TLS, true if it listens, because it
+    /// reads its certificate before.
     fn answers(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect(self.address) else { return false };
         if self.tls {
@@ -194,7 +194,7 @@ impl Redis {
 fn spawn(program: &Path, args: &[String], dir: &Path) -> Process {
     let log = File::create(dir.join("log")).expect("a log");
     let mut command = Command::new(program);
-    // All paths in the arguments are relative to this directory.
+    // Paths in the arguments are relative to this directory.
     command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(Stdio::inherit());
     Process(command.spawn().expect("redis-server starts: is it installed? ./scripts/test does that"))
 }

@@ -14,7 +14,7 @@ use super::http::{self, Answer};
 use super::process::{Process, headcount, headcount_with_clock};
 use super::{until_there_is_room, wait_for, wait_until};
 
-/// Stops, by its own pid, when it goes out of scope.
+/// Dropping it stops it by its pid.
 pub struct Server {
     pub process: Process,
     log: Arc<Mutex<Vec<Value>>>,
@@ -22,7 +22,7 @@ pub struct Server {
     pub admin: Option<SocketAddr>,
 }
 
-/// A closed window, as the log has it.
+/// A closed window as the log shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
     pub timestamp: String,
@@ -44,7 +44,7 @@ impl Server {
         Self::start_on("127.0.0.1:0".parse().expect("an address"), args).await
     }
 
-    /// Starts where another one was.
+    /// Starts at the address of an earlier server.
     pub async fn start_on(address: SocketAddr, args: &[&str]) -> Self {
         let mut command = headcount();
         command.args(["--listen", &address.to_string()]).args(args);
@@ -58,7 +58,7 @@ impl Server {
         Self::run(command).await
     }
 
-    /// Starts a command that has all but the log format.
+    /// Starts a command, and adds the log format.
     pub async fn run(mut command: Command) -> Self {
         let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let window = args.iter().position(|arg| arg == "--window").and_then(|at| args.get(at + 1));
@@ -69,7 +69,7 @@ impl Server {
             command.args(["--log-format", "json"]).stdout(Stdio::piped()).spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::<Value>::new()));
         let (lines, sink) = (BufReader::new(child.stdout.take().expect("a pipe")), Arc::clone(&log));
-        // Ends with the process, whose end closes the pipe.
+        // This thread ends when the process closes the pipe.
         std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 let event = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
@@ -101,7 +101,7 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// The windows that were closed so far, in the order of the log.
+    /// The windows closed so far, in the order of the log.
     pub fn closed(&self) -> Vec<Closed> {
         let log = self.log.lock().unwrap();
         let events =
@@ -116,12 +116,12 @@ impl Server {
             .collect()
     }
 
-    /// Waits until the log has so many closed windows.
+    /// Waits until the log has this many closed windows.
     pub async fn wait_closed(&self, windows: usize) -> Vec<Closed> {
         wait_for("closed windows", || Some(self.closed()).filter(|closed| closed.len() >= windows)).await
     }
 
-    /// Asks the server to stop and waits for its end; what it logged to the last is in the log.
+    /// Sends SIGTERM and waits for the end. The log is complete then.
     pub async fn stop(&mut self) -> ExitStatus {
         self.process.signal("TERM");
         self.ended().await
@@ -130,18 +130,18 @@ impl Server {
     /// Waits for the process to end by itself.
     pub async fn ended(&mut self) -> ExitStatus {
         let status = self.process.wait();
-        // The reader drops its half when it has read the last line.
+        // The reader drops its reference after the last line.
         wait_for("the rest of the log", || (Arc::strong_count(&self.log) == 1).then_some(())).await;
         status
     }
 
-    /// The value of a metric, as `/metrics` shows it: name and labels to the letter.
+    /// The value of a metric. Name and labels must be exactly as in `/metrics`.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = http::get(self.admin.unwrap_or(self.address), "/metrics").await.body;
         value_of(&text, series).unwrap_or_else(|| panic!("no {series} in\n{text}"))
     }
 
-    /// Waits until it is that.
+    /// Waits until a metric has a value.
     pub async fn wait_for_metric(&self, series: &str, value: f64) {
         wait_until(&format!("{series} to be {value}"), async || self.metric(series).await == value).await;
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::process::Process;
 
-/// How long a tool may take that has much to do, on a machine that is busy with other tests.
+/// How long a slow tool may take on a busy machine.
 const LONG: Duration = Duration::from_secs(600);
 
 /// A file of the repository.
@@ -39,9 +39,9 @@ pub fn node(script: &str) -> Command {
     command
 }
 
-/// Runs a tool to its end: how it ended, and all it said.
+/// Runs a tool to its end. Returns its status and output.
 pub fn run(command: &mut Command) -> (ExitStatus, String) {
-    // A pipe that nobody reads before the end would fill up.
+    // A file, because an unread pipe would fill up.
     let mut said = tempfile::tempfile().expect("a temporary file");
     let [stdout, stderr] = [(); 2].map(|()| Stdio::from(said.try_clone().expect("the same file")));
     let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
@@ -51,7 +51,7 @@ pub fn run(command: &mut Command) -> (ExitStatus, String) {
     (status, text)
 }
 
-/// Runs a tool that has to find nothing wrong; what it said.
+/// Runs a tool that must succeed. Returns its output.
 #[track_caller]
 pub fn succeeds(command: &mut Command) -> String {
     let (status, said) = run(command);
@@ -59,14 +59,14 @@ pub fn succeeds(command: &mut Command) -> String {
     said
 }
 
-/// What a YAML file of the repository says.
+/// The content of a YAML file of the repository.
 pub fn yaml(path: &str) -> Value {
     let mut documents = yaml_documents(&in_repository(path));
     assert_eq!(documents.len(), 1, "{path}");
     documents.remove(0)
 }
 
-/// What a YAML file says that may have several documents.
+/// The documents of a YAML file.
 pub fn yaml_documents(path: &Path) -> Vec<Value> {
     let program = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
     let mut python = Command::new("python3");
@@ -74,17 +74,17 @@ pub fn yaml_documents(path: &Path) -> Vec<Value> {
     serde_json::from_str(&succeeds(&mut python)).expect("JSON")
 }
 
-/// A text that has to be there.
+/// A required text.
 pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
 }
 
-/// A list that has to be there.
+/// A required list.
 pub fn list<'a>(value: &'a Value, field: &str) -> &'a Vec<Value> {
     value[field].as_array().unwrap_or_else(|| panic!("no {field} in {value}"))
 }
 
-/// A file's text with a part of it, which has to be there, replaced by what holds in a test.
+/// A file's text with a part replaced for a test. The part must be there.
 pub fn replaced(text: &str, part: &str, by: &str) -> String {
     assert!(text.contains(part), "no {part:?} in\n{text}");
     text.replace(part, by)
