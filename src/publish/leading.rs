@@ -14,7 +14,7 @@ use crate::coordination::{CloseError, MembershipView};
 use crate::model::window::{Window, WindowCount};
 use crate::store::{CountError, StoreCount};
 
-/// The longest sleep before the clock is asked again: it may have been set.
+/// The longest sleep before the leader reads the clock again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How often the leader checks whether all instances have sealed a window that has ended.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
@@ -236,9 +236,9 @@ impl<'a> Leading<'a> {
         self.next = Some(count.window.next());
     }
 
-    /// Skips empty windows past retention. It stops at the first window that has ids, that has a stored count, in which an
-    /// instance was there, or that is within retention. Windows are due after a long time without instances, or after the
-    /// clock was set forward. To close them one by one could take very long.
+    /// Skips empty windows past retention. After a long time without instances, or when the clock was set forward, there may
+    /// be very many. It stops at the first window with ids or a stored count, in which an instance was there, or that is
+    /// within retention.
     fn skip_past_retention(&mut self, next: Window, view: &MembershipView) -> bool {
         // The earlier of both clocks decides, because either may be wrong.
         let now = self.publisher.clock.now();

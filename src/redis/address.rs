@@ -22,7 +22,7 @@ fn unknown_part(url: &Url) -> Option<String> {
     for (name, _) in url.query_pairs() {
         if name == "db" && !is_unix {
             return Some(
-                "'?db' is not known there; the database is the path, as in redis://host:6379/1".to_owned(),
+                "'?db' is only for unix:// URLs; write the database as the path: redis://host:6379/1".to_owned(),
             );
         }
         if !known.contains(&&*name) {
@@ -31,7 +31,7 @@ fn unknown_part(url: &Url) -> Option<String> {
             return Some(format!("the parameter '{name}' is not known; expected {}", known.join(", ")));
         }
         if seen.contains(&name) {
-            return Some(format!("the parameter '{name}' is there more than once"));
+            return Some(format!("the parameter '{name}' appears more than once"));
         }
         seen.push(name);
     }
@@ -86,11 +86,11 @@ impl Address {
         let file = self.file.as_ref()?;
         let read = file.read(FLAG).and_then(|url| Self::parse(&url));
         let new = read.inspect_err(|error| warn!("{error}")).ok()?;
-        let who = |address: &Self| {
+        let login = |address: &Self| {
             let settings = address.info.redis_settings();
             (settings.username().map(str::to_owned), settings.password().map(str::to_owned))
         };
-        (who(&new) != who(self) && new.to_string() == self.to_string())
+        (login(&new) != login(self) && new.to_string() == self.to_string())
             .then(|| Self { file: Some(file.clone()), ..new })
     }
 

@@ -1,7 +1,7 @@
 //! Keys of headcount that another program has overwritten.
 //!
 //! A key of another type answers every command with an error, for ever. So an instance renames it, to a name that says where it
-//! was. The work goes on, and the other program loses nothing. headcount's own data of that key is lost; the caller decides
+//! was. The work goes on, and the other program loses nothing. The data of headcount under that key is lost. The caller decides
 //! what that means for the counts.
 
 use std::sync::LazyLock;

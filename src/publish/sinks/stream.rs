@@ -117,7 +117,7 @@ impl StreamSink {
     /// A stream remembers the highest id that it ever had, and takes none before it. If that id can be a window's, the stream
     /// had that count, even if a consumer has deleted it since. Otherwise another program added an entry with a later id, and
     /// deleted it. That would stop the stream until that time comes. So the sink sets the remembered id back, but no further
-    /// than to just before the count: the stream must go on to refuse older counts.
+    /// than to just before the count. The stream must go on to refuse older counts.
     async fn give_way(&self, count: &WindowCount) -> Result<String, SinkError> {
         let key = &self.key;
         let Contents { newest, remembered } = self.contents().await?;

@@ -45,8 +45,7 @@ pub struct KafkaSettings {
     files: Vec<(String, String)>,
 }
 
-/// Whether this is a host, with a port or without. librdkafka would ignore a broker that it cannot parse, with a line in
-/// its own log.
+/// Whether this is a host, with a port or without. librdkafka would only log a broker that it cannot parse, and ignore it.
 fn is_broker(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
