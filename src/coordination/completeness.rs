@@ -69,7 +69,7 @@ impl Evidence {
         let Attendance { throughout, in_doubt, vanished, misdated } = attendance;
         let gaps = [
             (!is_over, "it was closed before its end"),
-            (!throughout, "for a time no instance accepted ids"),
+            (!throughout, "for a time no instance was known to accept ids"),
             (in_doubt, "an instance died, and perhaps no other one was there"),
             (vanished, "an instance vanished with ids that only it had"),
             (misdated, "the clock of an instance is wrong"),

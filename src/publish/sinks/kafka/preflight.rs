@@ -41,7 +41,7 @@ pub(crate) fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Pre
     // The time of a window that is published late.
     let time = origin.window.window_at(SystemTime::now()).previous().start();
     let writable = match try_to_write(settings, origin, &producer, time) {
-        // Only another check can have fenced this one, and it got as far as to write.
+        // Only another check can have fenced this one, so transactions work.
         Ok(()) | Err(SinkError::Fenced) => settings.see_that_it_takes_records(),
         Err(error) => Err(watcher.explain(settings.explain(producer.client(), time, error))),
     };
