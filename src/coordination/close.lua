@@ -1,18 +1,17 @@
 -- Stores a window's count, if the caller leads and the window has none yet.
 --
--- A script, because it has to be one step with the look at the token (a leader that was asleep must not store) and with
--- the look at the heartbeats (an instance that has come meanwhile, with the window open, would add to a window that is
--- closed).
+-- A script, because the checks and the write have to be one step. A leader that was asleep must not store a count. And
+-- an instance that joins meanwhile, with the window open, would add ids to a closed window.
 --
 -- KEYS: token, counts, instances, config.
 -- ARGV: a JSON object. Windows are the seconds of their starts:
 --   instance_id, token
 --   window, window_end
---   count: as it is to be stored
---   despite_open: close it though an instance has it open
---   joined: how many instances had come when it was looked which have it open
+--   count: in its stored form
+--   despite_open: close the window though an instance has it open
+--   joined: how many instances had joined when the leader read the membership view
 --   keep_for: milliseconds to keep the counts
--- Returns {'stored', the count that is stored}, {'fenced'}, or {'open'}.
+-- Returns {'stored', the stored count}, {'fenced'}, or {'open'}.
 local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ask = cjson.decode(ARGV[1])
 local window = ask.window
@@ -20,11 +19,11 @@ local window = ask.window
 if number(redis.call('GET', TOKEN)) ~= ask.token then
   return {'fenced'}
 end
--- A server that has lost the heartbeats has lost the windows too: first all have to restore what they have.
+-- A server that lost the heartbeats lost the windows too. First all instances have to restore their ids.
 if redis.call('HEXISTS', INSTANCES, ask.instance_id) == 0 then
   return {'open'}
 end
--- An instance that has come meanwhile may have added to the window, and sealed it, after it was counted.
+-- An instance that joined meanwhile may have added to the window, and sealed it, after the leader counted it.
 if (number(redis.call('HGET', CONFIG, 'joined')) or 0) ~= ask.joined then
   return {'open'}
 end
@@ -41,13 +40,14 @@ for name, heartbeat in pairs(heartbeats(INSTANCES)) do
   if lives and heartbeat.watermark <= window and not ask.despite_open then
     return {'open'}
   end
-  -- An instance that vanished has no part in later windows, nor was it missing from their beginning.
+  -- No later window needs the heartbeat of an instance that is gone, if it added to none of them. A dead one must also
+  -- have counted as dead before this window ended.
   if not lives and heartbeat.newest <= window and (left or heartbeat.at + LIVES <= ask.window_end * 1000000) then
     gone[#gone + 1] = name
   end
 end
 redis.call('HSET', COUNTS, json(window), ask.count)
--- headcount wrote nothing that is so much later.
+-- A `last` that is a year ahead is not headcount's: it is overwritten.
 local last = number(redis.call('HGET', COUNTS, 'last')) or -1
 if last > window + A_YEAR / 1000000 or window > last then
   redis.call('HSET', COUNTS, 'last', json(window))

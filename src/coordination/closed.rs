@@ -1,4 +1,4 @@
-//! Closed windows: where a leader goes on, how a count is stored, and which counts are remembered.
+//! Closed windows: where a new leader resumes, how a count is stored, and which counts an instance remembers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -13,33 +13,33 @@ use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
 use crate::telemetry::metrics::Metrics;
 
-/// So many closed windows are remembered, for those who ask: an hour of minutes.
+/// How many closed windows an instance remembers, to answer requests for them: an hour of minutes.
 pub const REMEMBERED: usize = 60;
 
-/// Where a new leader goes on.
+/// Where a new leader resumes.
 #[derive(Debug, Clone)]
 pub struct Resume {
     /// The oldest window that is not published.
     pub next: Window,
-    /// Counts that are stored and not marked as published.
+    /// Counts that are stored and not published.
     pub stored: BTreeMap<Window, WindowCount>,
 }
 
-/// A count was not stored, or a mark not made.
+/// Why a count was not stored, or the published position not committed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CloseError {
-    /// There is a newer term.
+    /// Another instance has a newer term.
     #[error("another instance leads")]
     Fenced,
-    /// An instance has the window open after all, or may have had it open meanwhile: look again.
+    /// An instance has the window open, or may have had it open meanwhile. Read the membership view again.
     #[error("an instance has the window open")]
     Open,
-    /// Redis could not be asked.
+    /// Redis did not answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
-/// A count as it is stored.
+/// The stored form of a count.
 #[derive(Serialize, Deserialize)]
 struct StoredCount {
     unique_request_count: u64,
@@ -57,7 +57,7 @@ pub(super) fn from_stored(window: Window, text: &str) -> Option<WindowCount> {
     Some(WindowCount { window, unique_request_count, accepted_ids, complete })
 }
 
-/// The last windows that are closed, by this instance or another: [`REMEMBERED`] of them. Clones are the same.
+/// The newest [`REMEMBERED`] windows that this or another instance closed. Clones share them.
 #[derive(Clone)]
 pub struct ClosedWindows {
     /// Oldest first.
@@ -78,22 +78,22 @@ pub struct ClosedCounters {
 }
 
 impl ClosedWindows {
-    /// None yet; the last one is shown in `metrics`.
+    /// Remembers no window yet. `metrics` will show the newest one.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self { counts: Arc::default(), counters: Arc::default(), metrics }
     }
 
-    /// The last one so far.
+    /// The newest closed window.
     pub fn last(&self) -> Option<WindowCount> {
         self.counts.lock().back().copied()
     }
 
-    /// This one, if it is remembered.
+    /// The count of a window, if it is remembered.
     pub fn get(&self, window: Window) -> Option<WindowCount> {
         self.counts.lock().iter().rfind(|count| count.window == window).copied()
     }
 
-    /// All that are remembered, oldest first.
+    /// All remembered counts, oldest first.
     pub fn all(&self) -> Vec<WindowCount> {
         self.counts.lock().iter().copied().collect()
     }
@@ -110,7 +110,7 @@ impl ClosedWindows {
         *self.counters.lock() = Some(Arc::new(ClosedCounters { window: count.window, complete, counts }));
     }
 
-    /// Moves on, if this one is newer than all before.
+    /// Remembers a count, if its window is newer than all before.
     pub fn advance(&self, count: WindowCount) {
         let mut counts = self.counts.lock();
         if counts.back().is_none_or(|last| last.window < count.window) {
@@ -140,7 +140,7 @@ mod tests {
             complete: true,
         };
         assert_eq!((closed.last(), closed.all()), (None, vec![]));
-        // Told by the others and by oneself, in any order.
+        // Counts come from this and from other instances, in any order.
         for number in [1, 2, 2, 1, 5, 4] {
             closed.advance(count(number));
         }

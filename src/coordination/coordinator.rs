@@ -1,4 +1,4 @@
-//! The coordinator: what the instances agree on, and where they do.
+//! The coordinator: where the instances agree on heartbeats, counts and the published position.
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +12,7 @@ use super::term::Term;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
 
-/// What the instances agree on, and where they do.
+/// Where the instances agree on heartbeats, counts and the published position.
 pub enum Coordinator {
     /// In Redis, with all instances of the namespace.
     Redis(RedisCoordinator),
@@ -21,13 +21,13 @@ pub enum Coordinator {
 }
 
 impl Coordinator {
-    /// Of the only instance. `draining` says that it accepts no more ids from everybody.
+    /// For a standalone instance. It cancels `draining` when it begins to drain.
     pub fn standalone(draining: CancellationToken) -> Self {
         Self::Standalone(Standalone::new(draining))
     }
 
-    /// Says that this instance lives and how far it has sealed. The first heartbeat introduces it; from then on no
-    /// window is closed that it has not sealed, as long as it goes on.
+    /// Says that this instance lives, and how far it has sealed. As long as its heartbeats go on, the leader waits with
+    /// a window until this instance has sealed it.
     pub(crate) async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<HeartbeatAnswer, HeartbeatError> {
         match self {
             Self::Redis(redis) => redis.heartbeat(heartbeat).await,
@@ -35,7 +35,7 @@ impl Coordinator {
         }
     }
 
-    /// Leaves, after everything has been sealed: nobody waits for this instance any more.
+    /// Leaves, after this instance has sealed everything: no leader waits for it any more.
     pub(crate) async fn leave(&self) -> Result<(), Unavailable> {
         match self {
             Self::Redis(redis) => redis.leave().await,
@@ -43,7 +43,7 @@ impl Coordinator {
         }
     }
 
-    /// Where a new leader goes on; none as long as that cannot be known.
+    /// Where a new leader resumes; none as long as that is not certain.
     pub(crate) async fn resume(&self) -> Result<Option<Resume>, Unavailable> {
         match self {
             Self::Redis(redis) => redis.resume().await,
@@ -51,7 +51,7 @@ impl Coordinator {
         }
     }
 
-    /// How all instances stand to a window; none as long as that cannot be known.
+    /// The membership view of a window; none as long as the heartbeats cannot be trusted.
     pub(crate) async fn membership_view(
         &self,
         window: Window,
@@ -62,9 +62,9 @@ impl Coordinator {
         }
     }
 
-    /// Stores the count of a window, and answers with the one that is stored: another leader may have been faster, and
-    /// the first one stays. It is for the instances as they stood before it was counted: if one of them had the window
-    /// open then, it is stored all the same.
+    /// Stores the count of a window, and returns the stored count. Another leader may have been faster: the first count
+    /// stays. The caller read `view` before it counted. If the view shows an instance with the window open, the count is
+    /// stored all the same.
     pub(crate) async fn close(
         &self,
         term: &Term,
@@ -77,17 +77,17 @@ impl Coordinator {
         }
     }
 
-    /// Marks a window and all before it as published: every sink has them.
+    /// Commits the published position: every sink has this window and all before it.
     pub(crate) async fn commit_published(&self, term: &Term, window: Window) -> Result<(), CloseError> {
         match self {
             Self::Redis(redis) => redis.commit_published(term, window).await,
-            // It would not be counted again in any case.
+            // A standalone instance never counts a window again.
             Self::Standalone(_) => Ok(()),
         }
     }
 
-    /// Whether what is counted outlives this instance, so that a window which it leaves unfinished will be closed by
-    /// another one or after the next start.
+    /// Whether windows outlive this instance. If so, another instance can close the windows that this one leaves
+    /// unfinished, or this one can after its next start.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Redis(_))
     }

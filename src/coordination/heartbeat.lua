@@ -1,19 +1,19 @@
--- Takes an instance's heartbeat, if the instance is set up as the others are.
+-- Takes an instance's heartbeat, if its settings equal those of the other instances.
 --
--- A script, because two instances that disagree must not both find the namespace empty, and because the answer has to be
--- the last closed window at the very moment from which the heartbeat counts: a window that is closed later waits for
--- this instance, one that was closed earlier is in the answer.
+-- A script, because two instances that disagree must not both find the namespace empty. And the answer has to name the
+-- last closed window at the moment from which the heartbeat counts. Windows that a leader closes later wait for this
+-- instance; windows that were closed earlier are in the answer.
 --
 -- KEYS: config, instances, counts, published.
 -- ARGV: a JSON object. Windows are the seconds of their starts, times are in microseconds, what is not known is null:
 --   instance_id
 --   settings: pairs of a name and a value
 --   heartbeat: watermark, newest, since, pending
---   acknowledged: when its last heartbeat was taken; null for a first one, and after a loss
---   heard_at: when it was last heard of before an interruption; null if there was none
---   others: the others' heartbeats as it knows them, if they may be lost
+--   acknowledged: when Redis took its last heartbeat; null for a first one, and after a loss
+--   heard_at: when Redis took its last heartbeat before an interruption; null if there was none
+--   others: the others' heartbeats as it knows them, if Redis may have lost them
 --   first, published: the first window of the stream, and the last published one
---   knows: the last closed window that it knows the count of
+--   knows: the last closed window whose count it knows
 --   remembered, window_seconds: how many closed windows instances remember, and their length
 --   keep_for: milliseconds to keep config and heartbeats
 -- Returns `Answer` of heartbeat.rs as JSON.
@@ -41,7 +41,8 @@ if ask.acknowledged and (not before or before.at < ask.acknowledged) then
   return json({lost = {}})
 end
 
--- Under a name that no instance has: one that found a heartbeat under its own would not notice that something is lost.
+-- A heartbeat that others restore is stored under '?' and the id. Under its own id, the instance would not notice that
+-- Redis has lost something. This instance is back, so its restored heartbeat goes.
 redis.call('HDEL', INSTANCES, '?' .. id)
 for name, known in pairs(ask.others or {}) do
   name = string.gsub(name, '^[?~]', '')
@@ -50,9 +51,9 @@ for name, known in pairs(ask.others or {}) do
     local stored = heartbeat_of(redis.call('HGET', INSTANCES, mark .. name))
     there = math.max(there, stored and stored.at or -1)
   end
-  -- One that is older than what was known is of a snapshot: what came after that is lost as well.
+  -- A stored heartbeat that is older than the known one comes from a snapshot. What Redis took after it is lost too.
   if name ~= id and there < known.at then
-    -- What it had sealed is lost too. If it lives, it adds that again before its own heartbeat says so.
+    -- The ids of its sealed windows are lost too. If it lives, it restores them before its own heartbeat says so.
     known.watermark = 0
     redis.call('HSET', INSTANCES, '?' .. name, json(known))
   end
@@ -68,8 +69,8 @@ for name, other in pairs(heartbeats(INSTANCES)) do
     others_live = others_live or silent_for < LIVES
     any_fresh = any_fresh or silent_for < FRESH
     any_stale = any_stale or silent_for >= FRESH
-    -- One that was there when this instance was last heard of was perhaps cut off too, and took ids for later windows.
-    -- If it is still there, its next heartbeat says what is true.
+    -- An instance that lived at this one's last heartbeat may have been cut off too, and may have accepted ids for newer
+    -- windows. If it lives, its next heartbeat corrects this.
     if ask.heard_at and ask.heard_at - other.at < LIVES and other.newest < mine.newest then
       other.newest = mine.newest
       redis.call('HSET', INSTANCES, name, json(other))
@@ -80,19 +81,19 @@ end
 
 for _, setting in ipairs(ask.settings) do
   local name, ours = setting[1], setting[2]
-  -- What is left of windows of another length is nobody's.
+  -- Counts and positions of windows of another length mean nothing any more.
   if name == 'window' and redis.call('HGET', PUBLISHED, 'window') ~= ours then
     redis.call('DEL', COUNTS, PUBLISHED)
     redis.call('HSET', PUBLISHED, 'window', ours)
   end
   redis.call('HSET', CONFIG, name, ours)
 end
--- An instance that was not counted among the living until now may be adding to any window.
+-- An instance that was new, or taken for dead, may be adding to any window.
 if not before or now - before.at >= LIVES then
   redis.call('HSET', CONFIG, 'joined', json((number(redis.call('HGET', CONFIG, 'joined')) or 0) + 1))
 end
--- Since when some instance has always been there: one that comes while nobody is begins anew, one that was there longer
--- than was known makes it earlier.
+-- `since`: from then on some instance was always there. An instance that comes while no other lives starts it anew. An
+-- instance that was there for longer moves it back.
 local since = number(redis.call('HGET', CONFIG, 'since'))
 local returns = before and before.since == mine.since
 if not since or (others_live and mine.since < since) or not (others_live or returns) then
@@ -107,15 +108,15 @@ redis.call('HSET', INSTANCES, id, json(mine))
 redis.call('PEXPIRE', CONFIG, json(ask.keep_for))
 redis.call('PEXPIRE', INSTANCES, json(ask.keep_for))
 
--- headcount wrote no window that begins later than any clock says.
+-- A window that is a year ahead is not headcount's.
 local function window_in(key, field)
   local start = number(redis.call('HGET', key, field))
   return start and start * 1000000 < now + A_YEAR and start or nil
 end
 
--- A server that has lost it, or a replica that never got it, is told.
+-- A server that lost the first or the published window, or a replica that never got it, learns it here.
 local first = window_in(PUBLISHED, 'first')
--- Those who have left are not in the way, and an instance whose heartbeats go on knows whether it was cut off.
+-- Instances that left raise no doubt. An instance whose heartbeats go on knows by itself whether it was cut off.
 local unsure = not is_known or not first or now - interrupted < GRACE or any_stale and not any_fresh
 if not first or ask.first and ask.first < first then
   first = ask.first or mine.watermark
@@ -128,7 +129,7 @@ if ask.published and (published or -1) < ask.published then
 end
 
 local closed = window_in(COUNTS, 'last')
--- One by one: there are many more while they cannot be published.
+-- Counts are read one by one: the hash holds many more while sinks are away.
 local news = {}
 if closed then
   local oldest = math.max((ask.knows or -1) + 1, closed - (ask.remembered - 1) * ask.window_seconds)

@@ -1,6 +1,6 @@
-//! The heartbeat: what an instance says of itself every second, and what it is told.
+//! The heartbeat: what an instance says about itself every second, and the answer to it.
 //!
-//! `heartbeat.lua` takes it, and says what it is given.
+//! `heartbeat.lua` takes it, and lists the arguments.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,37 +16,37 @@ pub struct Heartbeat {
     pub watermark: Window,
     /// The newest window that it may have added to.
     pub newest: Window,
-    /// It has accepted ids without a break since then.
+    /// Since when it has accepted ids without a break.
     pub since: SystemTime,
     /// It could not send a heartbeat for a while.
     pub interrupted: bool,
     /// Accepted ids that the store does not have yet.
     pub pending_ids: u64,
-    /// The last closed window that it knows the count of.
+    /// The last closed window whose count it knows.
     pub knows: Option<Window>,
 }
 
-/// What an instance is told.
+/// The answer to a heartbeat.
 #[derive(Debug, Clone, Default)]
 pub struct HeartbeatAnswer {
-    /// The last window that is closed: nothing that is added to it now would be counted.
+    /// The last closed window: ids added to it now would not be counted.
     pub closed: Option<Window>,
-    /// Counts of closed windows after the last one that it knows, oldest first; of those that are remembered.
+    /// Counts of closed windows that the instance does not know and should remember, oldest first.
     pub news: Vec<WindowCount>,
-    /// The last window that every sink has: it will not be counted again.
+    /// The last window that every sink has: no leader counts it again.
     pub published: Option<Window>,
-    /// What the instances shared may be lost, and this heartbeat was not taken: restore, then send it again.
+    /// Redis may have lost ids, and did not take this heartbeat: restore, then send it again.
     pub lost: bool,
-    /// What time it is there.
+    /// The time by Redis's clock.
     pub time: Option<SystemTime>,
 }
 
-/// A heartbeat as it is stored, with the fields that docs/instances.md lists. `shared.lua` alone decides what is one.
+/// A stored heartbeat, with the fields that docs/instances.md lists. Only `shared.lua` decides what is a valid one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredHeartbeat {
-    /// The oldest window that the instance has not sealed: the second of its start.
+    /// The oldest window that the instance has not sealed, as the second of its start.
     pub(super) watermark: u64,
-    /// The newest window that it may have added to, likewise.
+    /// The newest window that it may have added to, as the second of its start.
     pub(super) newest: u64,
     /// Since when it has accepted ids without a break, in µs.
     pub(super) since: u64,
@@ -56,7 +56,7 @@ pub(super) struct StoredHeartbeat {
     pub(super) at: u64,
 }
 
-/// Heartbeats by the names of their fields.
+/// Heartbeats by the names of their fields in the hash.
 pub(super) type StoredHeartbeats = BTreeMap<String, StoredHeartbeat>;
 
 /// What the script answers.
@@ -66,14 +66,14 @@ pub(super) enum Answer {
     Taken(Taken),
     /// This server does not have the instance's last heartbeat.
     Lost {},
-    /// Others have another value.
+    /// The other instances have another value.
     Differs {
         setting: String,
         theirs: String,
     },
 }
 
-/// The heartbeat is stored.
+/// The answer to a heartbeat that is stored now.
 #[derive(Deserialize)]
 pub(super) struct Taken {
     pub(super) now: u64,
@@ -81,7 +81,7 @@ pub(super) struct Taken {
     pub(super) first: u64,
     pub(super) closed: Option<u64>,
     pub(super) published: Option<u64>,
-    /// Others may have been there and not said so yet.
+    /// Other instances may be there that have not sent a heartbeat yet.
     pub(super) unsure: bool,
     pub(super) others: StoredHeartbeats,
     /// Counts that the instance does not know, as they are stored.
@@ -93,7 +93,7 @@ impl StoredHeartbeat {
         Self {
             watermark: heartbeat.watermark.unix_seconds(),
             newest: heartbeat.newest.unix_seconds(),
-            // Rounded up, so that no instance is there from earlier on than it was.
+            // Rounded up, so that no instance claims more than it was there.
             since: heartbeat.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().div_ceil(1000)
                 as u64,
             pending: heartbeat.pending_ids,

@@ -3,9 +3,9 @@
 //! A key with a time to live holds the id of the leader. An instance that finds the key free takes it, and gets a fencing token
 //! that is higher than all before. The leader renews the lease after a third of its time.
 //!
-//! The publisher sees a term. By the monotonic clock it ends one time to live after the moment *before* the call that took or
-//! renewed the lease. So it ends here before it ends in Redis, however long the answer took. When Redis cannot be asked, the
-//! term runs out.
+//! The publisher sees a term. The term ends one time to live after the *start* of the call that took or renewed the lease, by
+//! the monotonic clock. So it ends here before it ends in Redis, however long the answer took. While Redis is away, the term
+//! runs out.
 
 use std::time::Duration;
 
@@ -26,47 +26,47 @@ use crate::redis::{Call, Redis};
 pub struct Lease {
     redis: Redis,
     keys: Keys,
-    holder: String,
+    instance_id: String,
     ttl: Duration,
     term: watch::Sender<Option<Term>>,
     leader: watch::Sender<Option<String>>,
 }
 
 impl Lease {
-    /// Of the instance with the id `holder`.
-    pub fn new(redis: &Redis, keys: Keys, holder: String, ttl: Duration) -> Self {
+    /// Competes for the instance with this id.
+    pub fn new(redis: &Redis, keys: Keys, instance_id: String, ttl: Duration) -> Self {
         Self {
             redis: redis.another(),
             keys,
-            holder,
+            instance_id,
             ttl,
             term: watch::channel(None).0,
             leader: watch::channel(None).0,
         }
     }
 
-    /// The term, while there is one.
+    /// The term, while this instance has one.
     pub fn term(&self) -> watch::Receiver<Option<Term>> {
         self.term.subscribe()
     }
 
-    /// The id of the instance that leads, as far as is known here.
+    /// The id of the leader, as far as this instance knows.
     pub fn leader(&self) -> watch::Receiver<Option<String>> {
         self.leader.subscribe()
     }
 
-    /// The id of the instance that leads now, if any.
+    /// Asks Redis for the id of the leader.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub async fn holder(&self) -> Result<Option<String>, Unavailable> {
+    pub async fn current_leader(&self) -> Result<Option<String>, Unavailable> {
         let mut get = ::redis::cmd("GET");
         get.arg(self.keys.lease());
         self.redis.run(Call::Ask, async |connection| get.query_async(connection).await).await
     }
 
-    /// Takes, renews and takes anew until `stop`; then gives the lease up.
+    /// Takes the lease and renews it until `stop`, then releases it.
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let pause = self.round().await;
@@ -93,7 +93,7 @@ impl Lease {
         }
     }
 
-    /// One step, and how long to wait until the next.
+    /// Takes or renews the lease once. Returns how long to wait until the next round.
     async fn round(&self) -> Duration {
         let held = self.term.borrow().clone();
         if let Some(term) = &held
@@ -111,7 +111,7 @@ impl Lease {
             None => self.take().await,
         };
         step.unwrap_or_else(|error| {
-            debug!(%error, "cannot ask for the lease");
+            debug!(%error, "cannot take or renew the lease");
             let held = self.term.borrow().clone();
             match held {
                 Some(term) if term.is_valid() => {}
@@ -140,7 +140,7 @@ impl Lease {
         let mut call = scripts::TAKE_LEASE.prepare_invoke();
         let (lease, token) = (self.keys.lease(), self.keys.token());
         call.key(&lease).key(&token).key(Keys::damaged(&lease)).key(Keys::damaged(&token));
-        call.arg(&self.holder).arg(self.ttl.as_millis() as u64).arg(damage::KEPT);
+        call.arg(&self.instance_id).arg(self.ttl.as_millis() as u64).arg(damage::KEPT);
         let asked = Instant::now();
         let (outcome, number, leader, aside): (String, i64, String, String) =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
@@ -149,22 +149,22 @@ impl Lease {
         }
         let number = number.unsigned_abs();
         self.know_leader(Some(leader));
-        if outcome == "granted" {
+        if outcome == "taken" {
             self.term.send_replace(Some(Term::until(number, asked + self.ttl)));
             return Ok(self.ttl / 3);
         }
-        // A moment more, so that it is over then.
+        // One millisecond more, so that the other instance's lease has ended by then.
         Ok(Duration::from_millis(number.saturating_add(1)).min(LEASE_LOOKED_AT_EVERY))
     }
 
     async fn renew(&self, term: &Term) -> Result<Duration, Unavailable> {
         let mut call = scripts::RENEW_LEASE.prepare_invoke();
         call.key(self.keys.lease()).key(self.keys.token());
-        call.arg(&self.holder).arg(term.token()).arg(self.ttl.as_millis() as u64);
+        call.arg(&self.instance_id).arg(term.token()).arg(self.ttl.as_millis() as u64);
         let asked = Instant::now();
         let renewed: bool =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
-        // A publisher that was told so by Redis has revoked it: that stands.
+        // When Redis fences the publisher, the publisher revokes the term. A renewal must not revive it.
         if renewed && term.is_valid() {
             term.extend(asked + self.ttl);
             return Ok(self.ttl / 3);
@@ -178,7 +178,7 @@ impl Lease {
 
     async fn release(&self) -> Result<(), Unavailable> {
         let mut call = scripts::RELEASE_LEASE.prepare_invoke();
-        call.key(self.keys.lease()).arg(&self.holder);
+        call.key(self.keys.lease()).arg(&self.instance_id);
         let _: bool =
             self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
         Ok(())

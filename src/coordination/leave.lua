@@ -1,7 +1,7 @@
--- Lets an instance leave: all that it accepted is sealed, and nobody waits for it any more.
+-- Lets an instance leave: it has sealed all its windows, and no leader waits for it any more.
 --
--- Its heartbeat stays under another name, until the windows that it had a part in are closed. Should the server lose what
--- it holds before that, the others know by it that something is missing which nobody can add again.
+-- Its heartbeat stays under another name until the windows that it added to are closed. If the server loses its data
+-- before that, the others see that ids are missing, and that no instance can restore them.
 --
 -- A script, because a heartbeat must never be under both names or under none.
 --

@@ -1,7 +1,7 @@
--- Reads what instances have agreed on and all their heartbeats, at one moment.
+-- Reads the config and all heartbeats, at one moment.
 --
--- A script, though it only reads: what counts as a heartbeat is decided in one place, above. If the reader here took
--- something for a heartbeat and the script that closes windows did not, or the reverse, a window could wait for ever.
+-- A script, though it only reads, so that shared.lua alone decides what is a valid heartbeat. If this reader and the
+-- script that closes windows disagreed about one, a window could wait for ever.
 --
 -- KEYS: config, instances.
 -- Returns `Members` of membership.rs as JSON.

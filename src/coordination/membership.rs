@@ -1,4 +1,4 @@
-//! The membership view: which instances are there, and how they stand to a window.
+//! The membership view: which instances are there, and what they have left to do for a window.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -10,25 +10,25 @@ use super::heartbeat::{StoredHeartbeat, StoredHeartbeats, from_micros};
 use crate::model::timing::LIVES;
 use crate::model::window::Window;
 
-/// How the name of the field begins under which the heartbeat of an instance stays that has left.
+/// The field of an instance that has left begins with this.
 const LEFT: char = '~';
 
-/// How all instances stand to a window.
+/// What the heartbeats of all instances say about a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MembershipView {
-    /// An instance that lives has not sealed it.
+    /// A live instance has not sealed it.
     pub open: bool,
-    /// What those instances have left to do: it changes as long as they make progress.
+    /// Watermarks and pending ids of the instances that have it open. They change as long as the instances make progress.
     pub left: BTreeSet<(u64, u64)>,
-    /// Whether some instance was there at every moment of it, and none vanished that had it open.
+    /// Whether some instance was always there in it, and none vanished that had it open.
     pub attendance: Attendance,
-    /// Ids of instances that have sealed it, and were there in it.
+    /// Ids of the instances that were there in it and have sealed it.
     pub parties: BTreeSet<String>,
     /// The first window, this one or a later one, in which some instance was there; none if none is known.
     pub attended: Option<Window>,
-    /// How many instances have come so far; one that comes while the window is counted may be too late for it.
+    /// How many instances have joined so far. An instance that joins during the count may add ids that the count lacks.
     pub joined: u64,
-    /// What time it is where that is known.
+    /// The time by Redis's clock; none without Redis.
     pub time: Option<SystemTime>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Members {
     pub(super) now: u64,
     /// Since when some instance was always there, in µs.
     since: Option<u64>,
-    /// How many instances have come so far.
+    /// How many instances have joined so far.
     joined: Option<u64>,
     pub(super) settings: BTreeMap<String, String>,
     heartbeats: StoredHeartbeats,
@@ -55,7 +55,7 @@ impl Members {
         from_micros(self.now)
     }
 
-    /// Those that have not left: an instance that left has sealed all that it had.
+    /// Heartbeats of instances that have not left. An instance that left has sealed all its windows.
     fn present(&self) -> impl Iterator<Item = &StoredHeartbeat> {
         self.heartbeats.iter().filter(|(name, _)| !name.starts_with(LEFT)).map(|(_, heartbeat)| heartbeat)
     }
@@ -77,7 +77,8 @@ impl Members {
             .filter(|(_, heartbeat)| start < heartbeat.watermark && heartbeat.since() < window.end())
             .map(|(name, _)| name.trim_start_matches(LEFT).to_owned())
             .collect();
-        // As long as nobody knew that it was gone, an instance that came did not begin anew.
+        // For LIVES after its last heartbeat, a dead instance still counts as living. An instance that joins then does
+        // not restart `since`, although perhaps no instance was there.
         let unnoticed = gone
             .iter()
             .any(|heartbeat| heartbeat.at() < window.end() && window.start() < heartbeat.at() + LIVES);
@@ -112,7 +113,7 @@ impl StoredHeartbeat {
         now < self.at() + LIVES
     }
 
-    /// Whether its clock is wrong: it says itself that it has not been there yet.
+    /// Whether its clock is wrong: its `since` lies in the future.
     fn is_misdated(&self) -> bool {
         self.since() > self.at() + LIVES
     }

@@ -1,12 +1,12 @@
 //! Coordination: what the instances that share a store have to agree on.
 //!
-//! An instance sends a *heartbeat* that says how far it has sealed. The *leader*, which is the instance that holds the
-//! lease, *closes* windows in order: when every instance has sealed one, it is counted, and the count is stored, once and for
-//! all. What has reached every sink is marked as *published*.
+//! An instance sends a *heartbeat* that says how far it has sealed. The instance that holds the lease is the *leader*: it
+//! *closes* windows in order. When every instance has sealed a window, the leader counts it and stores the count, once and
+//! for all. When every sink has the count, the leader commits the window as *published*.
 //!
-//! A leader may be wrong about being one: its process may have been stopped for an hour between two instructions. So every
-//! term of the lease comes with a *fencing token* that is higher than all before it. A leader that stores something shows
-//! its token, and all tokens but the newest are refused. (Kleppmann, *How to do distributed locking*, 2016.)
+//! An instance may believe that it leads when it does not: its process may have been paused for an hour between two
+//! instructions. So every term of the lease has a *fencing token* that is higher than all before. A leader sends its token
+//! with each write, and Redis refuses all tokens but the newest. (Kleppmann, *How to do distributed locking*, 2016.)
 
 mod closed;
 pub mod completeness;

@@ -25,21 +25,22 @@ impl Presence {
         Self { clock, since: now, looked: (now, Instant::now()), clock_was_behind: false }
     }
 
-    /// Looks at the clock, and notices if it was set or the process stopped.
+    /// Looks at the clock, and notices if the clock was set or the process was paused.
     pub(super) fn note(&mut self, watermark: Window) {
         let now = self.clock.now();
         let (last, at) = self.looked;
         self.looked = (now, Instant::now());
         if watermark.length().window_at(last).end() + MISSED < now || at.elapsed() > MISSED {
             self.since = now;
-            warn!("this process was stopped for a while, or its clock set forward");
+            warn!("this process was paused, or its clock was set forward");
         }
         let behind = watermark.start().duration_since(now).unwrap_or_default();
         if behind <= watermark.length().duration() {
             self.clock_was_behind = false;
             return;
         }
-        // The window that ids go to meanwhile is not whole: it has too many.
+        // Until the clock catches up, all ids go to the window at the watermark. It gets ids of other windows, so this
+        // instance must not vouch for it.
         self.since = watermark.start() + Duration::from_nanos(1);
         if !self.clock_was_behind {
             self.clock_was_behind = true;
@@ -51,12 +52,12 @@ impl Presence {
         }
     }
 
-    /// By the clock that all share this is another window: it is not this instance that was there in it.
+    /// By Redis's clock the running window is another one. So this instance does not vouch for the one at its watermark.
     pub(super) fn is_elsewhere(&mut self, watermark: Window) {
         self.since = self.since.max(watermark.start() + Duration::from_nanos(1));
     }
 
-    /// Goes on looking while something takes long, which is not the same as being stopped.
+    /// Looks at the clock while `work` runs, so that long work does not pass for a pause of the process.
     pub(super) async fn while_doing<T>(&mut self, watermark: Window, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {

@@ -1,22 +1,26 @@
 //! Coordination through Redis.
 //!
-//! Redis's clock says which instances live, because all share it. Watermarks say which window is meant. So the clocks of the
+//! Redis's clock decides which instances live, because all share it. Watermarks name windows, not times. So the clocks of the
 //! instances may differ.
 //!
 //! # After an outage of Redis, or a loss
 //!
 //! At first the stored heartbeats say little. Other instances may only just be coming back, with a window open that no
-//! heartbeat names any more. So the leader waits for [`GRACE`] before it believes what it reads, in three cases: it was cut off
-//! itself; its own heartbeat is gone, or its connection leads to another server; or it is new, and no instance is known to have
-//! been there without a break. After a plain change of leader it believes the heartbeats at once.
+//! heartbeat names any more. So a leader waits for [`GRACE`] before it trusts the heartbeats, in three cases:
+//!
+//! - it was cut off itself;
+//! - its own heartbeat is gone, or its connection leads to another server;
+//! - it is new, and no instance is known to have been there without a break.
+//!
+//! After a plain change of leader it trusts the heartbeats at once.
 //!
 //! While no instance can send a heartbeat, instances still accept ids, and one of them may vanish. So an instance that comes
-//! back after an interruption assumes the worst of the others. Until their next heartbeats it takes them to have had all
-//! windows open that ended meanwhile.
+//! back after an interruption assumes the worst: the others had all windows open that ended meanwhile. Their next heartbeats
+//! correct this.
 //!
-//! Every heartbeat also says what the instance knows of the stream: where it begins and how far it is published. A server that
-//! lost this learns it from the first instance that comes back. The same holds for the last known heartbeats of the others. So
-//! an instance that vanished together with its heartbeat is still missed.
+//! Every heartbeat also says where the stream begins and how far it is published. A server that lost this learns it from the
+//! first instance that comes back. That instance also restores the last known heartbeats of the others. So the leader
+//! notices an instance that vanished together with its heartbeat.
 
 use std::time::{Duration, SystemTime};
 
@@ -61,42 +65,42 @@ pub struct RedisCoordinator {
     memory: Mutex<Memory>,
 }
 
-/// What this instance remembers of what it was told.
+/// What this instance remembers from the answers to its heartbeats.
 #[derive(Default)]
 struct Memory {
-    /// When the last heartbeat was taken, in µs of Redis's time; none before the first, and after a loss.
+    /// When Redis took the last heartbeat, in µs of its clock; none before the first, and after a loss.
     acknowledged: Option<u64>,
-    /// The same, and a loss does not matter.
+    /// The same, but a loss does not clear it.
     heard_at: Option<u64>,
     /// The others' heartbeats at that time.
     others: StoredHeartbeats,
-    /// The [`Redis::generation`] that it was taken in.
+    /// The [`Redis::generation`] at the last heartbeat.
     generation: u64,
     heard: Option<Instant>,
-    /// Until then the heartbeats are not believed.
+    /// Until then this instance does not trust the heartbeats.
     grace: Option<Instant>,
     /// The window that the stream begins with.
     first: Option<Window>,
     published: Option<Window>,
 }
 
-/// What there is in a namespace.
+/// What is stored for a namespace.
 pub struct Survey {
     /// How its settings differ from this instance's.
     pub disagreements: Vec<HeartbeatError>,
     /// Instances that live.
     pub instances: usize,
-    /// What time it is there.
+    /// The time by Redis's clock.
     pub time: SystemTime,
 }
 
 impl Memory {
-    /// After this the heartbeats are not believed for a while.
+    /// Other instances may be coming back: this one does not trust the heartbeats for [`GRACE`].
     fn expect_others(&mut self) {
         self.grace = Some(Instant::now() + GRACE);
     }
 
-    /// A heartbeat was taken. If it was the first one, it may be unsure who else is there.
+    /// Redis took a heartbeat. After the first one, it may be unsure which other instances are there.
     fn heard(&mut self, taken: Taken, first: Window, published: Option<Window>) {
         let last = self.heard.replace(Instant::now());
         if last.map_or(taken.unsure, |last| last.elapsed() > FRESH) {
@@ -111,12 +115,12 @@ impl Memory {
 }
 
 impl RedisCoordinator {
-    /// Known to nobody yet.
+    /// Sends nothing yet: the first heartbeat introduces the instance.
     pub fn new(config: RedisCoordinatorConfig, redis: &Redis) -> Self {
         Self { config, redis: redis.another(), memory: Mutex::default() }
     }
 
-    /// Whether the heartbeats are not to be believed, also because that will be known only with the next own one.
+    /// Whether this instance must not trust the heartbeats. After a pause it knows only once its next one is taken.
     fn is_in_grace(&self) -> bool {
         let Memory { heard, grace, .. } = &*self.memory.lock();
         heard.is_none_or(|heard| heard.elapsed() > FRESH) || grace.is_some_and(|until| Instant::now() < until)
@@ -133,7 +137,7 @@ impl RedisCoordinator {
         elsewhere
     }
 
-    /// Sends a heartbeat. [`super::Coordinator::heartbeat`] says what it is for.
+    /// [`super::Coordinator::heartbeat`].
     ///
     /// # Errors
     ///
@@ -205,7 +209,7 @@ impl RedisCoordinator {
         let window = |start| self.config.window.starting_at(start);
         let (first, published) = (window(taken.first), taken.published.map(window));
         let answer = HeartbeatAnswer {
-            // Nobody closes what is before the first: an instance whose clock is behind has to know.
+            // No leader closes windows before the first one. An instance whose clock is behind has to know that.
             closed: taken.closed.map(window).max(published).max(Some(first.previous())),
             news: self.read_counts(taken.news.iter()),
             published,
@@ -216,7 +220,7 @@ impl RedisCoordinator {
         answer
     }
 
-    /// Who is there and how they are set up, without taking part.
+    /// Reads which instances live and which settings they have, without joining them.
     ///
     /// # Errors
     ///
@@ -262,7 +266,7 @@ impl RedisCoordinator {
         ask.cmd("HGETALL").arg(keys.counts());
         let ((now, _), (Text(first), Text(published)), Texts(counts)): ((u64, u64), (Text, Text), Texts) =
             self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
-        // What is a year ahead is none of ours.
+        // A window that is a year ahead is not headcount's.
         let is_ours = |window: &Window| window.unix_seconds() < now + A_YEAR.as_secs();
         let window = |text: Option<String>| text.and_then(|text| self.window(&text)).filter(is_ours);
         let (first, published) = (window(first), window(published));
@@ -345,11 +349,11 @@ impl RedisCoordinator {
                 Ok(())
             }
             "fenced" => Err(CloseError::Fenced),
-            _ => Err(unexpected("mark", &answer).into()),
+            _ => Err(unexpected("commit", &answer).into()),
         }
     }
 
-    /// Of the hash of counts, in order; it has other things too.
+    /// Parses counts, and sorts them by window. It skips other fields.
     fn read_counts<'a>(&self, stored: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<WindowCount> {
         let counts = stored.filter_map(|(window, count)| closed::from_stored(self.window(window)?, count));
         let mut counts: Vec<_> = counts.collect();
@@ -357,7 +361,7 @@ impl RedisCoordinator {
         counts
     }
 
-    /// What the scripts take for a window, too. Anything else that stands in its place says nothing.
+    /// Parses a window by the rules of the scripts; none for any other text.
     fn window(&self, text: &str) -> Option<Window> {
         let is_number = text.len() <= 16 && text.bytes().all(|byte| byte.is_ascii_digit());
         let start = text.parse().ok().filter(|_| is_number)?;

@@ -1,9 +1,9 @@
--- Prolongs the lease, if it is still the caller's under the same token.
+-- Renews the lease, if the caller still has it under the same token.
 --
--- A script, because between looking and prolonging the lease could run out and be another instance's.
+-- A script, because between looking and renewing, the lease could run out and another instance could take it.
 --
 -- KEYS: lease, token. ARGV: instance id, token, time to live (ms).
--- Returns 1, or 0 if it is lost.
+-- Returns 1, or 0 if the lease is lost.
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] or redis.pcall('GET', KEYS[2]) ~= ARGV[2] then
   return 0
 end

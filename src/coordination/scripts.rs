@@ -1,5 +1,5 @@
-//! The scripts. Nearly all look and write in one step: between two steps another instance could take the lease, open a window,
-//! or lose its place. The first lines of each say why it is a script.
+//! The scripts. Nearly all read and write in one step: between two steps another instance could take the lease, open a window,
+//! or be taken for dead. The first lines of each say why it is a script.
 
 use std::sync::LazyLock;
 
@@ -15,11 +15,11 @@ pub(super) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| script(include_
 pub(super) static MEMBERSHIP: LazyLock<Script> = LazyLock::new(|| script(include_str!("membership.lua")));
 pub(super) static LEAVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("leave.lua")));
 pub(super) static CLOSE: LazyLock<Script> = LazyLock::new(|| script(include_str!("close.lua")));
-/// Marks windows as published, if the token is the newest.
+/// Commits the published position, if the token is the newest.
 pub static COMMIT_PUBLISHED: LazyLock<Script> =
     LazyLock::new(|| script(include_str!("commit_published.lua")));
 
-/// After the durations and the functions that scripts share.
+/// Each script starts with the durations and functions that all scripts share.
 fn script(text: &str) -> Script {
     let [fresh, lives, grace, a_year] = [FRESH, LIVES, GRACE, A_YEAR].map(|duration| duration.as_micros());
     let durations = format!("local FRESH, LIVES, GRACE, A_YEAR = {fresh}, {lives}, {grace}, {a_year}\n");

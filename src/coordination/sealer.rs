@@ -1,18 +1,18 @@
-//! The sealer: seals this instance's windows as they end, and sends heartbeats that say how far it is.
+//! The sealer: seals this instance's windows as they end, and sends heartbeats that say how far it has sealed.
 //!
 //! Every instance has one, whether it leads or not. In each round it seals what has ended, sends a heartbeat, and notes which
 //! windows are closed. A round comes at the end of every window, and at least once a second, because the heartbeats show that
 //! this instance lives.
 //!
-//! If this instance was away for too long, the others close a window without it. The sealer seals that window too: ids that
-//! come for it now are counted in the next one. Ids that this instance accepted for it while Redis was away are missing from
-//! its count. The log and a metric say how many.
+//! If this instance was away for too long, the leader closes a window without it. The sealer then seals that window too: ids
+//! that come for it now are counted in the next one. Its count lacks the ids that this instance accepted while Redis was
+//! away. The log and a metric say how many.
 //!
 //! # After an interruption
 //!
-//! The sealer sends a heartbeat before it seals: from then on the others wait for what it has to seal. If the store has lost
-//! data, all windows that are not published have to be merged again. The heartbeats say so until that is done. Heartbeats go on
-//! while a step takes long, because an instance that sends millions of pending ids lives.
+//! The sealer sends a heartbeat before it seals, so that the leader waits until it has sealed. If the store lost data, the
+//! sealer restores all windows that are not published. Until that is done, its heartbeats say that it has not sealed them.
+//! Heartbeats go on during a long step, because an instance that sends millions of pending ids lives.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -35,36 +35,34 @@ use crate::platform::unavailable::Unavailable;
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 
-/// Seals, and sends heartbeats.
+/// Seals windows, and sends heartbeats.
 pub struct Sealer {
     clock: Arc<dyn Clock>,
     store: Arc<Store>,
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
-    /// Shows the windows that are closed.
     closed: ClosedWindows,
-    /// Shows the watermark.
     watermark: watch::Sender<Window>,
     presence: Presence,
-    /// The store may lack what this instance has added to windows from this one on.
+    /// The store may lack ids that this instance added to windows from this one on.
     restoring: Option<Window>,
-    /// How often it has lost something.
+    /// How often the store may have lost data.
     losses: u64,
-    /// The watermark of the last heartbeat.
+    /// The watermark of the last heartbeat that was taken.
     told: Window,
     /// The last round failed.
     interrupted: bool,
     clock_is_off: bool,
-    /// Shows whether it is off by more than windows can bear.
+    /// Whether the clock is off by more than windows can bear.
     clock_is_wrong: watch::Sender<bool>,
 }
 
 impl Sealer {
-    /// Introduces this instance: from here on it accepts ids.
+    /// Sends the first heartbeat, which introduces this instance. From then on it may accept ids.
     ///
     /// # Errors
     ///
-    /// [`HeartbeatError`] when it must not, or when nobody could be asked.
+    /// [`HeartbeatError`] when other instances have other settings, or Redis does not answer.
     pub async fn introduce(
         clock: Arc<dyn Clock>,
         store: Arc<Store>,
@@ -95,22 +93,22 @@ impl Sealer {
         Ok(sealer)
     }
 
-    /// The oldest window that is not sealed here, as it moves.
+    /// The oldest window that this instance has not sealed, as it moves.
     pub fn watermark(&self) -> watch::Receiver<Window> {
         self.watermark.subscribe()
     }
 
-    /// True while the clock is off by more than windows can bear: others should get the requests.
+    /// True while the clock is off by more than windows can bear: other instances should get the requests.
     pub fn clock_is_wrong(&self) -> watch::Receiver<bool> {
         self.clock_is_wrong.subscribe()
     }
 
-    /// Seals and sends heartbeats until `stop`. Then everything is sealed, the running window too, and the others are told;
-    /// that is tried until it is done. Nothing may be added to the counter after `stop`.
+    /// Seals and sends heartbeats until `stop`. Then it seals everything, the running window too, and sends a last heartbeat.
+    /// It tries until that is done. Callers must add nothing to the store after `stop`.
     ///
     /// # Errors
     ///
-    /// [`HeartbeatError`] when others have taken over the namespace and count differently.
+    /// [`HeartbeatError`] when instances with other settings have taken over the namespace.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), HeartbeatError> {
         let mut wait = HEARTBEAT_AGAIN;
         loop {
@@ -132,7 +130,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// One line when it begins to fail, one when it is over.
+    /// Logs one line when rounds begin to fail, and one when they succeed again.
     fn say_how_it_went(&mut self, round: Result<(), Unavailable>) {
         match round {
             Err(error) if !self.interrupted => {
@@ -147,7 +145,7 @@ impl Sealer {
         }
     }
 
-    /// Until the running window ends, but never long.
+    /// Until the running window ends, but at most [`HEARTBEAT_EVERY`].
     fn until_next_end(&self) -> Duration {
         let end = self.watermark.borrow().end();
         end.duration_since(self.clock.now()).unwrap_or_default().min(HEARTBEAT_EVERY)
@@ -167,7 +165,7 @@ impl Sealer {
         self.send_heartbeat().await
     }
 
-    /// After an interruption.
+    /// After an interruption, sends a heartbeat before the sealer seals.
     async fn come_back(&mut self) -> Result<(), HeartbeatError> {
         if self.interrupted {
             self.send_heartbeat().await?;
@@ -183,13 +181,13 @@ impl Sealer {
         self.send_heartbeat().await
     }
 
-    /// Seals one window after another, so that the oldest can be closed while later ones are sealed.
+    /// Seals one window after another, so that the leader can close the oldest while this instance seals later ones.
     async fn seal(&mut self, last: Window) -> Result<(), HeartbeatError> {
         let first = *self.watermark.borrow();
         let before = self.store.windows().into_iter().filter(|window| (first..last).contains(window));
         for window in before.chain([last]) {
-            let counter = Arc::clone(&self.store);
-            self.while_it_lives(async move { counter.seal(window).await }).await?;
+            let store = Arc::clone(&self.store);
+            self.while_it_lives(async move { store.seal(window).await }).await?;
             if *self.watermark.borrow() <= window {
                 self.watermark.send_replace(window.next());
             }
@@ -197,7 +195,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// Sends a heartbeat, and does what is due to what it is told.
+    /// Sends a heartbeat, and acts on the answer.
     async fn send_heartbeat(&mut self) -> Result<(), HeartbeatError> {
         let answer = loop {
             let answer = self.send_once().await?;
@@ -205,9 +203,9 @@ impl Sealer {
                 break answer;
             }
             if !answer.lost {
-                let (counter, losses) = (Arc::clone(&self.store), self.losses);
-                self.while_it_lives(async move { counter.restore().await }).await?;
-                // Once more if it was lost again meanwhile.
+                let (store, losses) = (Arc::clone(&self.store), self.losses);
+                self.while_it_lives(async move { store.restore().await }).await?;
+                // Restores once more if the store lost data again meanwhile.
                 self.restoring = self.restoring.filter(|_| self.losses != losses);
             }
         };
@@ -226,15 +224,15 @@ impl Sealer {
         Ok(())
     }
 
-    /// Windows that the others have closed while they thought that this instance had them open, or was gone.
+    /// Logs ids of windows that the leader closed before this instance had sealed them.
     fn say_what_is_missed(&self, closed: Window) {
         let missed_ids = if self.told <= closed { self.store.take_missed(self.told, closed) } else { 0 };
         if missed_ids > 0 {
             self.metrics.missed_ids.increment(missed_ids);
             error!(
                 missed_ids, first = %self.told, last = %closed,
-                "windows were closed without this instance: what it accepted for them while Redis was away is \
-                 not in their counts"
+                "windows were closed without this instance: their counts lack the ids that it accepted while Redis \
+                 was away"
             );
         }
     }
@@ -245,7 +243,7 @@ impl Sealer {
         let heartbeat = Heartbeat {
             watermark,
             newest: sealed.max(self.running()),
-            // An instance whose clock is wrong is not there in the windows that it means.
+            // An instance whose clock is wrong cannot vouch for any window.
             since: if *self.clock_is_wrong.borrow() { never() } else { self.presence.since },
             interrupted: self.interrupted,
             pending_ids: self.store.pending_ids(),
@@ -260,7 +258,7 @@ impl Sealer {
             self.say_what_is_missed(closed);
         }
         if answer.lost {
-            warn!("the store may have lost what it held: adding once more what this instance has");
+            warn!("the store may have lost ids: this instance restores all that it has");
             self.losses += 1;
             self.restoring = Some(self.store.windows().first().copied().unwrap_or(sealed));
         } else {
@@ -269,7 +267,7 @@ impl Sealer {
         Ok(answer)
     }
 
-    /// Goes on sending heartbeats while something takes long.
+    /// Sends heartbeats while `work` runs.
     async fn while_it_lives<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         tokio::select! {
@@ -316,12 +314,12 @@ impl Sealer {
     }
 }
 
-/// Later than any heartbeat, and still exact in the numbers of the scripts: in the year 2255.
+/// The year 2255: later than any heartbeat, and still an exact number in Lua.
 fn never() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(9_000_000_000)
 }
 
-/// What may be over soon is for a log line and another try; a disagreement is not.
+/// An outage may end soon, so it is logged and tried again. A disagreement about settings is an error.
 fn unless_disagreed(round: Result<(), HeartbeatError>) -> Result<Result<(), Unavailable>, HeartbeatError> {
     match round {
         Ok(()) => Ok(Ok(())),

@@ -1,10 +1,10 @@
 //! What all instances of a namespace have to agree on: their settings, and the layout of the keys.
 //!
-//! `{<ns>}:config` holds each of them, under its name. An instance that finds another value there exits and says both.
+//! `{<ns>}:config` holds each of them, under its name. An instance that finds another value there exits and prints both.
 //!
-//! The layout says what is stored in which form. It gets another number when an older version could misread what a newer one
-//! stores. Version one stored no layout, which makes it layout 1, and it compares only the settings that it knows. So `mode`
-//! is stored as `hll;layout=2`: version one finds a mode that is not its own, and refuses as well.
+//! The layout numbers the form of the stored data. It gets another number when an older version could misread what a newer
+//! one stores. Version one stored no layout, so none means layout 1. Version one compares only the settings that it knows. So
+//! `mode` is stored as `hll;layout=2`: version one finds a mode that is not its own, and exits as well.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const LAYOUT_OF_VERSION_ONE: &str = "1";
 
 /// Between the mode and the layout.
 const AND_LAYOUT: &str = ";layout=";
-/// The fingerprint where there is no key.
+/// The fingerprint without a key.
 const NO_ID_KEY: &str = "none";
 
 /// The settings of this instance.
@@ -33,10 +33,10 @@ pub struct Settings {
     stored: Vec<(&'static str, String)>,
 }
 
-/// An instance cannot take part.
+/// Why a heartbeat was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HeartbeatError {
-    /// This instance is set up otherwise than those that share its namespace.
+    /// The other instances of the namespace have another value of a setting.
     #[error(
         "--{setting} is {ours} here, but {theirs} for the other instances of --namespace {namespace}: \
          {}, or give this one another --namespace",
@@ -45,11 +45,11 @@ pub enum HeartbeatError {
     Disagreement {
         /// The flag.
         setting: String,
-        /// What it is here.
+        /// Its value on this instance.
         ours: String,
-        /// What it is there.
+        /// Its value on the others.
         theirs: String,
-        /// What they share.
+        /// The namespace that they share.
         namespace: String,
     },
     /// Another version of headcount uses the namespace.
@@ -58,17 +58,17 @@ pub enum HeartbeatError {
          {LAYOUT}: give it another --namespace (docs/instances.md, \"Move to another layout\")"
     )]
     Layout {
-        /// Its number there.
+        /// The layout that is stored.
         theirs: String,
-        /// What they share.
+        /// The namespace that they share.
         namespace: String,
     },
-    /// Redis could not be asked.
+    /// Redis did not answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
-/// What to do with a flag that is something else for the others.
+/// What the user can do about a flag that differs.
 fn remedy(setting: &str, theirs: &str) -> String {
     match (setting, theirs) {
         ("id-key", NO_ID_KEY) => "leave it out".to_owned(),
@@ -78,7 +78,7 @@ fn remedy(setting: &str, theirs: &str) -> String {
 }
 
 impl Settings {
-    /// As this instance is set up.
+    /// From the flags of this instance.
     pub fn new(
         ids: IdKind,
         mode: Mode,
@@ -92,7 +92,7 @@ impl Settings {
             ("ids", ids.as_str().to_owned()),
             ("window", format!("{}s", window.seconds())),
             ("shards", shards.count().to_string()),
-            // Told by its fingerprint, because it is a secret.
+            // The key is a secret: its fingerprint is stored.
             ("id-key", id_key.map_or_else(|| NO_ID_KEY.to_owned(), IdKey::fingerprint)),
         ];
         Self { stored }
@@ -102,7 +102,7 @@ impl Settings {
         &self.stored
     }
 
-    /// What is said when another value is stored, `theirs`.
+    /// The error when another value, `theirs`, is stored.
     pub(super) fn disagreement(&self, setting: &str, theirs: &str, namespace: &str) -> HeartbeatError {
         let namespace = namespace.to_owned();
         let ours = self.stored.iter().find(|(name, _)| *name == setting).map_or("", |(_, ours)| ours);
@@ -122,7 +122,7 @@ impl Settings {
         HeartbeatError::Disagreement { setting, ours, theirs, namespace }
     }
 
-    /// How what is stored differs: only in the layout, if that is another.
+    /// How the stored settings differ. If the layout differs, that is the only error: the rest means nothing then.
     pub(super) fn disagreements(
         &self,
         stored: &BTreeMap<String, String>,

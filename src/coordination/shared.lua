@@ -1,19 +1,19 @@
--- What stands before every script, after the durations FRESH, LIVES, GRACE and A_YEAR, in microseconds.
+-- Every script begins with the durations FRESH, LIVES, GRACE and A_YEAR in microseconds, and then with this file.
 
--- A number that is stored as a text; nil for what is none, and so not headcount's. tonumber would take 1e300, inf and nan.
+-- Parses a stored number; nil if the text is none, and so not headcount's. tonumber would take 1e300, inf and nan.
 local function number(text)
   return text and #text <= 16 and string.match(text, '^%d+$') and tonumber(text) or nil
 end
 
--- How heartbeats are stored, here and nowhere else.
+-- Only this file decides how heartbeats are stored.
 --
--- A heartbeat is a JSON object in a field of {<ns>}:instances, under its instance's id. The field of an instance that has
--- left begins with '~'; what others remember of an instance whose heartbeat was lost is under '?' and its id.
+-- A heartbeat is a JSON object in a field of {<ns>}:instances. The field is the instance's id. It begins with '~' for an
+-- instance that has left. It begins with '?' for a heartbeat that was lost and that another instance restored.
 
--- Their numbers are whole and below 2^53, so that Lua has them exactly.
+-- Their numbers are whole and below 2^53, so that Lua holds them exactly.
 local NUMBERS = {'watermark', 'newest', 'since', 'pending', 'at'}
 
--- Texts, truth values, whole numbers, and objects of these as JSON. cjson.encode would print 14 digits of a number, and
+-- Encodes texts, booleans, whole numbers, and objects of these. cjson.encode would print only 14 digits of a number, and
 -- microseconds have 16.
 local function json(value)
   if type(value) == 'number' then
@@ -28,7 +28,7 @@ local function json(value)
   return '{' .. table.concat(fields, ',') .. '}'
 end
 
--- The heartbeat that is stored as a text; nil if it is none. Other fields are of a later version: they are left out.
+-- Parses a stored heartbeat; nil if the text is none. Other fields are of a later version: they are left out.
 local function heartbeat_of(text)
   local is_json, document = pcall(cjson.decode, text)
   if not is_json or type(document) ~= 'table' then
@@ -45,7 +45,7 @@ local function heartbeat_of(text)
   return heartbeat
 end
 
--- All heartbeats, by the names of their fields. Ids of instances are plain: another name is none of ours.
+-- All heartbeats, by the names of their fields. Instance ids are printable ASCII: other names are not headcount's.
 local function heartbeats(key)
   local found, fields = {}, redis.call('HGETALL', key)
   for i = 1, #fields, 2 do

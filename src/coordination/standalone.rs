@@ -1,4 +1,4 @@
-//! A standalone instance: it agrees with itself.
+//! The coordinator of a standalone instance.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +11,11 @@ use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
 use crate::model::window::{Window, WindowCount};
 
-/// What the only instance knows. It is gone with the process.
+/// Coordinates the only instance, in its memory.
 pub struct Standalone {
     state: Mutex<State>,
-    /// Cancelled when ids are no longer accepted from everybody: windows that are closed from then on are incomplete,
-    /// because no other instance accepts them.
+    /// Cancelled when the instance begins to drain. It may refuse clients from then on, and no other instance takes their
+    /// ids. So windows that it closes later are incomplete.
     draining: CancellationToken,
 }
 
@@ -27,7 +27,6 @@ struct State {
 }
 
 impl Standalone {
-    /// Before the first window.
     pub(super) fn new(draining: CancellationToken) -> Self {
         Self { state: Mutex::default(), draining }
     }
@@ -36,7 +35,7 @@ impl Standalone {
         let mut state = self.state.lock();
         state.first.get_or_insert(heartbeat.watermark);
         state.heartbeat = Some(*heartbeat);
-        // What is closed is as good as published: nobody could count it again.
+        // A closed window counts as published: no instance could count it again.
         HeartbeatAnswer { closed: state.last, published: state.last, ..HeartbeatAnswer::default() }
     }
 

@@ -6,19 +6,19 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The right to close and publish windows, until a moment that is moved on as long as the lease is renewed.
-/// Clones are the same term.
+/// The right to close and publish windows, until a moment that each renewal of the lease moves on. Clones are the same
+/// term.
 #[derive(Debug, Clone)]
 pub struct Term {
     token: u64,
-    /// None: for ever.
+    /// None for a term that never ends.
     life: Option<Arc<Life>>,
 }
 
 #[derive(Debug)]
 struct Life {
     until: Mutex<Instant>,
-    /// Another instance publishes: the lease is not worth having.
+    /// Cancelled to release the lease early: another instance publishes to a sink.
     given_up: CancellationToken,
 }
 
@@ -28,7 +28,7 @@ impl Term {
         Self { token: 0, life: None }
     }
 
-    /// Until a moment.
+    /// A term until this moment, unless it is extended.
     pub fn until(token: u64, until: Instant) -> Self {
         let (until, given_up) = (Mutex::new(until), CancellationToken::new());
         Self { token, life: Some(Arc::new(Life { until, given_up })) }
@@ -39,19 +39,19 @@ impl Term {
         self.token
     }
 
-    /// Whether it is certain that no other instance has one.
+    /// Whether it is certain that no other instance has a term.
     pub fn is_valid(&self) -> bool {
         let is_valid =
             |life: &Arc<Life>| !life.given_up.is_cancelled() && Instant::now() < *life.until.lock();
         self.life.as_ref().is_none_or(is_valid)
     }
 
-    /// Whether it can end: that of a standalone instance cannot.
+    /// Whether it can end: the term of a standalone instance cannot.
     pub fn can_end(&self) -> bool {
         self.life.is_some()
     }
 
-    /// Moves its end on.
+    /// Moves its end.
     pub fn extend(&self, to: Instant) {
         if let Some(life) = &self.life {
             *life.until.lock() = to;
@@ -63,7 +63,7 @@ impl Term {
         self.extend(Instant::now());
     }
 
-    /// Ends it although Redis would go on granting it: others are to have the lease.
+    /// Ends it although the lease could be renewed, so that another instance can lead.
     pub fn give_up(&self) {
         if let Some(life) = &self.life {
             life.given_up.cancel();

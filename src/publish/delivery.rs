@@ -1,4 +1,4 @@
-//! Delivery: hands one sink what it does not have yet, with retries in between.
+//! Delivery: publishes to one sink the counts that it does not have yet, and tries again after errors.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,13 +17,14 @@ use crate::publish::sinks::{CountSink, SinkError};
 
 /// The first wait between two tries; it doubles.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// The longest wait between two tries, and what it comes down to while stopping.
+/// The longest wait between two tries.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+/// The same after the stop: there may be little time left.
 const RETRY_AFTER_MAX_STOPPING: Duration = Duration::from_millis(500);
 
 /// A standalone instance that is fenced again within this time has a rival.
 const FENCED_AGAIN: Duration = Duration::from_secs(60);
-/// Reasons that are told apart while a sink does not take a count.
+/// How many different reasons are logged while a sink does not take a count.
 const MOST_REASONS: usize = 16;
 
 pub(super) struct Delivery {
@@ -35,11 +36,11 @@ pub(super) struct Delivery {
     stop: CancellationToken,
     /// The fencing token that the sink has resumed under; none before, and after an error.
     resumed: Option<u64>,
-    /// The last window that it had then.
+    /// The last window that the sink had when it resumed.
     recorded: Option<Window>,
-    /// The fencing token under which it said that trying again is of no use.
+    /// The fencing token under which the sink had a fatal error: it gets no more counts under this token.
     stopped: Option<u64>,
-    /// When somebody else published to it last.
+    /// When another producer last fenced the sink.
     fenced: Option<Instant>,
     failing: Failing,
     ok: Counter,
@@ -48,7 +49,7 @@ pub(super) struct Delivery {
     lag: Histogram,
 }
 
-/// Failures since the sink took a count.
+/// Failures since the sink last took a count.
 struct Failing {
     failures: u32,
     reasons: BTreeSet<String>,
@@ -88,7 +89,7 @@ impl Delivery {
         }
     }
 
-    /// Delivers one count after another, each until the sink has it or it is past retention, until there will be no more.
+    /// Delivers counts in order, until no more will come. It tries each until the sink has it, or it is past retention.
     pub(super) async fn run(mut self) {
         while let Some(pending) = self.next().await {
             if self.stopped != Some(pending.term.token()) {
@@ -111,14 +112,14 @@ impl Delivery {
         }
     }
 
-    /// At the stop nothing more is tried of a sink that has stopped.
+    /// The next count for the sink; none when no more will come. A sink with a fatal error gets no more after the stop.
     async fn next(&mut self) -> Option<Pending> {
         let wanted =
             |pending: &Pending| !self.stop.is_cancelled() || self.stopped != Some(pending.term.token());
         self.unpublished.next(self.number, wanted).await
     }
 
-    /// A sink that has a record which ends before the count is first given what is missing in between.
+    /// Resumes the sink first, if it has not resumed. If it lacks windows before this count, it gets them first.
     async fn try_to_deliver(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
         if self.resumed != Some(term.token()) {
             self.recorded = self.sink.resume(term).await?;
@@ -127,7 +128,7 @@ impl Delivery {
                 if recorded.start() > self.publisher.clock.now() {
                     warn!(
                         sink = self.sink.name(), %recorded,
-                        "the last window of a sink lies in the future: windows up to it are not published there"
+                        "the last window of a sink lies in the future: skipping windows until then"
                     );
                 }
             }
@@ -139,8 +140,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Publishes windows that were published elsewhere, when this sink was not there, or by nobody, because nobody
-    /// was there: as incomplete, with what is still known of them.
+    /// Publishes windows that the sink lacks, as incomplete, with the counts that the store still has. The sink lacks windows
+    /// from before it was in use, and from times when no instance was there to close them.
     async fn fill(&mut self, from: Window, to: Window, term: &Term) -> Result<(), SinkError> {
         if from >= to {
             return Ok(());
@@ -150,14 +151,14 @@ impl Delivery {
         let sink = self.sink.name();
         if from < first {
             let windows = (first.unix_seconds() - from.unix_seconds()) / u64::from(to.length().seconds());
-            error!(sink, windows, first = %from, "windows past retention are skipped: the sink was not there");
+            error!(sink, windows, first = %from, "a sink lacks windows past retention: they are skipped");
             self.skipped.increment(windows);
         }
-        warn!(sink, from = %first, %to, "a sink lacks windows: it gets what is still known of them, as incomplete");
+        warn!(sink, from = %first, %to, "a sink lacks windows: publishing them as incomplete");
         let mut window = first;
         while window < to {
             if !term.is_valid() || self.stop.is_cancelled() {
-                return Err(SinkError::unavailable("the service stops before the sink has what it lacks"));
+                return Err(SinkError::unavailable("stopped before the sink has the windows that it lacks"));
             }
             let known = self.publisher.store.recall(window).await.map_err(SinkError::unavailable)?;
             let known = known.unwrap_or_default();
@@ -175,7 +176,7 @@ impl Delivery {
 
     fn note_taken(&mut self, window: Window) {
         self.ok.increment(1);
-        // None for a window that a stop has cut short.
+        // Zero for a window that a stop closed before its end.
         self.lag.record(self.publisher.clock.now().duration_since(window.end()).unwrap_or_default());
         let Failing { failures, .. } = std::mem::replace(&mut self.failing, Failing::NOT);
         if failures > 0 {
@@ -184,7 +185,7 @@ impl Delivery {
         self.unpublished.taken(self.number, window);
     }
 
-    /// Logs one line when a sink starts to fail, and one for each other reason: the metrics have what lies between.
+    /// Logs one line when a sink starts to fail, and one for each new reason. A metric counts all failures.
     fn note_failure(&mut self, error: SinkError, Pending { count, term, .. }: &Pending) {
         self.resumed = None;
         self.retry.increment(1);
@@ -192,16 +193,16 @@ impl Delivery {
         let sink = self.sink.name();
         match error {
             SinkError::Fenced if term.can_end() => {
-                warn!(sink, "another process publishes to a sink: this instance gives up the lease");
+                warn!(sink, "another process publishes to a sink: this instance releases the lease");
                 term.give_up();
             }
-            // Its own transaction may have timed out, while it was stopped; not twice in a row.
+            // Once is no proof of a rival: while this process was paused, its transaction may have timed out.
             SinkError::Fenced
                 if self.fenced.replace(Instant::now()).is_none_or(|last| last.elapsed() > FENCED_AGAIN) =>
             {
                 warn!(
                     sink,
-                    "fenced: another process publishes to a sink, or this one was stopped for a while"
+                    "fenced: another process publishes to a sink, or this process was paused for a while"
                 );
             }
             SinkError::Unavailable(error) => {
@@ -224,7 +225,7 @@ impl Delivery {
         count.window.end().max(*since) + self.publisher.retention < self.publisher.clock.now()
     }
 
-    /// Waits for the next try. A stop cuts that short: there may be little time left.
+    /// Waits until the next try. A stop ends the wait: there may be little time left.
     async fn pause(&mut self) {
         let wait = self.failing.wait;
         self.failing.wait = (2 * wait).min(RETRY_AFTER_MAX);
@@ -237,7 +238,7 @@ impl Delivery {
 }
 
 impl Failing {
-    /// Times, ports and how often differ from one error to the next of the same kind.
+    /// Compares reasons without digits: errors of the same kind differ in times, ports and numbers.
     fn is_new(&mut self, reason: &str) -> bool {
         let kind = reason.chars().filter(|character| !character.is_ascii_digit()).collect();
         self.reasons.len() < MOST_REASONS && self.reasons.insert(kind)

@@ -1,4 +1,4 @@
-//! What a publisher works with.
+//! The dependencies of the publisher.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use crate::model::window::{Clock, Window, WindowLength};
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 
-/// What a publisher works with.
+/// Closes and publishes windows. The fields are its dependencies.
 pub struct Publisher {
     /// Says when a window has ended.
     pub clock: Arc<dyn Clock>,
     /// Counts it.
     pub store: Arc<Store>,
-    /// Knows who has sealed it, and keeps the count.
+    /// Knows which instances have sealed it, and stores the count.
     pub coordinator: Arc<Coordinator>,
-    /// The lease, while this instance has it.
+    /// The term, while this instance holds the lease.
     pub term: watch::Receiver<Option<Term>>,
     /// How far this instance has sealed.
     pub watermark: watch::Receiver<Window>,
@@ -27,10 +27,10 @@ pub struct Publisher {
     pub window: WindowLength,
     /// How long after its end a window may still be published.
     pub retention: Duration,
-    /// How long after its end a window waits for an instance that lives and does not seal it.
+    /// How long after its end a window waits for a live instance that does not seal it.
     pub close_timeout: Duration,
-    /// Told about every window.
+    /// Counts what is closed and published.
     pub metrics: Arc<Metrics>,
-    /// Shows the closed windows.
+    /// Remembers the closed windows for requests.
     pub closed: ClosedWindows,
 }

@@ -14,15 +14,15 @@ use crate::coordination::{CloseError, MembershipView};
 use crate::model::window::{Window, WindowCount};
 use crate::store::{CountError, StoreCount};
 
-/// The longest sleep before the clock is asked again: it may have been set.
+/// The longest sleep before the leader reads the clock again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// How often the others are asked whether they have sealed a window that has ended.
+/// How often the leader checks whether all instances have sealed a window that has ended.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// The first wait after the store was unavailable; it doubles up to [`LONGEST_SLEEP`].
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Windows that are closed before it is looked whether to stop, and what is published. There are many when
-/// nobody was there for a day.
+/// How many windows a round may close before the leader checks for a stop and commits the published position. Many are due
+/// when no instance was there for a day.
 const WINDOWS_A_ROUND: usize = 100;
 
 /// One term of leading.
@@ -30,13 +30,13 @@ pub(super) struct Leading<'a> {
     publisher: &'a Publisher,
     unpublished: &'a Unpublished,
     term: Term,
-    /// The oldest window that is not handed to the sinks; not known before the coordinator has been asked.
+    /// The oldest window that is not queued for the sinks; none until the coordinator has answered.
     next: Option<Window>,
     /// Counts that an earlier leader stored and did not publish.
     stored: BTreeMap<Window, WindowCount>,
     /// The published position, as far as this term has committed it.
     committed: Option<Window>,
-    /// What instances that had a window open had left to do, and since when that has not changed.
+    /// What instances with a window open have left to do, and since when that has not changed.
     left: (BTreeSet<(u64, u64)>, Instant),
     failing: bool,
 }
@@ -55,8 +55,7 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Closes windows as they end, until the term is no longer valid or `stop`. After that, all that is
-    /// sealed is closed.
+    /// Closes windows as they end, until the term ends or `stop`. After a stop it first closes all sealed windows.
     pub(super) async fn run(&mut self, stop: &CancellationToken) {
         let mut watermark = self.publisher.watermark.clone();
         let mut lease = self.publisher.term.clone();
@@ -80,14 +79,14 @@ impl<'a> Leading<'a> {
                 () = tokio::time::sleep(pause) => {}
                 _ = watermark.changed(), if !failed => {}
                 () = self.unpublished.delivered_after(self.committed), if !failed && self.next.is_some() => {}
-                // At the least, this term is over.
+                // If the lease changed, this term is over.
                 Ok(()) = lease.changed() => {}
                 () = stop.cancelled(), if !stopping => {}
             }
         }
     }
 
-    /// Closes what is due and commits what is published. True if more may be due than one round closes.
+    /// Closes the windows that are due, and commits the published position. True if more windows may be due.
     async fn round(&mut self, stopping: bool) -> Result<bool, CloseError> {
         if self.next.is_none() {
             let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(false) };
@@ -102,7 +101,7 @@ impl<'a> Leading<'a> {
         Ok(closed == WINDOWS_A_ROUND)
     }
 
-    /// One line when the store begins to be unavailable, one when it is back. A fenced leader stops.
+    /// Logs one line when rounds begin to fail, and one when they succeed again. A fenced leader gives up its term.
     fn say_how_it_went(&mut self, round: Result<bool, CloseError>) {
         match round {
             Err(CloseError::Fenced) => {
@@ -122,31 +121,31 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// How long to sleep: until the next window ends, or a moment if somebody has it open.
+    /// How long to sleep: until the next window ends, or [`ASK_AGAIN_AFTER`] if an instance has it open.
     fn until_next(&self) -> Duration {
         let Some(next) = self.next else { return ASK_AGAIN_AFTER };
         let until_end = next.end().duration_since(self.publisher.clock.now());
         until_end.map_or(ASK_AGAIN_AFTER, |until_end| until_end.clamp(ASK_AGAIN_AFTER, LONGEST_SLEEP))
     }
 
-    /// Whether a window was closed, so that the next one may be due; else it has not ended, or somebody has it open.
+    /// Closes the next window. False if it has not ended, or if an instance has it open.
     async fn close_next(&mut self, stopping: bool) -> Result<bool, CloseError> {
         let Some(mut next) = self.next else { return Ok(false) };
         if !self.term.is_valid() {
             return Ok(false);
         }
         if let Some(count) = self.stored.remove(&next) {
-            self.hand_over(count);
+            self.enqueue(count);
             return Ok(true);
         }
         let ended = next.end() <= self.publisher.clock.now();
-        // What does not outlive the process is closed before its end, or never.
+        // A window in memory does not outlive the process, so a stop closes it before its end.
         let at_the_last = stopping && !self.publisher.coordinator.is_shared();
         if !(ended || at_the_last) || *self.publisher.watermark.borrow() <= next {
             return Ok(false);
         }
         if next.start() > self.publisher.clock.now() {
-            // The clock was set back: there may be windows to come that have ids. The others are not.
+            // The clock was set back. Of the windows in the future, only those with ids are closed.
             let Some(with_ids) = self.with_ids_from(next) else { return Ok(false) };
             next = with_ids;
         }
@@ -165,8 +164,9 @@ impl<'a> Leading<'a> {
         self.publisher.store.windows().into_iter().find(|window| *window >= first)
     }
 
-    /// Both clocks have to say so: either may have been set. After an outage a window's end is long past, so those
-    /// who have it open also have so long from the last time that they made progress.
+    /// Whether instances have had a window open for too long. Both clocks have to say so, because either may have been set.
+    /// After an outage a window's end is long past. So the instances must also have made no progress for
+    /// `--close-timeout`.
     fn is_overdue(&mut self, window: Window, view: &MembershipView) -> bool {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;
@@ -177,7 +177,7 @@ impl<'a> Leading<'a> {
         is_stuck && due <= self.publisher.clock.now() && view.time.is_none_or(|time| due <= time)
     }
 
-    /// Counts a window and has its count stored.
+    /// Counts a window, and stores the count.
     async fn close(&mut self, window: Window, view: &MembershipView) -> Result<bool, CloseError> {
         let counted = match self.publisher.store.settle(window, &view.parties).await {
             Ok(counted) => counted,
@@ -193,7 +193,7 @@ impl<'a> Leading<'a> {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
                 self.publisher.closed.note_counters(count, self.publisher.store.counters(window));
-                self.hand_over(count);
+                self.enqueue(count);
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),
@@ -201,7 +201,7 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// What is published of a window that was counted, and whether it is complete.
+    /// Makes the count to publish, and decides whether it is complete.
     fn judge(&self, window: Window, view: &MembershipView, counted: StoreCount) -> WindowCount {
         let StoreCount { unique_ids, accepted_ids, lost_ids } = counted;
         if lost_ids > 0 {
@@ -219,7 +219,8 @@ impl<'a> Leading<'a> {
         WindowCount {
             window,
             unique_request_count: unique_ids,
-            // What an instance that vanished had accepted is known to nobody; it is no less than there is.
+            // An instance that vanished did not say how many ids it accepted. Together, instances accepted at least the
+            // unique ids.
             accepted_ids: if evidence.all_accepted_is_known() {
                 accepted_ids
             } else {
@@ -229,18 +230,18 @@ impl<'a> Leading<'a> {
         }
     }
 
-    fn hand_over(&mut self, count: WindowCount) {
+    fn enqueue(&mut self, count: WindowCount) {
         let (term, since) = (self.term.clone(), self.publisher.clock.now());
         self.unpublished.push(Pending { count, term, since });
         self.publisher.closed.advance(count);
         self.next = Some(count.window.next());
     }
 
-    /// Goes past empty windows that ended too long ago, to the next one that has ids, in which somebody was there, or
-    /// that is within retention. There are some when nobody was there or the clock was set forward; closing them one
-    /// by one could take as long.
+    /// Skips empty windows past retention. After a long time without instances, or when the clock was set forward, there may
+    /// be very many. It stops at the first window with ids or a stored count, in which an instance was there, or that is
+    /// within retention.
     fn skip_past_retention(&mut self, next: Window, view: &MembershipView) -> bool {
-        // Both clocks have to say so: either may be wrong.
+        // The earlier of both clocks decides, because either may be wrong.
         let now = self.publisher.clock.now();
         let now = view.time.map_or(now, |time| now.min(time));
         let Some(oldest) = now.checked_sub(self.publisher.retention) else { return false };
@@ -256,7 +257,7 @@ impl<'a> Leading<'a> {
         self.skip(
             windows,
             next,
-            "windows past retention are skipped: nobody was there, or the clock was set",
+            "windows past retention are skipped: no instance was there, or the clock was set",
         );
         self.next = Some(target);
         true

@@ -1,12 +1,12 @@
-//! The publisher: on the instance that leads, it closes windows in order and hands each count to every sink.
+//! The publisher: on the instance that leads, it closes windows in order and publishes each count to every sink.
 //!
 //! While this instance holds the lease, one loop closes windows (`leading`). When every instance has sealed a window, the loop
-//! counts it once, stores the count, and appends it to one list (`unpublished`). Each sink has a task (`delivery`) that goes
-//! along the list, and a cursor, which moves when the sink has a count. So a sink that is away holds up no other. A count that
-//! every cursor is past leaves the list, and its window is committed as published: there the next leader goes on. After a
-//! change of leader a sink may see a window again, with the same count.
+//! counts it once, stores the count, and appends it to one list (`unpublished`). Each sink has a task (`delivery`) that
+//! follows the list, and a cursor that moves when the sink has a count. So a sink that is away holds up no other. When every
+//! cursor is past a count, the count leaves the list, and the leader commits its window as published. The next leader resumes
+//! after the last such window. After a change of leader a sink may see a window again, with the same count.
 //!
-//! The retention bounds the list. A count that becomes older is skipped: an error is logged, and
+//! The retention bounds the list. A count that becomes older is skipped, with an error in the log, and
 //! `headcount_published_windows_total` counts it. Empty windows are closed like all others, as 0.
 
 mod delivery;
@@ -31,12 +31,12 @@ use self::unpublished::Unpublished;
 use crate::coordination::term::Term;
 use crate::publish::sinks::CountSink;
 
-/// How long sinks that are behind are waited for at the stop when the next leader can go on instead.
+/// How long a stop waits for sinks that are behind, if another instance can publish to them instead.
 const LAST_DELIVERIES: Duration = Duration::from_secs(2);
 
 impl Publisher {
-    /// Hands windows to `sinks` while this instance leads, until `stop`. Then what is sealed is closed, and this
-    /// returns when every sink has every count, or soon if another instance can go on with them.
+    /// Publishes windows to `sinks` while this instance leads, until `stop`. Then it closes the sealed windows, and returns
+    /// when every sink has every count. It returns soon if another instance can publish them instead.
     ///
     /// # Errors
     ///
@@ -74,13 +74,13 @@ impl Publisher {
     }
 
     fn unpublished(&self, sinks: &[Box<dyn CountSink>]) -> Unpublished {
-        // All that a retention can hold, and what goes past it just now.
+        // All windows of a retention, and some that are just passing it.
         let capacity = (self.retention.as_secs() / u64::from(self.window.seconds())) as usize + 3;
         let skipped = sinks.iter().map(|sink| self.metrics.published_windows(sink.name(), "skipped"));
         Unpublished::new(skipped.collect(), capacity, Arc::clone(&self.metrics))
     }
 
-    /// Leads whenever the lease is here. At the stop it says under which term, if any.
+    /// Leads whenever this instance holds the lease. At the stop it returns the term, if this instance leads.
     async fn lead_by_turns(&self, unpublished: &Unpublished, stop: &CancellationToken) -> Option<Term> {
         let mut terms = self.term.clone();
         loop {
@@ -98,22 +98,22 @@ impl Publisher {
             }
             unpublished.clear();
             self.metrics.leader.set(0.0);
-            warn!("this instance leads no more");
+            warn!("this instance no longer leads");
         }
     }
 
-    /// What is not committed is published again by the next leader.
+    /// Commits the published position before this leader ends. The next leader publishes later windows again.
     async fn commit_the_last(&self, term: &Term, unpublished: &Unpublished) {
         if let Some(window) = unpublished.delivered()
             && term.is_valid()
             && let Err(error) = self.coordinator.commit_published(term, window).await
         {
-            warn!(%error, "the last windows are published, but could not be marked so");
+            warn!(%error, "cannot commit the published position: the next leader publishes windows again");
         }
     }
 }
 
-/// Waits for a term that is valid; none when there will be no more.
+/// Waits for a term that is valid; none when no more will come.
 async fn next_term(terms: &mut watch::Receiver<Option<Term>>) -> Option<Term> {
     let valid = |term: &Option<Term>| term.as_ref().is_some_and(Term::is_valid);
     terms.wait_for(valid).await.ok()?.clone()

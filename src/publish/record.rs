@@ -1,7 +1,7 @@
 //! The record of a closed window: the one place that knows its fields.
 //!
-//! A sink brings it to where it goes: the value, and the attributes beside it as headers or fields. The log has the
-//! fields of [`Record::line`], spelt out once more, because those of an event are part of the code.
+//! A sink writes the value, and the attributes beside it as headers or fields. The log sink lists the fields of
+//! [`Record::line`] once more, because the macros of `tracing` need their names in the code.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::sinks::Origin;
 use crate::coordination::term::Term;
 use crate::model::window::{UniqueCount, WindowCount};
 
-// Attributes that are read again from where records go.
+// Attributes that sinks also read back.
 pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
 pub(super) const COMPLETE: &str = "complete";
@@ -35,12 +35,12 @@ impl<'a> Record<'a> {
         Self { count, origin, fencing_token: term.token() }
     }
 
-    /// What the main topic has, and nothing but that.
+    /// The value in the main topic: it never has other fields.
     pub(super) fn value(&self) -> UniqueCount {
         UniqueCount { timestamp: self.count.window, unique_request_count: self.count.unique_request_count }
     }
 
-    /// What there is to say beside the value.
+    /// What sinks write beside the value.
     pub(super) fn attributes(&self) -> [(&'static str, String); 7] {
         let Self { count, origin, fencing_token } = self;
         [
@@ -54,7 +54,7 @@ impl<'a> Record<'a> {
         ]
     }
 
-    /// In one line, without what only a shared topic or stream needs.
+    /// For a file: without the attributes that only a shared topic or stream needs.
     pub(super) fn line(&self) -> Line<'a> {
         let Origin { mode, standard_error, .. } = *self.origin;
         Line { count: self.count, mode: mode.as_str(), standard_error }

@@ -1,4 +1,4 @@
-//! The closed windows that some sink does not have yet: one list for all sinks, and how far each of them is.
+//! The closed windows that some sink does not have yet: one list for all sinks, and a cursor for each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,21 +18,21 @@ pub(super) struct Pending {
     pub(super) count: WindowCount,
     /// The term in which it is published.
     pub(super) term: Term,
-    /// Since when it waits. A clock that was wrong by then makes no count old.
+    /// Since when it waits. Retention begins no earlier, so a clock that was wrong makes no count old.
     pub(super) since: SystemTime,
 }
 
 /// Shared by the leader, which appends, and by a delivery for each sink, which moves the sink's cursor.
 pub(super) struct Unpublished {
     list: watch::Sender<List>,
-    /// How many windows each sink has been denied.
+    /// How many windows each sink will never have.
     skipped: Vec<Counter>,
     capacity: usize,
     metrics: Arc<Metrics>,
 }
 
 struct List {
-    /// Of one term, oldest first; without those that every sink is past.
+    /// Counts of one term, oldest first, without those that every sink is past.
     pending: VecDeque<Pending>,
     /// A cursor for each sink: the last window that it has, or will never have.
     cursors: Vec<Option<Window>>,
@@ -59,7 +59,7 @@ impl Unpublished {
         Self { list: watch::channel(list).0, skipped, capacity, metrics }
     }
 
-    /// If there is no room, the oldest makes some.
+    /// Appends a count. A full list drops the oldest, which sinks that lack it will never have.
     pub(super) fn push(&self, pending: Pending) {
         self.update(|list| {
             list.pending.push_back(pending);
@@ -76,7 +76,7 @@ impl Unpublished {
         });
     }
 
-    /// The term is over. What it leaves is appended again by the next leader, which may be this instance.
+    /// The term is over. The next leader, which may be this instance, appends these counts again.
     pub(super) fn clear(&self) {
         self.update(|list| list.pending.clear());
     }
@@ -86,7 +86,7 @@ impl Unpublished {
         self.update(|list| list.ended = true);
     }
 
-    /// Waits for the next count for a sink; none when there will be no more, or no more that is `wanted`.
+    /// Waits for the next count for a sink; none when no more will come, or none that is `wanted`.
     pub(super) async fn next(&self, sink: usize, wanted: impl Fn(&Pending) -> bool) -> Option<Pending> {
         let next = |list: &List| list.next(sink).filter(|pending| wanted(pending)).cloned();
         let mut list = self.list.subscribe();
@@ -105,7 +105,7 @@ impl Unpublished {
         self.taken(sink, window);
     }
 
-    /// No sink will have so many windows, which are not in the list.
+    /// Counts windows as skipped that are not in the list: no sink will have them.
     pub(super) fn skip_unlisted(&self, windows: u64) {
         self.skipped.iter().for_each(|skipped| skipped.increment(windows));
     }
@@ -117,7 +117,7 @@ impl Unpublished {
 
     /// Waits until every sink is past a window after this one.
     pub(super) async fn delivered_after(&self, window: Option<Window>) {
-        // It ends with `self`.
+        // This fails only when `self` is gone.
         let _ = self.list.subscribe().wait_for(|list| list.delivered() > window).await;
     }
 
@@ -182,7 +182,7 @@ mod tests {
             |sink| format!(r#"headcount_published_windows_total{{sink="{sink}",result="skipped"}} "#);
         let rendered = metrics.render();
         assert!(rendered.contains(&(skipped("slow") + "2")) && rendered.contains(&(skipped("fast") + "0")));
-        // What hung comes to an end: cursors never go back.
+        // The sink takes its late window: cursors never go back.
         list.taken(0, window(1));
         assert_eq!(next(&list, 0), Some(window(3)));
     }

@@ -10,11 +10,11 @@ use url::Url;
 use crate::platform::secret::SecretArg;
 use crate::platform::unavailable::Unavailable;
 
-/// For messages.
+/// As error messages show it.
 const FLAG: &str = "--redis-url <URL>";
 
-/// What the client would ignore, and what to say instead. Nothing of the URL is repeated but names of parameters: there may
-/// be a password in it.
+/// The error for a part of the URL that redis-rs would ignore. It quotes only names of parameters, because the URL may
+/// contain a password.
 fn unknown_part(url: &Url) -> Option<String> {
     let is_unix = url.scheme().ends_with("unix");
     let known: &[&str] = if is_unix { &["db", "user", "pass", "protocol"] } else { &["protocol"] };
@@ -22,7 +22,8 @@ fn unknown_part(url: &Url) -> Option<String> {
     for (name, _) in url.query_pairs() {
         if name == "db" && !is_unix {
             return Some(
-                "'?db' is not known there; the database is the path, as in redis://host:6379/1".to_owned(),
+                "'?db' is only for unix:// URLs; write the database as the path: redis://host:6379/1"
+                    .to_owned(),
             );
         }
         if !known.contains(&&*name) {
@@ -31,7 +32,7 @@ fn unknown_part(url: &Url) -> Option<String> {
             return Some(format!("the parameter '{name}' is not known; expected {}", known.join(", ")));
         }
         if seen.contains(&name) {
-            return Some(format!("the parameter '{name}' is there more than once"));
+            return Some(format!("the parameter '{name}' appears more than once"));
         }
         seen.push(name);
     }
@@ -42,11 +43,11 @@ fn unknown_part(url: &Url) -> Option<String> {
     }
 }
 
-/// Where Redis is and who we are to it. Shown without the password.
+/// Where Redis is, and the user and password for it. It is shown without the password.
 #[derive(Clone)]
 pub struct Address {
     pub(super) info: ConnectionInfo,
-    /// The file that the URL was in, if it was in one: the password may be changed there.
+    /// The file that the URL was read from, if it was: the password may change there.
     file: Option<SecretArg>,
 }
 
@@ -70,7 +71,7 @@ impl Address {
         Ok(Self { info: info.set_tcp_settings(tcp), file: None })
     }
 
-    /// Reads what the flag was given: a URL, or a file that has it.
+    /// Reads the value of the flag: a URL, or a file that contains it.
     ///
     /// # Errors
     ///
@@ -80,26 +81,26 @@ impl Address {
         Ok(Self { file: url.is_file().then(|| url.clone()), ..address })
     }
 
-    /// The same with the password that is in its file now, if that is another one. Anything else that has changed there
-    /// waits for a restart.
+    /// Reads the file again. Returns the address if the user or the password changed, and nothing else did: other changes
+    /// need a restart.
     pub(super) fn read_again(&self) -> Option<Self> {
         let file = self.file.as_ref()?;
         let read = file.read(FLAG).and_then(|url| Self::parse(&url));
         let new = read.inspect_err(|error| warn!("{error}")).ok()?;
-        let who = |address: &Self| {
+        let login = |address: &Self| {
             let settings = address.info.redis_settings();
             (settings.username().map(str::to_owned), settings.password().map(str::to_owned))
         };
-        (who(&new) != who(self) && new.to_string() == self.to_string())
+        (login(&new) != login(self) && new.to_string() == self.to_string())
             .then(|| Self { file: Some(file.clone()), ..new })
     }
 
-    /// Whether a password is in it.
+    /// Whether it contains a password.
     pub fn has_password(&self) -> bool {
         self.info.redis_settings().password().is_some()
     }
 
-    /// The user that Redis knows us as.
+    /// The user that headcount logs in as.
     pub fn user(&self) -> &str {
         self.info.redis_settings().username().unwrap_or("default")
     }
@@ -121,26 +122,26 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Redis cannot be used.
+/// Why Redis cannot be used.
 #[derive(Debug, Error)]
 pub enum CannotConnect {
-    /// It does not answer, or refuses.
+    /// It does not answer, or it refuses.
     #[error("cannot use Redis at {address}, is --redis-url right? {cause}")]
     Refused {
-        /// Where.
+        /// The address, without the password.
         address: String,
-        /// What it said, or what the system said.
+        /// The error of the server or of the system.
         cause: Unavailable,
     },
-    /// It is something that speaks the protocol and cannot do the work.
+    /// The server speaks the protocol, but headcount cannot work with it.
     #[error("cannot use Redis at {address}: it is {what}")]
     Unsuitable {
-        /// Where.
+        /// The address, without the password.
         address: String,
-        /// What it is, and what to do.
+        /// What the server is, and what the user can do.
         what: &'static str,
     },
-    /// The address is none.
+    /// The client cannot connect to such an address.
     #[error("cannot use --redis-url: {0}")]
     Address(Unavailable),
 }

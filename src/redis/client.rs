@@ -1,8 +1,9 @@
-//! The client: a connection that is made again when it fails.
+//! The client: a connection that it makes again after a failure.
 //!
-//! Every wait has a deadline: a second for a connection, `--redis-timeout` for an answer. A connection that did not answer in
-//! time is given up, because its state is unknown. A new connection may lead to another server, so each is asked which run of a
-//! server it is. [`Redis::generation`] rises when that changes: a caller that stored something before knows that it may be gone.
+//! Every wait has a deadline: a second for a connection, `--redis-timeout` for an answer. The client gives up a connection that
+//! did not answer in time, because its state is unknown. A new connection may lead to another server, or to one that has
+//! restarted. So the client asks each for the `run_id` of its server. [`Redis::generation`] rises when that changes. A caller
+//! that stored something before then knows that it may be lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,15 +22,15 @@ use super::errors::{is_fatal, is_refused_password, unavailable};
 use crate::platform::unavailable::Unavailable;
 use crate::telemetry::metrics::Metrics;
 
-/// After a connection that could not be made, how long nobody else need try.
+/// After a failure to connect, other callers get the same error for so long, without a try of their own.
 const NO_NEW_TRY: Duration = Duration::from_millis(50);
-/// Between two tries at the start.
+/// The pause between two tries at the start of the service.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// What Redis is asked for: a label in the metrics.
+/// The purpose of a call: a label in the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// Whether it is there, and what it is.
+    /// To see whether it answers, and what it is.
     Ask,
     /// To add ids.
     Write,
@@ -37,11 +38,11 @@ pub enum Call {
     Seal,
     /// To count a window.
     Count,
-    /// To take a heartbeat, or a leave.
+    /// To send a heartbeat, or to leave.
     Heartbeat,
-    /// To say where a leader goes on, store a count, or mark it as published.
+    /// To resume as leader, store a count, or commit the published position.
     Close,
-    /// To give, prolong or free the lease.
+    /// To take, renew or release the lease.
     Lease,
     /// To add to the stream of counts.
     Publish,
@@ -73,7 +74,7 @@ impl Call {
     }
 }
 
-/// A connection that is made when it is needed and given up when it fails. Cheap to clone; clones share it.
+/// Connects when a call needs it, and gives up a connection that fails. Cheap to clone; clones share the connection.
 pub struct Redis<C = MultiplexedConnection>(Arc<Shared<C>>);
 
 impl<C> Clone for Redis<C> {
@@ -87,23 +88,23 @@ struct Shared<C> {
     link: Mutex<Link<C>>,
     /// Held while a connection is made.
     connecting: AsyncMutex<()>,
-    /// Of each call: its duration, and those without a good answer.
+    /// For each [`Call`]: the durations of calls that succeeded, and the number of those that failed.
     handles: Arc<[(Histogram, Counter)]>,
-    /// For all connections to this Redis.
+    /// Shared by all connections to this Redis.
     server: Arc<Mutex<ServerRun>>,
 }
 
 struct Link<C> {
     connection: Option<C>,
-    /// The run of the server that it leads to, if that said so.
+    /// The `run_id` of the server that it leads to, if the server told it.
     run: Option<String>,
-    /// Counts the connections.
+    /// How many connections were made so far.
     number: u64,
-    /// When it could not be made, and why.
+    /// When the last try to connect failed, and why.
     failed: Option<(Instant, Unavailable)>,
 }
 
-/// Which run of which server the last connection led to.
+/// The `run_id` of the server that the last connection led to.
 #[derive(Default)]
 struct ServerRun {
     id: Option<String>,
@@ -115,7 +116,7 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// [`CannotConnect::Address`] when there can be no connection to such an address.
+    /// [`CannotConnect::Address`] when the client cannot connect to such an address.
     pub fn new(address: &Address, timeout: Duration, metrics: &Metrics) -> Result<Self, CannotConnect> {
         let to = Destination::new(address.clone(), timeout);
         let to = to.map_err(|error| CannotConnect::Address(unavailable(&error)))?;
@@ -164,17 +165,17 @@ impl<C: Connection> Redis<C> {
         Self(Arc::new(Shared { to, link, connecting: AsyncMutex::default(), handles, server }))
     }
 
-    /// Rises when a connection leads to another run of a server than the one before: what was written there
-    /// may not be here.
+    /// Rises when a connection leads to another server than the last, or to one that has restarted. It may lack what
+    /// earlier connections wrote.
     pub fn generation(&self) -> u64 {
         self.0.server.lock().generation
     }
 
-    /// Does something on the connection.
+    /// Runs `work` on the connection.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] when there is no connection, no answer in time, or an error for an answer.
+    /// [`Unavailable`] without a connection, without an answer in time, or when the answer is an error.
     pub async fn run<T>(
         &self,
         call: Call,
@@ -198,7 +199,7 @@ impl<C: Connection> Redis<C> {
         }
     }
 
-    /// Makes a new connection when one is needed again.
+    /// Gives up the connection. The next call makes a new one.
     pub fn reconnect(&self) {
         self.0.link.lock().connection = None;
     }
@@ -207,14 +208,14 @@ impl<C: Connection> Redis<C> {
         if let Some(connection) = self.0.current() {
             return Ok(connection);
         }
-        // In a task of its own: a caller who has no time left to wait leaves the connection to the next.
+        // In a task of its own: if this caller runs out of time, the next one gets the connection.
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move { shared.connect().await }).await.map_err(Unavailable::because)?
     }
 }
 
 impl<C: Connection> Shared<C> {
-    /// The connection, unless another one has been led to another run of the server since.
+    /// The connection, unless a newer one has found another server, or a restarted one.
     fn current(&self) -> Option<(C, u64)> {
         let link = self.link.lock();
         let connection = link.connection.as_ref()?;
@@ -228,7 +229,7 @@ impl<C: Connection> Shared<C> {
         if let Some(connection) = self.current() {
             return Ok(connection);
         }
-        // A caller that waited while another one tried need not try again at once.
+        // A caller that waited while another one tried and failed does not try again at once.
         if let Some((at, error)) = &self.link.lock().failed
             && at.elapsed() < NO_NEW_TRY
         {
@@ -236,7 +237,7 @@ impl<C: Connection> Shared<C> {
         }
         let mut made = C::open(&self.to).await;
         if made.as_ref().is_err_and(is_refused_password) && self.to.has_another_password() {
-            info!("Redis refused the password: the one that is in the file of --redis-url now is used");
+            info!("Redis refused the password: using the new one from the file of --redis-url");
             made = C::open(&self.to).await;
         }
         let greeting = match &made {
@@ -263,8 +264,8 @@ impl<C: Connection> Shared<C> {
         }
     }
 
-    /// Without the password: a server that does not know the command that has it repeats what the command was
-    /// given, or as much of that as fits.
+    /// The error without the password. A server that does not know the login command repeats its arguments in the error,
+    /// or as much of them as fits.
     fn cannot_connect(&self, error: &RedisError) -> Unavailable {
         let client = self.to.client();
         let password = client.get_connection_info().redis_settings().password();
@@ -280,7 +281,7 @@ impl<C: Connection> Shared<C> {
         unavailable(error)
     }
 
-    /// Unless a new one has been made already.
+    /// Gives up this connection, unless another caller has made a new one already.
     fn give_up(&self, number: u64) {
         let mut link = self.link.lock();
         if link.number == number {
@@ -290,7 +291,8 @@ impl<C: Connection> Shared<C> {
 }
 
 impl ServerRun {
-    /// A connection leads to this run. One that does not say which it is, is another one at every reconnection.
+    /// A new connection leads to the server with this `run_id`. A server that does not tell it may be another one after every
+    /// reconnection.
     fn is_now(&mut self, id: Option<String>, is_first: bool) {
         let is_another = match (&self.id, &id) {
             (Some(known), Some(id)) => known != id,

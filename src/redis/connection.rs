@@ -1,4 +1,4 @@
-//! What connects to Redis: how it is made, and when it is of no more use.
+//! Connections to Redis: how they are made.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 use super::address::Address;
 use super::errors::is_fatal;
 
-/// How long a connection may take to be there, authentication included.
+/// How long it may take to connect, authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long it is listened for what a server says first.
+/// How long to wait for a message that a server sends before any command.
 const GREETING_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// To whom, and how long an answer may take.
+/// The address to connect to, and how long an answer may take.
 pub struct Destination {
     address: Mutex<(Address, Client)>,
     timeout: Duration,
@@ -34,7 +34,7 @@ impl Destination {
         self.address.lock().1.clone()
     }
 
-    /// After Redis has refused the password: true if there is another one in the file that it came from.
+    /// Reads the file of `--redis-url` again, after Redis refused the password. True if it has another password now.
     pub(super) fn has_another_password(&self) -> bool {
         let mut address = self.address.lock();
         let Some(new) = address.0.read_again() else { return false };
@@ -43,8 +43,8 @@ impl Destination {
         true
     }
 
-    /// What a server says to a client before it closes the connection: that it is in protected mode, or has too many
-    /// clients. A client that has sent something by then sees only that the connection is reset.
+    /// The error that a server sends before it closes a new connection: it is in protected mode, or has too many clients.
+    /// A client that has sent a command by then often sees only a reset. So this connects once more, and only reads.
     pub(super) async fn greeting(&self) -> Option<String> {
         let ConnectionAddr::Tcp(host, port) = self.client().get_connection_info().addr().clone() else {
             return None;
@@ -54,7 +54,7 @@ impl Destination {
             let mut said = [0; 256];
             let length = stream.read(&mut said).await.ok()?;
             let said = String::from_utf8_lossy(&said[..length]).into_owned();
-            // The first sentence; what follows is advice for the server's administrator.
+            // Only the first sentence: the rest is advice for the server's administrator.
             let said = said.strip_prefix('-')?.split(". ").next()?.trim().to_owned();
             Some(said)
         };
@@ -67,7 +67,7 @@ impl Destination {
             .set_response_timeout(Some(self.timeout))
     }
 
-    /// Makes a connection, or gives up after a while.
+    /// Waits for a connection, at most [`CONNECT_TIMEOUT`].
     pub(super) async fn in_time<T>(&self, made: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         match tokio::time::timeout(CONNECT_TIMEOUT, made).await {
             Ok(made) => made,
@@ -76,13 +76,13 @@ impl Destination {
     }
 }
 
-/// A kind of connection. Clones are the same one.
+/// A kind of connection. Clones share one connection.
 pub trait Connection: Clone + Send + Sync + Sized + 'static {
-    /// Connects, says who we are, and asks which run of a server this is; some do not say.
+    /// Connects, logs in, and asks for the server's `run_id`, which some servers do not tell.
     fn open(to: &Destination) -> impl Future<Output = RedisResult<(Self, Option<String>)>> + Send;
 }
 
-/// redis-rs's: for any command, and for many callers at a time.
+/// The connection of redis-rs: for any command, and for many callers at a time.
 impl Connection for MultiplexedConnection {
     async fn open(to: &Destination) -> RedisResult<(Self, Option<String>)> {
         let mut connection = to.client().get_multiplexed_async_connection_with_config(&to.config()).await?;
@@ -91,7 +91,7 @@ impl Connection for MultiplexedConnection {
     }
 }
 
-/// Which run of a server it leads to.
+/// The server's `run_id`, which is another one after each restart.
 pub(super) async fn run_of(connection: &mut MultiplexedConnection) -> RedisResult<Option<String>> {
     let mut info = ::redis::cmd("INFO");
     info.arg("server");

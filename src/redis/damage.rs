@@ -1,7 +1,7 @@
-//! Keys of ours that hold something else, because another program wrote there.
+//! Keys of headcount that another program has overwritten.
 //!
-//! A key of another type answers every command with an error, for ever. So an instance puts it aside, under a name that says
-//! where it was. The work goes on, and nothing of the other program is lost. What the key held of ours is gone; the caller knows
+//! A key of another type answers every command with an error, for ever. So an instance renames it, to a name that says where it
+//! was. The work goes on, and the other program loses nothing. The data of headcount under that key is lost. The caller decides
 //! what that means for the counts.
 
 use std::sync::LazyLock;
@@ -13,10 +13,9 @@ use super::client::{Call, Redis};
 use super::keys::Keys;
 use crate::platform::unavailable::Unavailable;
 
-/// Puts aside what is found where a key of a window belongs, if it is of no use.
 static PUT_ASIDE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_aside.lua")));
 
-/// What a key of ours is to hold.
+/// What a key should hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
     /// A string that is a HyperLogLog.
@@ -27,17 +26,17 @@ pub enum Holds {
     Hash,
 }
 
-/// How long what is put aside is kept, in milliseconds: a day.
+/// How long Redis keeps a key that is put aside, in milliseconds: a day.
 pub const KEPT: u64 = 24 * 60 * 60 * 1000;
 
-/// Whether a key is of another type than the command is for, or holds no sketch though it is a string.
+/// Whether a key has the wrong type for the command, or is a string that is no sketch.
 pub fn is_damage(error: &RedisError) -> bool {
-    // Not by its code: in a pipeline, or from a script, it is a part of another one.
+    // By the text, not the code: in a pipeline or a script, another error wraps this one.
     let text = error.to_string();
     text.contains("WRONGTYPE") || text.contains("INVALIDOBJ")
 }
 
-/// Puts aside those of some keys, all in one slot, that hold something else than they should, and says so in the log.
+/// Puts aside those of the keys that hold something else than they should, and logs each. All keys are in one slot.
 ///
 /// # Errors
 ///
@@ -63,13 +62,13 @@ pub async fn put_aside(redis: &Redis, call: Call, holds: Holds, keys: &[String])
     Ok(())
 }
 
-/// Says that a key was put aside, and what it held.
+/// Logs that a key was put aside, and the type of what it held.
 pub fn say(key: &str, found: &str) {
     let put_under = Keys::damaged(key);
     error!(
         key,
         found,
         put_under,
-        "something else was written to a key of headcount's: it is put aside, find out who writes there"
+        "another program wrote to a key of headcount: it is put aside, find out which program writes there"
     );
 }

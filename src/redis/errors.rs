@@ -4,16 +4,16 @@ use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::platform::unavailable::Unavailable;
 
-/// Whether it is the password, or that there is none.
+/// Whether the server refuses the password, or needs one.
 pub(super) fn is_refused_password(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
 }
 
-/// Whether another connection could do better. A server that has become a replica, or is still loading, is
-/// left in the hope that its name leads to another one.
+/// Whether a new connection may help. If the server has become a replica, or is still loading, its name may lead to
+/// another server by now.
 pub fn is_fatal(error: &RedisError) -> bool {
     match error.kind() {
-        // Redis 6.2 wraps what a script was told.
+        // Redis 6.2 wraps the error of a command that a script ran.
         ErrorKind::Server(kind) => {
             is_passing(kind) || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
         }
@@ -22,7 +22,7 @@ pub fn is_fatal(error: &RedisError) -> bool {
     }
 }
 
-/// Whether the server will do it later, or another one will.
+/// Whether a later try may succeed, on this server or on another one.
 pub(super) fn is_passing(kind: ServerErrorKind) -> bool {
     matches!(
         kind,
@@ -34,7 +34,6 @@ pub(super) fn is_passing(kind: ServerErrorKind) -> bool {
     )
 }
 
-/// In the words of the log.
 pub(super) fn unavailable(error: &RedisError) -> Unavailable {
     Unavailable::because(format_args!("Redis: {error}"))
 }

@@ -4,20 +4,20 @@
 //! | --- | --- | --- |
 //! | `{<ns>:<s>/<S>}:hll:<window>` | HLL string | the sketch of shard s of S |
 //! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
-//! | `{<ns>:<s>/<S>}:merge:<instance id>` | HLL string | what an instance merges into the sketch, for a moment |
+//! | `{<ns>:<s>/<S>}:merge:<instance id>` | HLL string | the sketch that an instance is merging, for a moment |
 //! | `{<ns>:<s>/<S>}:part:<window>:<instance id>` | HLL string | all that an instance added to the sketch, from its seal until the window is closed |
-//! | `<key of a sketch, set or hash>:damaged` | any | what was found where our sketch, set or hash belongs: an instance put it aside |
-//! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries there what it may do |
-//! | `{<ns>}:accepted:<window>` | hash | instance id → what it accepted, as it sealed the window |
-//! | `{<ns>}:lease` | string | who leads |
+//! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
+//! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
+//! | `{<ns>}:accepted:<window>` | hash | instance id → how many ids it had accepted when it sealed the window |
+//! | `{<ns>}:lease` | string | the id of the leader |
 //! | `{<ns>}:token` | string | the newest fencing token |
 //! | `{<ns>}:instances` | hash | instance id → its heartbeat |
 //! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
 //! | `{<ns>}:published` | hash | `first` → the window that the stream begins with; `last` → the last published one; `window` → their length |
-//! | `{<ns>}:config` | hash | what all instances have to agree on |
+//! | `{<ns>}:config` | hash | the settings that all instances have to agree on |
 //!
-//! A window is written as the seconds of its start. What is in braces decides the slot in a Redis Cluster: a
-//! shard's keys lie together, and so does all that the scripts touch.
+//! A window is written as the seconds of its start. The part in braces decides the slot in a Redis Cluster. So a shard's keys
+//! share one slot, and so do the keys that one script uses.
 
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
@@ -30,12 +30,12 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Of a namespace, which has no braces in it.
+    /// For a namespace, which has no braces in its name.
     pub fn new(namespace: &str) -> Self {
         Self { namespace: namespace.to_owned() }
     }
 
-    /// What they have in common.
+    /// The namespace of all these keys.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -45,7 +45,7 @@ impl Keys {
         format!("{}:{}:{}", self.shard(shard, shards), mode.as_str(), window.unix_seconds())
     }
 
-    /// What an instance merges into a shard.
+    /// The sketch that an instance is merging into a shard.
     pub fn merge(&self, shard: usize, shards: Shards, instance_id: &str) -> String {
         format!("{}:merge:{instance_id}", self.shard(shard, shards))
     }
@@ -55,7 +55,7 @@ impl Keys {
         format!("{}:part:{}:{instance_id}", self.shard(shard, shards), window.unix_seconds())
     }
 
-    /// Where what is found in the place of a key of ours is put.
+    /// The name that a key gets when it is put aside.
     pub fn damaged(key: &str) -> String {
         format!("{key}:damaged")
     }
@@ -64,12 +64,12 @@ impl Keys {
         format!("{{{}:{shard}/{}}}", self.namespace, shards.count())
     }
 
-    /// Ids accepted in a window.
+    /// How many ids each instance accepted in a window.
     pub fn accepted(&self, window: Window) -> String {
         format!("{{{}}}:accepted:{}", self.namespace, window.unix_seconds())
     }
 
-    /// Who leads.
+    /// The id of the leader.
     pub fn lease(&self) -> String {
         self.of_namespace("lease")
     }
@@ -79,7 +79,7 @@ impl Keys {
         self.of_namespace("token")
     }
 
-    /// Reports.
+    /// The heartbeats.
     pub fn instances(&self) -> String {
         self.of_namespace("instances")
     }
@@ -89,22 +89,22 @@ impl Keys {
         self.of_namespace("counts")
     }
 
-    /// The last published window.
+    /// The published position.
     pub fn published(&self) -> String {
         self.of_namespace("published")
     }
 
-    /// What all have to agree on.
+    /// The settings that all instances have to agree on.
     pub fn config(&self) -> String {
         self.of_namespace("config")
     }
 
-    /// For trying what a user may do with keys of a shard.
+    /// A key of a shard for `headcount check` to try its rights on.
     pub fn trial_of_shard(&self, name: &str) -> String {
         format!("{{{}:0/1}}:check:{name}", self.namespace)
     }
 
-    /// The same with keys of the namespace.
+    /// A key of the namespace for `headcount check` to try its rights on.
     pub fn trial(&self, name: &str) -> String {
         self.of_namespace(&format!("check:{name}"))
     }

@@ -1,4 +1,4 @@
-//! Redis: the client, the names of the keys, and what a server says of itself.
+//! Redis: the client, the names of the keys, and what a server says about itself.
 
 mod address;
 mod client;

@@ -1,4 +1,4 @@
-//! What the server says about itself.
+//! What a server says about itself in `INFO`.
 
 use std::fmt;
 
@@ -7,29 +7,29 @@ use ::redis::InfoDict;
 use super::client::{Call, Redis};
 use crate::platform::unavailable::Unavailable;
 
-/// The oldest version that this works with.
+/// The oldest version of Redis that headcount works with.
 pub const OLDEST: (u32, u32) = (6, 2);
 
-/// From `INFO`; what it does not say is empty.
+/// Facts from `INFO`; those that it does not have are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerFacts {
     /// `redis` or `valkey`.
     name: String,
     version: String,
-    /// The one that the server is compatible with, when it is not Redis.
+    /// The version of Redis that the server is, or is compatible with.
     redis_version: String,
     /// `standalone`, `cluster` or `sentinel`.
     kind: String,
-    /// What it does when its memory is full.
+    /// What the server does when its memory is full.
     pub eviction_policy: String,
 }
 
 impl ServerFacts {
-    /// Asks.
+    /// Asks the server.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`], also when it may not be asked.
+    /// [`Unavailable`], also when the user has no right to `INFO`.
     pub async fn of(redis: &Redis) -> Result<Self, Unavailable> {
         let ask = |section| {
             let mut info = ::redis::cmd("INFO");
@@ -57,7 +57,7 @@ impl ServerFacts {
         }
     }
 
-    /// False when it is known to be older than what this works with.
+    /// False when the server is known to be older than [`OLDEST`].
     pub fn is_new_enough(&self) -> bool {
         let mut numbers = self.redis_version.split('.').map(|number| number.parse::<u32>().ok());
         match (numbers.next().flatten(), numbers.next().flatten()) {
@@ -66,7 +66,7 @@ impl ServerFacts {
         }
     }
 
-    /// Why it cannot do the work, and what to do, if it is known that it cannot.
+    /// Why headcount cannot work with this server, and what the user can do; none if it can, or if that is unknown.
     pub fn unsuitable(&self) -> Option<&'static str> {
         match &*self.kind {
             "cluster" => Some(
@@ -78,7 +78,7 @@ impl ServerFacts {
         }
     }
 
-    /// True when it may drop keys that are still needed.
+    /// True when the server may evict keys that are still needed.
     pub fn evicts(&self) -> bool {
         !matches!(&*self.eviction_policy, "noeviction" | "")
     }

@@ -1,4 +1,4 @@
-//! Where Redis is, and how long it may take.
+//! Settings: where Redis is, and how long it may take.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::telemetry::metrics::Metrics;
 /// Where Redis is, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where it is.
+    /// The address.
     pub address: Address,
     /// How long it may take to answer.
     pub timeout: Duration,
@@ -23,14 +23,14 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`CannotConnect`] when it does not in time.
+    /// [`CannotConnect`] when Redis does not answer in time, or headcount cannot work with it.
     pub async fn connect(&self, metrics: &Metrics) -> Result<Redis, CannotConnect> {
         let address = &self.address;
         let redis = Redis::new(address, self.timeout, metrics)?;
         redis.wait_for(address, self.wait).await?;
         match ServerFacts::of(&redis).await.map(|server| server.unsuitable()) {
             Ok(Some(what)) => Err(CannotConnect::Unsuitable { address: address.to_string(), what }),
-            // One that does not say what it is may be what we need.
+            // A server that does not say what it is may be suitable.
             _ => Ok(redis),
         }
     }

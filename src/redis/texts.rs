@@ -1,10 +1,10 @@
-//! Hashes as Redis has them.
+//! Texts and hashes of texts from Redis, without values that another program wrote.
 
 use std::collections::BTreeMap;
 
 use ::redis::{FromRedisValue, ParsingError, Value};
 
-/// A hash of texts. What is no UTF-8 is somebody else's, and left out.
+/// A hash of texts. Fields and values that are no UTF-8 are not headcount's, and left out.
 #[derive(Debug, Default)]
 pub struct Texts(pub BTreeMap<String, String>);
 
@@ -18,7 +18,7 @@ impl FromRedisValue for Texts {
     }
 }
 
-/// A text; none if there is none, or if it is no UTF-8 and so somebody else's.
+/// A text; none if the value is missing, or is no UTF-8 and so not headcount's.
 #[derive(Debug, Default)]
 pub struct Text(pub Option<String>);
 

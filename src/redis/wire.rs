@@ -1,15 +1,15 @@
-//! Many short writes at a time: bytes out, numbers in.
+//! A connection for many short writes at a time: bytes out, numbers in.
 //!
-//! redis-rs's connection has a task of its own, which takes commands from a queue and gives replies back through channels,
-//! and a parser for all that Redis can say. For each id of each request that costs more than Redis itself. Here the sender
-//! has the socket to itself, the commands are bytes already, and a reply is a number or an error.
+//! redis-rs's connection has a task of its own, which takes commands from a queue and returns replies through channels. It also
+//! has a parser for all that Redis can answer. For each id of each request, that costs more than Redis itself. Here one sender
+//! uses the socket at a time, the commands are bytes already, and a reply is a number or an error.
 //!
-//! redis-rs does the handshake (user, database, protocol, what an old server does not know): it is lent the stream until that
-//! is done.
+//! redis-rs does the handshake: user, database, protocol, and what an old server does not know. It gets the stream only until
+//! the handshake is done.
 //!
-//! The protocol is RESP (<https://redis.io/docs/latest/develop/reference/protocol-spec/>): a command is `*`, the number of its
-//! words, and for each word `$`, its length and itself, each part ended by CR LF. `:` begins a number, `+` a
-//! status, `-` an error.
+//! The protocol is RESP (<https://redis.io/docs/latest/develop/reference/protocol-spec/>). A command is `*` and the number of its
+//! words. Each word follows as `$`, its length, and its bytes. CR LF ends each part. `:` begins a number, `+` a status, `-` an
+//! error.
 
 use std::io;
 use std::pin::Pin;
@@ -33,15 +33,15 @@ use super::errors::is_passing;
 use crate::platform::tls;
 use crate::platform::unavailable::Unavailable;
 
-/// In bytes: two thousand replies.
+/// The buffer for replies, in bytes: it holds two thousand.
 const READ_AT_A_TIME: usize = 8 * 1024;
-/// In bytes.
+/// The largest buffer of commands that is recycled, in bytes.
 const LARGEST_BUFFER_KEPT: usize = 256 * 1024;
 
-/// To each command, in their order, a number or why there is none; a status is 0. Few need no room elsewhere.
+/// A reply to each command, in order: a number, or the server's error. A status is 0. Up to eight need no allocation.
 pub type Replies = SmallVec<[Result<u64, ServerError>; 8]>;
 
-/// Commands as they are sent, one behind the other.
+/// Commands in the form that is sent, one after the other.
 #[derive(Default)]
 pub struct Commands {
     bytes: Vec<u8>,
@@ -49,7 +49,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Appends a command with no words yet.
+    /// Appends the head of a command with so many words. [`Commands::word`] appends each.
     pub fn begin(&mut self, words: usize) {
         self.prefixed(b'*', words);
         self.count += 1;
@@ -76,7 +76,7 @@ impl Commands {
         self.bytes.extend_from_slice(b"\r\n");
     }
 
-    /// Room for as many others, unless that is more than most need.
+    /// An empty list with the same buffer, unless the buffer is larger than most lists need.
     pub fn recycled(mut self) -> Self {
         if self.bytes.capacity() > LARGEST_BUFFER_KEPT {
             return Self::default();
@@ -87,25 +87,22 @@ impl Commands {
 }
 
 /// Writes to Redis, over a connection of its own.
-///
-/// A Redis Cluster has many primaries: then there is one of these for each, and a command goes to the one that has the slot of
-/// its key.
 pub type Writer = Redis<Wire>;
 
 impl Redis {
-    /// For writes to the same Redis.
+    /// A writer to the same Redis.
     pub fn writer(&self) -> Writer {
         self.over_another()
     }
 }
 
 impl Writer {
-    /// Sends commands and waits for their replies, until the deadline. Gives back those to the first `own` of them.
+    /// Sends commands, and waits for their replies until the deadline. Returns the replies to the first `own` commands.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] when the replies do not come, when the server refuses one of the other commands, or when it refuses
-    /// one for a reason that will pass: then it does not have what its sender means it to have.
+    /// [`Unavailable`] when the replies do not come, or when the server refuses one of the later commands. So it is when the
+    /// server refuses any command for a reason that will pass: the sender has to send it again.
     pub async fn send(
         &self,
         call: Call,
@@ -126,7 +123,7 @@ impl Writer {
             Ok(replies)
         });
         let Ok(sent) = tokio::time::timeout_at(deadline, sending).await else {
-            // Replies to these commands may still come.
+            // Late replies to these commands may still come, so this connection is of no more use.
             self.reconnect();
             return Err(Unavailable::because("Redis does not answer in time"));
         };
@@ -134,20 +131,21 @@ impl Writer {
     }
 }
 
-/// A connection that one caller uses at a time. Clones are the same one.
+/// A connection that one caller uses at a time. Clones share it.
 #[derive(Clone)]
 pub struct Wire(Arc<AsyncMutex<Option<Socket>>>);
 
 struct Socket {
     stream: Box<dyn Stream>,
-    /// What has come and is not a whole reply yet.
+    /// Received bytes that are no whole reply yet.
     received: Vec<u8>,
 }
 
 impl Wire {
     async fn exchange(&self, commands: &Commands) -> RedisResult<Replies> {
         let mut place = self.0.lock().await;
-        // A caller that gives up in between does not put it back: the next one would read replies that are not its own.
+        // A caller that gives up during the exchange leaves the place empty. Otherwise the next caller would read replies
+        // to commands that it did not send.
         let mut socket = place.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?;
         let replies = socket.exchange(commands).await?;
         *place = Some(socket);
@@ -174,7 +172,7 @@ impl Connection for Wire {
             }
         };
         drop(connection);
-        // The last one: what it was lent to is gone.
+        // redis-rs's connection and its driver are dropped, so this is the last reference to the stream.
         let stream = Arc::into_inner(stream).ok_or((ErrorKind::Client, "the stream was not given back"))?;
         let socket = Socket { stream: stream.into_inner(), received: Vec::with_capacity(READ_AT_A_TIME) };
         Ok((Self(Arc::new(AsyncMutex::new(Some(socket)))), run))
@@ -208,7 +206,7 @@ impl Socket {
     }
 }
 
-/// The first reply of what was received, if all of it is there, and its length.
+/// The first reply and its length in bytes, if the whole of it was received.
 fn first_reply(received: &[u8]) -> RedisResult<Option<(Result<u64, ServerError>, usize)>> {
     let Some(end) = received.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
     let line = &received[..=end];
@@ -229,7 +227,7 @@ fn number(digits: &[u8]) -> Option<u64> {
 }
 
 fn unexpected() -> RedisError {
-    (ErrorKind::Parse, "an answer to a write that is no number").into()
+    (ErrorKind::Parse, "the answer to a write is no number").into()
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -244,7 +242,7 @@ async fn connect(address: &ConnectionAddr) -> RedisResult<Box<dyn Stream>> {
     };
     match address {
         ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?)),
-        // What redis:// URLs can say of certificates is that they should not be looked at, for which redis-rs was not built.
+        // A URL may ask to skip the check of certificates. This build of redis-rs does not support that.
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None } => {
             let (config, _) = tls::client_config()?;
             let name = ServerName::try_from(host.clone())?;
@@ -252,11 +250,11 @@ async fn connect(address: &ConnectionAddr) -> RedisResult<Box<dyn Stream>> {
             Ok(Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?))
         }
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-        _ => Err((ErrorKind::InvalidClientConfig, "there is no such connection").into()),
+        _ => Err((ErrorKind::InvalidClientConfig, "this kind of address is not supported").into()),
     }
 }
 
-/// A stream that its owner gets back. One at a time uses it, so nobody waits for the lock.
+/// A stream that its owner gets back. Only one of them uses it at a time, so no caller waits for the lock.
 struct Lent(Arc<Mutex<Box<dyn Stream>>>);
 
 impl AsyncRead for Lent {

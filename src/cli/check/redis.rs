@@ -173,8 +173,8 @@ async fn look_at_others(
         };
         findings.add(Verdict::Ok, "settings", text)?;
     }
-    match lease.holder().await {
-        Ok(Some(holder)) => findings.add(Verdict::Ok, "lease", format_args!("{holder} leads")),
+    match lease.current_leader().await {
+        Ok(Some(leader)) => findings.add(Verdict::Ok, "lease", format_args!("{leader} leads")),
         Ok(None) => findings.add(Verdict::Ok, "lease", "no instance leads"),
         Err(error) => findings.add(Verdict::Fail, "lease", error),
     }

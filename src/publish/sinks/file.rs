@@ -14,8 +14,8 @@ use crate::publish::record::Record;
 
 /// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC).
 ///
-/// The file is opened anew for every line: that is once a window, and it heals whatever happened to
-/// the file or its directory in between.
+/// The sink opens the file anew for every line, which is once a window. So it works even if the file or its directory was
+/// moved in between.
 pub struct FileSink {
     dir: PathBuf,
     origin: Origin,
@@ -23,17 +23,17 @@ pub struct FileSink {
 }
 
 impl FileSink {
-    /// Sees whether files can be written in `dir`, which is made if it does not exist.
+    /// Makes `dir` if it does not exist, and checks that files can be written there.
     ///
     /// # Errors
     ///
-    /// [`SinkError`] when they cannot.
+    /// [`SinkError`] when they cannot be written.
     pub fn open(dir: &Path, origin: Origin) -> Result<Self, SinkError> {
         fs::create_dir_all(dir).and_then(|()| try_to_write(dir)).map_err(unwritable(dir))?;
         Ok(Self { dir: dir.to_owned(), origin, lines: Lines::default() })
     }
 
-    /// Sees whether [`FileSink::open`] would succeed, without making `dir`. Returns whether it exists.
+    /// Checks whether [`FileSink::open`] would succeed, without making `dir`. Returns whether `dir` exists.
     pub(crate) fn preflight(dir: &Path) -> Result<bool, SinkError> {
         let is_there = |path: &&Path| path.symlink_metadata().is_ok();
         let there = dir.ancestors().filter(|path| !path.as_os_str().is_empty()).find(is_there);
@@ -64,11 +64,11 @@ fn unwritable(dir: &Path) -> impl FnOnce(io::Error) -> SinkError {
     }
 }
 
-/// Writes a file and deletes it. A byte in it needs room, which a name alone does not.
+/// Writes a file of one byte and deletes it. A full disk may take an empty file, but not the byte.
 fn try_to_write(dir: &Path) -> io::Result<()> {
     let probe = dir.join(".headcount-probe");
     let written = fs::write(&probe, b"\n");
-    // Made, perhaps, though it could not be written.
+    // The file may exist though the write failed.
     let removed = fs::remove_file(&probe);
     written.and(removed)
 }
@@ -81,12 +81,12 @@ fn append(path: &Path, mut line: Vec<u8>) -> io::Result<()> {
     let mut file = File::options().read(true).append(true).create(true).open(path)?;
     let length = file.metadata()?.len();
     line.push(b'\n');
-    // Half a line that a crash has left behind is ended first.
+    // A crash may have left half a line: it is ended first.
     if !ends_in_newline(&mut file, length)? {
         line.insert(0, b'\n');
     }
     file.write_all(&line).inspect_err(|_| {
-        // What a full disk took of it. Should this fail too, the next line begins on a new one.
+        // A full disk may have taken a part of the line: it is removed. If this fails too, the next call ends that line.
         let _ = file.set_len(length);
     })
 }

@@ -1,4 +1,4 @@
-//! What takes a line for each window and may hang: a file, standard output.
+//! Writes a line for each window to a target that may hang: a file, or standard output.
 
 use std::fmt::Display;
 use std::io;
@@ -9,18 +9,19 @@ use tokio::task::JoinHandle;
 use super::SinkError;
 use crate::model::window::WindowCount;
 
-/// How long a line may take to be written: a file may be on a server that is away, a reader may have paused.
+/// How long the write of a line may take. A file may be on a server that is away, or the reader of standard output may have
+/// paused.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Writes one line after another, each on a thread that may block.
 #[derive(Default)]
 pub(super) struct Lines {
-    /// A line that took too long. It may still be written, so nothing else is until that is known.
+    /// A line that took too long. It may still be written, so the next line waits for the result.
     late: Option<(WindowCount, JoinHandle<io::Result<()>>)>,
 }
 
 impl Lines {
-    /// Writes the line of a count, or waits for it if it is late. An error names where it goes.
+    /// Writes the line of a count, or waits for that line if it is late. An error names the target `to`.
     pub(super) async fn write(
         &mut self,
         count: &WindowCount,

@@ -28,7 +28,7 @@ impl CountSink for LogSink {
         "log"
     }
 
-    async fn publish(&mut self, count: &WindowCount, _grant: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _term: &Term) -> Result<(), SinkError> {
         let Origin { mode, standard_error, .. } = self.origin;
         let (log, count) = (self.log.clone(), *count);
         let event = move || {

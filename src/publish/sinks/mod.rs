@@ -15,16 +15,16 @@ use crate::coordination::term::Term;
 use crate::model::mode::Mode;
 use crate::model::window::{Window, WindowCount, WindowLength};
 
-/// Where counts come from, and how they were made: the same for all that a service publishes.
+/// Where counts come from, and how they were made: the same for all counts of an instance.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// What the instances share.
+    /// The namespace that the instances share.
     pub namespace: String,
-    /// This process, unlike any other.
+    /// The instance id, unlike any other.
     pub instance: String,
     /// How ids are remembered.
     pub mode: Mode,
-    /// Of the counts, relative to the truth.
+    /// The standard error of the counts, relative to the truth.
     pub standard_error: f64,
     /// The length of windows.
     pub window: WindowLength,
@@ -33,44 +33,44 @@ pub struct Origin {
 /// Takes the counts of closed windows, in order, one at a time.
 #[async_trait]
 pub trait CountSink: Send {
-    /// The word for it in logs and metrics.
+    /// Its name in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Begins under a new term, or anew after an error: says which window is the last that it has, from
-    /// whichever instance. A sink that keeps no record says none, and may be given a window again.
+    /// Begins under a new term, or again after an error. Returns the last window that the sink has, from any instance. A
+    /// sink that keeps no record returns none, and may get a window again.
     ///
     /// # Errors
     ///
-    /// [`SinkError`]: it is asked again before it is given anything.
-    async fn resume(&mut self, _grant: &Term) -> Result<Option<Window>, SinkError> {
+    /// [`SinkError`]: the caller calls this again before it publishes.
+    async fn resume(&mut self, _term: &Term) -> Result<Option<Window>, SinkError> {
         Ok(None)
     }
 
-    /// Takes a count. `Ok` once it is where it belongs.
+    /// Publishes a count. Returns `Ok` once the sink has it for good.
     ///
     /// # Errors
     ///
-    /// [`SinkError`]: it may have the count or not. It is asked to resume, and given the same count again if it
-    /// does not say that it has it.
+    /// [`SinkError`]: the sink may have the count or not. The caller calls [`CountSink::resume`], and publishes the count
+    /// again if the sink lacks it.
     async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError>;
 }
 
-/// The sink could not take a count.
+/// Why a sink did not take a count.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// This time; it is worth trying again.
+    /// The sink is away, or failed this time: another try may help.
     #[error(transparent)]
     Unavailable(Box<dyn Error + Send + Sync>),
-    /// Somebody else publishes to it: this instance leads no more.
+    /// Another producer publishes to the sink, so this instance no longer leads.
     #[error("another process publishes to it")]
     Fenced,
-    /// Somebody has to set something right.
+    /// An operator has to repair something first.
     #[error("{0}")]
     Fatal(String),
 }
 
 impl SinkError {
-    /// Worth trying again.
+    /// An error after which another try may help.
     pub fn unavailable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Unavailable(error.into())
     }

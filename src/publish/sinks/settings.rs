@@ -15,25 +15,25 @@ use crate::telemetry::metrics::Metrics;
 /// Where counts go.
 #[derive(Debug, Clone)]
 pub struct Sinks {
-    /// The directory of files, if they go there.
+    /// The directory of files, if counts go there.
     pub log_dir: Option<PathBuf>,
-    /// How Kafka is reached, if they go there.
+    /// The settings of Kafka, if counts go there.
     pub kafka: Option<KafkaSettings>,
-    /// A stream's key, if they go there.
+    /// The key of a Redis stream, if counts go there.
     pub stream: Option<String>,
 }
 
 impl Sinks {
-    /// Whether counts go nowhere but to the log.
+    /// Whether counts go only to the log.
     pub fn is_only_the_log(&self) -> bool {
         self.log_dir.is_none() && self.kafka.is_none() && self.stream.is_none()
     }
 
-    /// Makes them; those that are far away are connected to later.
+    /// Opens the sinks. That of Kafka connects later.
     ///
     /// # Errors
     ///
-    /// [`SinkError`] when the directory of files cannot be written to.
+    /// [`SinkError`] when files cannot be written in the directory.
     pub fn open(
         self,
         origin: &Origin,

@@ -1,8 +1,8 @@
 //! The Redis stream: every window once in a stream of the Redis that counts.
 //!
-//! An entry's id is made of its window's start, in milliseconds. Redis takes ids in ascending order only, so it is
-//! the server that refuses a repeat, also of an entry that was read and deleted. As many entries are kept as there are
-//! windows in `--retention`.
+//! An entry's id is its window's start in milliseconds. Redis takes ids only in ascending order. So the server refuses a
+//! repeat, even of an entry that was read and deleted. The stream keeps as many entries as there are windows in
+//! `--retention`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,10 +17,10 @@ use crate::model::window::{UniqueCount, Window, WindowCount};
 use crate::publish::record::{Record, WINDOW_SECONDS};
 use crate::redis::{Call, Redis};
 
-/// The field that says whose it is.
+/// The field with the namespace that an entry belongs to.
 const NAMESPACE: &str = "namespace";
 
-/// However short windows are, clocks of instances may differ by so much.
+/// Clocks of instances may differ by so much, even if windows are shorter.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
 
 pub(crate) struct StreamSink {
@@ -40,18 +40,18 @@ struct Id {
 /// An entry: its id and its fields.
 type Entry = (Id, HashMap<String, String>);
 
-/// What is in a stream. One that does not exist is like one that never had an entry.
+/// What is in a stream. A stream that does not exist counts as one that never had an entry.
 #[derive(Default)]
 struct Contents {
     newest: Option<Entry>,
-    /// The highest id that it ever had.
+    /// The highest id that the stream ever had.
     remembered: Id,
 }
 
-/// What there is before the start.
+/// What a check found in the stream.
 pub(crate) struct StreamPreflight {
     pub(crate) last: Option<Window>,
-    /// What will keep counts waiting, and what to do.
+    /// Why counts will have to wait, and what the user can do.
     pub(crate) holds_up: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl StreamSink {
         Self { redis: redis.another(), key, origin, length }
     }
 
-    /// Looks at the stream as the sink would, and changes nothing.
+    /// Reads the stream as the sink would, and changes nothing.
     pub(crate) async fn preflight(&self) -> Result<StreamPreflight, SinkError> {
         let contents = self.contents().await?;
         let last = self.last_of(&contents)?;
@@ -73,7 +73,7 @@ impl StreamSink {
         Ok(StreamPreflight { last, holds_up })
     }
 
-    /// Fatal where the key holds something else.
+    /// Reads the stream. A key that holds something else is a fatal error.
     async fn contents(&self) -> Result<Contents, SinkError> {
         let mut about = ::redis::cmd("XINFO");
         about.arg("STREAM").arg(&self.key);
@@ -95,12 +95,13 @@ impl StreamSink {
         })
     }
 
-    /// The window that the stream had last, be it that its entry was deleted. Fatal where the newest entry is not ours.
+    /// The last window that the stream had, even if its entry was deleted. A newest entry that is no count of this namespace
+    /// is a fatal error.
     fn last_of(&self, Contents { newest, remembered }: &Contents) -> Result<Option<Window>, SinkError> {
         let foreign = |id: Id| {
             SinkError::Fatal(format!(
-                "the stream {key} has an entry {id} that is no count of this namespace: XDEL {key} {id}, or give \
-                 another key with --redis-stream",
+                "the stream {key} has an entry {id} that is no count of this namespace: delete it with \
+                 XDEL {key} {id}, or give another key with --redis-stream",
                 key = self.key
             ))
         };
@@ -111,12 +112,12 @@ impl StreamSink {
         Ok(there.max(deleted))
     }
 
-    /// Why the stream did not take a count. It is tried again.
+    /// Says why the stream did not take a count, and sets the stream back if that helps. The caller tries again.
     ///
-    /// A stream remembers the highest id that it ever had, and takes none before it. If that can be a window's, the stream has
-    /// had the count, be it that a consumer has deleted it since. An entry of another program with a later id, which was
-    /// deleted, would stop the stream until that time comes. So what the stream remembers is set back: no further than to
-    /// just before the count, so that it goes on to refuse older ones.
+    /// A stream remembers the highest id that it ever had, and takes none before it. If that id can be a window's, the stream
+    /// had that count, even if a consumer has deleted it since. Otherwise another program added an entry with a later id, and
+    /// deleted it. That would stop the stream until that time comes. So the sink sets the remembered id back, but no further
+    /// than to just before the count. The stream must go on to refuse older counts.
     async fn give_way(&self, count: &WindowCount) -> Result<String, SinkError> {
         let key = &self.key;
         let Contents { newest, remembered } = self.contents().await?;
@@ -126,7 +127,7 @@ impl StreamSink {
         if let Some(newest) = newest.as_ref().filter(|(id, _)| *id == remembered) {
             return Ok(match self.window(newest) {
                 Some(_) => format!(
-                    "the stream {key} has a later count already: another instance published it, or the clock was set back"
+                    "the stream {key} already has a later count: another instance published it, or the clock was set back"
                 ),
                 None => format!(
                     "the stream {key} has an entry {remembered} that is later than the count: delete it with XDEL"
@@ -135,7 +136,7 @@ impl StreamSink {
         }
         if self.window_of(remembered).is_some() {
             return Ok(format!(
-                "the stream {key} has had a count {remembered}, which was deleted: this one is no later"
+                "the stream {key} had the count {remembered}, which was deleted: it takes only later counts"
             ));
         }
         let set_back_to = newest.map_or(Id::FIRST, |(id, _)| id).max(Id::before(count.window));
@@ -145,22 +146,22 @@ impl StreamSink {
             self.redis.run(Call::Publish, async |connection| set_back.exec_async(connection).await).await;
         Ok(match done {
             Ok(()) => format!(
-                "somebody added an entry {remembered} to the stream {key}, and deleted it: the stream was set back to \
-                 {set_back_to}"
+                "another program added an entry {remembered} to the stream {key}, and deleted it: \
+                 the stream was set back to {set_back_to}"
             ),
             Err(error) => format!("{} ({error})", deleted_later(key, remembered)),
         })
     }
 
-    /// The window of an entry or, if windows had another length then, the one of ours in which it ends.
+    /// The window of an entry. If windows had another length then, it is the one of today's length in which that window ends.
     fn window(&self, (id, fields): &Entry) -> Option<Window> {
         fields.get(NAMESPACE).filter(|namespace| **namespace == self.origin.namespace)?;
         let seconds = fields.get(WINDOW_SECONDS)?.parse::<u64>().ok()?;
         Some(self.origin.window.starting_at(id.milliseconds / 1000 + seconds.max(1) - 1))
     }
 
-    /// The window of ours that a deleted entry can have been, by its id alone. Windows may have had another length then; of
-    /// whatever length, they begin with a whole second, and not in the future, be it that another instance's clock is ahead.
+    /// The window that a deleted entry may have had, by its id alone. Windows may have had another length then. Windows of any
+    /// length begin with a whole second. None begins in the future, except by as much as the clocks of instances differ.
     fn window_of(&self, id: Id) -> Option<Window> {
         let ahead = self.origin.window.duration().max(CLOCKS_DIFFER).as_millis() as u64;
         let can_be = id.sequence == 0
@@ -177,7 +178,7 @@ impl CountSink for StreamSink {
         "stream"
     }
 
-    async fn resume(&mut self, _grant: &Term) -> Result<Option<Window>, SinkError> {
+    async fn resume(&mut self, _term: &Term) -> Result<Option<Window>, SinkError> {
         self.last_of(&self.contents().await?)
     }
 
@@ -193,8 +194,8 @@ impl CountSink for StreamSink {
         for (field, value) in record.attributes() {
             add.arg(field).arg(value);
         }
-        // What is not newer is refused. Whose the newest entry is, and whether it is this one, is seen when the sink
-        // is asked to resume.
+        // Redis refuses an entry that is not newer than all before. The next resume finds out whether the newest entry
+        // is this count.
         let answer =
             self.redis.run(Call::Publish, async |connection| match add.exec_async(connection).await {
                 Err(error) if is_not_newer(&error) => Ok(false),
@@ -208,15 +209,15 @@ impl CountSink for StreamSink {
 }
 
 impl Id {
-    /// The first that there can be.
+    /// The lowest id that Redis takes.
     const FIRST: Self = Self { milliseconds: 0, sequence: 1 };
 
-    /// Of a count.
+    /// The id of a window's count.
     fn of(window: Window) -> Self {
         Self { milliseconds: window.unix_seconds() * 1000, sequence: 0 }
     }
 
-    /// After those of all earlier counts.
+    /// Just before the id of a window's count, and not before those of earlier counts.
     fn before(window: Window) -> Self {
         Self { milliseconds: Self::of(window).milliseconds.saturating_sub(1), sequence: 0 }
     }
@@ -238,11 +239,11 @@ impl fmt::Display for Id {
     }
 }
 
-/// What there is to say of a stream whose entry `later` was deleted.
+/// The error for a stream whose entry `later` was deleted.
 fn deleted_later(key: &str, later: Id) -> String {
     format!(
-        "the stream {key} takes nothing before {later}, an entry that somebody added and deleted. Where Redis does not \
-         let it be set back, give it another name, RENAME {key} {key}.old, and it begins anew"
+        "the stream {key} takes no entry before {later}, which another program added and deleted. If Redis refuses to \
+         set the stream back, move it away with RENAME {key} {key}.old: headcount then begins a new one"
     )
 }
 

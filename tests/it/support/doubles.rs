@@ -57,7 +57,7 @@ impl CountSink for TestSink {
         self.name
     }
 
-    async fn publish(&mut self, count: &WindowCount, _grant: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, count: &WindowCount, _term: &Term) -> Result<(), SinkError> {
         let mut refusals = self.refusals.lock().unwrap();
         if *refusals > 0 {
             *refusals -= 1;

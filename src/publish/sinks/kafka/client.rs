@@ -1,4 +1,4 @@
-//! What all clients of Kafka share: their limits, and what librdkafka tells of itself in its log, errors and statistics.
+//! What all clients of Kafka share: their limits, and a listener to librdkafka's log, errors and statistics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long a call to the brokers may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// The only partition that is used.
+/// The only partition that headcount uses.
 pub(super) const PARTITION: i32 = 0;
 
-/// What is left to say of most errors is that trying again may help.
+/// After most errors another try may help, so only those that fence the producer are told apart.
 pub(super) fn failure(error: KafkaError) -> SinkError {
     match error.rdkafka_error_code() {
         Some(
@@ -32,13 +32,13 @@ pub(super) fn failure(error: KafkaError) -> SinkError {
     }
 }
 
-/// Listens to a client.
+/// Listens to librdkafka.
 #[derive(Clone)]
 pub(super) struct Watcher {
     up: Gauge,
     queue_length: Gauge,
     errors: Counter,
-    /// The last thing that went wrong: what a call says itself is often only that it timed out.
+    /// The last error that librdkafka reported. The error of a call itself often says only that it timed out.
     last_error: Arc<Mutex<Option<String>>>,
 }
 
@@ -52,18 +52,18 @@ impl Watcher {
         }
     }
 
-    /// What went wrong before is of no interest.
+    /// A call begins: earlier errors do not explain its failure.
     pub(super) fn begin(&self) {
         *self.last_error.lock() = None;
     }
 
-    /// There is no client that would tell.
+    /// There is no client any more, so no statistics will come.
     pub(super) fn is_gone(&self) {
         self.up.set(0.0);
         self.queue_length.set(0.0);
     }
 
-    /// Adds what librdkafka said meanwhile.
+    /// Adds the last error that librdkafka reported to the error of a call.
     pub(super) fn explain(&self, error: SinkError) -> SinkError {
         let cause = self.last_error.lock().take();
         match (error, cause) {
@@ -81,7 +81,7 @@ impl ClientContext for Watcher {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 error!(target: "librdkafka", facility, "{message}");
             }
-            // It repeats itself for as long as brokers are away. What matters of it comes with the errors.
+            // librdkafka repeats these lines while brokers are away. `error` gets the important ones too.
             _ => debug!(target: "librdkafka", facility, "{message}"),
         }
     }
@@ -95,7 +95,7 @@ impl ClientContext for Watcher {
     fn error(&self, error: KafkaError, reason: &str) {
         self.errors.increment(1);
         debug!(target: "librdkafka", %error, reason, "an error");
-        // That all brokers are down follows the reason for it.
+        // librdkafka reports that all brokers are down after the reason for it: the reason says more.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             *self.last_error.lock() = Some(reason.to_owned());
         }

@@ -1,8 +1,8 @@
 //! The ledger: what a topic says has been published.
 //!
 //! There are more offsets than records: a commit and an abort take one too, and aborted records stay. So the ledger looks for the
-//! last committed record some offsets before the end, and further back if there is none. Another producer's open transaction
-//! holds committed readers back; the ledger waits for it.
+//! last committed record some offsets before the end, and further back if there is none. Readers of committed records cannot
+//! read past another producer's open transaction, so the ledger waits for its end.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,20 +22,20 @@ use crate::model::window::Window;
 use crate::publish::record::{ACCEPTED_IDS, COMPLETE, WINDOW_SECONDS};
 use crate::publish::sinks::{Origin, SinkError};
 
-/// How far before the end the last record is looked for at first.
+/// How many offsets before the end the ledger first looks for the last record.
 const FIRST_LOOK: i64 = 64;
-/// How long another producer's open transaction is waited for at a time.
+/// How long the ledger waits at a time for another producer's open transaction.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// A published window, as its record has it.
+/// A published window, as read from its record.
 pub(crate) struct Entry {
     /// In seconds since 1970.
     pub(crate) start: u64,
-    /// Its length.
+    /// The window's length.
     pub(crate) seconds: u64,
     pub(crate) unique_request_count: u64,
-    /// None if its record does not say so.
+    /// None if the record has no such header.
     pub(crate) accepted_ids: Option<u64>,
     pub(crate) complete: bool,
 }
@@ -46,7 +46,7 @@ struct Value {
     unique_request_count: u64,
 }
 
-/// Reads all committed records, oldest first, as they are now. One that is not of this namespace is a fatal error.
+/// Reads the committed records that the topic has now, oldest first. A record of another namespace is a fatal error.
 pub(crate) fn read(
     settings: &KafkaSettings,
     origin: &Origin,
@@ -57,8 +57,8 @@ pub(crate) fn read(
     committed.read_since(first, each)
 }
 
-/// The last committed window. The caller has fenced all before him; if somebody fences him meanwhile and adds one, he
-/// can publish nothing himself.
+/// The last committed window. The caller's producer has fenced all earlier producers. A later producer may fence it
+/// meanwhile and add a window. Then the caller's producer can publish nothing.
 pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<Window>, SinkError> {
     let (first, end) = Reader::new(settings, origin, "read_uncommitted")?.offsets()?;
     let committed = Reader::new(settings, origin, "read_committed")?;
@@ -69,7 +69,7 @@ pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<W
         let mut last = None;
         committed.read_since(from, |entry| last = Some(entry))?;
         if let Some(Entry { start, seconds, .. }) = last {
-            // If windows had another length then, the one of ours in which it ends.
+            // If windows had another length then, this is the one of today's length in which that window ends.
             return Ok(Some(origin.window.starting_at(start + seconds.max(1) - 1)));
         }
         if from == first {
@@ -91,23 +91,23 @@ impl<'a> Reader<'a> {
         Ok(Self { settings, origin, consumer })
     }
 
-    /// The first one that there is, and the one after the last that this reader may read.
+    /// The first offset, and the one after the last that this reader may read.
     fn offsets(&self) -> Result<(i64, i64), SinkError> {
         self.consumer.fetch_watermarks(&self.settings.topic, PARTITION, TIMEOUT).map_err(failure)
     }
 
-    /// Until this reader may read to `end`.
+    /// Waits until this reader may read to `end`.
     fn wait_for_transactions(&self, end: i64) -> Result<(), SinkError> {
         let started = Instant::now();
         let mut warned = false;
         while self.offsets()?.1 < end {
             if started.elapsed() > PATIENCE {
-                return Err(SinkError::unavailable("another producer's open transaction holds the topic up"));
+                return Err(SinkError::unavailable("another producer's open transaction blocks the topic"));
             }
             if !warned && started.elapsed() > Duration::from_secs(1) {
                 warn!(
                     topic = self.settings.topic,
-                    "another producer's open transaction holds the topic up, waiting for it"
+                    "another producer's open transaction blocks the topic, waiting for its end"
                 );
                 warned = true;
             }
@@ -135,7 +135,7 @@ impl<'a> Reader<'a> {
     fn entry(&self, record: &BorrowedMessage<'_>) -> Result<Entry, SinkError> {
         let foreign = |what: &str| {
             SinkError::Fatal(format!(
-                "the topic {} has {what} at offset {}: it needs a topic of its own, with --kafka-topic or another \
+                "the topic {} has {what} at offset {}: give headcount a topic of its own, with --kafka-topic or another \
                  --namespace",
                 self.settings.topic,
                 record.offset()
@@ -166,7 +166,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Errors of single brokers that librdkafka deals with itself.
+/// Whether this is an error of single brokers, which librdkafka handles itself.
 fn is_passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),

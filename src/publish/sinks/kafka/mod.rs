@@ -10,9 +10,9 @@
 //! 2. reads the last committed record ([`ledger`]): no other producer can add one now;
 //! 3. goes on with the window after it, one transaction a window.
 //!
-//! A leader may be stopped in the middle of a commit, and go on while another one leads: its commit is refused. A leader may
-//! die between its commit and saying so: its window is not repeated. Readers have to read with
-//! `isolation.level=read_committed`.
+//! A leader may be paused in the middle of a commit, and go on while another one leads: Kafka refuses its commit. A leader may
+//! die after its commit, before Redis has the new published position. The next leader finds the window in the topic, and does
+//! not repeat it. Readers have to read with `isolation.level=read_committed`.
 //!
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
 

@@ -1,4 +1,4 @@
-//! A look at Kafka before the start, as the sink would use it, that disturbs nobody.
+//! A check of Kafka before the start. It uses Kafka as the sink would, without disturbing other instances.
 
 use std::time::SystemTime;
 
@@ -12,24 +12,24 @@ use crate::model::window::Window;
 use crate::publish::sinks::{Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
 
-/// What there is.
+/// What the check found.
 pub(crate) struct Preflight {
-    /// Partitions of the topic; none if it does not exist.
+    /// How many partitions the topic has; 0 if it does not exist.
     pub(crate) partitions: usize,
     /// The last published window.
     pub(crate) last: Result<Option<Window>, SinkError>,
     pub(crate) writable: Result<(), SinkError>,
 }
 
-/// The transaction that is tried is another one than the sink's, and aborted: readers do not see it. It is an error if
-/// the brokers cannot be reached.
+/// Tries a transaction with another id than the sink's, and aborts it, so that readers do not see it. It fails if the
+/// brokers do not answer.
 pub(crate) fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
     let watcher = Watcher::new(&Metrics::new());
     let config = settings.trial_producer();
     let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
     let partitions = settings.partitions(producer.client()).map_err(|error| watcher.explain(error))?;
     if partitions == 0 {
-        // The brokers' transactions, and the name that they give for themselves, are found out without a topic.
+        // Without a topic, this still shows whether transactions work and the advertised addresses can be reached.
         let can_begin = producer.init_transactions(TIMEOUT).map_err(failure);
         let writable = match can_begin {
             Ok(()) | Err(SinkError::Fenced) => settings.try_to_make_topic(),
@@ -38,10 +38,10 @@ pub(crate) fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Pre
         let writable = writable.map_err(|error| watcher.explain(error));
         return Ok(Preflight { partitions, last: Ok(None), writable });
     }
-    // That of a window that is published late.
+    // The time of a window that is published late.
     let time = origin.window.window_at(SystemTime::now()).previous().start();
     let writable = match try_to_write(settings, origin, &producer, time) {
-        // By another check: that may write too.
+        // Only another check can have fenced this one, so transactions work.
         Ok(()) | Err(SinkError::Fenced) => settings.see_that_it_takes_records(),
         Err(error) => Err(watcher.explain(settings.explain(producer.client(), time, error))),
     };
@@ -63,7 +63,7 @@ fn try_to_write(
     producer.abort_transaction(TIMEOUT).map_err(failure)?;
     let delivered = sent?;
     flushed?;
-    // It is there, once all has been flushed.
+    // After the flush the result is there, so this does not wait.
     match Handle::current().block_on(delivered) {
         Ok(Ok(_)) => Ok(()),
         Ok(Err((error, _))) => Err(failure(error)),

@@ -1,4 +1,4 @@
-//! How Kafka is reached, and what librdkafka makes of the options.
+//! The settings of Kafka: brokers, topic, and options of librdkafka.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,16 +13,16 @@ use super::client::{PARTITION, TIMEOUT, failure};
 use crate::platform::secret;
 use crate::publish::sinks::SinkError;
 
-/// How often librdkafka says how it is.
+/// How often librdkafka sends its statistics.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
-/// Options that would break the promise, or that have a flag of their own.
+/// Options that could break the promise of each window exactly once, or that have a flag of their own.
 const OURS: [&str; 14] = [
     "acks",
     "allow.auto.create.topics",
     "auto.offset.reset",
     "bootstrap.servers",
-    // It would have the ledger read from a replica that may lag behind.
+    // With it, the ledger would read from a replica that may lag behind.
     "client.rack",
     "enable.auto.commit",
     "enable.idempotence",
@@ -35,7 +35,7 @@ const OURS: [&str; 14] = [
     "transactional.id",
 ];
 
-/// Settings that librdkafka takes.
+/// Settings that librdkafka has accepted.
 #[derive(Debug, Clone)]
 pub struct KafkaSettings {
     /// The topic.
@@ -45,7 +45,7 @@ pub struct KafkaSettings {
     files: Vec<(String, String)>,
 }
 
-/// A host, and a port or none. librdkafka would leave out what it does not understand, with a line in its own log.
+/// Whether this is a host, with a port or without. librdkafka would only log a broker that it cannot parse, and ignore it.
 fn is_broker(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -73,9 +73,9 @@ fn read_option(option: &str) -> Result<(&str, &str), String> {
             "invalid value for '--kafka-option <KEY=VALUE>': expected an option of librdkafka, such as \
                 security.protocol=sasl_ssl",
         )?;
-    // librdkafka takes options of topics with this before them too.
+    // librdkafka also takes options of topics with this prefix.
     if OURS.contains(&key.strip_prefix("topic.").unwrap_or(key)) {
-        return Err(refused(key, "every window exactly once needs it as it is"));
+        return Err(refused(key, "headcount sets it, so that every window is published exactly once"));
     }
     let is_tls =
         key.starts_with("ssl.") || key == "security.protocol" && value.to_lowercase().contains("ssl");
@@ -96,7 +96,7 @@ impl KafkaSettings {
     /// A line for the user, without the value of an option.
     pub fn new(brokers: &str, topic: String, options: &[String]) -> Result<Self, String> {
         if !brokers.split(',').all(|broker| is_broker(broker.trim())) {
-            // Not repeated where it may have a password in it.
+            // The error does not quote a value that may contain a password.
             let value = if brokers.contains(['@', '/']) { String::new() } else { format!(" '{brokers}'") };
             return Err(format!(
                 "invalid value{value} for '--kafka-brokers <HOST:PORT,…>': expected addresses of brokers and nothing \
@@ -108,8 +108,8 @@ impl KafkaSettings {
             .set("bootstrap.servers", brokers)
             .set("client.id", "headcount")
             .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
-            // Longer than all that is done in one. A leader that died holds up the readers for so long, should
-            // there be no next one.
+            // Longer than all calls of one transaction. If a leader dies and no other follows, readers wait for so
+            // long.
             .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
             .set("allow.auto.create.topics", "false")
             .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())
@@ -129,13 +129,13 @@ impl KafkaSettings {
         Ok(settings)
     }
 
-    /// Lets librdkafka say what it thinks of the options, each and together.
+    /// Lets librdkafka check the options, each and together.
     fn try_out(&self) -> Result<(), String> {
         let mut config = self.producer();
         config.set_log_level(RDKafkaLogLevel::Emerg);
         match config.create::<BaseProducer>() {
             Err(KafkaError::ClientConfig(_, reason, key, _)) => {
-                // It may quote the value.
+                // The rest of the reason may quote the value, which may be a secret.
                 let reason = reason.split(['"', ':']).next().unwrap_or_default().trim().to_owned();
                 Err(format!(
                     "invalid option '{key}' for '--kafka-option <KEY=VALUE>': librdkafka says: {reason}"
@@ -146,25 +146,25 @@ impl KafkaSettings {
         }
     }
 
-    /// With the values that are in files now: a password may have been changed. A file that cannot be read leaves the
-    /// value that it had at the start.
+    /// Reads values from their files again, because a password may have changed. If a file cannot be read, its option keeps
+    /// the value from the start.
     fn config(&self) -> ClientConfig {
         let mut config = self.config.clone();
         for (key, given) in &self.files {
             match secret::resolve(given) {
                 Ok(value) => _ = config.set(key, value),
-                Err((path, error)) => warn!(key, path, %error, "an option of Kafka stays as it was"),
+                Err((path, error)) => warn!(key, path, %error, "an option of Kafka keeps its first value"),
             }
         }
         config
     }
 
-    /// For the one who publishes to the topic: there is one at a time.
+    /// For the producer that publishes to the topic. It fences all that came before, so there is one at a time.
     pub(super) fn producer(&self) -> ClientConfig {
         self.transactional("headcount")
     }
 
-    /// For a check, which must not fence that one.
+    /// For a check, which must not fence the producer of an instance.
     pub(super) fn trial_producer(&self) -> ClientConfig {
         self.transactional("headcount-check")
     }
@@ -175,11 +175,11 @@ impl KafkaSettings {
         config
     }
 
-    /// For reading committed records, or to see all there is.
+    /// For a reader: of committed records, or of all records.
     pub(super) fn consumer(&self, isolation: &str) -> ClientConfig {
         let mut config = self.config();
         config
-            // Nothing is ever committed for it.
+            // librdkafka needs a group, but headcount commits no offsets for it.
             .set("group.id", "headcount.ledger")
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
@@ -189,7 +189,7 @@ impl KafkaSettings {
         config
     }
 
-    /// A record for the topic, in the only partition that is used.
+    /// A record for the topic, in the only partition that headcount uses.
     pub(super) fn record<'a>(
         &'a self,
         namespace: &'a str,
@@ -215,7 +215,7 @@ mod tests {
 
     use super::*;
 
-    /// Every client that is made has what is in the file by then, or what was there last.
+    /// Each new client gets the value that is in the file by then. Without the file it gets the value from the start.
     #[test]
     fn values_in_files_are_read_again() {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,4 +1,4 @@
-//! The sink.
+//! The sink: one transaction a window.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +18,7 @@ use crate::publish::record::Record;
 use crate::publish::sinks::{CountSink, Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
 
-/// How often the settings of the topic are looked at while all goes well.
+/// How often the sink checks the settings of the topic while it publishes without errors.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Publishes to a topic.
@@ -27,7 +27,7 @@ pub struct KafkaSink {
     origin: Arc<Origin>,
     watcher: Watcher,
     producer: Option<Arc<FutureProducer<Watcher>>>,
-    /// When the topic's settings were looked at last: somebody may change them.
+    /// When the sink last checked the settings of the topic, which an operator may change.
     looked: Instant,
 }
 
@@ -38,7 +38,7 @@ impl KafkaSink {
         Self { settings, origin, watcher: Watcher::new(metrics), producer: None, looked: Instant::now() }
     }
 
-    /// The calls of librdkafka block: they run on a thread of their own.
+    /// Runs calls of librdkafka, which block, on a thread of their own.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
@@ -64,7 +64,7 @@ impl CountSink for KafkaSink {
                 drop(old);
                 let producer: FutureProducer<Watcher> =
                     settings.producer().create_with_context(watcher).map_err(failure)?;
-                // Each time: it may have been deleted, or the brokers may have come back empty.
+                // Each time, because the topic may have been deleted, or the brokers may have come back empty.
                 settings.prepare_topic(producer.client())?;
                 if !term.is_valid() {
                     return Err(SinkError::unavailable("the lease has ended"));
@@ -101,7 +101,7 @@ impl CountSink for KafkaSink {
             let time = ended.min(SystemTime::now());
             let record = settings.record(&origin.namespace, &value, time).headers(headers);
             producer.begin_transaction().map_err(failure)?;
-            // What becomes of the record is what becomes of the transaction, which waits for it.
+            // The commit waits for the record, and fails if the record does. So the record's own result is not needed.
             let sent = producer.send_result(record).map_err(|(error, _)| error);
             let done = sent.and_then(|_delivered| producer.commit_transaction(TIMEOUT));
             done.map_err(|error| settings.explain(producer.client(), time, failure(error)))

@@ -1,4 +1,4 @@
-//! The topic: how it is made, what it is set to, and what of that keeps our records out.
+//! The topic: how headcount makes it, and which of its settings keep records out.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -13,19 +13,19 @@ use super::client::{PARTITION, TIMEOUT, failure};
 use super::settings::KafkaSettings;
 use crate::publish::sinks::SinkError;
 
-/// How long brokers may take to describe a topic; it is not worth more.
+/// How long brokers may take to describe a topic. headcount can publish without the answer, so it does not wait longer.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a record takes at most with its headers, in bytes, as long as names are.
+/// The most bytes that a record takes with its headers, even with the longest names.
 const LARGEST_BATCH: u64 = 1024;
 
-/// The replicas of the partition that is used.
+/// The replicas of the partition that headcount uses.
 struct Replicas {
     all: usize,
     in_sync: usize,
 }
 
-/// What the brokers say of the settings. It is empty where they do not say: the user may not ask, or the brokers
-/// do not know how to answer. The topic is believed then.
+/// The settings of the topic. They are empty if the user may not read them, or the brokers cannot describe them. Then
+/// headcount assumes that the topic takes records.
 struct Described<'a> {
     topic: &'a str,
     settings: HashMap<String, String>,
@@ -40,10 +40,10 @@ impl Described<'_> {
         self.setting(name)?.parse().ok()
     }
 
-    /// The setting under which no record of ours is taken, or none stays.
+    /// The error for a setting with which the topic takes no records, or keeps none.
     fn against_records(&self) -> Option<SinkError> {
         let topic = self.topic;
-        // All records have the same key: compaction would leave the last one.
+        // All records have the same key: compaction would leave only the last one.
         if let Some(policy) = self.setting("cleanup.policy").filter(|policy| policy.contains("compact")) {
             return Some(SinkError::Fatal(format!(
                 "the topic {topic} has cleanup.policy={policy}, which would delete all windows but the last: set it \
@@ -56,8 +56,8 @@ impl Described<'_> {
         )))
     }
 
-    /// The setting that kept a record of this age out. The brokers have the last word, whose clocks differ: so nobody
-    /// asks before a record was refused.
+    /// The error for a setting that keeps out a record of this age. The brokers decide by their own clocks. So this is
+    /// checked only after they refused a record.
     fn against_age(&self, age: Duration) -> Option<SinkError> {
         if self.setting("message.timestamp.type") == Some("LogAppendTime") {
             return None;
@@ -71,10 +71,10 @@ impl Described<'_> {
         )))
     }
 
-    /// The setting that let the brokers wait with a record.
+    /// The error for a setting that lets the brokers wait for replicas.
     fn against_replicas(&self, Replicas { all, in_sync }: &Replicas) -> Option<SinkError> {
         let (topic, needed) = (self.topic, self.number("min.insync.replicas")?);
-        // Brokers since Kafka 3.7 ask for no more than there are. They take the record.
+        // Since Kafka 3.7, brokers ask for no more replicas than there are. Those take the record.
         let what = if needed > *all as u64 {
             format!("more than its replicas: set it to {all}, or give the topic more replicas")
         } else if needed > *in_sync as u64 {
@@ -87,14 +87,14 @@ impl Described<'_> {
 }
 
 impl KafkaSettings {
-    /// How many partitions it has; none if it does not exist.
+    /// How many partitions the topic has; 0 if it does not exist.
     pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
         let metadata = client.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(failure)?;
         let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(there.map(|topic| topic.partitions().len()).sum())
     }
 
-    /// Makes the topic with one partition if there is none, else sees that it can be a record.
+    /// Makes the topic with one partition if it does not exist. Otherwise checks that its settings let records in.
     pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
         if self.partitions(client)? > 0 {
             return self.see_that_it_takes_records();
@@ -104,7 +104,7 @@ impl KafkaSettings {
         Ok(())
     }
 
-    /// Whether the topic could be made.
+    /// Asks the brokers whether headcount could make the topic, without making it.
     pub(super) fn try_to_make_topic(&self) -> Result<(), SinkError> {
         self.make_topic(&admin_options().validate_only(true))
     }
@@ -125,12 +125,12 @@ impl KafkaSettings {
         Ok(())
     }
 
-    /// Looks for settings under which no record of ours is taken, or none stays.
+    /// Checks for settings with which the topic takes no records, or keeps none.
     pub(super) fn see_that_it_takes_records(&self) -> Result<(), SinkError> {
         self.describe()?.against_records().map_or(Ok(()), Err)
     }
 
-    /// A record with this time was not taken. If a setting of the topic is the reason, it is named.
+    /// Explains why the topic did not take a record with this time. If a setting is the reason, the error names it.
     pub(super) fn explain(
         &self,
         client: &Client<impl ClientContext>,
@@ -140,7 +140,7 @@ impl KafkaSettings {
         let SinkError::Unavailable(error) = error else { return error };
         let age = SystemTime::now().duration_since(time).unwrap_or_default();
         let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
-        // librdkafka does not say that it lacks replicas: it tries until the time is over.
+        // If replicas are missing, librdkafka does not say so: it tries until it times out.
         let lacks_replicas = |described: &Described<'_>| {
             let is_late = code == Some(RDKafkaErrorCode::OperationTimedOut);
             let replicas = (is_late && !described.settings.is_empty()).then(|| self.replicas(client));
@@ -169,7 +169,7 @@ impl KafkaSettings {
         Ok(Described { topic: &self.topic, settings })
     }
 
-    /// None where the brokers do not say.
+    /// None if the brokers do not answer.
     fn replicas(&self, client: &Client<impl ClientContext>) -> Option<Replicas> {
         let metadata = client.fetch_metadata(Some(&self.topic), DESCRIBE_TIMEOUT).ok()?;
         let partitions = metadata.topics().first()?.partitions();
