@@ -159,13 +159,13 @@ impl Counters {
 
     /// Adds ids to the counters of these names. Returns how many of the ids were counted in `_other`.
     pub(super) fn add<I: Id>(&self, ids: &[I], names: &CounterNames<'_>) -> u64 {
-        let named = self.named.pin();
+        let known = self.named.pin();
         let (mut counters, mut all_have_a_place) =
             (SmallVec::<[&CounterIds; CounterNames::MOST]>::new(), true);
         for name in names.iter() {
-            let counter = named.get(name).or_else(|| {
+            let counter = known.get(name).or_else(|| {
                 let _newcomers = self.take_place(name)?;
-                Some(named.get_or_insert_with(name.into(), || CounterIds::new(self.mode)))
+                Some(known.get_or_insert_with(name.into(), || CounterIds::new(self.mode)))
             });
             match counter {
                 Some(counter) => counters.push(counter),

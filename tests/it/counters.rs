@@ -188,7 +188,7 @@ async fn each_counter_has_the_ids_of_its_window() {
                 while begun.elapsed().as_secs() < 8 {
                     // Zipf: counter k gets one in k of the ids.
                     let id = number * CONNECTIONS + connection_number;
-                    let counter = (1..=COUNTERS).rev().find(|k| id % k == 0).unwrap_or(1);
+                    let counter = (1..=COUNTERS).rev().find(|k| id.is_multiple_of(*k)).unwrap_or(1);
                     let answer = connection
                         .get(&format!("/api/verve/accept?id={id}&counter=c{counter}"))
                         .await
