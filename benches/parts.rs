@@ -13,8 +13,10 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
 use headcount::hll::Sketch;
+use headcount::model::counter::CounterNames;
+use headcount::model::element::ListCounters;
 use headcount::model::id::{Id, IntegerId};
-use headcount::model::id_list::{ListFormat, ListOf};
+use headcount::model::id_list::{ListFormat, ListOf, Piece};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
@@ -80,10 +82,12 @@ fn parsing(criterion: &mut Criterion) {
         let write = |ids: &[String]| Bytes::from(format!("{before}{}{after}", ids.join(between)));
         let texts: Vec<_> = texts.chunks(1_000).map(write).collect();
         let mut texts = texts.iter().cycle();
-        let mut ids = Vec::new();
+        let mut ids = Piece::default();
+        let counters = ListCounters { of_all: CounterNames::default(), available: Ok(()) };
         group.bench_function(format!("1 000 ids, {name}"), |bencher| {
             bencher.iter(|| {
-                let mut list = ListOf::<IntegerId>::parse(format, texts.next().unwrap()).unwrap();
+                let mut list =
+                    ListOf::<IntegerId>::parse(format, counters.clone(), texts.next().unwrap()).unwrap();
                 list.take(&mut ids);
                 black_box(&ids);
             });

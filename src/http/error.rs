@@ -33,14 +33,20 @@ pub enum Failure {
         line: Option<usize>,
     },
     RepeatedId,
-    InvalidCounter(InvalidCounter),
+    InvalidCounter {
+        why: InvalidCounter,
+        line: Option<usize>,
+    },
     /// `detail` says which parameter, and what it may be.
     InvalidParameter {
         detail: &'static str,
     },
     InvalidEndpoint,
     ForbiddenEndpoint,
-    InvalidBody,
+    /// `line` as that of `InvalidId`, if it is an element.
+    InvalidBody {
+        line: Option<usize>,
+    },
     BodyTooLarge,
     UnsupportedMediaType,
     InvalidHost,
@@ -59,11 +65,11 @@ impl Failure {
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
-        Self::InvalidCounter(InvalidCounter::Name),
+        Self::InvalidCounter { why: InvalidCounter::Name, line: None },
         Self::InvalidParameter { detail: "" },
         Self::InvalidEndpoint,
         Self::ForbiddenEndpoint,
-        Self::InvalidBody,
+        Self::InvalidBody { line: None },
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::InvalidHost,
@@ -90,7 +96,7 @@ impl Failure {
                 "an id is not what `--ids` says: an integer that fits 64 bits, or a text of 1 to 256 bytes of UTF-8 without control characters.",
             ),
             Self::RepeatedId => (S::BAD_REQUEST, "repeated_id", "the request has more than one `id`."),
-            Self::InvalidCounter(_) => {
+            Self::InvalidCounter { .. } => {
                 let meaning =
                     "a counter's name is not sound, there are more than eight, or there are no counters.";
                 (S::BAD_REQUEST, "invalid_counter", meaning)
@@ -105,7 +111,7 @@ impl Failure {
             Self::ForbiddenEndpoint => {
                 (S::BAD_REQUEST, "forbidden_endpoint", "callbacks must not go to this endpoint.")
             }
-            Self::InvalidBody => {
+            Self::InvalidBody { .. } => {
                 let meaning =
                     "the body breaks off, comes too late, is chunked twice, or is not a JSON array.";
                 (S::BAD_REQUEST, "invalid_body", meaning)
@@ -150,14 +156,16 @@ impl From<InvalidIdList> for Failure {
         match invalid {
             InvalidIdList::Empty => Self::MissingId,
             InvalidIdList::InvalidId { place } => Self::InvalidId { line: Some(place) },
-            InvalidIdList::NoArray => Self::InvalidBody,
+            InvalidIdList::InvalidObject { place } => Self::InvalidBody { line: Some(place) },
+            InvalidIdList::InvalidCounter { place, why } => Self::InvalidCounter { why, line: Some(place) },
+            InvalidIdList::NoArray => Self::InvalidBody { line: None },
         }
     }
 }
 
 impl From<InvalidCounter> for Failure {
     fn from(invalid: InvalidCounter) -> Self {
-        Self::InvalidCounter(invalid)
+        Self::InvalidCounter { why: invalid, line: None }
     }
 }
 
@@ -184,11 +192,14 @@ impl IntoResponse for Failure {
         )
             .into_response();
         let headers = response.headers_mut();
-        if let Self::InvalidId { line: Some(line) } = self {
+        if let Self::InvalidId { line: Some(line) }
+        | Self::InvalidCounter { line: Some(line), .. }
+        | Self::InvalidBody { line: Some(line) } = self
+        {
             headers.insert(FAILURE_LINE, line.into());
         }
         let detail = match self {
-            Self::InvalidCounter(invalid) => HeaderValue::from_str(&invalid.to_string()).ok(),
+            Self::InvalidCounter { why, .. } => HeaderValue::from_str(&why.to_string()).ok(),
             Self::InvalidParameter { detail } => Some(HeaderValue::from_static(detail)),
             _ => None,
         };

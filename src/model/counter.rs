@@ -66,6 +66,11 @@ impl<'a> CounterName<'a> {
         if name == OTHER { Ok(Self(name)) } else { Self::parse(name) }
     }
 
+    /// The same name, in memory of its own.
+    pub fn into_owned(self) -> CounterName<'static> {
+        CounterName(self.0.into_owned().into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -94,6 +99,11 @@ impl<'a> CounterNames<'a> {
         }
         self.0.push(name);
         Ok(())
+    }
+
+    /// The same names, in memory of their own.
+    pub fn into_owned(self) -> CounterNames<'static> {
+        CounterNames(self.0.into_iter().map(CounterName::into_owned).collect())
     }
 
     /// Whether only the total counts.

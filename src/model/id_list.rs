@@ -10,6 +10,8 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use crate::model::counter::{CounterNames, InvalidCounter};
+use crate::model::element::{InvalidElement, ListCounters, is_object, read_object};
 use crate::model::id::{Id, IdKind, IntegerId, InvalidId, TextId};
 use crate::platform::words::position;
 
@@ -18,8 +20,8 @@ use crate::platform::words::position;
 pub enum ListFormat {
     /// A line is an id as it stands. Lines end in LF or CR LF; the last one need not.
     Lines,
-    /// A line is a JSON value (NDJSON): an integer, or a string where ids are texts. Integers may have leading zeros where all
-    /// ids are integers.
+    /// A line is a JSON value (NDJSON): an integer, a string where ids are texts, or an [object](crate::model::element).
+    /// Integers may have leading zeros where all ids are integers.
     JsonLines,
     /// A JSON array of such values.
     JsonArray,
@@ -37,9 +39,58 @@ pub enum InvalidIdList {
         /// Counted from 1.
         place: usize,
     },
+    /// One of them is an object, but has not the fields that it should.
+    #[error("the element number {place} is no object with the fields id and counters")]
+    InvalidObject {
+        /// Counted from 1.
+        place: usize,
+    },
+    /// One of them names counters that it may not.
+    #[error("the element number {place} names a counter: {why}")]
+    InvalidCounter {
+        /// Counted from 1.
+        place: usize,
+        /// Why not.
+        why: InvalidCounter,
+    },
     /// It is no JSON array.
     #[error("not a JSON array")]
     NoArray,
+}
+
+/// Ids that are taken together, and the counters that some of them name.
+#[derive(Debug)]
+pub struct Piece<I> {
+    ids: Vec<I>,
+    /// By the place of the id. The other ids count in the counters of the whole list.
+    named: Vec<(usize, CounterNames<'static>)>,
+}
+
+impl<I> Default for Piece<I> {
+    fn default() -> Self {
+        Self { ids: Vec::new(), named: Vec::new() }
+    }
+}
+
+impl<I> Piece<I> {
+    /// The ids.
+    pub fn ids(&self) -> &[I] {
+        &self.ids
+    }
+
+    /// The ids in their order, those together that name the same counters; none if those of the whole list.
+    pub fn runs(&self) -> impl Iterator<Item = (&[I], Option<&CounterNames<'static>>)> {
+        let (mut place, mut named) = (0, self.named.iter().peekable());
+        std::iter::from_fn(move || {
+            let first = place;
+            let own = named.next_if(|(at, _)| *at == first).map(|(_, counters)| counters);
+            place = match own {
+                Some(_) => first + 1,
+                None => named.peek().map_or(self.ids.len(), |(at, _)| *at),
+            };
+            (first < place).then(|| (&self.ids[first..place], own))
+        })
+    }
 }
 
 /// A list of ids of either kind.
@@ -57,10 +108,15 @@ impl IdList {
     /// # Errors
     ///
     /// [`InvalidIdList`] when an element is no id, or there is no element.
-    pub fn parse(format: ListFormat, kind: IdKind, text: &Bytes) -> Result<Self, InvalidIdList> {
+    pub fn parse(
+        format: ListFormat,
+        kind: IdKind,
+        counters: ListCounters,
+        text: &Bytes,
+    ) -> Result<Self, InvalidIdList> {
         match kind {
-            IdKind::Integer => ListOf::parse(format, text).map(Self::Integers),
-            IdKind::Text => ListOf::parse(format, text).map(Self::Texts),
+            IdKind::Integer => ListOf::parse(format, counters, text).map(Self::Integers),
+            IdKind::Text => ListOf::parse(format, counters, text).map(Self::Texts),
         }
     }
 }
@@ -68,11 +124,20 @@ impl IdList {
 /// A list with at least one id, until its ids are taken.
 #[derive(Debug)]
 pub struct ListOf<I> {
-    format: ListFormat,
+    notation: Notation,
+    counters: ListCounters,
     /// The ids that the check kept.
-    ids: Vec<I>,
+    kept: Piece<I>,
     /// The text of the ids that are not read yet; see [`Elements::rest`].
     rest: Option<Bytes>,
+}
+
+/// How the elements of a list are told from each other.
+#[derive(Debug, Clone, Copy)]
+struct Notation {
+    format: ListFormat,
+    /// Some element is an object, so that a comma may be inside an element.
+    has_objects: bool,
 }
 
 /// Ids that [`ListOf::take`] takes, at most.
@@ -84,50 +149,80 @@ impl<I: ListedId> ListOf<I> {
     /// # Errors
     ///
     /// As [`IdList::parse`].
-    pub fn parse(format: ListFormat, text: &Bytes) -> Result<Self, InvalidIdList> {
+    pub fn parse(format: ListFormat, counters: ListCounters, text: &Bytes) -> Result<Self, InvalidIdList> {
         // An id and what separates it from the next take at least two bytes.
         let ids = Vec::with_capacity(PIECE.min(text.len() / 2 + 1));
-        let mut check = Check::<I> { format, ids, checked: 0 };
+        let kept = Piece { ids, named: Vec::new() };
+        let notation = Notation { format, has_objects: false };
+        let mut check = Check::<I> { notation, counters, kept, checked: 0 };
         match format {
             ListFormat::Lines | ListFormat::JsonLines => {
-                Elements::<I>::of(format, text).try_for_each(|text| check.element(text))?;
+                Elements::<I>::of(notation, text).try_for_each(|text| check.element(text))?;
             }
             ListFormat::JsonArray => check.json(text)?,
         }
-        match check {
-            Check { checked: 0, .. } => Err(InvalidIdList::Empty),
-            Check { ids, checked, .. } if checked == ids.len() => Ok(Self { format, ids, rest: None }),
-            Check { mut ids, .. } => {
-                ids.clear();
-                let rest = Elements::<I>::of(format, text).rest.map(|rest| text.slice_ref(rest));
-                Ok(Self { format, ids, rest })
-            }
+        let Check { notation, counters, mut kept, checked } = check;
+        if checked == 0 {
+            return Err(InvalidIdList::Empty);
         }
+        let mut rest = None;
+        if checked > kept.ids.len() {
+            kept.ids.clear();
+            kept.named.clear();
+            rest = Elements::<I>::of(notation, text).rest.map(|rest| text.slice_ref(rest));
+        }
+        Ok(Self { notation, counters, kept, rest })
+    }
+
+    /// The counters of the whole list.
+    pub fn counters(&self) -> &CounterNames<'static> {
+        &self.counters.of_all
     }
 
     /// Takes the next ids, in their order: up to 1 024 of them, none at the end. They replace those in `piece`.
     ///
     /// This is not an iterator. An iterator copies each id several times, right after it was written and in pieces of
     /// another size, so the processor waits for each copy. That was half of what an id cost.
-    pub fn take(&mut self, piece: &mut Vec<I>) {
-        piece.clear();
-        if self.ids.capacity() > 0 {
+    pub fn take(&mut self, piece: &mut Piece<I>) {
+        piece.ids.clear();
+        piece.named.clear();
+        if self.kept.ids.capacity() > 0 {
             // Even if the check left no ids: their memory is used again.
-            *piece = std::mem::take(&mut self.ids);
+            *piece = std::mem::take(&mut self.kept);
         }
         let Some(text) = &self.rest else { return };
-        let mut elements = Elements::<I>::at(self.format, Some(text));
-        while piece.len() < PIECE
+        let mut elements = Elements::<I>::at(self.notation, Some(text));
+        while piece.ids.len() < PIECE
             && let Some(element) = elements.next()
         {
             // Each branch adds the id itself: a value that both branches return would be copied once more.
             match I::parse_quickly(element) {
-                Some(id) => piece.push(id),
-                None => piece.extend(I::parse_element(self.format, element)),
+                Some(id) => piece.ids.push(id),
+                None => {
+                    // The check found no fault in it.
+                    let _ = add_other(piece, self.notation.format, &self.counters, element);
+                }
             }
         }
         self.rest = elements.rest.map(|rest| text.slice_ref(rest));
     }
+}
+
+/// Reads an element that [`Id::parse_quickly`] does not, and adds it to a piece.
+fn add_other<I: ListedId>(
+    piece: &mut Piece<I>,
+    format: ListFormat,
+    counters: &ListCounters,
+    element: &[u8],
+) -> Result<(), InvalidElement> {
+    if format != ListFormat::Lines && is_object(element) {
+        let (id, names) = read_object(element, counters)?;
+        piece.named.push((piece.ids.len(), names));
+        piece.ids.push(id);
+    } else {
+        piece.ids.push(I::parse_element(format, element)?);
+    }
+    Ok(())
 }
 
 /// How the ids of a kind stand in a list.
@@ -141,15 +236,6 @@ pub trait ListedId: Id {
     ///
     /// [`InvalidId`].
     fn parse_element(format: ListFormat, element: &[u8]) -> Result<Self, InvalidId>;
-
-    /// The byte between two elements, if it is in no element.
-    fn separator(format: ListFormat) -> Option<u8> {
-        match (format, Self::KIND) {
-            (ListFormat::Lines | ListFormat::JsonLines, _) => Some(b'\n'),
-            (ListFormat::JsonArray, IdKind::Integer) => Some(b','),
-            (ListFormat::JsonArray, IdKind::Text) => None,
-        }
-    }
 }
 
 impl ListedId for IntegerId {
@@ -174,9 +260,10 @@ impl ListedId for TextId {
 
 /// The check of a list.
 struct Check<I> {
-    format: ListFormat,
+    notation: Notation,
+    counters: ListCounters,
     /// The first ids, as many as a piece has.
-    ids: Vec<I>,
+    kept: Piece<I>,
     checked: usize,
 }
 
@@ -185,19 +272,27 @@ impl<I: ListedId> Check<I> {
     fn element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
         self.checked += 1;
         if let Some(id) = I::parse_quickly(element) {
-            self.keep(id);
-        } else {
-            let invalid = |_| InvalidIdList::InvalidId { place: self.checked };
-            self.keep(I::parse_element(self.format, element).map_err(invalid)?);
+            if self.kept.ids.len() < PIECE {
+                self.kept.ids.push(id);
+            }
+            return Ok(());
         }
-        Ok(())
+        self.other_element(element)
     }
 
-    #[inline]
-    fn keep(&mut self, id: I) {
-        if self.ids.len() < PIECE {
-            self.ids.push(id);
+    fn other_element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
+        self.notation.has_objects |= is_object(element);
+        let place = self.checked;
+        let added = add_other(&mut self.kept, self.notation.format, &self.counters, element);
+        if self.kept.ids.len() > PIECE {
+            self.kept.ids.pop();
+            self.kept.named.pop_if(|(at, _)| *at == PIECE);
         }
+        added.map_err(|invalid| match invalid {
+            InvalidElement::Id => InvalidIdList::InvalidId { place },
+            InvalidElement::Counter(why) => InvalidIdList::InvalidCounter { place, why },
+            InvalidElement::Object => InvalidIdList::InvalidObject { place },
+        })
     }
 
     /// Checks that the text is a JSON array, and that each of its elements is an id.
@@ -233,7 +328,7 @@ impl<I: ListedId> Check<I> {
 
 /// The elements of a text.
 struct Elements<'a, I> {
-    format: ListFormat,
+    notation: Notation,
     /// The text after the last separator so far; none at the end.
     rest: Option<&'a [u8]>,
     kind: PhantomData<I>,
@@ -241,20 +336,30 @@ struct Elements<'a, I> {
 
 impl<'a, I: ListedId> Elements<'a, I> {
     /// A JSON array only after the check: then only commas and white space are between its elements.
-    fn of(format: ListFormat, text: &'a [u8]) -> Self {
-        let rest = match format {
+    fn of(notation: Notation, text: &'a [u8]) -> Self {
+        let rest = match notation.format {
             // No line follows the end of the last line.
             ListFormat::Lines | ListFormat::JsonLines => text.strip_suffix(b"\n").unwrap_or(text),
             ListFormat::JsonArray => inside_brackets(text),
         };
-        Self::at(format, (!text.is_empty()).then_some(rest))
+        Self::at(notation, (!text.is_empty()).then_some(rest))
     }
 
-    fn at(format: ListFormat, rest: Option<&'a [u8]>) -> Self {
-        Self { format, rest, kind: PhantomData }
+    fn at(notation: Notation, rest: Option<&'a [u8]>) -> Self {
+        Self { notation, rest, kind: PhantomData }
     }
 
-    /// The next element of a JSON array of strings and integers. It is kept out of the loop over lines, which is hot.
+    /// The byte between two elements, if it is in no element.
+    fn separator(&self) -> Option<u8> {
+        match (self.notation.format, I::KIND) {
+            (ListFormat::Lines | ListFormat::JsonLines, _) => Some(b'\n'),
+            (ListFormat::JsonArray, IdKind::Integer) if !self.notation.has_objects => Some(b','),
+            (ListFormat::JsonArray, _) => None,
+        }
+    }
+
+    /// The next element of a JSON array in which a comma may be inside an element. It is kept out of the loop over lines, which
+    /// is hot.
     #[inline(never)]
     fn next_value(&mut self) -> Option<&'a [u8]> {
         let text = self.rest?;
@@ -271,12 +376,12 @@ impl<'a, I: ListedId> Iterator for Elements<'a, I> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
-        let Some(separator) = I::separator(self.format) else { return self.next_value() };
+        let Some(separator) = self.separator() else { return self.next_value() };
         let text = self.rest?;
         let end = position(separator, text);
         self.rest = end.map(|end| &text[end + 1..]);
         let element = end.map_or(text, |end| &text[..end]);
-        Some(match (self.format, I::KIND) {
+        Some(match (self.notation.format, I::KIND) {
             (ListFormat::Lines, _) | (ListFormat::JsonLines, IdKind::Integer) => {
                 element.strip_suffix(b"\r").unwrap_or(element)
             }
@@ -296,6 +401,13 @@ fn inside_brackets(array: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::counter::CounterName;
+
+    fn parse(format: ListFormat, kind: IdKind, text: &Bytes) -> Result<IdList, InvalidIdList> {
+        let mut of_all = CounterNames::default();
+        of_all.add(CounterName::parse("all".into()).unwrap()).unwrap();
+        IdList::parse(format, kind, ListCounters { of_all, available: Ok(()) }, text)
+    }
 
     fn taken(list: IdList) -> Vec<String> {
         match list {
@@ -305,14 +417,19 @@ mod tests {
     }
 
     fn taken_of<I: ListedId + ToString>(mut list: ListOf<I>) -> Vec<String> {
-        let (mut all, mut piece) = (Vec::new(), Vec::new());
+        let (mut all, mut piece) = (Vec::new(), Piece::default());
         loop {
             list.take(&mut piece);
-            if piece.is_empty() {
+            if piece.ids().is_empty() {
                 return all;
             }
-            assert!(piece.len() <= PIECE);
-            all.extend(piece.iter().map(I::to_string));
+            assert!(piece.ids().len() <= PIECE);
+            for (ids, counters) in piece.runs() {
+                let counters = counters.map_or(String::new(), |names| {
+                    format!(" {}", names.iter().collect::<Vec<_>>().join(","))
+                });
+                all.extend(ids.iter().map(|id| format!("{}{counters}", id.to_string())));
+            }
         }
     }
 
@@ -335,19 +452,13 @@ mod tests {
             for end in ["", "\n"] {
                 for between in ["\n", "\r\n"] {
                     let text = written.join(between) + end;
-                    assert_eq!(
-                        taken(IdList::parse(ListFormat::Lines, IdKind::Integer, &text.into()).unwrap()),
-                        ids
-                    );
+                    assert_eq!(taken(parse(ListFormat::Lines, IdKind::Integer, &text.into()).unwrap()), ids);
                 }
             }
             // JSON has none.
             for between in [",", " ,\n\t "] {
                 let text = format!(" [ {} ]\n", ids.join(between));
-                assert_eq!(
-                    taken(IdList::parse(ListFormat::JsonArray, IdKind::Integer, &text.into()).unwrap()),
-                    ids
-                );
+                assert_eq!(taken(parse(ListFormat::JsonArray, IdKind::Integer, &text.into()).unwrap()), ids);
             }
         }
     }
@@ -358,13 +469,10 @@ mod tests {
             let mut written: Vec<_> = (0..3_000).map(|n| n.to_string()).collect();
             written[place - 1] = "1.0".to_owned();
             let bad = Err(InvalidIdList::InvalidId { place });
-            let lines = IdList::parse(ListFormat::Lines, IdKind::Integer, &written.join("\n").into());
+            let lines = parse(ListFormat::Lines, IdKind::Integer, &written.join("\n").into());
             assert_eq!(lines.map(taken), bad);
-            let json = IdList::parse(
-                ListFormat::JsonArray,
-                IdKind::Integer,
-                &format!("[{}]", written.join(",")).into(),
-            );
+            let json =
+                parse(ListFormat::JsonArray, IdKind::Integer, &format!("[{}]", written.join(",")).into());
             assert_eq!(json.map(taken), bad);
         }
     }
@@ -388,11 +496,7 @@ mod tests {
             (JsonArray, "[1,[2]]", InvalidId { place: 2 }),
             (JsonArray, "[1,\"2\"]", InvalidId { place: 2 }),
         ] {
-            assert_eq!(
-                IdList::parse(format, IdKind::Integer, &text.into()).map(taken),
-                Err(error),
-                "{text:?}"
-            );
+            assert_eq!(parse(format, IdKind::Integer, &text.into()).map(taken), Err(error), "{text:?}");
         }
     }
 
@@ -408,7 +512,7 @@ mod tests {
         ];
         let all: Vec<_> = written.into_iter().chain(more).cycle().take(3_000).collect();
         let ids: Vec<_> = all.iter().map(|(line, _)| (*line).to_owned()).collect();
-        let read = |format, text: String| taken(IdList::parse(format, IdKind::Text, &text.into()).unwrap());
+        let read = |format, text: String| taken(parse(format, IdKind::Text, &text.into()).unwrap());
         let json: Vec<_> = all.iter().map(|(_, json)| *json).collect();
         for end in ["\n", "\r\n"] {
             assert_eq!(read(ListFormat::Lines, ids.join(end)), ids);
@@ -440,8 +544,67 @@ mod tests {
             (JsonArray, "[\"\\ud800\"]", InvalidId { place: 1 }),
             (JsonArray, "[\"a\" \"b\"]", NoArray),
         ] {
-            let list = IdList::parse(format, IdKind::Text, &text.into());
+            let list = parse(format, IdKind::Text, &text.into());
             assert_eq!(list.map(taken), Err(error), "{text:?}");
         }
+    }
+
+    #[test]
+    fn elements_may_name_counters() {
+        let one = r#"{"id":7,"counters":["a","all"]}"#;
+        let other = r#" { "counters" : ["x:,]}"], "id" : -0 } "#.replace(":,]}", ":");
+        let none = r#"{"id":9,"counters":[]}"#;
+        let cycle =
+            [("1", "1"), (one, "7 all,a"), (&*other, "0 all,x:"), ("2", "2"), ("3", "3"), (none, "9 all")];
+        for count in [6, 3_000] {
+            let (written, read): (Vec<&str>, Vec<&str>) = cycle.iter().copied().cycle().take(count).unzip();
+            for kind in [IdKind::Integer, IdKind::Text] {
+                let lines = parse(ListFormat::JsonLines, kind, &written.join("\n").into()).unwrap();
+                assert_eq!(taken(lines), read);
+                let array =
+                    parse(ListFormat::JsonArray, kind, &format!("[{}]", written.join(",")).into()).unwrap();
+                assert_eq!(taken(array), read);
+            }
+        }
+        let text = r#"{"id":"a,\"b","counters":["c"]}"#;
+        assert_eq!(taken(parse(ListFormat::JsonLines, IdKind::Text, &text.into()).unwrap()), ["a,\"b all,c"]);
+    }
+
+    #[test]
+    fn objects_with_other_fields_are_refused() {
+        let object = Err(InvalidIdList::InvalidObject { place: 2 });
+        let counter = |why| Err(InvalidIdList::InvalidCounter { place: 2, why });
+        let eight: Vec<_> = (0..8).map(|n| format!("\"n{n}\"")).collect();
+        let eight = format!(r#"{{"id":1,"counters":[{}]}}"#, eight.join(","));
+        for (element, error) in [
+            (r#"{"id":1}"#, object.clone()),
+            (r#"{"counters":["a"]}"#, object.clone()),
+            (r#"{"id":1,"counter":["a"]}"#, object.clone()),
+            (r#"{"id":1,"counters":["a"],"x":1}"#, object.clone()),
+            (r#"{"id":1,"id":1,"counters":["a"]}"#, object.clone()),
+            (r#"{"id":1,"counters":["a"],"counters":["a"]}"#, object.clone()),
+            (r#"{"id":1,"counters":"a"}"#, object.clone()),
+            (r#"{"id":1,"counters":[1]}"#, object.clone()),
+            (r#"{"id":1,"counters":null}"#, object.clone()),
+            (r#"{"id":1.5,"counters":[]}"#, Err(InvalidIdList::InvalidId { place: 2 })),
+            (r#"{"id":1,"counters":["_other"]}"#, counter(InvalidCounter::Name)),
+            (r#"{"id":1,"counters":[""]}"#, counter(InvalidCounter::Name)),
+            (&*eight, counter(InvalidCounter::TooMany)),
+        ] {
+            let array = parse(ListFormat::JsonArray, IdKind::Integer, &format!("[1,{element}]").into());
+            assert_eq!(array.map(taken), error, "{element}");
+            let lines = parse(ListFormat::JsonLines, IdKind::Integer, &format!("1\n{element}").into());
+            assert_eq!(lines.map(taken), error, "{element}");
+        }
+        let cut_off = parse(ListFormat::JsonLines, IdKind::Integer, &"1\n{\"id\":1".into());
+        assert_eq!(cut_off.map(taken), object);
+        let counters = ListCounters { of_all: CounterNames::default(), available: Err(InvalidCounter::Off) };
+        let list = |element: &'static str| {
+            IdList::parse(ListFormat::JsonLines, IdKind::Integer, counters.clone(), &element.into())
+                .map(taken)
+        };
+        let off = Err(InvalidIdList::InvalidCounter { place: 1, why: InvalidCounter::Off });
+        assert_eq!(list(r#"{"id":1,"counters":["a"]}"#), off);
+        assert_eq!(list(r#"{"id":1,"counters":[]}"#), Ok(vec!["1 ".to_owned()]));
     }
 }

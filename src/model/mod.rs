@@ -1,6 +1,7 @@
 //! The values that all parts of the service use: ids, windows, shards, and how ids are counted.
 
 pub mod counter;
+pub mod element;
 pub mod id;
 pub mod id_key;
 pub mod id_list;

@@ -115,6 +115,45 @@ async fn the_query_of_a_post_names_counters_of_all_its_ids() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_element_of_a_body_may_name_its_counters() {
+    for (ids, id) in [("integer", "7"), ("text", r#""seven""#)] {
+        let server = serve(&["--ids", ids, "--mode", "exact"]).await;
+        let mut connection = Connection::open(server.address).await.unwrap();
+        let elements = [
+            format!(r#"{{"id":{id},"counters":["a"]}}"#),
+            "8".to_owned(),
+            r#"{"counters":["b","a","b"],"id":9}"#.to_owned(),
+            r#"{"id":10,"counters":[]}"#.to_owned(),
+        ];
+        for (content_type, body) in [
+            ("application/x-ndjson", elements.join("\n")),
+            ("application/json", format!("[{}]", elements.join(","))),
+        ] {
+            let request = format!(
+                "POST /api/verve/accept?counter=all HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            assert_eq!(connection.request(request.as_bytes()).await.unwrap().body, "ok", "{body}");
+            for (counter, count) in [("all", 4), ("a", 2), ("b", 1)] {
+                assert_eq!(current(&server, counter).await, count, "{content_type}: {counter}");
+            }
+        }
+        for (body, reason, line) in [
+            (r#"[1,{"id":2,"counter":["a"]}]"#, "invalid_body", Some("2")),
+            (r#"[1,{"id":2,"counters":["_a"]}]"#, "invalid_counter", Some("2")),
+            (r#"[{"id":1.5,"counters":[]}]"#, "invalid_id", Some("1")),
+        ] {
+            let answer = connection.post("application/json", body.as_bytes()).await.unwrap();
+            let refused = (answer.status, answer.header("failure-reason"), answer.header("failure-line"));
+            assert_eq!(refused, (400, Some(reason), line), "{body}");
+        }
+        let total = server.get("/api/verve/unique").await.json()["current"]["unique_request_count"].clone();
+        assert_eq!(total, json!(4), "a refused body counts nothing");
+    }
+}
+
 /// Sends ids to a service with windows of a second until two are closed, and returns the list of a closed window that has them.
 async fn list_of_closed(server: &Server, queries: &[String], list: &str) -> Value {
     let mut connection = Connection::open(server.address).await.unwrap();

@@ -239,12 +239,12 @@ fn every_failure_reason_is_listed_once() {
         match failure {
             Failure::MissingId
             | Failure::InvalidId { .. }
-            | Failure::InvalidCounter(_)
+            | Failure::InvalidCounter { .. }
             | Failure::InvalidParameter { .. }
             | Failure::RepeatedId
             | Failure::InvalidEndpoint
             | Failure::ForbiddenEndpoint
-            | Failure::InvalidBody
+            | Failure::InvalidBody { .. }
             | Failure::BodyTooLarge
             | Failure::UnsupportedMediaType
             | Failure::InvalidHost

@@ -28,11 +28,23 @@ def before_call(ctx, case, **kwargs):
         case.query = {**case.query, "order": "name"}
     # In JSON Schema 5.0 is an integer. The service reads the text, and refuses it.
     if isinstance(case.body, list):
-        case.body = [int(id) if is_integral(id) else id for id in case.body]
+        case.body = [element_of(element, case.query) for element in case.body]
     # Lines must be text: schemathesis would send a number as its digits, which are a valid id. A pattern has no range, so
     # long ids are cut to 18 digits, which always fit.
     if case.media_type in LINES and case.body is not NOT_SET:
         case.body = re.sub("[0-9]{19,}", lambda digits: digits[0][:18], str(case.body))
+
+
+def element_of(element, query):
+    """An element as the service reads it."""
+    if is_integral(element):
+        return int(element)
+    if isinstance(element, dict) and isinstance(element.get("counters"), list):
+        names = (query or {}).get("counter", [])
+        room = 8 - len(names if isinstance(names, list) else [names])
+        id = element.get("id")
+        return {**element, "id": int(id) if is_integral(id) else id, "counters": element["counters"][:max(room, 0)]}
+    return element
 
 
 def is_url(value):

@@ -20,8 +20,9 @@ use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
 use crate::model::counter::{CounterName, CounterNames};
+use crate::model::element::ListCounters;
 use crate::model::id::{Id, IdKind, IntegerId, TextId};
-use crate::model::id_list::{IdList, ListOf, ListedId, PIECE};
+use crate::model::id_list::{IdList, ListOf, ListedId, PIECE, Piece};
 use crate::model::window::Window;
 use crate::store::{AddError, Counting};
 
@@ -131,11 +132,12 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
             return Err(failure);
         }
     };
-    let body = bulk::read(request, api.counting.ids, &api.settings, &routes.bulk_budget).await?;
+    let counters = ListCounters { of_all: counters.into_owned(), available: api.counting.may_count() };
+    let body = bulk::read(request, api.counting.ids, counters, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
     match body.ids {
-        IdList::Integers(ids) => count_all(routes, window, ids, &counters).await,
-        IdList::Texts(ids) => count_all(routes, window, ids, &counters).await,
+        IdList::Integers(ids) => count_all(routes, window, ids).await,
+        IdList::Texts(ids) => count_all(routes, window, ids).await,
     }
 }
 
@@ -144,16 +146,18 @@ async fn count_all<I: ListedId>(
     routes: &Routes,
     mut window: Window,
     mut ids: ListOf<I>,
-    counters: &CounterNames<'_>,
 ) -> Result<(), Failure> {
-    let (mut piece, mut permit) = (Vec::new(), None);
+    let (mut piece, mut permit) = (Piece::default(), None);
     loop {
         ids.take(&mut piece);
-        if piece.is_empty() {
+        if piece.ids().is_empty() {
             return Ok(());
         }
-        window = count(routes, window, &piece, counters, &mut permit).await?;
-        if piece.len() == PIECE {
+        for (some, counters) in piece.runs() {
+            let counters = counters.unwrap_or(ids.counters());
+            window = count(routes, window, some, counters, &mut permit).await?;
+        }
+        if piece.ids().len() == PIECE {
             // A store in memory never waits. So yield here, or this request would block its thread.
             tokio::task::yield_now().await;
         }

@@ -13,6 +13,7 @@ use tracing::error;
 
 use crate::http::error::Failure;
 use crate::http::settings::Settings;
+use crate::model::element::ListCounters;
 use crate::model::id::IdKind;
 use crate::model::id_list::{IdList, ListFormat};
 
@@ -47,6 +48,7 @@ pub(super) struct Bulk {
 pub(super) async fn read(
     request: Request,
     kind: IdKind,
+    counters: ListCounters,
     limits: &Settings,
     budget: &Budget,
 ) -> Result<Bulk, Failure> {
@@ -60,13 +62,15 @@ pub(super) async fn read(
         Ok(format) => {
             tokio::time::timeout(limits.body_read_timeout, collect(&mut body, limits.body_limit, budget))
                 .await
-                .unwrap_or(Err(Failure::InvalidBody))
+                .unwrap_or(Err(Failure::InvalidBody { line: None }))
                 .map(|(body, budget)| (format, body, budget))
         }
         Err(failure) => Err(failure),
     };
     match read {
-        Ok((format, body, budget)) => Ok(Bulk { ids: parse(format, kind, body).await?, _budget: budget }),
+        Ok((format, body, budget)) => {
+            Ok(Bulk { ids: parse(format, kind, counters, body).await?, _budget: budget })
+        }
         Err(failure) => {
             linger(body, expects_continue).await;
             Err(failure)
@@ -104,7 +108,7 @@ async fn collect(
 ) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
     let (mut read, mut held) = (Vec::new(), budget.take(0)?);
     while let Some(frame) = body.frame().await {
-        let Ok(piece) = frame.map_err(|_| Failure::InvalidBody)?.into_data() else { continue };
+        let Ok(piece) = frame.map_err(|_| Failure::InvalidBody { line: None })?.into_data() else { continue };
         if read.len() + piece.len() > limit as usize {
             return Err(Failure::BodyTooLarge);
         }
@@ -131,12 +135,18 @@ async fn linger(body: Body, expects_continue: bool) {
     let _ = tokio::time::timeout(time, async { while let Some(Ok(_)) = body.frame().await {} }).await;
 }
 
-async fn parse(format: ListFormat, kind: IdKind, body: Bytes) -> Result<IdList, Failure> {
+async fn parse(
+    format: ListFormat,
+    kind: IdKind,
+    counters: ListCounters,
+    body: Bytes,
+) -> Result<IdList, Failure> {
     if body.len() <= CHECKED_IN_PLACE {
-        return IdList::parse(format, kind, &body).map_err(Failure::from);
+        return IdList::parse(format, kind, counters, &body).map_err(Failure::from);
     }
-    let check =
-        tokio::task::spawn_blocking(move || IdList::parse(format, kind, &body).map_err(Failure::from));
+    let check = tokio::task::spawn_blocking(move || {
+        IdList::parse(format, kind, counters, &body).map_err(Failure::from)
+    });
     check.await.unwrap_or_else(|error| {
         error!(%error, "a panic ended the check of a bulk body");
         Err(Failure::StoreUnavailable)

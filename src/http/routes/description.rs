@@ -139,6 +139,8 @@ fn complete(description: &mut Value) {
             operations.insert("head".to_owned(), head);
         }
     }
+    let bodies = &mut paths["/api/verve/accept"]["post"]["requestBody"]["content"];
+    schemas::describe_elements(&mut bodies["application/json"]["schema"]);
     let accept = &mut paths["/api/verve/accept"]["get"];
     for (name, examples) in [
         (
@@ -217,7 +219,7 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
         if is_accept { accept::ONLY_ACCEPT } else { ONLY_READ },
         // The server checks every head for these, before any route.
         Failure::InvalidHost,
-        Failure::InvalidBody,
+        Failure::InvalidBody { line: (method == "post").then_some(1) },
         Failure::UnsupportedTransferEncoding,
     ];
     if path != ops::LIVEZ {
@@ -231,7 +233,7 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
     }
     if is_of_api && !is_accept {
         failures.extend([
-            Failure::InvalidCounter(InvalidCounter::Name),
+            Failure::InvalidCounter { why: InvalidCounter::Name, line: None },
             Failure::InvalidParameter { detail: "" },
         ]);
     }
@@ -240,14 +242,14 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
             Failure::MissingId,
             Failure::InvalidId { line: None },
             Failure::RepeatedId,
-            Failure::InvalidCounter(InvalidCounter::Name),
+            Failure::InvalidCounter { why: InvalidCounter::Name, line: None },
             Failure::InvalidEndpoint,
             Failure::ForbiddenEndpoint,
         ]),
         "post" => failures.extend([
             Failure::MissingId,
             Failure::InvalidId { line: Some(1) },
-            Failure::InvalidCounter(InvalidCounter::Name),
+            Failure::InvalidCounter { why: InvalidCounter::Name, line: Some(1) },
             Failure::BodyTooLarge,
             Failure::UnsupportedMediaType,
         ]),
@@ -260,7 +262,7 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
 fn meaning(failure: Failure, path: &str, method: &str) -> &'static str {
     let is_of_api = path.starts_with("/api/");
     match failure {
-        Failure::InvalidBody if method != "post" => "the body is chunked twice.",
+        Failure::InvalidBody { .. } if method != "post" => "the body is chunked twice.",
         Failure::Overloaded if method == "post" => {
             "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight`, or its \
              limit for bulk bodies."

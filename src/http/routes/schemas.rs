@@ -11,6 +11,9 @@ use crate::model::counter::{CounterNames, OTHER};
 use crate::model::id::IntegerId;
 use crate::model::window::Window;
 
+/// The name of a counter.
+const NAME: &str = "[A-Za-z0-9.:/@-][A-Za-z0-9_.:/@-]{0,127}";
+
 impl PartialSchema for IntegerId {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
@@ -75,7 +78,6 @@ pub(super) fn describe_texts(description: &mut Value) {
 
 /// Says which names of counters a parameter may have.
 pub(super) fn describe_counter(path: &str, schema: &mut Value) {
-    const NAME: &str = "[A-Za-z0-9.:/@-][A-Za-z0-9_.:/@-]{0,127}";
     if path == "/api/verve/accept" {
         schema["items"]["pattern"] = json!(format!("^{NAME}$"));
         schema["maxItems"] = json!(CounterNames::MOST);
@@ -93,6 +95,25 @@ pub(super) struct Exposition(#[expect(dead_code, reason = "for its schema")] Str
 #[derive(ToSchema)]
 #[schema(min_items = 1)]
 pub(super) struct Ids(#[expect(dead_code, reason = "for its schema")] Vec<IntegerId>);
+
+/// Says that an element of the body may be an object instead of an id.
+pub(super) fn describe_elements(ids: &mut Value) {
+    let id = ids["items"].take();
+    ids["items"] = json!({ "anyOf": [id, {
+        "type": "object",
+        "description": "An id, and the counters in which it counts beside the total. With those of the query, there are \
+            up to eight.",
+        "properties": {
+            "id": id,
+            "counters": {
+                "type": "array", "maxItems": CounterNames::MOST,
+                "items": { "type": "string", "pattern": format!("^{NAME}$") },
+            },
+        },
+        "required": ["id", "counters"],
+        "additionalProperties": false,
+    }] });
+}
 
 impl PartialSchema for Window {
     fn schema() -> RefOr<Schema> {

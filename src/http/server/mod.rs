@@ -56,7 +56,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The reasons to refuse a request before any route sees it.
 const REFUSED_HEADS: [Failure; 3] =
-    [Failure::InvalidHost, Failure::UnsupportedTransferEncoding, Failure::InvalidBody];
+    [Failure::InvalidHost, Failure::UnsupportedTransferEncoding, Failure::InvalidBody { line: None }];
 /// Input that hyper refuses with 400.
 const NO_HTTP: &[u8] = b"?";
 
@@ -219,7 +219,7 @@ fn check_transfer(headers: &HeaderMap) -> Result<(), Failure> {
         }
         times += 1;
     }
-    if times > 1 { Err(Failure::InvalidBody) } else { Ok(()) }
+    if times > 1 { Err(Failure::InvalidBody { line: None }) } else { Ok(()) }
 }
 
 /// Ends a connection after hyper is done with it: answers HTTP/2, and reads for a while what the client still sends.
