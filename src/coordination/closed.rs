@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
 
+use super::completeness;
 use crate::model::counter::CounterCounts;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
@@ -71,7 +72,7 @@ pub struct ClosedWindows {
 pub struct ClosedCounters {
     /// The window.
     pub window: Window,
-    /// Whether they are complete: the count of the window is, and every id found a place in its counters.
+    /// True if the count of the window is complete, and no id overflowed.
     pub complete: bool,
     /// The counts.
     pub counts: Arc<CounterCounts>,
@@ -98,15 +99,15 @@ impl ClosedWindows {
         self.counts.lock().iter().copied().collect()
     }
 
-    /// The counters of the last one.
+    /// The counters of the newest closed window.
     pub fn counters(&self) -> Option<Arc<ClosedCounters>> {
         self.counters.lock().clone()
     }
 
     /// Remembers the counters of a window, instead of those of the one before.
     pub(crate) fn note_counters(&self, count: WindowCount, counts: Arc<CounterCounts>) {
-        let complete = count.complete && !counts.has_overflowed();
-        self.metrics.counters.set(counts.all().len() as f64);
+        let complete = completeness::of_counters(&count, &counts);
+        self.metrics.counters.set(counts.names() as f64);
         *self.counters.lock() = Some(Arc::new(ClosedCounters { window: count.window, complete, counts }));
     }
 

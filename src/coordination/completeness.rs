@@ -14,8 +14,19 @@
 //! One case goes unnoticed. An instance that is cut off alone, for longer than a heartbeat counts, goes on accepting ids,
 //! and the others take it for dead. The window of its last heartbeat is incomplete; later ones are not.
 //!
+//! The counters of a window are complete if the total is, and every id found a place in each of its counters.
+//!
 //! What is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, and the [store](crate::store)
 //! knows 6. The leader brings them together. A standalone instance can only vanish itself, and its windows with it.
+
+use crate::model::counter::CounterCounts;
+use crate::model::window::WindowCount;
+
+/// Whether the counts of a window's counters are complete, all or none. An id that found no place in its counter is missing
+/// there, and it is not known in which.
+pub(super) fn of_counters(of_total: &WindowCount, counts: &CounterCounts) -> bool {
+    of_total.complete && !counts.has_overflowed()
+}
 
 /// What is known about a window when it is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

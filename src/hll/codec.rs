@@ -52,7 +52,7 @@ fn with_header(encoding: u8, capacity: usize) -> Vec<u8> {
     bytes
 }
 
-/// None if a dense string is no longer, or if a register exceeds 32.
+/// None if a dense string is as short or shorter, or if a register exceeds 32.
 fn write_sparse(ranks: impl Iterator<Item = u8>) -> Option<Vec<u8>> {
     let mut bytes = with_header(SPARSE, HEADER_LEN);
     let mut ranks = ranks.peekable();

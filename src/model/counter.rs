@@ -51,9 +51,10 @@ impl<'a> CounterName<'a> {
     ///
     /// [`InvalidCounter::Name`].
     pub fn parse(name: Cow<'a, str>) -> Result<Self, InvalidCounter> {
-        let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/@-".contains(&byte);
-        let is_sound =
-            (1..=Self::MAX_LEN).contains(&name.len()) && !name.starts_with('_') && name.bytes().all(is_ours);
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/@-".contains(&byte);
+        let is_sound = (1..=Self::MAX_LEN).contains(&name.len())
+            && !name.starts_with('_')
+            && name.bytes().all(is_allowed);
         if is_sound { Ok(Self(name)) } else { Err(InvalidCounter::Name) }
     }
 
@@ -140,6 +141,11 @@ impl CounterCounts {
     /// Whether a counter had ids.
     pub fn has(&self, name: &str) -> bool {
         self.place(name).is_ok()
+    }
+
+    /// How many names clients wrote: all but [`OTHER`].
+    pub fn names(&self) -> usize {
+        self.counts.len() - usize::from(self.has(OTHER))
     }
 
     /// Names and counts, by the bytes of the names.

@@ -385,9 +385,17 @@ impl<'a, I: ListedId> Iterator for Elements<'a, I> {
             (ListFormat::Lines, _) | (ListFormat::JsonLines, IdKind::Integer) => {
                 element.strip_suffix(b"\r").unwrap_or(element)
             }
-            (ListFormat::JsonLines | ListFormat::JsonArray, _) => element.trim_ascii(),
+            (ListFormat::JsonLines | ListFormat::JsonArray, _) => trim_json(element),
         })
     }
+}
+
+/// Without the white space of JSON around it.
+fn trim_json(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] = text {
+        text = rest;
+    }
+    text
 }
 
 /// The text between the brackets of a JSON array.
@@ -539,6 +547,7 @@ mod tests {
             (JsonLines, "18446744073709551616", InvalidId { place: 1 }),
             (JsonLines, "-9223372036854775809", InvalidId { place: 1 }),
             (JsonLines, "null", InvalidId { place: 1 }),
+            (JsonLines, "\u{c}7", InvalidId { place: 1 }),
             (JsonArray, "[\"a\",true]", InvalidId { place: 2 }),
             (JsonArray, "[\"a\",\"\\u0000\"]", InvalidId { place: 2 }),
             (JsonArray, "[\"\\ud800\"]", InvalidId { place: 1 }),

@@ -188,11 +188,15 @@ impl<'a> Leading<'a> {
                 return Ok(true);
             }
         };
+        // Before the window is closed: then it may be evicted.
+        let counters = self.publisher.store.counters(window);
         let count = self.judge(window, view, counted);
         match self.publisher.coordinator.close(&self.term, &count, view).await {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
-                self.publisher.closed.note_counters(count, self.publisher.store.counters(window));
+                if let Some(counters) = counters {
+                    self.publisher.closed.note_counters(count, counters);
+                }
                 self.enqueue(count);
                 Ok(true)
             }

@@ -6,30 +6,34 @@
 //! # Bounds
 //!
 //! A client that invents names must neither fill the memory nor push out the counters of others. So a window takes
-//! `--max-counters` names, and a name that had ids in the window before keeps its place. And all names, sketches and sets of all
+//! `--max-counters` names, and a name that had ids in the window before keeps its place, also if it does not come. And all names, sketches and sets of all
 //! windows share `--counter-memory`. An id that finds no place or no memory in one of its counters is counted in `_other` instead,
 //! once. Then no count of that window's counters is called complete.
 
 use std::collections::HashSet;
 use std::hash::RandomState;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use papaya::HashMap;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tracing::warn;
 
+use super::ids::IdSet;
 use crate::hll::{GrowingSketch, Observation, Sketch};
 use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, OTHER};
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 
-/// What a counter takes beside its name and ids: the entry of the map, and what the allocator adds.
+/// What a counter takes beside its name and ids: the entry of the map, in mode `exact` an empty set, and what the allocator adds.
 const BYTES_A_COUNTER: usize = 144;
-/// What an exact id takes beside its bytes, if they are long.
+const BYTES_AN_EXACT_COUNTER: usize = 300;
+/// What an exact id takes beside its bytes, at most.
 const BYTES_AN_ID: usize = 56;
+/// Exact ids of a counter in one set. With more it gets stripes, so that additions do not wait for each other.
+const IN_ONE_SET: usize = 2048;
 /// What a name of a sealed window takes beside its bytes.
 const BYTES_A_COUNT: usize = 40;
 
@@ -71,7 +75,8 @@ impl Share {
         taken
     }
 
-    /// The share of a sealed window. It is less than that of the open window was, and is taken in any case.
+    /// The share of a sealed window. It is taken even beyond the limit: it replaces the share of the open window, which is given
+    /// back next.
     pub(super) fn of_counts(memory: &Arc<CounterMemory>, counts: &CounterCounts) -> Self {
         let bytes = counts.all().iter().map(|(name, _)| (name.len() + BYTES_A_COUNT) as u64).sum();
         memory.used.fetch_add(bytes, Ordering::Relaxed);
@@ -92,6 +97,8 @@ pub(super) struct Counters {
     most: usize,
     named: HashMap<Box<str>, CounterIds, RandomState>,
     newcomers: Mutex<Newcomers>,
+    /// Set once the window is sealed. The next window knows the names by it.
+    sealed: Arc<OnceLock<Arc<CounterCounts>>>,
     other: Other,
     /// Ids that were counted in `_other`.
     overflow_ids: AtomicU64,
@@ -109,25 +116,40 @@ struct Newcomers {
 pub(super) enum Before {
     /// It had none, or is not known.
     Nothing,
-    /// It is open still, or was when this window began.
-    Open(Arc<Counters>),
+    /// It was open when this window began. It may be sealed since.
+    Open(Weak<Counters>, Arc<OnceLock<Arc<CounterCounts>>>),
     Sealed(Arc<CounterCounts>),
 }
 
 impl Before {
+    pub(super) fn open(counters: &Arc<Counters>) -> Self {
+        Self::Open(Arc::downgrade(counters), Arc::clone(&counters.sealed))
+    }
+
     fn has(&self, name: &str) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::Open(counters) => counters.named.pin().contains_key(name),
-            Self::Sealed(counts) => counts.has(name),
+        match (self, self.counts()) {
+            (_, Some(counts)) => counts.has(name),
+            (Self::Open(open, _), None) => {
+                open.upgrade().is_some_and(|open| open.named.pin().contains_key(name))
+            }
+            _ => false,
         }
     }
 
     fn names(&self) -> usize {
+        match (self, self.counts()) {
+            (_, Some(counts)) => counts.names(),
+            (Self::Open(open, _), None) => open.upgrade().map_or(0, |open| open.named.len()),
+            _ => 0,
+        }
+    }
+
+    /// The counts, if the window is sealed by now.
+    fn counts(&self) -> Option<&CounterCounts> {
         match self {
-            Self::Nothing => 0,
-            Self::Open(counters) => counters.named.len(),
-            Self::Sealed(counts) => counts.all().len(),
+            Self::Nothing => None,
+            Self::Open(_, sealed) => sealed.get().map(|counts| &**counts),
+            Self::Sealed(counts) => Some(counts),
         }
     }
 }
@@ -146,15 +168,11 @@ impl Counters {
             most: limits.most,
             named: HashMap::new(),
             newcomers: Mutex::new(Newcomers { before, new: 0 }),
+            sealed: Arc::default(),
             other: Other::new(mode),
             overflow_ids: AtomicU64::new(0),
             share: Share::new(memory),
         }
-    }
-
-    /// Notes that the window before is sealed, so that its ids need not stay in memory for its names.
-    pub(super) fn note_sealed_before(&self, counts: &Arc<CounterCounts>) {
-        self.newcomers.lock().before = Before::Sealed(Arc::clone(counts));
     }
 
     /// Adds ids to the counters of these names. Returns how many of the ids were counted in `_other`.
@@ -195,7 +213,7 @@ impl Counters {
         overflow
     }
 
-    /// Takes a place and memory for a name, if it has none. The caller enters it while it holds what this returns. None if
+    /// Takes a place and memory for a name that has none. The caller inserts the name while it holds the returned lock. None if
     /// there is no place, or no memory.
     fn take_place(&self, name: &str) -> Option<impl Drop + use<'_>> {
         let mut newcomers = self.newcomers.lock();
@@ -204,7 +222,11 @@ impl Counters {
         }
         let was_there = newcomers.before.has(name);
         let has_place = was_there || newcomers.before.names() + newcomers.new < self.most;
-        if !has_place || !self.share.take(BYTES_A_COUNTER + name.len()) {
+        let bytes = match self.mode {
+            Mode::Hll => BYTES_A_COUNTER,
+            Mode::Exact => BYTES_AN_EXACT_COUNTER,
+        };
+        if !has_place || !self.share.take(bytes + name.len()) {
             return None;
         }
         newcomers.new += usize::from(!was_there);
@@ -220,8 +242,12 @@ impl Counters {
         }
     }
 
-    /// The counts, when nothing is added any more.
-    pub(super) fn counts(&self) -> CounterCounts {
+    /// The final counts. The caller has seen to it that nothing is added any more.
+    pub(super) fn seal(&self) -> Arc<CounterCounts> {
+        Arc::clone(self.sealed.get_or_init(|| Arc::new(self.counts())))
+    }
+
+    fn counts(&self) -> CounterCounts {
         let named = self.named.pin();
         let counts = named.iter().map(|(name, ids)| (name.clone(), ids.count()));
         let has_overflowed = self.overflow_ids.load(Ordering::Relaxed) > 0;
@@ -234,7 +260,7 @@ impl Counters {
 /// The ids of a counter.
 enum CounterIds {
     Hll(GrowingSketch),
-    Exact(Box<Mutex<HashSet<TextId>>>),
+    Exact(Box<ExactIds>),
 }
 
 impl CounterIds {
@@ -251,29 +277,69 @@ impl CounterIds {
             Self::Hll(sketch) => {
                 sketch.raise_within(Observation::of(id), |bytes| share.take(bytes)).is_some()
             }
-            Self::Exact(ids) => insert(&mut ids.lock(), id, share),
+            Self::Exact(ids) => ids.insert(id, share),
         }
     }
 
     fn count(&self) -> u64 {
         match self {
             Self::Hll(sketch) => sketch.estimate(),
-            Self::Exact(ids) => ids.lock().len() as u64,
+            Self::Exact(ids) => ids.len(),
         }
     }
 }
 
-/// The ids of `_other`. In mode `hll` it takes memory before it is needed, so it never lacks any.
+/// The exact ids of a counter: one set at first, stripes for good when there are many.
+#[derive(Default)]
+struct ExactIds {
+    /// Empty once `striped` is there.
+    one_set: Mutex<HashSet<TextId>>,
+    striped: OnceLock<IdSet>,
+}
+
+impl ExactIds {
+    /// True if the id is in the set afterwards. A new id needs memory.
+    fn insert(&self, id: &[u8], share: &Share) -> bool {
+        let room = || share.take(BYTES_AN_ID + id.len());
+        if let Some(ids) = self.striped.get() {
+            return ids.insert_if(id, room);
+        }
+        let mut one_set = self.one_set.lock();
+        // Another thread may have made stripes meanwhile.
+        if let Some(ids) = self.striped.get() {
+            return ids.insert_if(id, room);
+        }
+        if one_set.contains(id) {
+            return true;
+        }
+        if one_set.len() < IN_ONE_SET {
+            return room() && one_set.insert(id.into());
+        }
+        if !share.take(IdSet::BYTES) {
+            return false;
+        }
+        let ids = self.striped.get_or_init(|| IdSet::from_ids(one_set.drain()));
+        *one_set = HashSet::new();
+        ids.insert_if(id, room)
+    }
+
+    fn len(&self) -> u64 {
+        let one_set = self.one_set.lock();
+        self.striped.get().map_or(one_set.len() as u64, IdSet::len)
+    }
+}
+
+/// The ids of `_other`. It is made with the window. In mode `hll` it never needs more memory.
 enum Other {
     Hll(Sketch),
-    Exact(Mutex<HashSet<TextId>>),
+    Exact(IdSet),
 }
 
 impl Other {
     fn new(mode: Mode) -> Self {
         match mode {
             Mode::Hll => Self::Hll(Sketch::new()),
-            Mode::Exact => Self::Exact(Mutex::default()),
+            Mode::Exact => Self::Exact(IdSet::new()),
         }
     }
 
@@ -284,7 +350,7 @@ impl Other {
                 sketch.add(id);
             }
             Self::Exact(ids) => {
-                insert(&mut ids.lock(), id, share);
+                ids.insert_if(id, || share.take(BYTES_AN_ID + id.len()));
             }
         }
     }
@@ -292,12 +358,7 @@ impl Other {
     fn count(&self) -> u64 {
         match self {
             Self::Hll(sketch) => sketch.estimate(),
-            Self::Exact(ids) => ids.lock().len() as u64,
+            Self::Exact(ids) => ids.len(),
         }
     }
-}
-
-/// True if the id is in the set afterwards. A new id needs memory.
-fn insert(ids: &mut HashSet<TextId>, id: &[u8], share: &Share) -> bool {
-    ids.contains(id) || share.take(BYTES_AN_ID + id.len()) && ids.insert(id.into())
 }

@@ -54,8 +54,18 @@ pub(super) struct IdSet {
 
 impl IdSet {
     const STRIPES: usize = 256;
+    /// What an empty set takes.
+    pub(super) const BYTES: usize = Self::STRIPES * size_of::<Mutex<HashSet<TextId>>>();
 
-    fn new() -> Self {
+    pub(super) fn from_ids(ids: impl Iterator<Item = TextId>) -> Self {
+        let set = Self::new();
+        for id in ids {
+            set.stripe(id.as_bytes()).lock().insert(id);
+        }
+        set
+    }
+
+    pub(super) fn new() -> Self {
         let stripes = (0..Self::STRIPES).map(|_| Mutex::default()).collect();
         Self { hasher: RandomState::new(), stripes }
     }

@@ -26,7 +26,7 @@ pub struct MemoryStore {
     memory: Arc<CounterMemory>,
     windows: WindowTable<OpenWindow, SealedWindow>,
     /// The last sealed window. Its names keep their places in the next one, even after it is evicted.
-    last: Mutex<Option<(Window, Arc<CounterCounts>)>>,
+    last: Mutex<Option<(Window, SealedWindow)>>,
 }
 
 struct OpenWindow {
@@ -75,10 +75,12 @@ impl MemoryStore {
 
     fn names_before(&self, window: Window) -> Before {
         match self.windows.get(window.previous()) {
-            Ok(Some(Entry::Open(open))) => open.counters.clone().map_or(Before::Nothing, Before::Open),
+            Ok(Some(Entry::Open(open))) => open.counters.as_ref().map_or(Before::Nothing, Before::open),
             Ok(Some(Entry::Sealed(sealed))) => Before::Sealed(sealed.counters),
             _ => match &*self.last.lock() {
-                Some((last, counts)) if *last == window.previous() => Before::Sealed(Arc::clone(counts)),
+                Some((last, sealed)) if *last == window.previous() => {
+                    Before::Sealed(Arc::clone(&sealed.counters))
+                }
                 _ => Before::Nothing,
             },
         }
@@ -87,18 +89,11 @@ impl MemoryStore {
     pub(super) fn seal(&self, window: Window) {
         // The ids are counted and freed outside the lock, so that no addition waits for it.
         for (window, open) in self.windows.close_up_to(window) {
-            let counters =
-                Arc::new(open.counters.as_ref().map_or_else(CounterCounts::default, |open| open.counts()));
+            let counters = open.counters.as_ref().map(|counters| counters.seal()).unwrap_or_default();
             let memory = Arc::new(Share::of_counts(&self.memory, &counters));
-            let sealed =
-                SealedWindow { count: open.count(), counters: Arc::clone(&counters), _memory: memory };
+            let sealed = SealedWindow { count: open.count(), counters, _memory: memory };
+            *self.last.lock() = Some((window, sealed.clone()));
             self.windows.note_sealed(window, sealed);
-            if let Ok(Some(Entry::Open(next))) = self.windows.get(window.next())
-                && let Some(next) = &next.counters
-            {
-                next.note_sealed_before(&counters);
-            }
-            *self.last.lock() = Some((window, counters));
         }
     }
 
@@ -125,10 +120,11 @@ impl MemoryStore {
     }
 
     /// The final counts of a sealed window's counters.
-    pub(super) fn counters(&self, window: Window) -> Arc<CounterCounts> {
+    pub(super) fn counters(&self, window: Window) -> Option<Arc<CounterCounts>> {
         match self.windows.get(window) {
-            Ok(Some(Entry::Sealed(sealed))) => sealed.counters,
-            _ => Arc::default(),
+            Ok(Some(Entry::Sealed(sealed))) => Some(sealed.counters),
+            Ok(None) => Some(Arc::default()),
+            Ok(Some(Entry::Open(_))) | Err(_) => None,
         }
     }
 

@@ -130,16 +130,16 @@ impl Store {
         }
     }
 
-    /// The final counts of the counters of a window that is sealed and not evicted.
-    pub fn counters(&self, window: Window) -> Arc<CounterCounts> {
+    /// The final counts of the counters of a window that is sealed. None if it is open or evicted, and in Redis.
+    pub fn counters(&self, window: Window) -> Option<Arc<CounterCounts>> {
         match self {
             Self::Memory(store) => store.counters(window),
-            Self::Redis(_) => Arc::default(),
+            Self::Redis(_) => None,
         }
     }
 
     /// Bytes that counters take in this instance.
-    pub(crate) fn counter_memory(&self) -> u64 {
+    pub fn counter_memory(&self) -> u64 {
         match self {
             Self::Memory(store) => store.counter_memory(),
             Self::Redis(_) => 0,

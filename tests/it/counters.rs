@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::http::{Answer, Connection};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
+use crate::support::wait_until;
 
 async fn serve(args: &[&str]) -> Server {
     Server::start(&[&["--window", "24h"], args].concat()).await
@@ -154,8 +155,8 @@ async fn an_element_of_a_body_may_name_its_counters() {
     }
 }
 
-/// Sends ids to a service with windows of a second until two are closed, and returns the list of a closed window that has them.
-async fn list_of_closed(server: &Server, queries: &[String], list: &str) -> Value {
+/// Sends ids until one window has all of so many counters, and returns its list.
+async fn list_of_closed(server: &Server, queries: &[&str], names: u64, list: &str) -> Value {
     let mut connection = Connection::open(server.address).await.unwrap();
     for _ in 0..50 {
         for query in queries {
@@ -164,7 +165,7 @@ async fn list_of_closed(server: &Server, queries: &[String], list: &str) -> Valu
         let closed = server.closed().len();
         server.wait_closed(closed + 1).await;
         let answer = server.get(&format!("/api/verve/counters?{list}")).await.json();
-        if answer["total_counters"].as_u64() >= Some(queries.len() as u64) {
+        if answer["total_counters"].as_u64() == Some(names) {
             return answer;
         }
     }
@@ -178,27 +179,29 @@ async fn the_counters_of_a_closed_window_are_listed() {
     if empty["timestamp"] == Value::Null {
         assert_eq!((&empty["counters"], &empty["total_counters"]), (&json!([]), &json!(0)));
     }
-    let queries: Vec<_> =
-        ["c", "b", "b2", "a"].iter().map(|name| format!("id={}&counter={name}", name.len())).collect();
-    let answer = list_of_closed(&server, &queries, "order=name&limit=2").await;
-    assert_eq!(answer["window_seconds"], json!(1));
+    let queries = ["id=1&counter=c", "id=1&counter=b", "id=1&counter=b2", "id=1&counter=a", "id=2&counter=c"];
     let names = |answer: &Value| -> Vec<String> {
         let counters = answer["counters"].as_array().unwrap();
         counters.iter().map(|counter| counter["counter"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(names(&answer), ["a", "b"]);
+    let answer = list_of_closed(&server, &queries, 4, "order=name&limit=2").await;
+    assert_eq!((names(&answer), &answer["window_seconds"]), (vec!["a".into(), "b".into()], &json!(1)));
     assert_eq!(answer["counters"][0]["unique_request_count"], json!(1));
-    let answer = list_of_closed(&server, &queries, "order=name&after=b").await;
+    let answer = list_of_closed(&server, &queries, 4, "order=name&after=b").await;
     assert_eq!(names(&answer), ["b2", "c"]);
-    let answer = list_of_closed(&server, &queries[1..3], "prefix=b").await;
-    assert_eq!((names(&answer), &answer["total_counters"]), (vec!["b".into(), "b2".into()], &json!(2)));
-    // Most ids first, and equal ones by name.
-    let more = [queries.clone(), vec!["id=7&counter=c".to_owned()]].concat();
-    let answer = list_of_closed(&server, &more[..4], "").await;
-    assert!(names(&answer).starts_with(&["a".to_owned()]) || names(&answer)[0] == "c", "{answer}");
+    let answer = list_of_closed(&server, &queries, 2, "prefix=b").await;
+    assert_eq!(names(&answer), ["b", "b2"]);
+    // Most ids first, and equal ones by name. A window may end between the ids of c.
+    let mut most_first = Vec::new();
+    while most_first != ["c", "a", "b"] {
+        let answer = list_of_closed(&server, &queries, 4, "limit=3").await;
+        most_first = names(&answer);
+        assert!(most_first == ["c", "a", "b"] || most_first == ["a", "b", "b2"], "{answer}");
+    }
     for (query, detail) in [
         ("order=size", "order is count or name"),
         ("limit=0", "limit is a whole number from 1 to 1000"),
+        ("limit=%2B5", "limit is a whole number from 1 to 1000"),
         ("limit=1001", "limit is a whole number from 1 to 1000"),
         ("limit=1&limit=2", "a parameter is given twice"),
         ("after=a", "after needs order=name"),
@@ -208,13 +211,13 @@ async fn the_counters_of_a_closed_window_are_listed() {
     }
 }
 
-/// 64 connections and 200 counters of 1 to 5 000 ids, over windows of a second: no id is lost between a window's counters and
-/// its total, or between two windows.
+/// 64 connections and 200 counters, over some windows: no id is lost between a window's counters and its total, or between two
+/// windows.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_counter_has_the_ids_of_its_window() {
     const CONNECTIONS: u64 = 64;
     const COUNTERS: u64 = 200;
-    let server = Server::start(&["--window", "1s", "--mode", "exact"]).await;
+    let server = Server::start(&["--window", "4s", "--mode", "exact"]).await;
     let address = server.address;
     // Every id is sent once, so the counts of all windows add up to what was sent, for each counter and for the total.
     let sent: Vec<_> = (0..CONNECTIONS)
@@ -224,8 +227,8 @@ async fn each_counter_has_the_ids_of_its_window() {
                 let mut sent = BTreeMap::<u64, u64>::new();
                 let begun = std::time::Instant::now();
                 let mut number = 0;
-                while begun.elapsed().as_secs() < 8 {
-                    // Zipf: counter k gets one in k of the ids.
+                while begun.elapsed().as_secs() < 9 {
+                    // The largest number up to 200 that divides the id.
                     let id = number * CONNECTIONS + connection_number;
                     let counter = (1..=COUNTERS).rev().find(|k| id.is_multiple_of(*k)).unwrap_or(1);
                     let answer = connection
@@ -272,71 +275,46 @@ async fn each_counter_has_the_ids_of_its_window() {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     assert_eq!(counted, expected);
-    let in_total: u64 = server.closed().iter().map(|closed| closed.unique).sum();
-    assert_eq!(in_total, total, "every id was sent to one counter");
+    // Every id was sent to one counter. The log follows.
+    wait_until("the total in the log", async || {
+        server.closed().iter().map(|closed| closed.unique).sum::<u64>() == total
+    })
+    .await;
 }
 
-/// A client that invents names costs the counters of others nothing.
+/// A client that invents names costs the total nothing. What it invents is in no log line.
 #[tokio::test(flavor = "multi_thread")]
-async fn invented_names_go_to_other_and_leave_the_known_ones_whole() {
-    const MEMORY: u64 = 1 << 20;
-    let memory = MEMORY.to_string();
-    let server = Server::start(&[
-        "--window",
-        "2s",
-        "--mode",
-        "exact",
-        "--max-counters",
-        "100",
-        "--counter-memory",
-        &memory,
-    ])
-    .await;
+async fn invented_names_count_in_other() {
+    let server = Server::start(&["--window", "2s", "--mode", "exact", "--max-counters", "10"]).await;
     let mut connection = Connection::open(server.address).await.unwrap();
-    // Known names, in every window.
-    let mut round = 0_u64;
-    let mut flooded = 0_u64;
+    let mut invented = 0;
     let list = loop {
-        round += 1;
-        for name in 0..20 {
-            accept(&mut connection, &format!("id={name}&counter=known{name}")).await;
+        for _ in 0..100 {
+            invented += 1;
+            accept(&mut connection, &format!("id={invented}&counter=invented{invented}")).await;
         }
-        if round > 3 {
-            for _ in 0..300 {
-                flooded += 1;
-                accept(&mut connection, &format!("id={}&counter=invented{flooded}", 1_000 + flooded)).await;
-            }
-        }
-        let used = server.metric("headcount_counter_memory_bytes").await;
-        assert!(used <= MEMORY as f64, "{used}");
         let list = server.get("/api/verve/counters?limit=1000&order=name").await.json();
         let has_other =
             list["counters"].as_array().unwrap().iter().any(|counter| counter["counter"] == "_other");
         if has_other {
             break list;
         }
-        assert!(round < 20_000, "{list}");
+        assert!(invented < 1_000_000, "{list}");
     };
-    assert_eq!(list["complete"], json!(false), "{list}");
-    let count = |name: &str| {
-        let counters = list["counters"].as_array().unwrap();
-        counters.iter().find(|counter| counter["counter"] == name).map(|c| c["unique_request_count"].clone())
-    };
-    for name in 0..20 {
-        assert_eq!(count(&format!("known{name}")), Some(json!(1)), "{list}");
-    }
-    assert!(list["total_counters"].as_u64().unwrap() <= 101, "{list}");
-    // The total of that window is whole.
+    assert_eq!(
+        (&list["complete"], list["total_counters"].as_u64() <= Some(11)),
+        (&json!(false), true),
+        "{list}"
+    );
+    let counts = list["counters"].as_array().unwrap().iter().map(|counter| &counter["unique_request_count"]);
+    let in_counters: u64 = counts.map(|count| count.as_u64().unwrap()).sum();
     let timestamp = list["timestamp"].as_str().unwrap();
+    wait_until("the window in the log", async || {
+        server.closed().iter().any(|closed| closed.timestamp == timestamp)
+    })
+    .await;
     let closed = server.closed().into_iter().find(|closed| closed.timestamp == timestamp).unwrap();
-    let invented_in_window: u64 = list["counters"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|counter| !counter["counter"].as_str().unwrap().starts_with("known"))
-        .map(|counter| counter["unique_request_count"].as_u64().unwrap())
-        .sum();
-    assert_eq!(closed.unique, 20 + invented_in_window);
+    assert_eq!(closed.unique, in_counters, "the total is whole");
     assert!(server.metric("headcount_counter_overflow_ids_total").await > 0.0);
     let lines: Vec<_> = server.log().into_iter().filter(|line| line.to_string().contains("_other")).collect();
     assert!(

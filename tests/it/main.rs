@@ -23,6 +23,7 @@ mod completeness;
 mod connections;
 mod coordination;
 mod count_command;
+mod counter_bounds;
 mod counter_contract;
 mod counters;
 mod crafted_ids;

@@ -159,7 +159,7 @@ async function access(browser) {
   assert.equal(await page.evaluate(() => sessionStorage.length), 0, "it is not taken");
   await page.fill("#token", "not-the-right-one");
   await page.keyboard.press("Enter");
-  await says(page, "#why", /not the token/);
+  await says(page, "#why", /did not accept/);
   await page.fill("#token", right);
   await page.click("button");
   await says(page, "#current", /^0$/);

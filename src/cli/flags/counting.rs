@@ -50,7 +50,8 @@ pub(super) struct CountingFlags {
     )]
     id_key: Option<SecretArg>,
 
-    /// Counters that clients may name in a window; 0 refuses them. Ids beyond count in the counter _other
+    /// Counters that clients may name in a window, those of the window before included; 0 refuses them.
+    /// Ids beyond count in the counter _other
     #[arg(
         long, env = "HEADCOUNT_MAX_COUNTERS", value_name = "NUMBER", default_value = "1000",
         value_parser = clap::value_parser!(u32).range(0..=10_000_000)

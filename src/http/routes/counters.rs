@@ -90,9 +90,13 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
     let ask = Ask::parse(query)?;
     let window_seconds = routes.api.counting.window.seconds();
     let closed = routes.api.closed.counters();
-    let _permit = routes.queries.try_acquire().map_err(|_| Failure::Overloaded)?;
+    let permit = Arc::clone(&routes.queries).try_acquire_owned().map_err(|_| Failure::Overloaded)?;
     // A list of many counters takes longer than other requests should wait.
-    let make = tokio::task::spawn_blocking(move || list(closed.as_deref(), window_seconds, &ask));
+    let make = tokio::task::spawn_blocking(move || {
+        // Held until the work ends, even if the client does not wait for it.
+        let _permit = permit;
+        list(closed.as_deref(), window_seconds, &ask)
+    });
     let list = match tokio::time::timeout(PATIENCE, make).await {
         Ok(Ok(list)) => list,
         Ok(Err(error)) => {
@@ -115,7 +119,8 @@ impl Ask {
                 ("order", "name") => ask.by_name = true,
                 ("order", _) => return Err(invalid("order is count or name")),
                 ("limit", number) => {
-                    let limit = number.parse().ok().filter(|limit| (1..=MOST).contains(limit));
+                    let is_plain = number.bytes().all(|byte| byte.is_ascii_digit());
+                    let limit = number.parse().ok().filter(|limit| is_plain && (1..=MOST).contains(limit));
                     ask.limit = limit.ok_or(invalid("limit is a whole number from 1 to 1000"))?;
                 }
                 ("prefix", prefix) if prefix.len() > CounterName::MAX_LEN => {
@@ -159,7 +164,13 @@ fn list(closed: Option<&ClosedCounters>, window_seconds: u32, ask: &Ask) -> Coun
         None => matching.iter().collect(),
     };
     if !ask.by_name {
-        some.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let most_first =
+            |a: &&(Box<str>, u64), b: &&(Box<str>, u64)| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0));
+        if some.len() > ask.limit {
+            some.select_nth_unstable_by(ask.limit, most_first);
+            some.truncate(ask.limit);
+        }
+        some.sort_unstable_by(most_first);
     }
     some.truncate(ask.limit);
     let counters = some

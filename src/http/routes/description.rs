@@ -268,7 +268,8 @@ fn meaning(failure: Failure, path: &str, method: &str) -> &'static str {
              limit for bulk bodies."
         }
         Failure::Overloaded if path == "/api/verve/counters" => {
-            "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-queries`."
+            "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-queries`, or the \
+             list took longer than 2 s."
         }
         Failure::Overloaded if is_of_api => {
             "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-in-flight`."

@@ -1,5 +1,7 @@
 //! The state of the routes: the API, limits, and a metric handle for each result.
 
+use std::sync::Arc;
+
 use ::metrics::Counter;
 use axum::response::{IntoResponse, Response};
 use quanta::Instant;
@@ -20,7 +22,7 @@ pub(super) struct Routes {
     pub(super) unique: RouteHandles,
     pub(super) counters: RouteHandles,
     /// A permit for each query that may run at a time.
-    pub(super) queries: Semaphore,
+    pub(super) queries: Arc<Semaphore>,
     pub(super) status: RouteHandles,
     pub(super) not_found: Counter,
 }
@@ -33,7 +35,7 @@ impl Routes {
             bulk: route("bulk"),
             unique: route("unique"),
             counters: route("counters"),
-            queries: Semaphore::new(api.settings.max_queries as usize),
+            queries: Arc::new(Semaphore::new(api.settings.max_queries as usize)),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
             bulk_budget: Budget::new(&api.settings),

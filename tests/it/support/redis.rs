@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -63,6 +63,16 @@ pub struct Redis {
     dir: TempDir,
 }
 
+/// A node of a cluster also listens 10 000 ports higher. Both have to be outside of the range of outgoing connections.
+fn free_port_for_a_node() -> u16 {
+    loop {
+        let port = free_port();
+        if port < 20_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl Redis {
     /// Starts Debian's. Returns once it answers.
     pub fn start() -> Self {
@@ -71,7 +81,8 @@ impl Redis {
 
     /// Starts one of these kinds with more arguments, each word an element: `["--user", "reader", "on", "nopass"]`.
     pub fn start_with(flavour: Flavour, args: &[&str]) -> Self {
-        Self::launch(flavour, free_port(), args, None)
+        let port = if args.contains(&"--cluster-enabled") { free_port_for_a_node() } else { free_port() };
+        Self::launch(flavour, port, args, None)
     }
 
     /// Starts a Sentinel that monitors nothing. It writes its state to `config`.
