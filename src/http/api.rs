@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::error::Failure;
 use super::settings::Settings;
+use super::token::ApiToken;
 use crate::callback::Callbacks;
 use crate::coordination::ClosedWindows;
 use crate::model::window::{Clock, Window};
@@ -53,13 +54,16 @@ impl Api {
         }
     }
 
-    /// Checks the API token, and that the method is GET or HEAD.
+    /// Checks the API token or the read token, and that the method is GET or HEAD.
     ///
     /// # Errors
     ///
     /// [`Failure::Unauthorized`] first, then [`Failure::MethodNotAllowed`].
     pub(super) fn admit_reader(&self, request: &Request) -> Result<(), Failure> {
-        self.admit(request.headers())?;
+        let may_read = |token: &ApiToken| token.is_borne_by(request.headers());
+        if !self.settings.read_token.as_ref().is_some_and(may_read) {
+            self.admit(request.headers())?;
+        }
         match *request.method() {
             Method::GET | Method::HEAD => Ok(()),
             _ => Err(ONLY_READ),

@@ -14,6 +14,8 @@ pub struct Settings {
     pub admin_listen: Option<SocketAddr>,
     /// The API token. Without one, every client may use the API.
     pub token: Option<ApiToken>,
+    /// A token that opens only the routes that count nothing.
+    pub read_token: Option<ApiToken>,
     /// Whether to serve the live page, and `/status`, its data.
     pub with_page: bool,
     /// Threads that serve connections.

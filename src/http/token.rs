@@ -13,7 +13,6 @@ use crate::platform::secret::{Secret, SecretArg};
 /// In bytes. An attacker could guess a shorter token.
 const LENGTHS: std::ops::RangeInclusive<usize> = 16..=512;
 
-const FLAG: &str = "--api-token <TOKEN>";
 /// Holds however many requests have a wrong token.
 const READ_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
@@ -25,13 +24,13 @@ const READ_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 pub struct ApiToken(Secret<Arc<str>>);
 
 impl ApiToken {
-    /// Reads the value of the flag.
+    /// Reads the value of a flag, which is written as in `--api-token <TOKEN>`.
     ///
     /// # Errors
     ///
     /// The message for the user. It does not show the token.
-    pub fn new(arg: &SecretArg) -> Result<Self, String> {
-        Secret::new(arg, FLAG, Self::parse).map(Self)
+    pub fn new(flag: &'static str, arg: &SecretArg) -> Result<Self, String> {
+        Secret::new(arg, flag, Self::parse).map(Self)
     }
 
     fn parse(text: &str) -> Result<Arc<str>, String> {

@@ -163,3 +163,35 @@ async fn without_the_flag_no_token_is_needed() {
         assert_eq!(ask(&server, "GET", &format!("{ACCEPT}?id=5"), headers, "").await.body, "ok");
     }
 }
+
+#[tokio::test]
+async fn a_read_token_opens_only_what_counts_nothing() {
+    const READER: &str = "a-token-only-for-those-who-read";
+    let mut command = headcount();
+    command
+        .args(["--listen", "127.0.0.1:0", "--window", "24h", "--mode", "exact"])
+        .envs([("HEADCOUNT_API_TOKEN", TOKEN), ("HEADCOUNT_READ_TOKEN", READER)]);
+    let server = Server::run(command).await;
+    for (bearer, may_write) in [(TOKEN, true), (READER, false)] {
+        let bearer = format!("authorization: Bearer {bearer}");
+        for target in [UNIQUE, "/api/verve/unique?counter=a", "/api/verve/counters", "/status"] {
+            let answer = ask(&server, "GET", target, &[&bearer], "").await;
+            assert_eq!(answer.status, 200, "{target}");
+        }
+        let post = [&*bearer, "content-type: text/plain"];
+        for answer in [
+            ask(&server, "GET", "/api/verve/accept?id=5", &[&bearer], "").await,
+            ask(&server, "POST", ACCEPT, &post, "5").await,
+        ] {
+            if may_write {
+                assert_eq!(answer.status, 200);
+            } else {
+                assert_refused(&answer, "GET", "a read token");
+            }
+        }
+    }
+    assert_eq!(count(&server).await, 1);
+    for headers in [&[][..], &["authorization: Bearer 0123456789abcdef0"]] {
+        assert_refused(&ask(&server, "GET", UNIQUE, headers, "").await, "GET", "no token");
+    }
+}

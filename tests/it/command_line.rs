@@ -36,6 +36,7 @@ fn wrong_values_name_the_flag_the_value_and_valid_ones() {
         (&["--id-key", "beef"], &["--id-key", "32 hexadecimal digits", "openssl rand -hex 16"]),
         (&["--id-key", "file:/nowhere"], &["--id-key", "'/nowhere'"]),
         (&["--api-token", "short"], &["--api-token", "16 to 512"]),
+        (&["--read-token", "0123456789abcdef"], &["--read-token", "requires", "--api-token"]),
         (&["--listen", "8080"], &["--listen", "'8080'", "such as 0.0.0.0:8080"]),
         (&["--listen", "localhost"], &["--listen", "'localhost'", "an IP address and a port"]),
         (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'", "an IP address and a port"]),
@@ -110,7 +111,7 @@ fn every_flag_has_an_environment_variable() {
         let (mark, wrong) = match flag {
             "redis-url" => ("]", "expected redis://"),
             "id-key" => ("]", "32 hexadecimal digits"),
-            "api-token" => ("]", "16 to 512"),
+            "api-token" | "read-token" => ("]", "16 to 512"),
             "kafka-option" => ("]", "--kafka-brokers"),
             "redis-stream" => ("=", "--redis-url"),
             "callback-secret" => ("]", "whsec_ and 24 to 64 bytes"),

@@ -11,11 +11,12 @@ type IsSecret = fn(&str) -> bool;
 
 /// Every flag that may hold a secret, by its name in `clap`. A flag that hides its variable's value in the help must be
 /// here.
-const SECRETS: [(&str, IsSecret); 5] = [
+const SECRETS: [(&str, IsSecret); 6] = [
     ("api_token", is_literal),
     ("callback_secret", is_literal),
     ("id_key", is_literal),
     ("kafka_option", is_secret_option),
+    ("read_token", is_literal),
     ("redis_url", has_password),
 ];
 

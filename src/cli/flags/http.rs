@@ -47,6 +47,16 @@ pub struct HttpFlags {
     )]
     api_token: Option<SecretArg>,
 
+    // Not a doc comment, as above.
+    #[arg(
+        long,
+        env = "HEADCOUNT_READ_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help = "Take this token too, but only to read: for GET /api/verve/unique, /api/verve/counters and /status"
+    )]
+    read_token: Option<SecretArg>,
+
     /// Serve no live page at /, and no /status, which the page reads
     #[arg(long, env = "HEADCOUNT_NO_UI")]
     no_ui: bool,
@@ -128,15 +138,27 @@ pub struct HttpFlags {
     max_queries: u32,
 }
 
+fn token(flag: &'static str, arg: Option<&SecretArg>) -> Result<Option<ApiToken>, String> {
+    arg.map(|arg| ApiToken::new(flag, arg)).transpose()
+}
+
 impl HttpFlags {
     /// # Errors
     ///
     /// A line for the user, without the token.
     pub fn settings(self) -> Result<Settings, String> {
+        let (api_token, read_token) = (
+            token("--api-token <TOKEN>", self.api_token.as_ref())?,
+            token("--read-token <TOKEN>", self.read_token.as_ref())?,
+        );
+        if read_token.is_some() && api_token.is_none() {
+            return Err("'--read-token <TOKEN>' requires '--api-token <TOKEN>'".to_owned());
+        }
         Ok(Settings {
             listen: self.addresses.listen,
             admin_listen: self.addresses.admin_listen,
-            token: self.api_token.as_ref().map(ApiToken::new).transpose()?,
+            token: api_token,
+            read_token,
             with_page: !self.no_ui,
             threads: self.threads.map_or_else(workers::cores, |threads| threads as usize),
             max_connections: self.max_connections,
