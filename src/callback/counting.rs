@@ -3,10 +3,27 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Serialize;
 
 use crate::coordination::ClosedWindows;
 use crate::model::window::{UniqueCount, Window};
 use crate::store::{CountError, Store};
+
+/// What a callback sends: callbacks with the same key have the same body.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) window: Window,
+    /// None for the total.
+    pub(super) counter: Option<Arc<str>>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(flatten)]
+    count: UniqueCount,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counter: Option<&'a str>,
+}
 
 #[derive(Clone)]
 pub(super) struct Counts {
@@ -15,10 +32,26 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// The JSON body of every callback for `window`.
-    pub(super) async fn body(&self, window: Window) -> Result<Bytes, String> {
-        let count = UniqueCount { timestamp: window, unique_request_count: self.unique_ids(window).await? };
-        serde_json::to_vec(&count).map(Bytes::from).map_err(|error| error.to_string())
+    /// The JSON body of every callback with this key.
+    pub(super) async fn body(&self, key: &Key) -> Result<Bytes, String> {
+        let Key { window, counter } = key;
+        let unique_ids = match counter {
+            Some(counter) => self.unique_ids_of(*window, counter)?,
+            None => self.unique_ids(*window).await?,
+        };
+        let count = UniqueCount { timestamp: *window, unique_request_count: unique_ids };
+        let body = Body { count, counter: counter.as_deref() };
+        serde_json::to_vec(&body).map(Bytes::from).map_err(|error| error.to_string())
+    }
+
+    fn unique_ids_of(&self, window: Window, counter: &str) -> Result<u64, String> {
+        match (self.store.count_of(window, counter), self.closed.counters()) {
+            (Ok(count), _) => Ok(count),
+            (Err(CountError::Evicted(_)), Some(closed)) if closed.window == window => {
+                Ok(closed.counts.get(counter))
+            }
+            (Err(error), _) => Err(error.to_string()),
+        }
     }
 
     async fn unique_ids(&self, window: Window) -> Result<u64, String> {

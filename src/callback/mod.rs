@@ -10,7 +10,7 @@
 //! accept ─► queue ─► one count, at most every 10 ms ─► a queue for each host ─► requests under way ─► endpoint
 //! ```
 //!
-//! The count starts after the request's own id was counted, so it includes that id. Callbacks that come during a count
+//! A callback sends the total, or the count of the counter that its request named. The count starts after the request's own id was counted, so it includes that id. Callbacks that come during a count
 //! wait for the next one: a count costs the same for one callback and for ten thousand.
 //!
 //! # Bounds
@@ -36,7 +36,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::counting::Counts;
+use self::counting::{Counts, Key};
 use self::guard::{Allow, Endpoint, Guard};
 use self::hosts::Hosts;
 pub(crate) use self::hosts::MOST_IDLE_CONNECTIONS;
@@ -121,10 +121,12 @@ impl Callbacks {
         &self.guard
     }
 
-    /// Queues a callback with the count of `window`. Never waits: a callback without a permit is dropped.
-    pub(crate) fn submit(&self, endpoint: Endpoint, window: Window) {
+    /// Queues a callback with the count of `window`, of a counter if one is given. Never waits: a callback without a permit is
+    /// dropped.
+    pub(crate) fn submit(&self, endpoint: Endpoint, window: Window, counter: Option<&str>) {
         let Some(permit) = self.pending.admit() else { return self.outcomes.queue_full.increment(1) };
-        if self.queue.send(Callback { endpoint, window, permit }).is_err() {
+        let key = Key { window, counter: counter.map(Arc::from) };
+        if self.queue.send(Callback { endpoint, key, permit }).is_err() {
             self.outcomes.unsent.increment(1);
         }
     }

@@ -13,12 +13,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::counting::Counts;
+use super::counting::{Counts, Key};
 use super::guard::Endpoint;
 use super::hosts::{Dispatch, Hosts};
 use super::outcomes::Outcomes;
 use super::sender::Sender;
-use crate::model::window::Window;
 
 /// The shortest time between the starts of two counts.
 const COUNT_EVERY: Duration = Duration::from_millis(10);
@@ -47,19 +46,22 @@ impl Pending {
 
 pub(super) struct Callback {
     pub(super) endpoint: Endpoint,
-    /// The window whose count it sends.
-    pub(super) window: Window,
+    /// Which count it sends.
+    pub(super) key: Key,
     /// Held until the callback is sent or dropped.
     pub(super) permit: OwnedSemaphorePermit,
 }
 
-/// A count under way, and the callbacks that wait for it.
-type Counting = Pin<Box<dyn Future<Output = (Vec<Callback>, Result<Bytes, String>)> + Send>>;
+/// Different counts that are made at a time. Callbacks with more different keys wait for the next time.
+const COUNTS_AT_A_TIME: usize = 100;
+
+/// Counts under way, and the callbacks that wait for each.
+type Counting = Pin<Box<dyn Future<Output = Vec<(Vec<Callback>, Result<Bytes, String>)>> + Send>>;
 
 pub(super) struct Task {
     queue: mpsc::UnboundedReceiver<Callback>,
     pending: Pending,
-    uncounted: BTreeMap<Window, Vec<Callback>>,
+    uncounted: BTreeMap<Key, Vec<Callback>>,
     counts: Counts,
     counting: Option<Counting>,
     /// The last count failed, and the log says so.
@@ -104,12 +106,14 @@ impl Task {
         while !self.is_done() {
             tokio::select! {
                 Some(callback) = self.queue.recv() => {
-                    self.uncounted.entry(callback.window).or_default().push(callback);
+                    self.uncounted.entry(callback.key.clone()).or_default().push(callback);
                 }
                 _ = pace.tick(), if self.counting.is_none() && !self.uncounted.is_empty() => self.count(),
-                (callbacks, body) = finished(&mut self.counting) => {
+                counted = finished(&mut self.counting) => {
                     self.counting = None;
-                    self.take_count(callbacks, body);
+                    for (callbacks, body) in counted {
+                        self.take_count(callbacks, body);
+                    }
                 }
                 Some(ended) = self.under_way.join_next() => if let Err(panicked) = ended {
                     error!(error = %panicked, "a callback panicked");
@@ -129,11 +133,18 @@ impl Task {
         self.queue.is_closed() && is_empty && self.under_way.is_empty()
     }
 
-    /// Starts a count for all callbacks of the oldest window. Callbacks that come meanwhile wait for the next count.
+    /// Starts to count for the callbacks that wait, those of the oldest window first. Callbacks that come meanwhile wait for the
+    /// next time.
     fn count(&mut self) {
-        let Some((window, callbacks)) = self.uncounted.pop_first() else { return };
+        let some: Vec<_> = std::iter::from_fn(|| self.uncounted.pop_first()).take(COUNTS_AT_A_TIME).collect();
         let counts = self.counts.clone();
-        self.counting = Some(Box::pin(async move { (callbacks, counts.body(window).await) }));
+        self.counting = Some(Box::pin(async move {
+            let mut counted = Vec::with_capacity(some.len());
+            for (key, callbacks) in some {
+                counted.push((callbacks, counts.body(&key).await));
+            }
+            counted
+        }));
     }
 
     fn take_count(&mut self, callbacks: Vec<Callback>, body: Result<Bytes, String>) {
@@ -187,7 +198,7 @@ impl Task {
 }
 
 /// Waits for the count under way, or for ever if there is none.
-async fn finished(counting: &mut Option<Counting>) -> (Vec<Callback>, Result<Bytes, String>) {
+async fn finished(counting: &mut Option<Counting>) -> Vec<(Vec<Callback>, Result<Bytes, String>)> {
     match counting {
         Some(counting) => counting.await,
         None => pending().await,

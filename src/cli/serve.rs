@@ -79,7 +79,7 @@ async fn start(
         connected = connecting => connected?,
         () = shutdown.cancelled() => return Ok(None),
     };
-    let closed = ClosedWindows::new(Arc::clone(&metrics));
+    let closed = ClosedWindows::new(Arc::clone(&metrics)).exporting(&counting.exported_counters);
     let origin = settings.origin(backend.instance_id.clone());
     let sinks =
         settings.sinks.clone().open(&origin, backend.redis.as_ref(), counting.retention, log, &metrics)?;

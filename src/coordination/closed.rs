@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use ::metrics::Gauge;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -64,6 +65,8 @@ pub struct ClosedWindows {
     /// Oldest first.
     counts: Arc<Mutex<VecDeque<WindowCount>>>,
     counters: Arc<Mutex<Option<Arc<ClosedCounters>>>>,
+    /// The counters that are metrics, too.
+    exported: Arc<[(String, Gauge)]>,
     metrics: Arc<Metrics>,
 }
 
@@ -81,7 +84,13 @@ pub struct ClosedCounters {
 impl ClosedWindows {
     /// Remembers no window yet. `metrics` will show the newest one.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { counts: Arc::default(), counters: Arc::default(), metrics }
+        Self { counts: Arc::default(), counters: Arc::default(), exported: Arc::default(), metrics }
+    }
+
+    /// Exports the counts of these counters as metrics. They are 0 until a window is closed that has ids of them.
+    pub fn exporting(self, counters: &[String]) -> Self {
+        let gauge = |name: &String| (name.clone(), self.metrics.counter_unique_ids(name));
+        Self { exported: counters.iter().map(gauge).collect(), ..self }
     }
 
     /// The newest closed window.
@@ -108,6 +117,9 @@ impl ClosedWindows {
     pub(crate) fn note_counters(&self, count: WindowCount, counts: Arc<CounterCounts>) {
         let complete = completeness::of_counters(&count, &counts);
         self.metrics.counters.set(counts.names() as f64);
+        for (name, gauge) in &*self.exported {
+            gauge.set(counts.get(name) as f64);
+        }
         *self.counters.lock() = Some(Arc::new(ClosedCounters { window: count.window, complete, counts }));
     }
 

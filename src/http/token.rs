@@ -83,7 +83,9 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
         }
-        ApiToken::new(&"0123456789abcdef".parse().unwrap()).unwrap().is_borne_by(&headers)
+        ApiToken::new("--api-token <TOKEN>", &"0123456789abcdef".parse().unwrap())
+            .unwrap()
+            .is_borne_by(&headers)
     }
 
     #[test]
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn tokens_are_16_to_512_visible_characters() {
-        let token = |text: &str| ApiToken::new(&text.parse().unwrap());
+        let token = |text: &str| ApiToken::new("--api-token <TOKEN>", &text.parse().unwrap());
         for good in ["0123456789abcdef", "~!@#$%^&*()_+-={}", &"x".repeat(512), " 0123456789abcdef\n"] {
             assert!(token(good).is_ok(), "{good}");
         }

@@ -112,6 +112,14 @@ impl<'a> CounterNames<'a> {
         self.0.is_empty()
     }
 
+    /// The name, if there is no other.
+    pub fn only_one(&self) -> Option<&str> {
+        match &*self.0 {
+            [name] => Some(name.as_str()),
+            _ => None,
+        }
+    }
+
     /// The names, in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(CounterName::as_str)

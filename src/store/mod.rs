@@ -50,6 +50,8 @@ pub struct Counting {
     pub id_key: Option<IdKey>,
     /// How many counters clients may name. None in Redis, which has none yet.
     pub counters: Option<CounterLimits>,
+    /// Counters whose counts are metrics, too.
+    pub exported_counters: Vec<String>,
 }
 
 impl Counting {

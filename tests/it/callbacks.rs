@@ -94,6 +94,49 @@ async fn the_count_so_far_is_posted() {
     }
 }
 
+#[tokio::test]
+async fn a_request_with_one_counter_gets_its_count() {
+    let receiver = Receiver::start(Answering::Status(204)).await;
+    let args: Vec<_> = LOOPBACK.iter().copied().chain(["--max-counters", "2"]).collect();
+    let server = Server::start(&args).await;
+    // The bound is two names, so the third one counts in _other.
+    for (sent, (id, names, unique, counter)) in [
+        (1, "&counter=a", 1, r#","counter":"a""#),
+        (2, "&counter=a&counter=a", 2, r#","counter":"a""#),
+        (3, "&counter=b", 1, r#","counter":"b""#),
+        (4, "&counter=c", 1, r#","counter":"_other""#),
+        (5, "&counter=a&counter=b", 5, ""),
+        (6, "", 6, ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = server.get(&format!("{}{names}", target(id, &receiver))).await;
+        assert_eq!((answer.status, &*answer.body), (200, "ok"), "{names}");
+        let body = receiver.wait_received(sent + 1).await.pop().unwrap().body;
+        let timestamp = &server.get("/api/verve/unique").await.json()["current"]["timestamp"];
+        assert_eq!(
+            body,
+            format!(r#"{{"timestamp":{timestamp},"unique_request_count":{unique}{counter}}}"#),
+            "{names}"
+        );
+    }
+}
+
+/// More different counters than are counted at a time.
+#[tokio::test]
+async fn callbacks_of_many_counters_are_all_sent() {
+    let receiver = Receiver::start(Answering::Status(204)).await;
+    let server = Server::start(&[&LOOPBACK[..], &["--callback-host-rate", "1000"]].concat()).await;
+    let mut connection = crate::support::http::Connection::open(server.address).await.unwrap();
+    for id in 0..350 {
+        let target = format!("{}&counter=n{id}", target(id, &receiver));
+        assert_eq!(connection.get(&target).await.unwrap().body, "ok");
+    }
+    let posts = receiver.wait_received(350).await;
+    assert!(posts.iter().all(|post| post.count() == 1));
+}
+
 /// A window may close, and be evicted, between a request and its callback.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_in_the_last_moment_of_a_window_gets_its_count() {

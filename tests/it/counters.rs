@@ -322,3 +322,23 @@ async fn invented_names_count_in_other() {
         "{lines:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chosen_counters_are_metrics() {
+    let args = ["--window", "1s", "--metrics-counter", "a,b", "--metrics-counter", "_other"];
+    let server = Server::start(&args).await;
+    let series = |name: &str| format!(r#"headcount_counter_unique_ids{{counter="{name}"}}"#);
+    for name in ["a", "b", "_other"] {
+        assert_eq!(server.metric(&series(name)).await, 0.0, "{name}");
+    }
+    list_of_closed(&server, &["id=1&counter=a", "id=1&counter=c"], 2, "").await;
+    let mut connection = Connection::open(server.address).await.unwrap();
+    wait_until("a count of a", async || {
+        accept(&mut connection, "id=1&counter=a&counter=c").await;
+        server.metric(&series("a")).await == 1.0
+    })
+    .await;
+    let metrics = server.get("/metrics").await.body;
+    assert!(!metrics.contains(r#"counter="c""#), "a name that only a client chose");
+    server.wait_for_metric(&series("a"), 0.0).await;
+}

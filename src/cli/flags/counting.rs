@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 
 use super::values;
-use crate::model::counter::CounterLimits;
+use crate::model::counter::{CounterLimits, CounterName, InvalidCounter};
 use crate::model::id::IdKind;
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
@@ -61,6 +61,21 @@ pub(super) struct CountingFlags {
     /// Memory for the names, sketches and sets of counters, in all windows that the instance holds
     #[arg(long, env = "HEADCOUNT_COUNTER_MEMORY", value_name = "BYTES", default_value = "256MiB")]
     counter_memory: ByteSize,
+
+    /// Export the count of this counter as the metric headcount_counter_unique_ids; up to 100 names,
+    /// separated by commas
+    #[arg(
+        long, env = "HEADCOUNT_METRICS_COUNTER", value_name = "NAME", value_delimiter = ',',
+        value_parser = counter_name
+    )]
+    metrics_counter: Vec<String>,
+}
+
+/// Names of `--metrics-counter`, at most: each is a series of its own.
+const MOST_EXPORTED: usize = 100;
+
+fn counter_name(text: &str) -> Result<String, InvalidCounter> {
+    CounterName::parse_for_reading(text.into()).map(|name| name.as_str().to_owned())
 }
 
 impl CountingFlags {
@@ -83,8 +98,26 @@ impl CountingFlags {
                 Mode::Exact => Duration::from_secs(15 * 60),
             }),
         };
+        if self.metrics_counter.len() > MOST_EXPORTED {
+            return Err(format!("'--metrics-counter <NAME>' takes at most {MOST_EXPORTED} names"));
+        }
+        if in_redis && !self.metrics_counter.is_empty() {
+            return Err(
+                "'--metrics-counter <NAME>' needs counters, which are not available with '--redis-url'"
+                    .to_owned(),
+            );
+        }
         let limits = CounterLimits { most: self.max_counters as usize, memory: self.counter_memory.as_u64() };
         let counters = (!in_redis).then_some(limits);
-        Ok(Counting { ids, mode, window, shards, retention, id_key, counters })
+        Ok(Counting {
+            ids,
+            mode,
+            window,
+            shards,
+            retention,
+            id_key,
+            counters,
+            exported_counters: self.metrics_counter,
+        })
     }
 }

@@ -19,7 +19,7 @@ use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
-use crate::model::counter::{CounterName, CounterNames};
+use crate::model::counter::{CounterName, CounterNames, OTHER};
 use crate::model::element::ListCounters;
 use crate::model::id::{Id, IdKind, IntegerId, TextId};
 use crate::model::id_list::{IdList, ListOf, ListedId, PIECE, Piece};
@@ -92,9 +92,10 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
 async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Result<(), Failure> {
     let callbacks = &routes.api.callbacks;
     let Query { id, counters, endpoint } = Query::<I>::parse(query, &routes.api.counting, callbacks.guard())?;
-    let window = count(routes, window, &[id], &counters, &mut None).await?;
+    let counted = count(routes, window, &[id], &counters, &mut None).await?;
     if let Some(endpoint) = endpoint {
-        callbacks.submit(endpoint, window);
+        let counter = counters.only_one().map(|name| if counted.overflow > 0 { OTHER } else { name });
+        callbacks.submit(endpoint, counted.window, counter);
     }
     Ok(())
 }
@@ -155,7 +156,7 @@ async fn count_all<I: ListedId>(
         }
         for (some, counters) in piece.runs() {
             let counters = counters.unwrap_or(ids.counters());
-            window = count(routes, window, some, counters, &mut permit).await?;
+            window = count(routes, window, some, counters, &mut permit).await?.window;
         }
         if piece.ids().len() == PIECE {
             // A store in memory never waits. So yield here, or this request would block its thread.
@@ -206,14 +207,21 @@ fn counters_of<'a>(query: &'a str, counting: &Counting) -> Result<CounterNames<'
     Ok(counters)
 }
 
-/// Counts ids, or with `--id-key` their hashes. Returns the window that they were counted in.
+/// Where ids were counted.
+struct Place {
+    window: Window,
+    /// How many of them were counted in [`OTHER`].
+    overflow: u64,
+}
+
+/// Counts ids, or with `--id-key` their hashes.
 async fn count<'a, I: Id>(
     routes: &'a Routes,
     window: Window,
     ids: &[I],
     counters: &CounterNames<'_>,
     permit: &mut Option<Permit<'a>>,
-) -> Result<Window, Failure> {
+) -> Result<Place, Failure> {
     let Some(key) = &routes.api.counting.id_key else {
         return add(routes, window, ids, counters, permit).await;
     };
@@ -221,7 +229,7 @@ async fn count<'a, I: Id>(
     add(routes, window, &hashes, counters, permit).await
 }
 
-/// Adds ids to `window`, in which they arrived. Returns the window in which they were counted.
+/// Adds ids to `window`, in which they arrived. Returns where they were counted.
 ///
 /// The store may have sealed `window` since the ids arrived, because time passed or the clock was set back. Then they go
 /// to the oldest open window. That repeats only if another window ends meanwhile.
@@ -233,7 +241,7 @@ async fn add<'a, I: Id>(
     ids: &[I],
     counters: &CounterNames<'_>,
     permit: &mut Option<Permit<'a>>,
-) -> Result<Window, Failure> {
+) -> Result<Place, Failure> {
     let api = &routes.api;
     let arrived_in = window;
     loop {
@@ -255,7 +263,7 @@ async fn add<'a, I: Id>(
                 if window != arrived_in {
                     api.metrics.late_ids.increment(ids.len() as u64);
                 }
-                return Ok(window);
+                return Ok(Place { window, overflow: added.overflow });
             }
             Err(AddError::Sealed { open }) => window = open.max(api.window_now()),
             // The store logs an outage once, not for every request.

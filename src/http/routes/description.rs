@@ -376,7 +376,11 @@ fn callback() -> Value {
         ],
         "requestBody": {
             "required": true,
-            "content": { "application/json": { "schema": { "$ref": "#/components/schemas/UniqueCount" } } },
+            "content": { "application/json": { "schema": {
+                "allOf": [{ "$ref": "#/components/schemas/UniqueCount" }],
+                "description": "For a request that named one counter, the count is that of the counter, and a third \
+                    field `counter` has its name: `_other` if the name found no place.",
+            } } },
         },
         "responses": {
             "2XX": { "description": "The receiver accepted it." },

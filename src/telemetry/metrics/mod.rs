@@ -25,6 +25,7 @@ const LAG_BUCKETS: [f64; 15] =
 const REQUESTS: &str = "headcount_requests_total";
 const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
 const CLOSED_WINDOWS: &str = "headcount_closed_windows_total";
+const COUNTER_UNIQUE_IDS: &str = "headcount_counter_unique_ids";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
 const PUBLISH_LAG: &str = "headcount_publish_lag_seconds";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
@@ -148,6 +149,10 @@ impl Metrics {
             CLOSED_WINDOWS,
             "Windows that this instance closed, as the leader; complete is false if ids may be missing.",
         );
+        Gauge::describe(
+            COUNTER_UNIQUE_IDS,
+            "Different ids of a counter in the last closed window, for each --metrics-counter.",
+        );
         Histogram::describe(PUBLISH_LAG, "From a window's end until a sink had its count, by sink.");
         Counter::describe(
             PUBLISHED_WINDOWS,
@@ -188,6 +193,11 @@ impl Metrics {
     pub(crate) fn closed_windows(&self, complete: bool) -> Counter {
         let complete = if complete { "true" } else { "false" };
         self.labelled(CLOSED_WINDOWS, &[("complete", complete.into())])
+    }
+
+    /// Different ids of a counter in the last closed window. Only for names that the operator chose, never for those of clients.
+    pub(crate) fn counter_unique_ids(&self, counter: &str) -> Gauge {
+        self.labelled(COUNTER_UNIQUE_IDS, &[("counter", counter.to_owned().into())])
     }
 
     /// How long after a window's end `sink` had its count.
