@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
 use headcount::hll::Sketch;
-use headcount::model::counter::CounterNames;
+use headcount::model::counter::{CounterLimits, CounterName, CounterNames};
 use headcount::model::element::ListCounters;
 use headcount::model::id::{Id, IntegerId};
 use headcount::model::id_list::{ListFormat, ListOf, Piece};
@@ -150,10 +150,96 @@ fn together(threads: usize, work: impl Fn() + Sync) -> Duration {
     times.into_iter().max().unwrap_or_default()
 }
 
+/// Ids of a counter, and the counters that a close is measured with.
+const IDS_A_COUNTER: usize = 10;
+const MANY_COUNTERS: usize = 100_000;
+
+fn counting_store() -> Store {
+    let limits = CounterLimits { most: 10_000_000, memory: u64::MAX };
+    Store::Memory(MemoryStore::with_counters(Mode::Hll, Shards::ONE, limits))
+}
+
+fn add_to(store: &Store, window: Window, ids: &[IntegerId], name: &str) {
+    let mut names = CounterNames::default();
+    names.add(CounterName::parse(name.into()).unwrap()).unwrap();
+    let mut adding = pin!(store.add_to(window, ids, &names));
+    let Poll::Ready(Ok(_)) = adding.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("it waits, or fails");
+    };
+}
+
+/// Fills a window with counters that have names of 20 bytes and ten ids each.
+fn fill(store: &Store, window: Window, counters: usize) {
+    let ids = ids((IDS_A_COUNTER * counters) as u64);
+    for (number, ids) in ids.chunks(IDS_A_COUNTER).enumerate() {
+        add_to(store, window, ids, &format!("counter-{number:012}"));
+    }
+}
+
+/// What counters cost: an addition to one of a thousand, the close of many, and memory.
+fn counters(criterion: &mut Criterion) {
+    let window = "24h".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
+    let mut group = criterion.benchmark_group("counters");
+    let (store, ids) = (counting_store(), ids(100_000));
+    let names: Vec<_> = (0..1_000).map(|number| format!("campaign-{number}")).collect();
+    let mut next = ids.iter().zip(names.iter().cycle()).cycle();
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("an id to one of 1 000", |bencher| {
+        bencher.iter(|| {
+            let (id, name) = next.next().unwrap();
+            add_to(&store, window, std::slice::from_ref(id), name);
+        });
+    });
+    group.sample_size(10).throughput(Throughput::Elements(MANY_COUNTERS as u64));
+    group.bench_function("the seal of 100 000 with ten ids each", |bencher| {
+        bencher.iter_custom(|rounds| {
+            let one = |_| {
+                let store = counting_store();
+                fill(&store, window, MANY_COUNTERS);
+                let began = Instant::now();
+                let mut sealing = pin!(store.seal(window));
+                let sealed = sealing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                assert!(matches!(sealed, Poll::Ready(Ok(()))));
+                began.elapsed()
+            };
+            (0..rounds).map(one).sum()
+        });
+    });
+    group.finish();
+}
+
+/// Resident memory, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    1024 * line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+}
+
+/// Prints what a million counters take, in one window and in two. It is no benchmark of time: run with
+/// `cargo bench --bench parts -- memory-of-counters`.
+fn print_memory_of_counters() {
+    let window = "60s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
+    let (store, before) = (counting_store(), resident());
+    for (windows, window) in [window, window.next()].into_iter().enumerate() {
+        fill(&store, window, 1_000_000);
+        let megabytes = |bytes: f64| bytes / 1e6;
+        println!(
+            "{} open windows of 1 000 000 counters: {:.0} MB resident, {:.0} MB accounted",
+            windows + 1,
+            megabytes((resident() - before) as f64),
+            megabytes(store.counter_memory() as f64),
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|arg| arg == "memory-of-counters") {
+        return print_memory_of_counters();
+    }
     let mut criterion = Criterion::default().configure_from_args();
     sketches(&mut criterion);
     parsing(&mut criterion);
     memory(&mut criterion);
+    counters(&mut criterion);
     criterion.final_summary();
 }
