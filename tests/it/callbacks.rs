@@ -128,7 +128,7 @@ async fn a_request_with_one_counter_gets_its_count() {
 async fn callbacks_of_many_counters_are_all_sent() {
     let receiver = Receiver::start(Answering::Status(204)).await;
     let server = Server::start(&[&LOOPBACK[..], &["--callback-host-rate", "1000"]].concat()).await;
-    let mut connection = crate::support::http::Connection::open(server.address).await.unwrap();
+    let mut connection = Connection::open(server.address).await.unwrap();
     for id in 0..350 {
         let target = format!("{}&counter=n{id}", target(id, &receiver));
         assert_eq!(connection.get(&target).await.unwrap().body, "ok");
