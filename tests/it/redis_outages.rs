@@ -13,6 +13,7 @@ use crate::support::fleet::{
 use crate::support::load::paced_burst;
 use crate::support::outage::{Outage, Site};
 use crate::support::proxy::Fault;
+use crate::support::server::Server;
 use crate::support::{SplitMix, soak};
 
 /// What was accepted in each window.
@@ -80,6 +81,12 @@ async fn assert_all_published(fleet: &Fleet, truth: &Truth, in_doubt: &[u64]) ->
     assert_no_gap(&published);
     let mut certain = published.clone();
     certain.retain(|start, _| !in_doubt.contains(start));
+    // They are shown if the next assertion fails.
+    for line in fleet.servers.iter().flat_map(Server::log) {
+        if line.to_string().contains("incomplete") || line["level"] == "ERROR" {
+            println!("{line}");
+        }
+    }
     assert_complete(&certain);
     for (start, closed) in &published {
         assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");

@@ -189,7 +189,9 @@ impl<I: ListedId> ListOf<I> {
     }
 }
 
-/// Reads an element that [`Id::parse_quickly`] does not, and adds it to a piece.
+/// Reads an element that [`Id::parse_quickly`] does not, and adds it to a piece. It is kept out of the loop over canonical integers, which is
+/// hot.
+#[inline(never)]
 fn add_other<I: ListedId>(
     piece: &mut Piece<I>,
     format: ListFormat,
@@ -228,6 +230,9 @@ impl<I: ListedId> Check<I> {
         self.other_element(element)
     }
 
+    /// Kept out of the loop over canonical integers, which is hot.
+    #[cold]
+    #[inline(never)]
     fn other_element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
         self.notation.has_objects |= is_object(element);
         let place = self.checked;
