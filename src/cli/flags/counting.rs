@@ -62,11 +62,15 @@ pub(super) struct CountingFlags {
     #[arg(long, env = "HEADCOUNT_COUNTER_MEMORY", value_name = "BYTES", default_value = "256MiB")]
     counter_memory: ByteSize,
 
-    /// Export the count of this counter as the metric headcount_counter_unique_ids; up to 100 names,
-    /// separated by commas
+    // Not a doc comment: help has no Markdown.
     #[arg(
-        long, env = "HEADCOUNT_METRICS_COUNTER", value_name = "NAME", value_delimiter = ',',
-        value_parser = counter_name
+        long,
+        env = "HEADCOUNT_METRICS_COUNTER",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = counter_name,
+        help = "Export the count of this counter as the metric headcount_counter_unique_ids; up to 100 names, \
+                separated by commas"
     )]
     metrics_counter: Vec<String>,
 }

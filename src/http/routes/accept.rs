@@ -92,10 +92,10 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
 async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Result<(), Failure> {
     let callbacks = &routes.api.callbacks;
     let Query { id, counters, endpoint } = Query::<I>::parse(query, &routes.api.counting, callbacks.guard())?;
-    let counted = count(routes, window, &[id], &counters, &mut None).await?;
+    let place = count(routes, window, &[id], &counters, &mut None).await?;
     if let Some(endpoint) = endpoint {
-        let counter = counters.only_one().map(|name| if counted.overflow > 0 { OTHER } else { name });
-        callbacks.submit(endpoint, counted.window, counter);
+        let counter = counters.only_one().map(|name| if place.overflow > 0 { OTHER } else { name });
+        callbacks.submit(endpoint, place.window, counter);
     }
     Ok(())
 }
