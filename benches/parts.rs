@@ -1,6 +1,7 @@
 //! The cost of each part that an id passes through, measured alone: `cargo bench --bench parts`.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a bench stops at the first surprise")]
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::future::Future;
 use std::hint::black_box;
