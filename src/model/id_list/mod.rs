@@ -189,8 +189,8 @@ impl<I: ListedId> ListOf<I> {
     }
 }
 
-/// Reads an element that [`parse_quickly`](crate::model::id::Id::parse_quickly) does not, and adds it to a piece. It is kept out of the loop over canonical integers, which is
-/// hot.
+/// Reads an element that [`parse_quickly`](crate::model::id::Id::parse_quickly) does not, and adds it to a piece. It is
+/// kept out of the loop over canonical integers, which is hot.
 #[inline(never)]
 fn add_other<I: ListedId>(
     piece: &mut Piece<I>,
