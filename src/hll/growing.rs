@@ -82,12 +82,7 @@ impl GrowingSketch {
 
     /// Shows another sketch what this one was shown.
     pub fn merge_into(&self, other: &Sketch) {
-        let raise_all = |listed: &[u32]| {
-            for observation in observations(listed) {
-                other.raise(observation);
-            }
-        };
-        self.read(raise_all, |sketch| other.merge(sketch));
+        self.read(|listed| raise_all(other, listed), |sketch| other.merge(sketch));
     }
 
     /// How many different elements it was shown, as `PFCOUNT` answers.
@@ -120,11 +115,15 @@ fn observations(listed: &[u32]) -> impl Iterator<Item = Observation> {
     listed.iter().map(|entry| Observation { register: (entry >> 8) as u16, rank: *entry as u8 })
 }
 
-fn sketch_of(listed: &[u32]) -> Sketch {
-    let sketch = Sketch::new();
+fn raise_all(sketch: &Sketch, listed: &[u32]) {
     for observation in observations(listed) {
         sketch.raise(observation);
     }
+}
+
+fn sketch_of(listed: &[u32]) -> Sketch {
+    let sketch = Sketch::new();
+    raise_all(&sketch, listed);
     sketch
 }
 

@@ -76,7 +76,7 @@ impl MemoryStore {
     fn names_before(&self, window: Window) -> Before {
         match self.windows.get(window.previous()) {
             Ok(Some(Entry::Open(open))) => open.counters.as_ref().map_or(Before::Nothing, Before::open),
-            Ok(Some(Entry::Sealed(sealed))) => Before::Sealed(sealed.counters),
+            // If it is sealed, no later one is: then this window would be sealed too.
             _ => match &*self.last.lock() {
                 Some((last, sealed)) if *last == window.previous() => {
                     Before::Sealed(Arc::clone(&sealed.counters))

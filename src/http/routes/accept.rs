@@ -19,7 +19,7 @@ use super::schemas::{Ids, Lines};
 use super::state::Routes;
 use crate::callback::guard::{Endpoint, Guard};
 use crate::http::error::{Failure, NO_STORE, TEXT};
-use crate::model::counter::{CounterName, CounterNames, OTHER};
+use crate::model::counter::{CounterName, CounterNames, InvalidCounter, OTHER};
 use crate::model::element::ListCounters;
 use crate::model::id::{Id, IdKind, IntegerId, TextId};
 use crate::model::id_list::{IdList, ListOf, ListedId, PIECE, Piece};
@@ -124,16 +124,17 @@ async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Resul
 pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(), Failure> {
     let api = &routes.api;
     let window = api.window_now();
-    let uri = request.uri().clone();
+    let query = request.uri().query().unwrap_or_default();
     let admitted = api.admit(request.headers()).and_then(|()| routes.in_flight.admit());
-    let counters = match admitted.and_then(|()| counters_of(uri.query().unwrap_or_default(), &api.counting)) {
+    let counters = admitted.and_then(|()| counters_of(query, &api.counting)).map(CounterNames::into_owned);
+    let counters = match counters {
         Ok(counters) => counters,
         Err(failure) => {
             bulk::refuse(request).await;
             return Err(failure);
         }
     };
-    let counters = ListCounters { of_all: counters.into_owned(), available: api.counting.may_count() };
+    let counters = ListCounters { of_all: counters, available: api.counting.may_count() };
     let body = bulk::read(request, api.counting.ids, counters, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;
     match body.ids {
@@ -183,10 +184,7 @@ impl<'a, I: Id> Query<'a, I> {
             match &*key {
                 "id" if id.is_some() => return Err(Failure::RepeatedId),
                 "id" => id = Some(I::parse(&percent_decoded(value))),
-                "counter" => {
-                    counting.may_count()?;
-                    counters.add(CounterName::parse(form_text(value))?)?;
-                }
+                "counter" => add_counter(&mut counters, value, counting)?,
                 "endpoint" if endpoint.is_some() => return Err(Failure::InvalidEndpoint),
                 "endpoint" => endpoint = Some(guard.admit(&form_text(value))?),
                 _ => {}
@@ -201,10 +199,19 @@ impl<'a, I: Id> Query<'a, I> {
 fn counters_of<'a>(query: &'a str, counting: &Counting) -> Result<CounterNames<'a>, Failure> {
     let mut counters = CounterNames::default();
     for (_, value) in pairs(query).filter(|(key, _)| key == "counter") {
-        counting.may_count()?;
-        counters.add(CounterName::parse(form_text(value))?)?;
+        add_counter(&mut counters, value, counting)?;
     }
     Ok(counters)
+}
+
+/// Adds a counter as a query names it.
+fn add_counter<'a>(
+    counters: &mut CounterNames<'a>,
+    value: &'a str,
+    counting: &Counting,
+) -> Result<(), InvalidCounter> {
+    counting.may_count()?;
+    counters.add(CounterName::parse(form_text(value))?)
 }
 
 /// Where ids were counted.

@@ -159,11 +159,12 @@ fn list(closed: Option<&ClosedCounters>, window_seconds: u32, ask: &Ask) -> Coun
     let first = all.partition_point(|(name, _)| **name < *ask.prefix);
     let with_prefix = all[first..].iter().take_while(|(name, _)| name.starts_with(&ask.prefix)).count();
     let matching = &all[first..first + with_prefix];
-    let mut some: Vec<&(Box<str>, u64)> = match &ask.after {
-        Some(after) => matching.iter().filter(|(name, _)| **name > **after).take(ask.limit).collect(),
-        None => matching.iter().collect(),
-    };
-    if !ask.by_name {
+    let some: Vec<&(Box<str>, u64)> = if ask.by_name {
+        let after = ask.after.as_deref().unwrap_or_default();
+        let next = matching.partition_point(|(name, _)| **name <= *after);
+        matching[next..].iter().take(ask.limit).collect()
+    } else {
+        let mut some: Vec<_> = matching.iter().collect();
         let most_first =
             |a: &&(Box<str>, u64), b: &&(Box<str>, u64)| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0));
         if some.len() > ask.limit {
@@ -171,8 +172,8 @@ fn list(closed: Option<&ClosedCounters>, window_seconds: u32, ask: &Ask) -> Coun
             some.truncate(ask.limit);
         }
         some.sort_unstable_by(most_first);
-    }
-    some.truncate(ask.limit);
+        some
+    };
     let counters = some
         .into_iter()
         .map(|(name, count)| NamedCount { counter: name.to_string(), unique_request_count: *count })
