@@ -73,11 +73,15 @@ async fn a_request_in_progress_is_finished() {
     let mut idle = Connection::open(server.address).await.unwrap();
     idle.get("/livez").await.unwrap();
     let mut slow = Connection::open(server.address).await.unwrap();
-    slow.send(b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\n1\n")
-        .await
-        .unwrap();
-    // An answer on another connection: the server has had its turn to read the first half.
-    assert_eq!(server.get("/livez").await.status, 200);
+    slow.send(
+        b"POST /api/verve/accept HTTP/1.1\r\nhost: test\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\
+          expect: 100-continue\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    // Until the server says so, it may not have read the head: then the connection would be idle.
+    assert_eq!(slow.answer(true).await.unwrap().status, 100);
+    slow.send(b"1\n").await.unwrap();
     server.process.signal("TERM");
     assert!(idle.is_closed_within(Duration::from_secs(10)).await, "idle connections are closed at once");
     slow.send(b"2\n").await.unwrap();
