@@ -101,6 +101,7 @@ async fn start(
         watermark: sealer.watermark(),
         window: counting.window,
         retention: counting.retention,
+        counter_retention: counting.counter_retention,
         close_timeout: settings.close_timeout,
         metrics: Arc::clone(&metrics),
         closed: closed.clone(),

@@ -81,6 +81,22 @@ pub struct ClosedCounters {
     pub counts: Arc<CounterCounts>,
 }
 
+/// A closed window, as sinks get it.
+#[derive(Debug, Clone)]
+pub struct ClosedWindow {
+    /// The total.
+    pub count: WindowCount,
+    /// Its counters, if this instance has their counts.
+    pub counters: Option<Arc<ClosedCounters>>,
+}
+
+impl From<WindowCount> for ClosedWindow {
+    /// Without counters.
+    fn from(count: WindowCount) -> Self {
+        Self { count, counters: None }
+    }
+}
+
 impl ClosedWindows {
     /// Remembers no window yet. `metrics` will show the newest one.
     pub fn new(metrics: Arc<Metrics>) -> Self {
@@ -114,13 +130,19 @@ impl ClosedWindows {
     }
 
     /// Remembers the counters of a window, instead of those of the one before.
-    pub(crate) fn note_counters(&self, count: WindowCount, counts: Arc<CounterCounts>) {
+    pub(crate) fn note_counters(
+        &self,
+        count: WindowCount,
+        counts: Arc<CounterCounts>,
+    ) -> Arc<ClosedCounters> {
         let complete = completeness::of_counters(&count, &counts);
         self.metrics.counters.set(counts.names() as f64);
         for (name, gauge) in &*self.exported {
             gauge.set(counts.get(name) as f64);
         }
-        *self.counters.lock() = Some(Arc::new(ClosedCounters { window: count.window, complete, counts }));
+        let counters = Arc::new(ClosedCounters { window: count.window, complete, counts });
+        *self.counters.lock() = Some(Arc::clone(&counters));
+        counters
     }
 
     /// Remembers a count, if its window is newer than all before.

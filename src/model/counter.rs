@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 use thiserror::Error;
 
+use crate::platform::budget::Share;
+
 /// The counter of ids whose own counter found no place. Clients read it and cannot write it.
 pub const OTHER: &str = "_other";
 
@@ -127,18 +129,20 @@ impl<'a> CounterNames<'a> {
 }
 
 /// The counts of a window's counters: only of those that had ids.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct CounterCounts {
     /// By the bytes of their names.
     counts: Box<[(Box<str>, u64)]>,
     has_overflowed: bool,
+    /// The memory that the counts take, for as long as somebody holds them.
+    _memory: Option<Share>,
 }
 
 impl CounterCounts {
     /// `has_overflowed`: ids found no place in their counter, so that every count may lack some.
-    pub fn new(mut counts: Vec<(Box<str>, u64)>, has_overflowed: bool) -> Self {
+    pub(crate) fn new(mut counts: Vec<(Box<str>, u64)>, has_overflowed: bool, memory: Share) -> Self {
         counts.sort_unstable();
-        Self { counts: counts.into(), has_overflowed }
+        Self { counts: counts.into(), has_overflowed, _memory: Some(memory) }
     }
 
     /// A counter without ids has 0.

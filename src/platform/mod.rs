@@ -1,5 +1,6 @@
-//! Helpers that know nothing of counting: threads, bytes, TLS and secrets.
+//! Helpers that know nothing of counting: threads, memory, bytes, TLS and secrets.
 
+pub(crate) mod budget;
 pub mod secret;
 pub mod tls;
 pub(crate) mod unavailable;

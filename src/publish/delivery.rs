@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::dependencies::Publisher;
 use super::unpublished::{Pending, Unpublished};
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::window::{Window, WindowCount};
 use crate::publish::sinks::{CountSink, SinkError};
@@ -93,8 +94,8 @@ impl Delivery {
     pub(super) async fn run(mut self) {
         while let Some(pending) = self.next().await {
             if self.stopped != Some(pending.term.token()) {
-                let Err(error) = self.try_to_deliver(&pending.count, &pending.term).await else {
-                    self.note_taken(pending.count.window);
+                let Err(error) = self.try_to_deliver(&pending.window, &pending.term).await else {
+                    self.note_taken(pending.window.count.window);
                     continue;
                 };
                 self.note_failure(error, &pending);
@@ -102,10 +103,10 @@ impl Delivery {
             if !pending.term.is_valid() {
                 continue;
             }
-            if self.is_past_retention(&pending) {
-                let window = pending.count.window;
+            if pending.is_past(self.publisher.retention, self.publisher.clock.now()) {
+                let window = pending.window.count.window;
                 error!(sink = self.sink.name(), %window, "window past retention is skipped");
-                self.unpublished.skip(self.number, window);
+                self.unpublished.skip(self.number, &pending.window);
             } else {
                 self.pause().await;
             }
@@ -120,11 +121,12 @@ impl Delivery {
     }
 
     /// Resumes the sink first, if it has not resumed. If it lacks windows before this count, it gets them first.
-    async fn try_to_deliver(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+    async fn try_to_deliver(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
+        let next = window.count.window;
         if self.resumed != Some(term.token()) {
             self.recorded = self.sink.resume(term).await?;
             if let Some(recorded) = self.recorded {
-                self.fill(recorded.next(), count.window, term).await?;
+                self.fill(recorded.next(), next, term).await?;
                 if recorded.start() > self.publisher.clock.now() {
                     warn!(
                         sink = self.sink.name(), %recorded,
@@ -134,8 +136,8 @@ impl Delivery {
             }
             self.resumed = Some(term.token());
         }
-        if self.recorded < Some(count.window) {
-            self.sink.publish(count, term).await?;
+        if self.recorded < Some(next) {
+            self.sink.publish(window, term).await?;
         }
         Ok(())
     }
@@ -168,7 +170,7 @@ impl Delivery {
                 accepted_ids: known.accepted_ids,
                 complete: false,
             };
-            self.sink.publish(&count, term).await?;
+            self.sink.publish(&count.into(), term).await?;
             window = window.next();
         }
         Ok(())
@@ -186,7 +188,7 @@ impl Delivery {
     }
 
     /// Logs one line when a sink starts to fail, and one for each new reason. A metric counts all failures.
-    fn note_failure(&mut self, error: SinkError, Pending { count, term, .. }: &Pending) {
+    fn note_failure(&mut self, error: SinkError, Pending { window, term, .. }: &Pending) {
         self.resumed = None;
         self.retry.increment(1);
         self.failing.failures += 1;
@@ -206,7 +208,7 @@ impl Delivery {
                 );
             }
             SinkError::Unavailable(error) => {
-                let window = count.window;
+                let window = window.count.window;
                 let is_new = self.failing.is_new(&error.to_string());
                 if self.failing.failures == 1 {
                     warn!(sink, %window, %error, "a sink fails, trying again");
@@ -219,10 +221,6 @@ impl Delivery {
                 self.stopped = Some(term.token());
             }
         }
-    }
-
-    fn is_past_retention(&self, Pending { count, since, .. }: &Pending) -> bool {
-        count.window.end().max(*since) + self.publisher.retention < self.publisher.clock.now()
     }
 
     /// Waits until the next try. A stop ends the wait: there may be little time left.

@@ -27,6 +27,8 @@ pub struct Publisher {
     pub window: WindowLength,
     /// How long after its end a window may still be published.
     pub retention: Duration,
+    /// The same for the counts of its counters, at most as long.
+    pub counter_retention: Duration,
     /// How long after its end a window waits for a live instance that does not seal it.
     pub close_timeout: Duration,
     /// Counts what is closed and published.

@@ -10,7 +10,7 @@ use super::dependencies::Publisher;
 use super::unpublished::{Pending, Unpublished};
 use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
-use crate::coordination::{CloseError, MembershipView};
+use crate::coordination::{CloseError, ClosedWindow, MembershipView};
 use crate::model::window::{Window, WindowCount};
 use crate::store::{CountError, StoreCount};
 
@@ -135,7 +135,7 @@ impl<'a> Leading<'a> {
             return Ok(false);
         }
         if let Some(count) = self.stored.remove(&next) {
-            self.enqueue(count);
+            self.enqueue(count.into());
             return Ok(true);
         }
         let ended = next.end() <= self.publisher.clock.now();
@@ -194,10 +194,8 @@ impl<'a> Leading<'a> {
         match self.publisher.coordinator.close(&self.term, &count, view).await {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
-                if let Some(counters) = counters {
-                    self.publisher.closed.note_counters(count, counters);
-                }
-                self.enqueue(count);
+                let counters = counters.map(|counts| self.publisher.closed.note_counters(count, counts));
+                self.enqueue(ClosedWindow { count, counters });
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),
@@ -234,9 +232,10 @@ impl<'a> Leading<'a> {
         }
     }
 
-    fn enqueue(&mut self, count: WindowCount) {
+    fn enqueue(&mut self, window: ClosedWindow) {
         let (term, since) = (self.term.clone(), self.publisher.clock.now());
-        self.unpublished.push(Pending { count, term, since });
+        let count = window.count;
+        self.unpublished.push(Pending { window, term, since });
         self.publisher.closed.advance(count);
         self.next = Some(count.window.next());
     }

@@ -7,7 +7,8 @@
 //! after the last such window. After a change of leader a sink may see a window again, with the same count.
 //!
 //! The retention bounds the list. A count that becomes older is skipped, with an error in the log, and
-//! `headcount_published_windows_total` counts it. Empty windows are closed like all others, as 0.
+//! `headcount_published_windows_total` counts it. The counts of its counters are skipped earlier, after
+//! `--counter-retention`, because they may be many. Empty windows are closed like all others, as 0.
 
 mod delivery;
 mod dependencies;
@@ -27,7 +28,7 @@ use tracing::{info, warn};
 use self::delivery::Delivery;
 pub use self::dependencies::Publisher;
 use self::leading::Leading;
-use self::unpublished::Unpublished;
+use self::unpublished::{Skipped, Unpublished};
 use crate::coordination::term::Term;
 use crate::publish::sinks::CountSink;
 
@@ -76,8 +77,11 @@ impl Publisher {
     fn unpublished(&self, sinks: &[Box<dyn CountSink>]) -> Unpublished {
         // All windows of a retention, and some that are just passing it.
         let capacity = (self.retention.as_secs() / u64::from(self.window.seconds())) as usize + 3;
-        let skipped = sinks.iter().map(|sink| self.metrics.published_windows(sink.name(), "skipped"));
-        Unpublished::new(skipped.collect(), capacity, Arc::clone(&self.metrics))
+        let skipped = sinks.iter().map(|sink| Skipped {
+            windows: self.metrics.published_windows(sink.name(), "skipped"),
+            counters: self.metrics.skipped_counters(sink.name()),
+        });
+        Unpublished::new(skipped.collect(), capacity, self.counter_retention, Arc::clone(&self.metrics))
     }
 
     /// Leads whenever this instance holds the lease. At the stop it returns the term, if this instance leads.

@@ -1,4 +1,4 @@
-//! The record of a closed window: the one place that knows its fields.
+//! The record of a closed window and that of a counter: the one place that knows their fields.
 //!
 //! A sink writes the value, and the attributes beside it as headers or fields. The log sink lists the fields of
 //! [`Record::line`] once more, because the macros of `tracing` need their names in the code.
@@ -6,8 +6,12 @@
 use serde::Serialize;
 
 use super::sinks::Origin;
+use crate::coordination::ClosedCounters;
 use crate::coordination::term::Term;
-use crate::model::window::{UniqueCount, WindowCount};
+use crate::model::mode::Mode;
+use crate::model::shard::Shards;
+use crate::model::window::{UniqueCount, Window, WindowCount};
+use crate::store::standard_error;
 
 // Attributes that sinks also read back.
 pub(super) const WINDOW_SECONDS: &str = "window_seconds";
@@ -28,6 +32,36 @@ pub(super) struct Line<'a> {
     count: &'a WindowCount,
     mode: &'static str,
     standard_error: f64,
+}
+
+/// The count of a counter, in one line of JSON.
+#[derive(Serialize)]
+struct CounterLine<'a> {
+    timestamp: Window,
+    counter: &'a str,
+    unique_request_count: u64,
+    complete: bool,
+    mode: &'static str,
+    standard_error: f64,
+}
+
+/// A line for each counter of a window, by name.
+pub(super) fn counter_lines(counters: &ClosedCounters, mode: Mode) -> serde_json::Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for (counter, unique_request_count) in counters.counts.all() {
+        let line = CounterLine {
+            timestamp: counters.window,
+            counter,
+            unique_request_count: *unique_request_count,
+            complete: counters.complete,
+            mode: mode.as_str(),
+            // A counter has one sketch, whatever `--shards` says.
+            standard_error: standard_error(mode, Shards::ONE),
+        };
+        serde_json::to_writer(&mut lines, &line)?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
 }
 
 impl<'a> Record<'a> {

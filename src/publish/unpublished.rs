@@ -2,37 +2,53 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ::metrics::Counter;
 use tokio::sync::watch;
 use tracing::error;
 
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
-use crate::model::window::{Window, WindowCount};
+use crate::model::window::Window;
 use crate::telemetry::metrics::Metrics;
 
-/// A count that waits for sinks.
+/// A closed window that waits for sinks.
 #[derive(Clone)]
 pub(super) struct Pending {
-    pub(super) count: WindowCount,
+    pub(super) window: ClosedWindow,
     /// The term in which it is published.
     pub(super) term: Term,
     /// Since when it waits. Retention begins no earlier, so a clock that was wrong makes no count old.
     pub(super) since: SystemTime,
 }
 
+impl Pending {
+    pub(super) fn is_past(&self, retention: Duration, now: SystemTime) -> bool {
+        self.window.count.window.end().max(self.since) + retention < now
+    }
+}
+
+/// What a sink will never have.
+pub(super) struct Skipped {
+    pub(super) windows: Counter,
+    /// Counts of counters.
+    pub(super) counters: Counter,
+}
+
 /// Shared by the leader, which appends, and by a delivery for each sink, which moves the sink's cursor.
 pub(super) struct Unpublished {
     list: watch::Sender<List>,
-    /// How many windows each sink will never have.
-    skipped: Vec<Counter>,
+    /// For each sink.
+    skipped: Vec<Skipped>,
     capacity: usize,
+    /// How long counts of counters wait.
+    counter_retention: Duration,
     metrics: Arc<Metrics>,
 }
 
 struct List {
-    /// Counts of one term, oldest first, without those that every sink is past.
+    /// Windows of one term, oldest first, without those that every sink is past.
     pending: VecDeque<Pending>,
     /// A cursor for each sink: the last window that it has, or will never have.
     cursors: Vec<Option<Window>>,
@@ -43,37 +59,62 @@ struct List {
 impl List {
     fn next(&self, sink: usize) -> Option<&Pending> {
         let cursor = self.cursors[sink];
-        let first = self.pending.partition_point(|pending| Some(pending.count.window) <= cursor);
+        let first = self.pending.partition_point(|pending| Some(pending.window.count.window) <= cursor);
         self.pending.get(first).filter(|pending| pending.term.is_valid())
     }
 
     fn delivered(&self) -> Option<Window> {
         self.cursors.iter().min().copied().flatten()
     }
+
+    /// The sinks that lack a window.
+    fn behind(&self, window: Window) -> Vec<usize> {
+        (0..self.cursors.len()).filter(|sink| self.cursors[*sink] < Some(window)).collect()
+    }
 }
 
 impl Unpublished {
-    /// For sinks with these counters of skipped windows, numbered in this order.
-    pub(super) fn new(skipped: Vec<Counter>, capacity: usize, metrics: Arc<Metrics>) -> Self {
+    /// For sinks with these metrics, numbered in this order.
+    pub(super) fn new(
+        skipped: Vec<Skipped>,
+        capacity: usize,
+        counter_retention: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let list = List { pending: VecDeque::new(), cursors: vec![None; skipped.len()], ended: false };
-        Self { list: watch::channel(list).0, skipped, capacity, metrics }
+        Self { list: watch::channel(list).0, skipped, capacity, counter_retention, metrics }
     }
 
-    /// Appends a count. A full list drops the oldest, which sinks that lack it will never have.
+    /// Appends a window. A full list drops the oldest, which sinks that lack it will never have.
     pub(super) fn push(&self, pending: Pending) {
         self.update(|list| {
+            self.drop_old_counters(list, pending.since);
             list.pending.push_back(pending);
             if list.pending.len() > self.capacity
-                && let Some(Pending { count: WindowCount { window, .. }, .. }) = list.pending.pop_front()
+                && let Some(Pending { window: dropped, .. }) = list.pending.pop_front()
             {
+                let window = dropped.count.window;
                 error!(%window, "a sink hangs: a window past retention is skipped");
-                let behind = list.cursors.iter_mut().zip(&self.skipped);
-                for (cursor, skipped) in behind.filter(|(cursor, _)| **cursor < Some(window)) {
-                    skipped.increment(1);
-                    *cursor = Some(window);
+                for sink in list.behind(window) {
+                    self.note_skipped(sink, &dropped);
+                    list.cursors[sink] = Some(window);
                 }
             }
         });
+    }
+
+    /// Drops the counts of counters that have waited too long. The totals of their windows still wait.
+    fn drop_old_counters(&self, list: &mut List, now: SystemTime) {
+        let is_old = |pending: &&mut Pending| pending.is_past(self.counter_retention, now);
+        let old = list.pending.iter_mut().take_while(is_old).map(|pending| &mut pending.window);
+        let dropped: Vec<_> =
+            old.filter_map(|window| Some((window.count.window, window.counters.take()?))).collect();
+        for (window, counters) in dropped {
+            error!(%window, "a sink hangs: the counters of a window past --counter-retention are skipped");
+            for sink in list.behind(window) {
+                self.skipped[sink].counters.increment(counters.counts.all().len() as u64);
+            }
+        }
     }
 
     /// The term is over. The next leader, which may be this instance, appends these counts again.
@@ -100,14 +141,20 @@ impl Unpublished {
     }
 
     /// A sink will never have a window.
-    pub(super) fn skip(&self, sink: usize, window: Window) {
-        self.skipped[sink].increment(1);
-        self.taken(sink, window);
+    pub(super) fn skip(&self, sink: usize, window: &ClosedWindow) {
+        self.note_skipped(sink, window);
+        self.taken(sink, window.count.window);
+    }
+
+    fn note_skipped(&self, sink: usize, window: &ClosedWindow) {
+        let Skipped { windows, counters } = &self.skipped[sink];
+        windows.increment(1);
+        counters.increment(window.counters.as_ref().map_or(0, |counters| counters.counts.all().len() as u64));
     }
 
     /// Counts windows as skipped that are not in the list: no sink will have them.
     pub(super) fn skip_unlisted(&self, windows: u64) {
-        self.skipped.iter().for_each(|skipped| skipped.increment(windows));
+        self.skipped.iter().for_each(|skipped| skipped.windows.increment(windows));
     }
 
     /// The last window that every sink is past.
@@ -125,7 +172,7 @@ impl Unpublished {
         self.list.send_modify(|list| {
             change(list);
             let delivered = list.delivered();
-            while list.pending.front().is_some_and(|pending| Some(pending.count.window) <= delivered) {
+            while list.pending.front().is_some_and(|pending| Some(pending.window.count.window) <= delivered) {
                 list.pending.pop_front();
             }
             self.metrics.unpublished_windows.set(list.pending.len() as f64);
@@ -141,7 +188,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::model::window::WindowLength;
+    use crate::model::window::{WindowCount, WindowLength};
 
     fn window(number: u64) -> Window {
         "10s".parse::<WindowLength>().unwrap().starting_at(number * 10)
@@ -154,17 +201,20 @@ mod tests {
             accepted_ids: number,
             complete: true,
         };
-        list.push(Pending { count, term: term.clone(), since: UNIX_EPOCH });
+        list.push(Pending { window: count.into(), term: term.clone(), since: UNIX_EPOCH });
     }
 
     fn next(list: &Unpublished, sink: usize) -> Option<Window> {
-        list.list.borrow().next(sink).map(|pending| pending.count.window)
+        list.list.borrow().next(sink).map(|pending| pending.window.count.window)
     }
 
     fn list(capacity: usize) -> (Unpublished, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::new());
-        let skipped = ["slow", "fast"].map(|sink| metrics.published_windows(sink, "skipped"));
-        (Unpublished::new(skipped.to_vec(), capacity, Arc::clone(&metrics)), metrics)
+        let skipped = ["slow", "fast"].map(|sink| Skipped {
+            windows: metrics.published_windows(sink, "skipped"),
+            counters: metrics.skipped_counters(sink),
+        });
+        (Unpublished::new(skipped.into(), capacity, Duration::from_secs(60), Arc::clone(&metrics)), metrics)
     }
 
     /// Sink 0 hangs: it loses the oldest windows, the other one does not.
@@ -190,7 +240,7 @@ mod tests {
     #[test]
     fn a_new_term_repeats_nothing_that_a_sink_has() {
         let (list, _) = list(10);
-        let term = Term::until(1, tokio::time::Instant::now() + std::time::Duration::from_secs(60));
+        let term = Term::until(1, tokio::time::Instant::now() + Duration::from_secs(60));
         push(&list, 1, &term);
         push(&list, 2, &term);
         list.taken(1, window(1));

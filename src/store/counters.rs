@@ -26,6 +26,7 @@ use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, OTHER};
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
+use crate::platform::budget::{Budget, Share};
 
 /// What a counter takes beside its name and ids: the entry of the map, in mode `exact` an empty set, and what the allocator adds.
 const BYTES_A_COUNTER: usize = 144;
@@ -34,61 +35,10 @@ const BYTES_AN_EXACT_COUNTER: usize = 300;
 const BYTES_AN_ID: usize = 56;
 /// Exact ids of a counter in one set. With more it gets stripes, so that additions do not wait for each other.
 const IN_ONE_SET: usize = 2048;
+/// The exact ids of `_other` may have one part in so many of the memory.
+const PART_OF_OTHER: u64 = 4;
 /// What a name of a sealed window takes beside its bytes.
 const BYTES_A_COUNT: usize = 40;
-
-/// The memory of all counters of the instance.
-pub(super) struct CounterMemory {
-    used: AtomicU64,
-    most: u64,
-}
-
-impl CounterMemory {
-    pub(super) fn new(most: u64) -> Arc<Self> {
-        Arc::new(Self { used: AtomicU64::new(0), most })
-    }
-
-    pub(super) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-}
-
-/// The memory of the counters of a window. It is given back when this is dropped.
-pub(super) struct Share {
-    memory: Arc<CounterMemory>,
-    bytes: AtomicU64,
-}
-
-impl Share {
-    fn new(memory: &Arc<CounterMemory>) -> Self {
-        Self { memory: Arc::clone(memory), bytes: AtomicU64::new(0) }
-    }
-
-    /// Takes memory, if there is so much.
-    fn take(&self, bytes: usize) -> bool {
-        let bytes = bytes as u64;
-        let more = |used: u64| Some(used + bytes).filter(|used| *used <= self.memory.most);
-        let taken = self.memory.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        if taken {
-            self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        taken
-    }
-
-    /// The share of a sealed window. It is taken even beyond the limit: it replaces the share of the open window, which is given
-    /// back next.
-    pub(super) fn of_counts(memory: &Arc<CounterMemory>, counts: &CounterCounts) -> Self {
-        let bytes = counts.all().iter().map(|(name, _)| (name.len() + BYTES_A_COUNT) as u64).sum();
-        memory.used.fetch_add(bytes, Ordering::Relaxed);
-        Self { memory: Arc::clone(memory), bytes: AtomicU64::new(bytes) }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.memory.used.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
-    }
-}
 
 /// The counters of a window.
 pub(super) struct Counters {
@@ -159,7 +109,7 @@ impl Counters {
         window: Window,
         mode: Mode,
         limits: CounterLimits,
-        memory: &Arc<CounterMemory>,
+        memory: &Arc<Budget>,
         before: Before,
     ) -> Self {
         Self {
@@ -171,7 +121,7 @@ impl Counters {
             sealed: Arc::default(),
             other: Other::new(mode),
             overflow_ids: AtomicU64::new(0),
-            share: Share::new(memory),
+            share: memory.share(),
         }
     }
 
@@ -205,7 +155,7 @@ impl Counters {
             warn!(
                 window = %self.window,
                 max_counters = self.most,
-                counter_memory_bytes = self.share.memory.used(),
+                counter_memory_bytes = self.share.budget().used(),
                 "ids found no place in their counter and are counted in _other: clients use more names than \
                  --max-counters, or more memory than --counter-memory"
             );
@@ -253,7 +203,10 @@ impl Counters {
         let has_overflowed = self.overflow_ids.load(Ordering::Relaxed) > 0;
         let other = has_overflowed.then(|| (OTHER.into(), self.other.count()));
         // A counter without ids found a place, but no memory.
-        CounterCounts::new(counts.filter(|(_, count)| *count > 0).chain(other).collect(), has_overflowed)
+        let counts: Vec<_> = counts.filter(|(_, count)| *count > 0).chain(other).collect();
+        let share = self.share.budget().share();
+        share.take_anyway(counts.iter().map(|(name, _)| name.len() + BYTES_A_COUNT).sum());
+        CounterCounts::new(counts, has_overflowed, share)
     }
 }
 
@@ -329,17 +282,18 @@ impl ExactIds {
     }
 }
 
-/// The ids of `_other`. It is made with the window. In mode `hll` it never needs more memory.
+/// The ids of `_other`. It is made with the window. In mode `hll` it never needs more memory. In mode `exact` it may have a part
+/// of the memory: otherwise invented names would leave none to the counters that are known.
 enum Other {
     Hll(Sketch),
-    Exact(IdSet),
+    Exact { ids: IdSet, bytes: AtomicU64 },
 }
 
 impl Other {
     fn new(mode: Mode) -> Self {
         match mode {
             Mode::Hll => Self::Hll(Sketch::new()),
-            Mode::Exact => Self::Exact(IdSet::new()),
+            Mode::Exact => Self::Exact { ids: IdSet::new(), bytes: AtomicU64::new(0) },
         }
     }
 
@@ -349,8 +303,16 @@ impl Other {
             Self::Hll(sketch) => {
                 sketch.add(id);
             }
-            Self::Exact(ids) => {
-                ids.insert_if(id, || share.take(BYTES_AN_ID + id.len()));
+            Self::Exact { ids, bytes } => {
+                ids.insert_if(id, || {
+                    let more = BYTES_AN_ID + id.len();
+                    let is_within = bytes.load(Ordering::Relaxed) < share.budget().most() / PART_OF_OTHER;
+                    let has_room = is_within && share.take(more);
+                    if has_room {
+                        bytes.fetch_add(more as u64, Ordering::Relaxed);
+                    }
+                    has_room
+                });
             }
         }
     }
@@ -358,7 +320,47 @@ impl Other {
     fn count(&self) -> u64 {
         match self {
             Self::Hll(sketch) => sketch.estimate(),
-            Self::Exact(ids) => ids.len(),
+            Self::Exact { ids, .. } => ids.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::counter::CounterName;
+    use crate::model::id::IntegerId;
+    use crate::model::window::WindowLength;
+
+    /// Eight threads add to one counter, while its sketch grows from a list to registers.
+    #[test]
+    fn a_counter_has_the_registers_of_its_ids() {
+        const THREADS: u64 = 8;
+        let window = "10s".parse::<WindowLength>().unwrap().starting_at(0);
+        let limits = CounterLimits { most: 10, memory: 1 << 20 };
+        for ids in [1, 100, 5_000, 50_000] {
+            let memory = Budget::new(limits.memory);
+            let counters = Counters::new(window, Mode::Hll, limits, &memory, Before::Nothing);
+            let mut names = CounterNames::default();
+            names.add(CounterName::parse("one".into()).unwrap()).unwrap();
+            std::thread::scope(|scope| {
+                for thread in 0..THREADS {
+                    let (counters, names) = (&counters, &names);
+                    scope.spawn(move || {
+                        for id in (0..ids).filter(|id| id % THREADS == thread || id % 3 == 0) {
+                            assert_eq!(counters.add(&[IntegerId::from(id)], names), 0);
+                        }
+                    });
+                }
+            });
+            let expected = Sketch::new();
+            for id in 0..ids {
+                expected.add(id.to_string().as_bytes());
+            }
+            let all = counters.named.pin();
+            let Some(CounterIds::Hll(sketch)) = all.get("one") else { panic!("a sketch") };
+            assert_eq!(sketch.to_bytes(), expected.to_bytes(), "{ids} ids");
+            assert_eq!(sketch.estimate(), expected.estimate());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::answers::{AddError, Added, CountError, StoreCount};
-use super::counters::{Before, CounterMemory, Counters, Share};
+use super::counters::{Before, Counters};
 use super::ids::Ids;
 use super::windows::{Entry, WindowTable};
 use crate::model::counter::{CounterCounts, CounterLimits, CounterNames};
@@ -17,13 +17,14 @@ use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
+use crate::platform::budget::Budget;
 
 /// Counts in memory.
 pub struct MemoryStore {
     mode: Mode,
     shards: Shards,
     limits: CounterLimits,
-    memory: Arc<CounterMemory>,
+    memory: Arc<Budget>,
     windows: WindowTable<OpenWindow, SealedWindow>,
     /// The last sealed window. Its names keep their places in the next one, even after it is evicted.
     last: Mutex<Option<(Window, SealedWindow)>>,
@@ -40,7 +41,6 @@ struct OpenWindow {
 struct SealedWindow {
     count: StoreCount,
     counters: Arc<CounterCounts>,
-    _memory: Arc<Share>,
 }
 
 impl MemoryStore {
@@ -52,7 +52,7 @@ impl MemoryStore {
 
     /// An empty store that also takes counters.
     pub fn with_counters(mode: Mode, shards: Shards, limits: CounterLimits) -> Self {
-        let memory = CounterMemory::new(limits.memory);
+        let memory = Budget::new(limits.memory);
         Self { mode, shards, limits, memory, windows: WindowTable::default(), last: Mutex::default() }
     }
 
@@ -90,8 +90,7 @@ impl MemoryStore {
         // The ids are counted and freed outside the lock, so that no addition waits for it.
         for (window, open) in self.windows.close_up_to(window) {
             let counters = open.counters.as_ref().map(|counters| counters.seal()).unwrap_or_default();
-            let memory = Arc::new(Share::of_counts(&self.memory, &counters));
-            let sealed = SealedWindow { count: open.count(), counters, _memory: memory };
+            let sealed = SealedWindow { count: open.count(), counters };
             *self.last.lock() = Some((window, sealed.clone()));
             self.windows.note_sealed(window, sealed);
         }

@@ -46,6 +46,8 @@ pub struct Counting {
     pub shards: Shards,
     /// How long windows are kept after their end.
     pub retention: Duration,
+    /// How long the counts of their counters are kept for a sink.
+    pub counter_retention: Duration,
     /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
     /// How many counters clients may name. None in Redis, which has none yet.

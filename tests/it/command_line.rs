@@ -31,6 +31,10 @@ fn wrong_values_name_the_flag_the_value_and_valid_ones() {
         (&["--window", "1500ms"], &["--window", "'1500ms'", "whole seconds"]),
         (&["--retention", "90s"], &["--retention", "'1m 30s'", "at least two windows", "2m"]),
         (&["--retention", "1year"], &["--retention", "'1year'", "31days"]),
+        (
+            &["--retention", "10m", "--counter-retention", "1h"],
+            &["--counter-retention", "'1h'", "at most --retention", "10m"],
+        ),
         (&["--shards", "0"], &["--shards", "'0'", "1 to 1024"]),
         (&["--shards", "many"], &["--shards", "'many'", "1 to 1024"]),
         (&["--id-key", "beef"], &["--id-key", "32 hexadecimal digits", "openssl rand -hex 16"]),

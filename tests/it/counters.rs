@@ -1,6 +1,5 @@
 //! Counters: numbers that clients name, in a service that counts in memory.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -209,118 +208,6 @@ async fn the_counters_of_a_closed_window_are_listed() {
         let answer = server.get(&format!("/api/verve/counters?{query}")).await;
         assert_eq!(refusal(&answer), (400, Some("invalid_parameter"), detail), "{query}");
     }
-}
-
-/// 64 connections and 200 counters, over some windows: no id is lost between a window's counters and its total, or between two
-/// windows.
-#[tokio::test(flavor = "multi_thread")]
-async fn each_counter_has_the_ids_of_its_window() {
-    const CONNECTIONS: u64 = 64;
-    const COUNTERS: u64 = 200;
-    let server = Server::start(&["--window", "4s", "--mode", "exact"]).await;
-    let address = server.address;
-    // Every id is sent once, so the counts of all windows add up to what was sent, for each counter and for the total.
-    let sent: Vec<_> = (0..CONNECTIONS)
-        .map(|connection_number| {
-            tokio::spawn(async move {
-                let mut connection = Connection::open(address).await.unwrap();
-                let mut sent = BTreeMap::<u64, u64>::new();
-                let begun = std::time::Instant::now();
-                let mut number = 0;
-                while begun.elapsed().as_secs() < 9 {
-                    // The largest number up to 200 that divides the id.
-                    let id = number * CONNECTIONS + connection_number;
-                    let counter = (1..=COUNTERS).rev().find(|k| id.is_multiple_of(*k)).unwrap_or(1);
-                    let answer = connection
-                        .get(&format!("/api/verve/accept?id={id}&counter=c{counter}"))
-                        .await
-                        .unwrap();
-                    assert_eq!(answer.body, "ok");
-                    *sent.entry(counter).or_default() += 1;
-                    number += 1;
-                }
-                sent
-            })
-        })
-        .collect();
-    let mut counted = BTreeMap::<String, u64>::new();
-    let mut total = 0;
-    let mut seen = std::collections::BTreeSet::new();
-    let mut expected = BTreeMap::<String, u64>::new();
-    let mut tasks = Some(sent);
-    loop {
-        let list = server.get("/api/verve/counters?limit=1000&order=name").await.json();
-        if let Some(timestamp) = list["timestamp"].as_str()
-            && seen.insert(timestamp.to_owned())
-        {
-            for counter in list["counters"].as_array().unwrap() {
-                let count = counter["unique_request_count"].as_u64().unwrap();
-                *counted.entry(counter["counter"].as_str().unwrap().to_owned()).or_default() += count;
-                total += count;
-            }
-        }
-        let is_done =
-            tasks.as_ref().is_some_and(|tasks| tasks.iter().all(tokio::task::JoinHandle::is_finished));
-        if is_done && let Some(tasks) = tasks.take() {
-            for task in tasks {
-                for (counter, count) in task.await.unwrap() {
-                    *expected.entry(format!("c{counter}")).or_default() += count;
-                }
-            }
-        }
-        if tasks.is_none() && total == expected.values().sum::<u64>() {
-            break;
-        }
-        assert!(seen.len() < 40, "{total} of {} ids were counted", expected.values().sum::<u64>());
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    assert_eq!(counted, expected);
-    // Every id was sent to one counter. The log follows.
-    wait_until("the total in the log", async || {
-        server.closed().iter().map(|closed| closed.unique).sum::<u64>() == total
-    })
-    .await;
-}
-
-/// A client that invents names costs the total nothing. What it invents is in no log line.
-#[tokio::test(flavor = "multi_thread")]
-async fn invented_names_count_in_other() {
-    let server = Server::start(&["--window", "2s", "--mode", "exact", "--max-counters", "10"]).await;
-    let mut connection = Connection::open(server.address).await.unwrap();
-    let mut invented = 0;
-    let list = loop {
-        for _ in 0..100 {
-            invented += 1;
-            accept(&mut connection, &format!("id={invented}&counter=invented{invented}")).await;
-        }
-        let list = server.get("/api/verve/counters?limit=1000&order=name").await.json();
-        let has_other =
-            list["counters"].as_array().unwrap().iter().any(|counter| counter["counter"] == "_other");
-        if has_other {
-            break list;
-        }
-        assert!(invented < 1_000_000, "{list}");
-    };
-    assert_eq!(
-        (&list["complete"], list["total_counters"].as_u64() <= Some(11)),
-        (&json!(false), true),
-        "{list}"
-    );
-    let counts = list["counters"].as_array().unwrap().iter().map(|counter| &counter["unique_request_count"]);
-    let in_counters: u64 = counts.map(|count| count.as_u64().unwrap()).sum();
-    let timestamp = list["timestamp"].as_str().unwrap();
-    wait_until("the window in the log", async || {
-        server.closed().iter().any(|closed| closed.timestamp == timestamp)
-    })
-    .await;
-    let closed = server.closed().into_iter().find(|closed| closed.timestamp == timestamp).unwrap();
-    assert_eq!(closed.unique, in_counters, "the total is whole");
-    assert!(server.metric("headcount_counter_overflow_ids_total").await > 0.0);
-    let lines: Vec<_> = server.log().into_iter().filter(|line| line.to_string().contains("_other")).collect();
-    assert!(
-        !lines.is_empty() && !lines.iter().any(|line| line.to_string().contains("invented")),
-        "{lines:?}"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

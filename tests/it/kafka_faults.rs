@@ -75,7 +75,7 @@ impl Sink {
                 return Ok(());
             }
         }
-        self.kafka.publish(count, term).await
+        self.kafka.publish(&(*count).into(), term).await
     }
 }
 

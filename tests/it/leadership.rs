@@ -1,13 +1,13 @@
 //! Leaders that die, hang and come back.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headcount::redis::keys::Keys;
 use tokio::task::JoinSet;
 
+use crate::support::disk::LinkedDir;
 use crate::support::fleet::{Fleet, assert_no_gap, next_window};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -115,23 +115,13 @@ async fn another_instance_replaces_a_killed_leader() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
     let redis = Redis::start();
-    let dir = tempfile::tempdir().unwrap();
-    let (logs, real, blocked) =
-        (dir.path().join("logs"), dir.path().join("real"), dir.path().join("blocked"));
-    // The test changes the lease in one step, so that the leader never sees it missing.
-    let lead_to = |target: &Path| {
-        let new = dir.path().join("new");
-        std::os::unix::fs::symlink(target, &new).unwrap();
-        std::fs::rename(&new, &logs).unwrap();
-    };
-    std::fs::create_dir(&real).unwrap();
-    std::fs::write(&blocked, "no directory").unwrap();
-    lead_to(&real);
+    let dir = LinkedDir::new();
+    let logs = dir.path();
     let logs_arg = logs.to_str().unwrap();
     let args = ["--redis-url", &redis.url(), "--window", "1s", "--retention", "40s", "--log-dir", logs_arg];
     let server = Server::start(&args).await;
     let lines = || -> Vec<String> {
-        let files = std::fs::read_dir(&real).unwrap().map(|file| file.unwrap().path());
+        let files = std::fs::read_dir(dir.real()).unwrap().map(|file| file.unwrap().path());
         let mut lines: Vec<_> = files
             .flat_map(|file| {
                 std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
@@ -143,7 +133,7 @@ async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
         lines
     };
     wait_for("a line", || (!lines().is_empty()).then_some(())).await;
-    lead_to(&blocked);
+    dir.take_away();
     let token = Keys::new("headcount").token();
     for _ in 0..2 {
         let closed = server.closed().len();
@@ -153,7 +143,7 @@ async fn a_new_term_skips_nothing_of_a_sink_that_is_away() {
     }
     let closed = server.closed().len();
     server.wait_closed(closed + 2).await;
-    lead_to(&real);
+    dir.bring_back();
 
     let last = server.closed().last().unwrap().timestamp.clone();
     wait_for("the file to catch up", || lines().contains(&last).then_some(())).await;

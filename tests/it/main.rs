@@ -25,6 +25,8 @@ mod coordination;
 mod count_command;
 mod counter_bounds;
 mod counter_contract;
+mod counter_files;
+mod counter_windows;
 mod counters;
 mod crafted_ids;
 mod dashboards;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use headcount::coordination::sealer::Sealer;
 use headcount::coordination::term::Term;
-use headcount::coordination::{ClosedWindows, Coordinator, HeartbeatError};
+use headcount::coordination::{ClosedWindow, ClosedWindows, Coordinator, HeartbeatError};
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -81,6 +81,7 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
         watermark: sealer.watermark(),
         window: window_length(),
         retention: RETENTION,
+        counter_retention: RETENTION,
         close_timeout: Duration::from_secs(10),
         metrics: Arc::clone(&metrics),
         closed: closed.clone(),
@@ -351,7 +352,9 @@ async fn files_recover_from_errors() {
     let mut sink = FileSink::open(&logs, origin()).unwrap();
     assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 0, "nothing before the first window");
     let window = window_length().window_at(ManualClock::at(START).now());
-    let count = |window| WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true };
+    let count = |window| {
+        ClosedWindow::from(WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true })
+    };
     let file = logs.join("headcount.2023-11-14.jsonl");
     let lines = || std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
 
@@ -393,7 +396,9 @@ async fn a_file_that_hangs_is_named_and_gets_each_line_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut sink = FileSink::open(dir.path(), origin()).unwrap();
     let window = window_length().window_at(ManualClock::at(START).now());
-    let count = |window| WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true };
+    let count = |window| {
+        ClosedWindow::from(WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true })
+    };
     let file = dir.path().join("headcount.2023-11-14.jsonl");
     assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
     let flags = OFlags::RDWR | OFlags::NONBLOCK;

@@ -62,6 +62,13 @@ pub(super) struct CountingFlags {
     #[arg(long, env = "HEADCOUNT_COUNTER_MEMORY", value_name = "BYTES", default_value = "256MiB")]
     counter_memory: ByteSize,
 
+    /// How long the counts of a closed window's counters are kept for a sink that does not take them, at most
+    /// --retention [default: 1h, or --retention if that is shorter]
+    #[arg(
+        long, env = "HEADCOUNT_COUNTER_RETENTION", value_name = "DURATION", value_parser = values::retention
+    )]
+    counter_retention: Option<Duration>,
+
     // Not a doc comment: help has no Markdown.
     #[arg(
         long,
@@ -75,6 +82,8 @@ pub(super) struct CountingFlags {
     metrics_counter: Vec<String>,
 }
 
+/// How long counts of counters are kept for a sink without `--counter-retention`.
+const COUNTER_RETENTION: Duration = Duration::from_secs(60 * 60);
 /// Names of `--metrics-counter`, at most: each is a series of its own.
 const MOST_EXPORTED: usize = 100;
 
@@ -102,6 +111,17 @@ impl CountingFlags {
                 Mode::Exact => Duration::from_secs(15 * 60),
             }),
         };
+        let counter_retention = match self.counter_retention {
+            Some(longer) if longer > retention => {
+                return Err(format!(
+                    "invalid value '{}' for '--counter-retention <DURATION>': expected at most --retention, {}",
+                    humantime::format_duration(longer),
+                    humantime::format_duration(retention),
+                ));
+            }
+            Some(counter_retention) => counter_retention,
+            None => retention.min(COUNTER_RETENTION),
+        };
         if self.metrics_counter.len() > MOST_EXPORTED {
             return Err(format!("'--metrics-counter <NAME>' takes at most {MOST_EXPORTED} names"));
         }
@@ -119,6 +139,7 @@ impl CountingFlags {
             window,
             shards,
             retention,
+            counter_retention,
             id_key,
             counters,
             exported_counters: self.metrics_counter,

@@ -1,25 +1,32 @@
-//! The file sink: a JSON line in a file for every closed window.
+//! The file sink: a JSON line in a file for every closed window, and in another file for each of its counters.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::term::Term;
-use crate::model::window::WindowCount;
-use crate::publish::record::Record;
+use crate::coordination::{ClosedCounters, ClosedWindow};
+use crate::model::window::{Window, WindowCount};
+use crate::publish::record::{Record, counter_lines};
 
-/// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC).
+/// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC). Before that it appends the counts
+/// of the window's counters to `<dir>/headcount-counters.<date>.jsonl`, in one piece. So a reader who finds a window in the
+/// first file finds its counters in the second. After a crash between the two, they may be there twice.
 ///
-/// The sink opens the file anew for every line, which is once a window. So it works even if the file or its directory was
+/// The sink opens the files anew for every window. So it works even if the file or its directory was
 /// moved in between.
 pub struct FileSink {
     dir: PathBuf,
     origin: Origin,
     lines: Lines,
+    counter_lines: Lines,
+    /// The last window whose counters are in their file.
+    counters_of: Option<Window>,
 }
 
 impl FileSink {
@@ -30,7 +37,13 @@ impl FileSink {
     /// [`SinkError`] when they cannot be written.
     pub fn open(dir: &Path, origin: Origin) -> Result<Self, SinkError> {
         fs::create_dir_all(dir).and_then(|()| try_to_write(dir)).map_err(unwritable(dir))?;
-        Ok(Self { dir: dir.to_owned(), origin, lines: Lines::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            origin,
+            lines: Lines::default(),
+            counter_lines: Lines::default(),
+            counters_of: None,
+        })
     }
 
     /// Checks whether [`FileSink::open`] would succeed, without making `dir`. Returns whether `dir` exists.
@@ -48,12 +61,37 @@ impl CountSink for FileSink {
         "file"
     }
 
-    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
+        let count = &window.count;
+        if let Some(counters) = &window.counters
+            && self.counters_of != Some(count.window)
+        {
+            self.append_counters(count, counters).await?;
+            self.counters_of = Some(count.window);
+        }
         let line = Record::new(count, &self.origin, term).line();
-        let line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
+        let mut line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
+        line.push(b'\n');
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
         let to = path.clone();
         self.lines.write(count, path.display(), move || append(&to, line)).await
+    }
+}
+
+impl FileSink {
+    async fn append_counters(
+        &mut self,
+        count: &WindowCount,
+        counters: &Arc<ClosedCounters>,
+    ) -> Result<(), SinkError> {
+        if counters.counts.all().is_empty() {
+            return Ok(());
+        }
+        let path = self.dir.join(format!("headcount-counters.{}.jsonl", count.window.date()));
+        let (to, counters, mode) = (path.clone(), Arc::clone(counters), self.origin.mode);
+        // There may be many lines, so they are made on the thread that writes them.
+        let write = move || append(&to, counter_lines(&counters, mode)?);
+        self.counter_lines.write(count, path.display(), write).await
     }
 }
 
@@ -73,20 +111,19 @@ fn try_to_write(dir: &Path) -> io::Result<()> {
     written.and(removed)
 }
 
-/// Appends a whole line, or nothing.
-fn append(path: &Path, mut line: Vec<u8>) -> io::Result<()> {
+/// Appends whole lines, or nothing.
+fn append(path: &Path, mut lines: Vec<u8>) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
     let mut file = File::options().read(true).append(true).create(true).open(path)?;
     let length = file.metadata()?.len();
-    line.push(b'\n');
     // A crash may have left half a line: it is ended first.
     if !ends_in_newline(&mut file, length)? {
-        line.insert(0, b'\n');
+        lines.insert(0, b'\n');
     }
-    file.write_all(&line).inspect_err(|_| {
-        // A full disk may have taken a part of the line: it is removed. If this fails too, the next call ends that line.
+    file.write_all(&lines).inspect_err(|_| {
+        // A full disk may have taken a part of the lines: it is removed. If this fails too, the next call ends that line.
         let _ = file.set_len(length);
     })
 }

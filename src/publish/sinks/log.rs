@@ -5,8 +5,8 @@ use tracing::info;
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
-use crate::model::window::WindowCount;
 use crate::telemetry::logging::{WINDOWS, WindowLog};
 
 /// Logs every count as an event at level info, and waits until the line is written to standard output.
@@ -28,9 +28,11 @@ impl CountSink for LogSink {
         "log"
     }
 
-    async fn publish(&mut self, count: &WindowCount, _term: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, window: &ClosedWindow, _term: &Term) -> Result<(), SinkError> {
         let Origin { mode, standard_error, .. } = self.origin;
-        let (log, count) = (self.log.clone(), *count);
+        let (log, count) = (self.log.clone(), window.count);
+        let counters = window.counters.as_ref().map(|counters| counters.counts.all().len());
+        let counters = counters.filter(|counters| *counters > 0);
         let event = move || {
             info!(
                 target: WINDOWS,
@@ -40,6 +42,7 @@ impl CountSink for LogSink {
                 mode = mode.as_str(),
                 standard_error,
                 complete = count.complete,
+                counters,
                 "window closed"
             );
         };

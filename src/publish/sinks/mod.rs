@@ -11,9 +11,10 @@ use std::error::Error;
 
 use async_trait::async_trait;
 
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::mode::Mode;
-use crate::model::window::{Window, WindowCount, WindowLength};
+use crate::model::window::{Window, WindowLength};
 
 /// Where counts come from, and how they were made: the same for all counts of an instance.
 #[derive(Debug, Clone)]
@@ -46,13 +47,13 @@ pub trait CountSink: Send {
         Ok(None)
     }
 
-    /// Publishes a count. Returns `Ok` once the sink has it for good.
+    /// Publishes a window. Returns `Ok` once the sink has it for good.
     ///
     /// # Errors
     ///
-    /// [`SinkError`]: the sink may have the count or not. The caller calls [`CountSink::resume`], and publishes the count
+    /// [`SinkError`]: the sink may have the window or not. The caller calls [`CountSink::resume`], and publishes the window
     /// again if the sink lacks it.
-    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError>;
+    async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError>;
 }
 
 /// Why a sink did not take a count.

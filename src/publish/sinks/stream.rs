@@ -12,6 +12,7 @@ use ::redis::{FromRedisValue, ParsingError, RedisError, Value, from_redis_value,
 use async_trait::async_trait;
 
 use super::{CountSink, Origin, SinkError};
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::window::{UniqueCount, Window, WindowCount};
 use crate::publish::record::{Record, WINDOW_SECONDS};
@@ -182,7 +183,8 @@ impl CountSink for StreamSink {
         self.last_of(&self.contents().await?)
     }
 
-    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
+        let count = &window.count;
         let record = Record::new(count, &self.origin, term);
         let UniqueCount { timestamp, unique_request_count } = record.value();
         let mut add = ::redis::cmd("XADD");

@@ -27,6 +27,7 @@ const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
 const CLOSED_WINDOWS: &str = "headcount_closed_windows_total";
 const COUNTER_UNIQUE_IDS: &str = "headcount_counter_unique_ids";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
+const SKIPPED_COUNTERS: &str = "headcount_skipped_counters_total";
 const PUBLISH_LAG: &str = "headcount_publish_lag_seconds";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
 const REDIS_ERRORS: &str = "headcount_redis_errors_total";
@@ -159,6 +160,10 @@ impl Metrics {
             "Closed windows, by sink and by result: ok, retry (the sink did not take it this time), skipped \
                          (its retention ended first).",
         );
+        Counter::describe(
+            SKIPPED_COUNTERS,
+            "Counts of counters that a sink did not get, because it was away for longer than --counter-retention.",
+        );
         Histogram::describe(
             REDIS_DURATION,
             "Duration of successful calls of Redis, by purpose; a pipeline is one call.",
@@ -207,6 +212,11 @@ impl Metrics {
 
     pub(crate) fn published_windows(&self, sink: &'static str, result: &'static str) -> Counter {
         self.labelled(PUBLISHED_WINDOWS, &[("sink", sink.into()), ("result", result.into())])
+    }
+
+    /// Counts of counters that `sink` did not get within `--counter-retention`.
+    pub(crate) fn skipped_counters(&self, sink: &'static str) -> Counter {
+        self.labelled(SKIPPED_COUNTERS, &[("sink", sink.into())])
     }
 
     pub(crate) fn redis_command_duration(&self, purpose: &'static str) -> Histogram {

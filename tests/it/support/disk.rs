@@ -54,3 +54,42 @@ impl Drop for SmallDisk {
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
+
+/// A directory that the test takes away and brings back in one step, so that nobody sees it half gone. Its path is a link.
+pub struct LinkedDir {
+    parent: tempfile::TempDir,
+}
+
+impl LinkedDir {
+    pub fn new() -> Self {
+        let dir = Self { parent: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(dir.real()).unwrap();
+        std::fs::write(dir.parent.path().join("blocked"), "no directory").unwrap();
+        dir.bring_back();
+        dir
+    }
+
+    /// The path that is taken away.
+    pub fn path(&self) -> PathBuf {
+        self.parent.path().join("link")
+    }
+
+    /// The directory itself, which the test can always read.
+    pub fn real(&self) -> PathBuf {
+        self.parent.path().join("real")
+    }
+
+    pub fn take_away(&self) {
+        self.lead_to("blocked");
+    }
+
+    pub fn bring_back(&self) {
+        self.lead_to("real");
+    }
+
+    fn lead_to(&self, target: &str) {
+        let new = self.parent.path().join("new");
+        std::os::unix::fs::symlink(self.parent.path().join(target), &new).unwrap();
+        std::fs::rename(&new, self.path()).unwrap();
+    }
+}

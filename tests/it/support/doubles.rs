@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use headcount::coordination::ClosedWindow;
 use headcount::coordination::term::Term;
 use headcount::model::window::{Clock, WindowCount};
 use headcount::publish::sinks::{CountSink, SinkError};
@@ -57,13 +58,13 @@ impl CountSink for TestSink {
         self.name
     }
 
-    async fn publish(&mut self, count: &WindowCount, _term: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, window: &ClosedWindow, _term: &Term) -> Result<(), SinkError> {
         let mut refusals = self.refusals.lock().unwrap();
         if *refusals > 0 {
             *refusals -= 1;
             return Err(SinkError::unavailable("refused by the test"));
         }
-        self.taken.lock().unwrap().push(*count);
+        self.taken.lock().unwrap().push(window.count);
         Ok(())
     }
 }

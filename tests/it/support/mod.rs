@@ -1,6 +1,7 @@
 //! Helpers of the tests: they start servers, and talk to them.
 
 pub mod certificates;
+pub mod counter_files;
 pub mod disk;
 pub mod doubles;
 pub mod fleet;

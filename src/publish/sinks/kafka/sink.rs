@@ -12,8 +12,9 @@ use tracing::info;
 use super::client::{TIMEOUT, Watcher, failure};
 use super::ledger;
 use super::settings::KafkaSettings;
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
-use crate::model::window::{Window, WindowCount};
+use crate::model::window::Window;
 use crate::publish::record::Record;
 use crate::publish::sinks::{CountSink, Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
@@ -82,14 +83,14 @@ impl CountSink for KafkaSink {
         Ok(last)
     }
 
-    async fn publish(&mut self, count: &WindowCount, term: &Term) -> Result<(), SinkError> {
+    async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
         let Some(producer) = self.producer.clone() else {
             return Err(SinkError::unavailable("no connection to Kafka"));
         };
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let record = Record::new(count, &self.origin, term);
+        let record = Record::new(&window.count, &self.origin, term);
         let value = serde_json::to_vec(&record.value()).map_err(SinkError::unavailable)?;
-        let (headers, ended) = (headers(&record), count.window.end());
+        let (headers, ended) = (headers(&record), window.count.window.end());
         let look = self.looked.elapsed() > LOOK_EVERY;
         if look {
             self.looked = Instant::now();

@@ -1,0 +1,49 @@
+//! The files of counters that the service writes with `--log-dir`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+/// A line of a file of counters.
+#[derive(Debug, Clone)]
+pub struct Line {
+    pub timestamp: String,
+    pub counter: String,
+    pub unique: u64,
+    pub complete: bool,
+    pub json: Value,
+}
+
+/// The lines of all files of counters in a directory, in the order in which they were written.
+pub fn counter_lines(dir: &Path) -> Vec<Line> {
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    let is_of_counters = |path: &std::path::PathBuf| {
+        path.file_name().unwrap().to_string_lossy().starts_with("headcount-counters.")
+    };
+    let mut files: Vec<_> = files.filter(is_of_counters).collect();
+    files.sort();
+    files.iter().flat_map(|file| parse(&std::fs::read_to_string(file).unwrap())).collect()
+}
+
+/// The counts by window and counter.
+pub fn counts(lines: &[Line]) -> BTreeMap<(String, String), u64> {
+    let counts: BTreeMap<_, _> =
+        lines.iter().map(|line| ((line.timestamp.clone(), line.counter.clone()), line.unique)).collect();
+    assert_eq!(counts.len(), lines.len(), "a counter of a window is there twice");
+    counts
+}
+
+fn parse(text: &str) -> Vec<Line> {
+    let line = |line: &str| {
+        let json: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        Line {
+            timestamp: json["timestamp"].as_str().unwrap().to_owned(),
+            counter: json["counter"].as_str().unwrap().to_owned(),
+            unique: json["unique_request_count"].as_u64().unwrap(),
+            complete: json["complete"].as_bool().unwrap(),
+            json,
+        }
+    };
+    text.lines().map(line).collect()
+}
