@@ -37,6 +37,34 @@ async fn the_page_asks_for_the_token() {
 }
 
 #[tokio::test]
+async fn the_page_lists_sorts_and_filters_the_largest_counters() {
+    let server = Server::start(&["--mode", "exact", "--window", "3s"]).await;
+    browse("counters", server.address, &[]);
+}
+
+#[tokio::test]
+async fn the_page_explains_the_counter_of_those_without_a_place() {
+    let token = "0123456789abcdef";
+    let args = ["--window", "2s", "--max-counters", "2", "--shards", "4", "--api-token", token];
+    let server = Server::start(&args).await;
+    browse("overflow", server.address, &[token]);
+}
+
+#[tokio::test]
+async fn the_page_keeps_the_last_counters_while_a_list_fails() {
+    let server = Server::start(&["--mode", "exact", "--window", "3s"]).await;
+    browse("failures", server.address, &[]);
+}
+
+#[tokio::test]
+async fn the_page_asks_once_where_there_are_no_counters() {
+    let without = Server::start(&["--window", "1s", "--max-counters", "0"]).await;
+    browse("none", without.address, &[]);
+    let apart = Server::start(&["--window", "1s", "--admin-listen", "127.0.0.1:0"]).await;
+    browse("none", apart.admin.unwrap(), &[]);
+}
+
+#[tokio::test]
 async fn the_page_adds_up_the_instances_behind_a_load_balancer() {
     let redis = Redis::start();
     let fleet = Fleet::start(2, &redis, "live-page", &[]).await;

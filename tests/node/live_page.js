@@ -16,6 +16,8 @@ const WIDE = { width: 1200, height: 860 }, NARROW = { width: 360, height: 740 };
 const QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
 const PATIENCE = 30_000;
+/** The browser notes that a service without counters refused to list them, or an address without that route. */
+const WITHOUT_COUNTERS = /status of 40[04]/;
 
 /** Opens the page, and takes note of what it asks for and complains about. */
 async function open(browser, options = {}) {
@@ -69,9 +71,9 @@ const text = (page, selector) => page.locator(selector).textContent();
 const says = (page, selector, pattern) => page.waitForFunction(
   ([selector, source]) => new RegExp(source).test(document.querySelector(selector).textContent), [selector, pattern.source]);
 
-async function send(ids) {
+async function send(ids, headers) {
   const answer = await fetch(`${url}api/verve/accept`, {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(ids),
+    method: "POST", headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(ids),
   });
   assert.equal(await answer.text(), "ok");
 }
@@ -173,13 +175,208 @@ async function access(browser) {
   await other.page.waitForSelector("#access:visible");
 }
 
+/** The elements of a body: counter `names[k]` gets `sizes[k]` ids. */
+const elements = (names, sizes) => names.flatMap((name, k) => Array.from({ length: sizes[k] }, (_, id) => ({ id, counters: [name] })));
+const numbered = number => `c-${String(number).padStart(2, "0")}`;
+const LONGEST = "a-long-name.".repeat(11).slice(0, 128);
+/** 25 counters, in the order of their counts: 25 ids, 24, and so on. */
+const TWENTY_FIVE = [LONGEST, ...Array.from({ length: 24 }, (_, k) => numbered(24 - k))];
+
+/** Sends to all counters so often that every window has them all, until what it returns is called. */
+function keepSending(names = TWENTY_FIVE, sizes = names.map((_, k) => names.length - k), headers = {}) {
+  const sending = setInterval(() => send(elements(names, sizes), headers).catch(() => {}), 300).unref();
+  return () => clearInterval(sending);
+}
+
+const namesShown = page => page.locator("#counter-rows th").allTextContents();
+const showsNames = (page, names) => page.waitForFunction(
+  names => [...document.querySelectorAll("#counter-rows th")].map(name => name.textContent).join(" ") === names, names.join(" "));
+/** Until the rest of the page shows another window. */
+const anotherWindow = async page => page.waitForFunction(
+  before => document.querySelector("#last-note").textContent !== before, await text(page, "#last-note"));
+const listsAsked = asked => asked.map(request => new URL(request)).filter(({ pathname }) => pathname.endsWith("/api/verve/counters"));
+
+/** There are none at first, then 25: the largest twenty, in both orders, and those with a prefix. */
+async function counters(browser) {
+  const opened = await open(browser), { page, asked } = opened;
+  // The second request is after the answer to the first.
+  while (listsAsked(asked).length < 2) await page.waitForRequest(/counters/);
+  assert.ok(!(await page.isVisible("#counters")), "no counter was used yet");
+
+  const stop = keepSending(), largest = TWENTY_FIVE.slice(0, 20);
+  await showsNames(page, largest);
+  const counts = await page.locator("#counter-rows td").allTextContents();
+  assert.deepEqual(counts.map(parseFloat), Array.from(largest, (_, k) => 25 - k));
+  // Until no window ends in between.
+  for (const deadline = Date.now() + PATIENCE; ;) {
+    const about = await text(page, "#counters-about");
+    const { timestamp, complete } = await (await fetch(`${url}api/verve/counters?order=count&limit=20`)).json();
+    if (complete && about === `20 of 25 counters · window from ${timestamp.slice(11, 19)}`) break;
+    assert.ok(Date.now() < deadline, `${about}, and ${timestamp}, ${complete}`);
+    await page.waitForTimeout(100);
+  }
+  const cells = await page.locator("#counter-rows td").allTextContents();
+  assert.ok(cells.every(cell => /^\d+$/.test(cell)), "no notes: all is exact and complete");
+
+  await assertSorts(page, largest);
+  await assertFilters(page, asked, largest);
+  await assertLooks(page, "counters");
+
+  // Once a window, or a little more often if one ended meanwhile.
+  const [lists, windows] = [listsAsked(asked).length, (await status()).windows.length];
+  await page.waitForTimeout(5_000);
+  const [more, later] = [listsAsked(asked).length - lists, (await status()).windows.length - windows];
+  assert.ok(more > 0 && more <= later + 1, `${more} lists in ${later} windows`);
+  assertQuiet(opened);
+  await assertMarkupIsText(page);
+  stop();
+}
+
+async function assertSorts(page, largest) {
+  const sorts = () => page.locator("#counters thead th").evaluateAll(all => all.map(one => one.ariaSort));
+  const button = by => page.locator(`#counters th button[data-by=${by}]`);
+  const byName = [...largest].sort();
+  assert.deepEqual(await sorts(), ["none", "descending"]);
+  await button("name").click();
+  assert.deepEqual([await namesShown(page), await sorts()], [byName, ["ascending", "none"]]);
+  await page.keyboard.press("Enter");
+  assert.deepEqual([await namesShown(page), await sorts()], [[...byName].reverse(), ["descending", "none"]]);
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.dataset.by), "count");
+  assert.equal(await button("count").evaluate(one => getComputedStyle(one).outlineWidth), "3px", "the focus can be seen");
+  await page.keyboard.press("Space");
+  assert.deepEqual([await namesShown(page), await sorts()], [largest, ["none", "descending"]]);
+  await page.keyboard.press("Space");
+  assert.deepEqual([await namesShown(page), await sorts()], [[...largest].reverse(), ["none", "ascending"]]);
+  await button("count").click();
+}
+
+async function assertFilters(page, asked, largest) {
+  const prefixes = () => new Set(listsAsked(asked).map(({ searchParams }) => searchParams.get("prefix")));
+  const filter = page.getByLabel("Names that begin with");
+  await filter.evaluate(input => ["c", "c-", "c-0"].forEach(value => {
+    input.value = value;
+    input.dispatchEvent(new Event("input"));
+  }));
+  await showsNames(page, [9, 8, 7, 6, 5, 4, 3, 2, 1].map(numbered));
+  await says(page, "#counters-about", /^9 of 9 counters that begin with c-0 · window from/);
+  assert.deepEqual(prefixes(), new Set(["", "c-0"]), "it waits until the user has typed");
+  await filter.fill("c-01");
+  await says(page, "#counters-about", /^1 of 1 counter that begins with c-01 · window from/);
+  const announced = says(page, "#announcement", /^No counter that begins/);
+  await filter.fill("no such name");
+  await says(page, "#counters-about", /^No counter that begins with no such name had ids · window from/);
+  await announced;
+  assert.deepEqual(await namesShown(page), []);
+  assert.ok(await filter.isVisible());
+  await assertUsable(page, "no match");
+  await filter.fill("");
+  await showsNames(page, largest);
+}
+
+/** The service has no such names; the page does not rely on it. */
+async function assertMarkupIsText(page) {
+  const name = "<img src=x onerror='window.ran = true'>";
+  await page.route("**/api/verve/counters?*", route => route.fulfill({ json: {
+    timestamp: "2026-11-23T04:12:00Z", window_seconds: 60, complete: true, counters: [{ counter: name, unique_request_count: 1 }],
+    total_counters: 1,
+  } }));
+  await page.getByLabel("Names that begin with").fill("<img>");
+  await showsNames(page, [name]);
+  await says(page, "#counters-about", /begins with <img> /);
+  assert.equal(await page.locator("#counters img").count(), 0);
+  assert.equal(await page.evaluate(() => window.ran), undefined);
+}
+
+/** Of three names two have a place, in a service of several shards with a token; MORE is the token. */
+async function overflow(browser) {
+  const [token] = more, authorization = { authorization: `Bearer ${token}` };
+  const stop = keepSending(["a", "b", "c"], [5000, 200, 30], authorization), opened = await open(browser), { page } = opened;
+  await page.fill("#token", token);
+  await page.keyboard.press("Enter");
+  await showsNames(page, ["a", "b", "_other"]);
+  await says(page, "#counters-about", /^3 of 3 counters · window from [\d:]+ · incomplete/);
+  await page.waitForSelector("#other:visible");
+  assert.match(await text(page, "#other"), /_other counts the ids for whose counter there was no place/);
+  const cells = await page.locator("#counter-rows td").allTextContents();
+  assert.ok(cells.every(cell => /incomplete$/.test(cell)), `${cells}`);
+  // The error of a counter is that of one sketch, and not that of the total.
+  const ofOne = await (await fetch(`${url}api/verve/unique?counter=a`, { headers: authorization })).json();
+  assert.ok(ofOne.standard_error > 1.9 * (await status(authorization)).standard_error);
+  const [, count, low, high] = cells[0].replaceAll(",", "").match(/^(\d+)95 %: (\d+) to (\d+)/).map(Number);
+  const [least, most] = [1 - 2 * ofOne.standard_error, 1 + 2 * ofOne.standard_error];
+  assert.deepEqual([low, high], [Math.ceil(count * least), Math.floor(count * most)]);
+  await assertLooks(page, "overflow");
+  await page.fill("#prefix", "a");
+  await showsNames(page, ["a"]);
+  assert.ok(!(await page.isVisible("#other")), "it is not shown");
+  await says(page, "#counters-about", /incomplete/);
+  stop();
+  // Now no counter has ids: that is said, and the section stays.
+  await page.fill("#prefix", "");
+  await says(page, "#counters-about", /^No counter had ids · window from/);
+  assertQuiet(opened, /401/);
+}
+
+/** What fails or comes late: the last numbers stay, and the rest of the page goes on. */
+async function failures(browser) {
+  const stop = keepSending(), opened = await open(browser), { page } = opened;
+  const largest = TWENTY_FIVE.slice(0, 20), lists = "**/api/verve/counters?*";
+  await showsNames(page, largest);
+  for (const [fail, expected] of [
+    [route => route.fulfill({ status: 503, body: "failed" }), /^The service answers 503: these are the last numbers/],
+    [route => route.abort(), /^No answer: these are the last numbers/],
+    [route => route.fulfill({ body: "no JSON" }), /^No answer: these are the last numbers/],
+  ]) {
+    await page.route(lists, fail);
+    await page.waitForSelector("#counters-trouble:visible");
+    assert.match(await text(page, "#counters-trouble"), expected);
+    assert.deepEqual(await namesShown(page), largest);
+    await anotherWindow(page);
+    assert.equal(await text(page, "#state"), "All well");
+    await assertUsable(page, "counters fail");
+    await page.screenshot({ path: path.join(screenshots, "counters-fail.png"), fullPage: true });
+    await page.unroute(lists, fail);
+    await page.waitForSelector("#counters-trouble", { state: "hidden" });
+  }
+
+  // The answer to `c-1` comes after that to `c-2`, if at all.
+  let release, held = new Promise(resolve => release = resolve);
+  await page.route(/prefix=c-1/, async route => {
+    await held;
+    await route.continue().catch(() => {});
+  });
+  const waits = page.waitForRequest(/prefix=c-1/), filter = page.getByLabel("Names that begin with");
+  await filter.fill("c-1");
+  await waits;
+  await anotherWindow(page);
+  await filter.fill("c-2");
+  const twenties = [24, 23, 22, 21, 20].map(numbered);
+  await showsNames(page, twenties);
+  release();
+  await page.waitForTimeout(1_000);
+  assert.deepEqual(await namesShown(page), twenties);
+  stop();
+  assertQuiet(opened, /503|ERR_FAILED|ERR_ABORTED/);
+}
+
+/** Where there are no counters: it asks for them once, and no more. */
+async function none(browser) {
+  const opened = await open(browser), { page, asked } = opened;
+  await page.waitForFunction(() => document.querySelectorAll("#chart .mark").length >= 4);
+  assert.equal(listsAsked(asked).length, 1);
+  assert.ok(!(await page.isVisible("#counters")));
+  assert.equal(await text(page, "#state"), "All well");
+  assertQuiet(opened, WITHOUT_COUNTERS);
+}
+
 /** Behind a load balancer; MORE is how many instances there are. */
 async function instances(browser) {
   const [instances] = more, opened = await open(browser), { page } = opened;
   await says(page, "#rate", new RegExp(`^[\\d.]+accepted by ${instances} instances`));
   const { leader } = await status();
   await says(page, "#leader", new RegExp(`^${leader.replace("/", "")}`));
-  assertQuiet(opened);
+  assertQuiet(opened, WITHOUT_COUNTERS);
 }
 
 /** While Redis is away. */
@@ -189,7 +386,7 @@ async function degraded(browser) {
   await says(page, "#current-note", /not known/);
   await says(page, "#announcement", /^Degraded/);
   await assertLooks(page, "degraded");
-  assertQuiet(opened);
+  assertQuiet(opened, WITHOUT_COUNTERS);
 }
 
 /** The service ends, and comes back; MORE is its process id. */
@@ -204,7 +401,7 @@ async function away(browser) {
 }
 
 (async () => {
-  const checks = { count, chart, access, instances, degraded, away };
+  const checks = { count, chart, access, counters, overflow, failures, none, instances, degraded, away };
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: QUIET });
   try {
     await checks[check](browser);
