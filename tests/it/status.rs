@@ -50,6 +50,7 @@ async fn status_lists_instances_and_windows() {
             "mode": "exact",
             "standard_error": 0.0,
             "window_seconds": 86400,
+            "counters": true,
             "degraded": false,
             "requests_total": 2,
             "accepted_ids_total": 4,

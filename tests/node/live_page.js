@@ -16,8 +16,6 @@ const WIDE = { width: 1200, height: 860 }, NARROW = { width: 360, height: 740 };
 const QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
 const PATIENCE = 30_000;
-/** The browser notes that a service without counters refused to list them, or an address without that route. */
-const WITHOUT_COUNTERS = /status of 40[04]/;
 
 /** Opens the page, and takes note of what it asks for and complains about. */
 async function open(browser, options = {}) {
@@ -360,14 +358,14 @@ async function failures(browser) {
   assertQuiet(opened, /503|ERR_FAILED|ERR_ABORTED/);
 }
 
-/** Where there are no counters: it asks for them once, and no more. */
+/** Where there are no counters, it does not ask for them. */
 async function none(browser) {
   const opened = await open(browser), { page, asked } = opened;
   await page.waitForFunction(() => document.querySelectorAll("#chart .mark").length >= 4);
-  assert.equal(listsAsked(asked).length, 1);
+  assert.equal(listsAsked(asked).length, 0);
   assert.ok(!(await page.isVisible("#counters")));
   assert.equal(await text(page, "#state"), "All well");
-  assertQuiet(opened, WITHOUT_COUNTERS);
+  assertQuiet(opened);
 }
 
 /** Behind a load balancer; MORE is how many instances there are. */
@@ -376,7 +374,7 @@ async function instances(browser) {
   await says(page, "#rate", new RegExp(`^[\\d.]+accepted by ${instances} instances`));
   const { leader } = await status();
   await says(page, "#leader", new RegExp(`^${leader.replace("/", "")}`));
-  assertQuiet(opened, WITHOUT_COUNTERS);
+  assertQuiet(opened);
 }
 
 /** While Redis is away. */
@@ -386,7 +384,7 @@ async function degraded(browser) {
   await says(page, "#current-note", /not known/);
   await says(page, "#announcement", /^Degraded/);
   await assertLooks(page, "degraded");
-  assertQuiet(opened, WITHOUT_COUNTERS);
+  assertQuiet(opened);
 }
 
 /** The service ends, and comes back; MORE is its process id. */

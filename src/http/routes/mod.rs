@@ -26,6 +26,8 @@ use self::state::Routes;
 use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
 
+const COUNTERS: &str = "/api/verve/counters";
+
 /// A router for each listener. Without `--admin-listen`, `public` has all routes.
 pub struct Routers {
     /// For `--listen`.
@@ -37,13 +39,17 @@ pub struct Routers {
 /// The routes for `--listen` and, if it is set, `--admin-listen`.
 pub fn routers(api: Api) -> Routers {
     let separate = api.settings.admin_listen.is_some();
-    let ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));
+    let mut ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));
+    if separate {
+        // The page asks for them where it is served.
+        ui = ui.route(COUNTERS, any(counters::counters));
+    }
     let ui = Some(ui).filter(|_| api.settings.with_page).unwrap_or_default();
     let routes = Arc::new(Routes::new(api));
     let public = Router::new()
         .route("/api/verve/accept", any(accept::accept))
         .route("/api/verve/unique", any(unique::unique))
-        .route("/api/verve/counters", any(counters::counters));
+        .route(COUNTERS, any(counters::counters));
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))

@@ -25,6 +25,7 @@ use crate::model::window::{UniqueCount, WindowCount};
     "mode": "hll",
     "standard_error": 0.008_125,
     "window_seconds": 60,
+    "counters": true,
     "degraded": false,
     "requests_total": 123,
     "accepted_ids_total": 456,
@@ -51,6 +52,8 @@ pub(super) struct Status {
     /// Length of a window, in seconds. A day is a multiple of it.
     #[schema(minimum = 1, maximum = 86_400)]
     window_seconds: u32,
+    /// Whether clients may name counters.
+    counters: bool,
     /// Whether Redis is away for this instance.
     degraded: bool,
     /// Requests with ids that this instance has accepted since its start.
@@ -93,6 +96,7 @@ async fn read(routes: &Routes) -> impl IntoResponse + use<> {
         mode: api.counting.mode,
         standard_error: api.counting.standard_error(),
         window_seconds: api.counting.window.seconds(),
+        counters: api.counting.may_count().is_ok(),
         degraded: api.store.is_degraded(),
         requests_total: routes.accept.all.ok.get() + routes.bulk.all.ok.get(),
         accepted_ids_total: api.metrics.accepted_ids.get(),
