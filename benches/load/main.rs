@@ -22,6 +22,7 @@ mod compare;
 mod footprint;
 mod growth;
 mod lines;
+mod open_loop;
 mod report;
 mod requests;
 mod subjects;
