@@ -35,9 +35,16 @@ struct Row {
     bulk: bool,
 }
 
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 12] = [
     Row { name: "memory, 64 connections", kind: Kind::MEMORY, connections: 64, bulk: false },
     Row { name: "memory, 1 connection", kind: Kind::MEMORY, connections: 1, bulk: false },
+    // A build without counters ignores the parameter, so the ratio to it has all that counters cost.
+    Row {
+        name: "memory, one of 1 000 counters, 64 connections",
+        kind: Kind::COUNTERS,
+        connections: 64,
+        bulk: false,
+    },
     Row { name: "Redis all, 64 connections", kind: Kind::HLL, connections: 64, bulk: false },
     Row { name: "Redis all, 1 connection", kind: Kind::HLL, connections: 1, bulk: false },
     Row { name: "Redis changed, 64 connections", kind: Kind::CHANGED, connections: 64, bulk: false },

@@ -25,6 +25,7 @@ mod lines;
 mod open_loop;
 mod report;
 mod requests;
+mod service;
 mod subjects;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;

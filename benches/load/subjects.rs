@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::service;
 use crate::support::process::{Process, headcount};
 use crate::support::redis::Redis;
 use crate::support::{free_port, wait_blocking};
 
 const ACCEPT: &str = "/api/verve/accept";
+const UUID_WITHOUT_SEVEN: &str = "0b3f9c1e-6a0d-4a51-9d0e-2f6b1";
 /// The Redis key in which the other programs count.
 const PEER_KEY: &str = "hll";
-/// wrk draws its ids below this.
+/// wrk draws its ids from so many.
 const IDS: f64 = 1e6;
 /// The tolerance of counts, in standard errors. A correct count exceeds it once in a million runs.
 const STANDARD_ERRORS: f64 = 5.0;
@@ -24,27 +26,71 @@ const LUA_REDIS: &str = "/usr/share/lua/5.1/nginx/redis.lua";
 /// One request, without its id.
 pub struct Request {
     pub prefix: String,
+    /// The lowest id that comes after the prefix.
+    pub first: u64,
     /// Ids in a body. 0: the request is a GET with one id.
     pub bulk: u64,
+    /// A GET names one of so many counters.
+    pub counters: u64,
     /// The body that every answer has.
     pub answer: &'static str,
 }
 
 impl Request {
-    fn one() -> Self {
-        Self { prefix: format!("{ACCEPT}?id="), bulk: 0, answer: "ok" }
+    pub fn one() -> Self {
+        Self { prefix: format!("{ACCEPT}?id="), first: 0, bulk: 0, counters: 0, answer: "ok" }
     }
 
     fn many() -> Self {
-        Self { prefix: ACCEPT.to_owned(), bulk: 1_000, answer: "ok" }
+        Self { prefix: ACCEPT.to_owned(), bulk: 1_000, ..Self::one() }
+    }
+
+    /// The ids end in seven digits. Together with the prefix, each is a UUID, of 36 bytes.
+    fn uuid() -> Self {
+        Self { prefix: format!("{ACCEPT}?id={UUID_WITHOUT_SEVEN}"), first: 1_000_000, ..Self::one() }
     }
 }
 
-/// How the service counts.
+/// What a GET says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// An integer of up to six digits.
+    Integer,
+    /// Such an integer, and one of so many counters.
+    Counter(u64),
+    /// A text of 36 bytes.
+    Uuid,
+}
+
+/// How the service counts, and what clients say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counter {
-    pub redis: bool,
-    pub args: &'static [&'static str],
+    redis: bool,
+    args: &'static [&'static str],
+    says: Says,
+}
+
+impl Counter {
+    pub const fn in_memory(args: &'static [&'static str]) -> Self {
+        Self { redis: false, args, says: Says::Integer }
+    }
+
+    const fn in_redis(args: &'static [&'static str]) -> Self {
+        Self { redis: true, args, says: Says::Integer }
+    }
+
+    const fn saying(self, says: Says) -> Self {
+        Self { says, ..self }
+    }
+
+    fn request(self, bulk: bool) -> Request {
+        match self.says {
+            _ if bulk => Request::many(),
+            Says::Integer => Request::one(),
+            Says::Counter(counters) => Request { counters, ..Request::one() },
+            Says::Uuid => Request::uuid(),
+        }
+    }
 }
 
 /// What can be measured.
@@ -60,23 +106,32 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const MEMORY: Self = Self::Service(Counter { redis: false, args: &[] });
-    pub const HLL: Self = Self::Service(Counter { redis: true, args: &[] });
-    pub const CHANGED: Self = Self::Service(Counter { redis: true, args: &["--redis-writes", "changed"] });
-    pub const FOUR_SHARDS: Self = Self::Service(Counter { redis: true, args: &["--shards", "4"] });
-    pub const EIGHT_SHARDS: Self = Self::Service(Counter { redis: true, args: &["--shards", "8"] });
+    pub const MEMORY: Self = Self::Service(Counter::in_memory(&[]));
+    pub const COUNTERS: Self = Self::Service(Counter::in_memory(&[]).saying(Says::Counter(1_000)));
+    /// The same ids as [`Self::MEMORY`], taken as texts.
+    pub const SHORT_TEXTS: Self = Self::Service(Counter::in_memory(&["--ids", "text"]));
+    pub const UUIDS: Self = Self::Service(Counter::in_memory(&["--ids", "text"]).saying(Says::Uuid));
+    pub const HLL: Self = Self::Service(Counter::in_redis(&[]));
+    pub const CHANGED: Self = Self::Service(Counter::in_redis(&["--redis-writes", "changed"]));
+    pub const FOUR_SHARDS: Self = Self::Service(Counter::in_redis(&["--shards", "4"]));
+    pub const EIGHT_SHARDS: Self = Self::Service(Counter::in_redis(&["--shards", "8"]));
     /// Allows ten thousand connections from one address.
-    pub const CROWDED: Self = Self::Service(Counter {
-        redis: false,
-        args: &["--max-connections", "10010", "--max-connections-per-address", "10010"],
-    });
-    pub const EXACT: Self = Self::Service(Counter { redis: true, args: &["--mode", "exact"] });
+    pub const CROWDED: Self = Self::Service(Counter::in_memory(&[
+        "--max-connections",
+        "10010",
+        "--max-connections-per-address",
+        "10010",
+    ]));
+    pub const EXACT: Self = Self::Service(Counter::in_redis(&["--mode", "exact"]));
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "axum::serve, no-op",
             Self::Noop => "no-op",
             Self::MEMORY => "memory hll",
+            Self::COUNTERS => "memory, one of 1 000 counters",
+            Self::SHORT_TEXTS => "memory, the same ids as texts",
+            Self::UUIDS => "memory, text ids of 36 bytes",
             Self::HLL => "Redis hll",
             Self::CHANGED => "Redis hll, changed",
             Self::FOUR_SHARDS => "Redis hll, 4 shards",
@@ -103,13 +158,12 @@ impl Kind {
     /// Starts another build of the service, with additional arguments.
     pub fn start_of(self, binary: &Path, args: &[&str], bulk: bool) -> Subject {
         let Self::Service(counter) = self else { panic!("{} has no other build", self.name()) };
-        let request = if bulk { Request::many() } else { Request::one() };
         Service::start_with(counter, 1, || {
             let mut command = Command::new(binary);
             command.args(args);
             command
         })
-        .subject(request)
+        .subject(counter.request(bulk))
     }
 
     /// Starts it with an empty count.
@@ -118,7 +172,7 @@ impl Kind {
         match self {
             Self::Plain => noop(&["--plain"], request),
             Self::Noop => noop(&[], request),
-            Self::Service(counter) => Service::start(counter, 1).subject(request),
+            Self::Service(counter) => Service::start(counter, 1).subject(counter.request(bulk)),
             Self::Webdis => webdis(),
             Self::NginxLua => nginx_lua(),
         }
@@ -185,13 +239,23 @@ impl Subject {
             // wrk draws the ids of the bodies, so the number of different ids is not known here.
             return Ok(());
         }
-        // The expected number of different ids after so many draws.
-        let [least, most] = [requests, requests + more].map(|draws| -IDS * (-(draws as f64) / IDS).exp_m1());
-        let off = STANDARD_ERRORS * 0.0081;
-        if !(least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
-            return Err(format!("{unique} different ids were counted, not about {least:.0} to {most:.0}"));
+        let [least, most] = [requests, requests + more].map(|draws| draws as f64);
+        check_unique(unique, [least, most])?;
+        self.check_first_counter([least, most])
+    }
+
+    /// Checks the count of the most frequent counter. So it also checks that wrk draws the names by Zipf's law.
+    fn check_first_counter(&self, requests: [f64; 2]) -> Result<(), String> {
+        if self.request.counters == 0 {
+            return Ok(());
         }
-        Ok(())
+        // Another build may have no counters: it ignores the parameter.
+        let Some(unique) = service::unique_of(self.address, "campaign-1") else { return Ok(()) };
+        let share = 1.0 / (1..=self.request.counters).map(|k| 1.0 / k as f64).sum::<f64>();
+        let off = STANDARD_ERRORS / (requests[0] * share).sqrt();
+        let [least, most] = requests.map(|requests| requests * share);
+        check_unique(unique, [least * (1.0 - off), most * (1.0 + off)])
+            .map_err(|error| format!("the first counter: {error}"))
     }
 
     /// How many ids it has accepted, and how many of them changed its store.
@@ -209,48 +273,21 @@ impl Subject {
     }
 }
 
+/// Checks the number of different ids among so many random ones, from the least to the most.
+fn check_unique(unique: f64, draws: [f64; 2]) -> Result<(), String> {
+    let [least, most] = draws.map(|draws| -IDS * (-draws / IDS).exp_m1());
+    let off = STANDARD_ERRORS * 0.0081;
+    if (least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
+        Ok(())
+    } else {
+        Err(format!("{unique} different ids were counted, not about {least:.0} to {most:.0}"))
+    }
+}
+
 /// Stops nginx with SIGTERM: after SIGKILL its workers would keep running.
 impl Drop for Subject {
     fn drop(&mut self) {
         self.processes.iter_mut().for_each(Process::terminate);
-    }
-}
-
-/// Reads the count from the service.
-mod service {
-    use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpStream};
-
-    pub fn accepted(address: SocketAddr) -> u64 {
-        total(address, "headcount_accepted_ids_total")
-    }
-
-    pub fn total(address: SocketAddr, name: &str) -> u64 {
-        let metrics = get(address, "/metrics");
-        let values = metrics.lines().filter_map(|line| line.rsplit_once(' '));
-        let mut values = values.filter(|(series, _)| *series == name);
-        values.next().map_or(0, |(_, ids)| ids.parse().expect("a number"))
-    }
-
-    pub fn unique(address: SocketAddr) -> f64 {
-        // On a busy machine Redis may have been away for a moment. Then the service has no count yet.
-        for _ in 0..100 {
-            let json = serde_json::from_str::<serde_json::Value>(&get(address, "/api/verve/unique"));
-            if let Some(count) = json.ok().and_then(|json| json["current"]["unique_request_count"].as_f64()) {
-                return count;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        panic!("{address} has had no count for ten seconds");
-    }
-
-    fn get(address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).expect("a connection");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer.split_once("\r\n\r\n").expect("a body").1.to_owned()
     }
 }
 
@@ -287,7 +324,8 @@ impl Service {
         })
     }
 
-    fn start_with(counter: Counter, processes: usize, program: impl Fn() -> Command) -> Self {
+    /// The same, by commands that may have more arguments.
+    pub fn start_with(counter: Counter, processes: usize, program: impl Fn() -> Command) -> Self {
         let redis = counter.redis.then(Redis::start);
         let url = redis.as_ref().map(Redis::url);
         let start = |_| {
@@ -303,7 +341,7 @@ impl Service {
     }
 
     /// Combines them behind the first one's address.
-    fn subject(self, request: Request) -> Subject {
+    pub fn subject(self, request: Request) -> Subject {
         let Self { addresses, processes, redis } = self;
         let (address, counted) = (addresses[0], Counted::Service);
         Subject { address, request, processes, redis, counted, _dir: None }
@@ -364,7 +402,8 @@ fn webdis() -> Subject {
     std::fs::write(&file, config.to_string()).expect("a configuration");
     let mut command = Command::new("webdis");
     command.arg(file);
-    let request = Request { prefix: format!("/PFADD/{PEER_KEY}/"), bulk: 0, answer: r#"{"PFADD":1}"# };
+    let request =
+        Request { prefix: format!("/PFADD/{PEER_KEY}/"), answer: r#"{"PFADD":1}"#, ..Request::one() };
     peer(address, request, spawn(command, address), redis, dir)
 }
 

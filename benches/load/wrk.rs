@@ -90,12 +90,14 @@ fn share([accepted, changed]: [u64; 2], before: [u64; 2]) -> f64 {
 
 fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
     let threads = load.connections.min(2);
+    let Request { prefix, bulk, first, counters, .. } = &subject.request;
     let output = Command::new("wrk")
         .args(["-t", &threads.to_string(), "-c", &load.connections.to_string()])
         .args(["-d", &format!("{}s", load.duration.as_secs()), "--timeout", "10s"])
         .args(["-s", "benches/load/wrk.lua", &format!("http://{}", subject.address)])
         .arg("--")
-        .args([&subject.request.prefix, &subject.request.bulk.to_string(), &load.seed.to_string()])
+        .arg(prefix)
+        .args([bulk, &load.seed, first, counters].map(u64::to_string))
         .output()
         .map_err(|error| format!("wrk does not start: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -105,7 +107,7 @@ fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
 
 /// Sends one request by hand, and checks its answer byte by byte.
 fn length_of_answer(subject: &Subject) -> Result<u64, String> {
-    let Request { prefix, bulk, answer } = &subject.request;
+    let Request { prefix, bulk, answer, .. } = &subject.request;
     let request = if *bulk > 0 {
         format!(
             "POST {prefix} HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n7\n"
