@@ -18,6 +18,7 @@
 mod arrivals;
 mod bulk;
 mod client;
+mod closing;
 mod compare;
 mod footprint;
 mod growth;
@@ -77,6 +78,8 @@ enum Part {
     Bulk,
     /// Latency at a fixed rate of arrivals, half of the no-op's maximum
     Arrivals,
+    /// The close of a window with many counters
+    Closing,
     /// With more connections, processes and shards
     Growth,
     /// Resident memory
@@ -100,6 +103,7 @@ impl Part {
             Self::Requests => requests::measure(effort),
             Self::Bulk => bulk::measure(effort),
             Self::Arrivals => arrivals::measure(effort),
+            Self::Closing => closing::measure(effort.rounds),
             Self::Growth => growth::measure(effort),
             Self::Footprint => footprint::measure(),
             Self::Lines => lines::measure(),
