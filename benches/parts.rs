@@ -24,6 +24,9 @@ use headcount::model::window::{Window, WindowLength};
 use headcount::store::Store;
 use headcount::store::memory::MemoryStore;
 
+#[path = "parts/memory_figures.rs"]
+mod memory_figures;
+
 /// Random ids below a million, as benches/load sends them.
 ///
 /// Each iteration gets different ids. With the same thousand ids, the processor's branch predictor would learn their
@@ -209,33 +212,10 @@ fn counters(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Resident memory, in bytes.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    1024 * line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
-}
-
-/// Prints what a million counters take, in one window and in two. It is no benchmark of time: run with
-/// `cargo bench --bench parts -- memory-of-counters`.
-fn print_memory_of_counters() {
-    let window = "60s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
-    let (store, before) = (counting_store(), resident());
-    for (windows, window) in [window, window.next()].into_iter().enumerate() {
-        fill(&store, window, 1_000_000);
-        let megabytes = |bytes: f64| bytes / 1e6;
-        println!(
-            "{} open windows of 1 000 000 counters: {:.0} MB resident, {:.0} MB accounted",
-            windows + 1,
-            megabytes((resident() - before) as f64),
-            megabytes(store.counter_memory() as f64),
-        );
-    }
-}
-
 fn main() {
-    if std::env::args().any(|arg| arg == "memory-of-counters") {
-        return print_memory_of_counters();
+    let mut figures = std::env::args().filter_map(|arg| memory_figures::of(&arg));
+    if let Some(print) = figures.next() {
+        return print();
     }
     let mut criterion = Criterion::default().configure_from_args();
     sketches(&mut criterion);
