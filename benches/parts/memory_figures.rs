@@ -2,8 +2,6 @@
 //! of that name. Each needs a process of its own, because the allocator keeps memory that an earlier one has freed.
 
 use std::future::Future;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use headcount::model::window::{Window, WindowLength};
@@ -97,10 +95,7 @@ fn print_after_a_peak() {
     }
 }
 
-/// Polls once, because a store in memory never waits.
-fn now<T>(work: impl Future<Output = T>) -> T {
-    match pin!(work).as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(done) => done,
-        Poll::Pending => panic!("it waits"),
-    }
+/// Runs work of a store, which counts on a thread that may block.
+pub(crate) fn now<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
 }

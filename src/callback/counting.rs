@@ -36,7 +36,7 @@ impl Counts {
     pub(super) async fn body(&self, key: &Key) -> Result<Bytes, String> {
         let Key { window, counter } = key;
         let unique_ids = match counter {
-            Some(counter) => self.unique_ids_of(*window, counter)?,
+            Some(counter) => self.unique_ids_of(*window, counter).await?,
             None => self.unique_ids(*window).await?,
         };
         let count = UniqueCount { timestamp: *window, unique_request_count: unique_ids };
@@ -44,10 +44,10 @@ impl Counts {
         serde_json::to_vec(&body).map(Bytes::from).map_err(|error| error.to_string())
     }
 
-    fn unique_ids_of(&self, window: Window, counter: &str) -> Result<u64, String> {
-        match (self.store.count_of(window, counter), self.closed.counters()) {
-            (Ok(count), _) => Ok(count),
-            (Err(CountError::Evicted(_)), Some(closed)) if closed.window == window => {
+    async fn unique_ids_of(&self, window: Window, counter: &str) -> Result<u64, String> {
+        match (self.store.counts_of(window, &[counter]).await, self.closed.counters()) {
+            (Ok(counts), _) => Ok(counts.first().copied().unwrap_or_default()),
+            (Err(CountError::Evicted(_)), Some(closed)) if closed.window() == window => {
                 Ok(closed.counts.get(counter))
             }
             (Err(error), _) => Err(error.to_string()),

@@ -112,6 +112,7 @@ impl Backend {
                 writes: settings.redis_writes,
                 on_redis_down: settings.on_redis_down,
                 pending_max: settings.pending_max,
+                counters: counting.counters.unwrap_or_default(),
                 timeout: server.timeout,
                 keys: Keys::new(&settings.namespace),
                 instance_id: instance_id.clone(),

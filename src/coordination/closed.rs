@@ -73,9 +73,9 @@ pub struct ClosedWindows {
 /// The counts of the counters of a closed window.
 #[derive(Debug)]
 pub struct ClosedCounters {
-    /// The window.
-    pub window: Window,
-    /// True if the count of the window is complete, and no id overflowed.
+    /// The total.
+    of_total: WindowCount,
+    /// Whether all are complete.
     pub complete: bool,
     /// The counts.
     pub counts: Arc<CounterCounts>,
@@ -88,6 +88,22 @@ pub struct ClosedWindow {
     pub count: WindowCount,
     /// Its counters, if this instance has their counts.
     pub counters: Option<Arc<ClosedCounters>>,
+}
+
+impl ClosedCounters {
+    fn new(of_total: WindowCount, counts: Arc<CounterCounts>) -> Self {
+        Self { of_total, complete: completeness::of_counters(&of_total, &counts), counts }
+    }
+
+    /// The window.
+    pub fn window(&self) -> Window {
+        self.of_total.window
+    }
+
+    /// Whether the count of a counter is complete.
+    pub fn is_complete(&self, name: &str) -> bool {
+        completeness::of_counter(&self.of_total, &self.counts, name)
+    }
 }
 
 impl From<WindowCount> for ClosedWindow {
@@ -135,12 +151,11 @@ impl ClosedWindows {
         count: WindowCount,
         counts: Arc<CounterCounts>,
     ) -> Arc<ClosedCounters> {
-        let complete = completeness::of_counters(&count, &counts);
         self.metrics.counters.set(counts.names() as f64);
         for (name, gauge) in &*self.exported {
             gauge.set(counts.get(name) as f64);
         }
-        let counters = Arc::new(ClosedCounters { window: count.window, complete, counts });
+        let counters = Arc::new(ClosedCounters::new(count, counts));
         *self.counters.lock() = Some(Arc::clone(&counters));
         counters
     }

@@ -14,7 +14,7 @@
 //! One case goes unnoticed. An instance that is cut off alone, for longer than a heartbeat counts, goes on accepting ids,
 //! and the others take it for dead. The window of its last heartbeat is incomplete; later ones are not.
 //!
-//! The counters of a window are complete if the total is, and every id found a place in each of its counters.
+//! A counter is complete if the total is, every id found a place in each of its counters, and the store has all its ids.
 //!
 //! What is not known counts as false. The [coordinator](crate::coordination) knows 2 to 5, and the [store](crate::store)
 //! knows 6. The leader brings them together. A standalone instance can only vanish itself, and its windows with it.
@@ -22,9 +22,18 @@
 use crate::model::counter::CounterCounts;
 use crate::model::window::WindowCount;
 
-/// Whether the counts of a window's counters are complete, all or none. An id that found no place in its counter is missing
-/// there, and it is not known in which.
+/// Whether the counts of all counters of a window are complete.
 pub(super) fn of_counters(of_total: &WindowCount, counts: &CounterCounts) -> bool {
+    may_be_complete(of_total, counts) && counts.all_are_whole()
+}
+
+/// Whether the count of a counter is complete.
+pub(super) fn of_counter(of_total: &WindowCount, counts: &CounterCounts, name: &str) -> bool {
+    may_be_complete(of_total, counts) && counts.is_whole(name)
+}
+
+/// An id that found no place in its counter is missing there, and it is not known in which.
+fn may_be_complete(of_total: &WindowCount, counts: &CounterCounts) -> bool {
     of_total.complete && !counts.has_overflowed()
 }
 

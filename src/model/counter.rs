@@ -1,7 +1,9 @@
 //! Counters: numbers that clients name, such as a campaign or a page, beside the total.
 
 use std::borrow::Cow;
+use std::hash::Hasher;
 
+use siphasher::sip::SipHasher24;
 use smallvec::SmallVec;
 use thiserror::Error;
 
@@ -9,6 +11,16 @@ use crate::platform::budget::Share;
 
 /// The counter of ids whose own counter found no place. Clients read it and cannot write it.
 pub const OTHER: &str = "_other";
+
+/// Slots that counters are spread over in Redis.
+pub const BUCKETS: usize = 64;
+
+/// The bucket of a name: SipHash-2-4 under the zero key, modulo [`BUCKETS`]. It is the same in every process and every release.
+pub fn bucket_of(name: &str) -> usize {
+    let mut hasher = SipHasher24::new();
+    hasher.write(name.as_bytes());
+    hasher.finish() as usize % BUCKETS
+}
 
 /// How many counters an instance takes, and in how much memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -128,31 +140,54 @@ impl<'a> CounterNames<'a> {
     }
 }
 
+/// The count of a counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CounterCount {
+    /// Its name.
+    pub name: Box<str>,
+    /// Different ids.
+    pub unique_ids: u64,
+    /// False if the store may have lost ids of it.
+    pub is_whole: bool,
+}
+
 /// The counts of a window's counters: only of those that had ids.
 #[derive(Debug, Default)]
 pub struct CounterCounts {
     /// By the bytes of their names.
-    counts: Box<[(Box<str>, u64)]>,
+    counts: Box<[CounterCount]>,
     has_overflowed: bool,
+    /// The store may have lost names.
+    lacks_names: bool,
     /// The memory that the counts take, for as long as somebody holds them.
     _memory: Option<Share>,
 }
 
 impl CounterCounts {
     /// `has_overflowed`: ids found no place in their counter, so that every count may lack some.
-    pub(crate) fn new(mut counts: Vec<(Box<str>, u64)>, has_overflowed: bool, memory: Share) -> Self {
-        counts.sort_unstable();
-        Self { counts: counts.into(), has_overflowed, _memory: Some(memory) }
+    pub(crate) fn new(mut counts: Vec<CounterCount>, has_overflowed: bool) -> Self {
+        counts.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        Self { counts: counts.into(), has_overflowed, lacks_names: false, _memory: None }
+    }
+
+    /// The same, with the memory that they take.
+    pub(crate) fn in_memory(self, memory: Share) -> Self {
+        Self { _memory: Some(memory), ..self }
+    }
+
+    /// The same, if the store may have lost names.
+    pub(crate) fn lacking_names(self, lacks_names: bool) -> Self {
+        Self { lacks_names, ..self }
     }
 
     /// A counter without ids has 0.
     pub fn get(&self, name: &str) -> u64 {
-        self.place(name).map_or(0, |place| self.counts[place].1)
+        self.of(name).map_or(0, |count| count.unique_ids)
     }
 
     /// Whether a counter had ids.
     pub fn has(&self, name: &str) -> bool {
-        self.place(name).is_ok()
+        self.of(name).is_some()
     }
 
     /// How many names clients wrote: all but [`OTHER`].
@@ -160,8 +195,8 @@ impl CounterCounts {
         self.counts.len() - usize::from(self.has(OTHER))
     }
 
-    /// Names and counts, by the bytes of the names.
-    pub fn all(&self) -> &[(Box<str>, u64)] {
+    /// By the bytes of the names.
+    pub fn all(&self) -> &[CounterCount] {
         &self.counts
     }
 
@@ -170,8 +205,19 @@ impl CounterCounts {
         self.has_overflowed
     }
 
-    fn place(&self, name: &str) -> Result<usize, usize> {
-        self.counts.binary_search_by(|(known, _)| (**known).cmp(name))
+    /// Whether the store has all ids of a counter. None is known of a counter without ids if the store lost names.
+    pub fn is_whole(&self, name: &str) -> bool {
+        self.of(name).map_or(!self.lacks_names, |count| count.is_whole)
+    }
+
+    /// Whether the store has all ids of all counters.
+    pub fn all_are_whole(&self) -> bool {
+        !self.lacks_names && self.counts.iter().all(|count| count.is_whole)
+    }
+
+    fn of(&self, name: &str) -> Option<&CounterCount> {
+        let place = self.counts.binary_search_by(|count| (*count.name).cmp(name));
+        place.ok().map(|place| &self.counts[place])
     }
 }
 
@@ -195,6 +241,13 @@ mod tests {
         assert!(CounterName::parse(OTHER.into()).is_err());
         assert!(CounterName::parse_for_reading(OTHER.into()).is_ok());
         assert!(CounterName::parse_for_reading("_others".into()).is_err());
+    }
+
+    /// Instances of different releases must agree.
+    #[test]
+    fn the_bucket_of_a_name_never_changes() {
+        let names = ["a", "de", "campaign-7", "_other", "https://example.com/page"];
+        assert_eq!(names.map(bucket_of), [9, 11, 30, 44, 35]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Helpers that know nothing of counting: threads, memory, bytes, TLS and secrets.
 
 pub(crate) mod budget;
+pub(crate) mod pace;
 pub mod secret;
 pub mod tls;
 pub(crate) mod unavailable;

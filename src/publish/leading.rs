@@ -1,6 +1,7 @@
 //! Leading: the loop that closes windows while this instance holds the lease.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -189,13 +190,17 @@ impl<'a> Leading<'a> {
             }
         };
         // Before the window is closed: then it may be evicted.
-        let counters = self.publisher.store.counters(window);
+        let counters = match self.publisher.store.settle_counters(window).await {
+            Ok(counters) => counters,
+            Err(CountError::Unavailable(error)) => return Err(error.into()),
+            Err(CountError::Evicted(_)) => Arc::default(),
+        };
         let count = self.judge(window, view, counted);
         match self.publisher.coordinator.close(&self.term, &count, view).await {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
-                let counters = counters.map(|counts| self.publisher.closed.note_counters(count, counts));
-                self.enqueue(ClosedWindow { count, counters });
+                let counters = self.publisher.closed.note_counters(count, counters);
+                self.enqueue(ClosedWindow { count, counters: Some(counters) });
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),

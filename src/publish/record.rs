@@ -48,12 +48,12 @@ struct CounterLine<'a> {
 /// A line for each counter of a window, by name.
 pub(super) fn counter_lines(counters: &ClosedCounters, mode: Mode) -> serde_json::Result<Vec<u8>> {
     let mut lines = Vec::new();
-    for (counter, unique_request_count) in counters.counts.all() {
+    for count in counters.counts.all() {
         let line = CounterLine {
-            timestamp: counters.window,
-            counter,
-            unique_request_count: *unique_request_count,
-            complete: counters.complete,
+            timestamp: counters.window(),
+            counter: &count.name,
+            unique_request_count: count.unique_ids,
+            complete: counters.is_complete(&count.name),
             mode: mode.as_str(),
             // A counter has one sketch, whatever `--shards` says.
             standard_error: standard_error(mode, Shards::ONE),

@@ -6,6 +6,10 @@
 //! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
 //! | `{<ns>:<s>/<S>}:merge:<instance id>` | HLL string | the sketch that an instance is merging, for a moment |
 //! | `{<ns>:<s>/<S>}:part:<window>:<instance id>` | HLL string | all that an instance added to the sketch, from its seal until the window is closed |
+//! | `{<ns>:c<b>}:hll:<window>:<counter>` | HLL string | the sketch of a counter, in bucket b of 64 |
+//! | `{<ns>:c<b>}:exact:<window>:<counter>` | set | its ids |
+//! | `{<ns>:c<b>}:names:<window>` | set | the names of a bucket's counters |
+//! | `{<ns>:c<b>}:merge:<instance id>` | HLL string | the sketch of a counter that an instance is merging, for a moment |
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
 //! | `{<ns>}:accepted:<window>` | hash | instance id → how many ids it had accepted when it sealed the window |
@@ -19,6 +23,7 @@
 //! A window is written as the seconds of its start. The part in braces decides the slot in a Redis Cluster. So a shard's keys
 //! share one slot, and so do the keys that one script uses.
 
+use crate::model::counter::bucket_of;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
@@ -53,6 +58,25 @@ impl Keys {
     /// All that an instance added to a shard of a window.
     pub fn part(&self, shard: usize, shards: Shards, window: Window, instance_id: &str) -> String {
         format!("{}:part:{}:{instance_id}", self.shard(shard, shards), window.unix_seconds())
+    }
+
+    /// The ids of a counter in a window.
+    pub fn counter(&self, mode: Mode, counter: &str, window: Window) -> String {
+        format!("{}:{}:{}:{counter}", self.bucket(bucket_of(counter)), mode.as_str(), window.unix_seconds())
+    }
+
+    /// The names of a bucket's counters in a window.
+    pub fn names(&self, bucket: usize, window: Window) -> String {
+        format!("{}:names:{}", self.bucket(bucket), window.unix_seconds())
+    }
+
+    /// The sketch that an instance is merging into a counter of a bucket.
+    pub fn merge_of_bucket(&self, bucket: usize, instance_id: &str) -> String {
+        format!("{}:merge:{instance_id}", self.bucket(bucket))
+    }
+
+    fn bucket(&self, bucket: usize) -> String {
+        format!("{{{}:c{bucket}}}", self.namespace)
     }
 
     /// The name that a key gets when it is put aside.

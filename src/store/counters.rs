@@ -1,32 +1,20 @@
-//! The counters of an open window: the ids of each name that clients use, within bounds.
-//!
-//! Finding a counter is a look-up in a map that readers do not write to (papaya), so threads do not wait for each other. Only a
-//! name that is new in the window takes a lock.
-//!
-//! # Bounds
-//!
-//! A client that invents names must neither fill the memory nor push out the counters of others. So a window takes
-//! `--max-counters` names, and a name that had ids in the window before keeps its place, also if it does not come. And all
-//! names, sketches and sets of all windows share `--counter-memory`. An id that finds no place or no memory in one of its
-//! counters is counted in `_other` instead, once. Then no count of that window's counters is called complete.
+//! The counters of an open window in memory: the ids of each name that clients use. [`places`](super::places) has the bounds.
 
 use std::collections::HashSet;
-use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
-use papaya::HashMap;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
-use tracing::warn;
 
 use super::ids::IdSet;
+use super::places::{Before, Places};
 use crate::hll::{GrowingSketch, Observation, Sketch};
-use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, OTHER};
+use crate::model::counter::{CounterCount, CounterCounts, CounterLimits, CounterNames, OTHER};
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::budget::{Budget, Share};
+use crate::platform::pace::Pace;
 
 /// What a counter takes beside its name and ids: the entry of the map, in mode `exact` an empty set, and what the allocator adds.
 const BYTES_A_COUNTER: usize = 144;
@@ -38,70 +26,14 @@ const IN_ONE_SET: usize = 2048;
 /// The exact ids of `_other` may have one part in so many of the memory.
 const PART_OF_OTHER: u64 = 4;
 /// What a name of a sealed window takes beside its bytes.
-const BYTES_A_COUNT: usize = 40;
+const BYTES_A_COUNT: usize = 48;
 
 /// The counters of a window.
 pub(super) struct Counters {
-    window: Window,
     mode: Mode,
-    most: usize,
-    named: HashMap<Box<str>, CounterIds, RandomState>,
-    newcomers: Mutex<Newcomers>,
-    /// Set once the window is sealed. The next window knows the names by it.
-    sealed: Arc<OnceLock<Arc<CounterCounts>>>,
+    places: Arc<Places<CounterIds>>,
+    sealed: OnceLock<Arc<CounterCounts>>,
     other: Other,
-    /// Ids that were counted in `_other`.
-    overflow_ids: AtomicU64,
-    share: Share,
-}
-
-/// What a name that is new in the window needs to know.
-struct Newcomers {
-    before: Before,
-    /// Names of this window that the window before did not have.
-    new: usize,
-}
-
-/// The names of the window before.
-pub(super) enum Before {
-    /// It had none, or is not known.
-    Nothing,
-    /// It was open when this window began. It may be sealed since.
-    Open(Weak<Counters>, Arc<OnceLock<Arc<CounterCounts>>>),
-    Sealed(Arc<CounterCounts>),
-}
-
-impl Before {
-    pub(super) fn open(counters: &Arc<Counters>) -> Self {
-        Self::Open(Arc::downgrade(counters), Arc::clone(&counters.sealed))
-    }
-
-    fn has(&self, name: &str) -> bool {
-        match (self, self.counts()) {
-            (_, Some(counts)) => counts.has(name),
-            (Self::Open(open, _), None) => {
-                open.upgrade().is_some_and(|open| open.named.pin().contains_key(name))
-            }
-            _ => false,
-        }
-    }
-
-    fn names(&self) -> usize {
-        match (self, self.counts()) {
-            (_, Some(counts)) => counts.names(),
-            (Self::Open(open, _), None) => open.upgrade().map_or(0, |open| open.named.len()),
-            _ => 0,
-        }
-    }
-
-    /// The counts, if the window is sealed by now.
-    fn counts(&self) -> Option<&CounterCounts> {
-        match self {
-            Self::Nothing => None,
-            Self::Open(_, sealed) => sealed.get().map(|counts| &**counts),
-            Self::Sealed(counts) => Some(counts),
-        }
-    }
 }
 
 impl Counters {
@@ -112,101 +44,74 @@ impl Counters {
         memory: &Arc<Budget>,
         before: Before,
     ) -> Self {
-        Self {
-            window,
-            mode,
-            most: limits.most,
-            named: HashMap::new(),
-            newcomers: Mutex::new(Newcomers { before, new: 0 }),
-            sealed: Arc::default(),
-            other: Other::new(mode),
-            overflow_ids: AtomicU64::new(0),
-            share: memory.share(),
-        }
+        let places = Arc::new(Places::new(window, limits.most, memory, before));
+        Self { mode, places, sealed: OnceLock::new(), other: Other::new(mode) }
+    }
+
+    /// The names, for the next window.
+    pub(super) fn as_before(&self) -> Before {
+        Before::open(&self.places)
     }
 
     /// Adds ids to the counters of these names. Returns how many of the ids were counted in `_other`.
     pub(super) fn add<I: Id>(&self, ids: &[I], names: &CounterNames<'_>) -> u64 {
-        let known = self.named.pin();
-        let (mut counters, mut all_have_a_place) =
-            (SmallVec::<[&CounterIds; CounterNames::MOST]>::new(), true);
-        for name in names.iter() {
-            let counter = known.get(name).or_else(|| {
-                let _newcomers = self.take_place(name)?;
-                Some(known.get_or_insert_with(name.into(), || CounterIds::new(self.mode)))
-            });
-            match counter {
-                Some(counter) => counters.push(counter),
-                None => all_have_a_place = false,
-            }
-        }
-        let mut overflow = 0;
-        for id in ids.iter().map(AsRef::as_ref) {
-            let mut is_in_all = all_have_a_place;
-            for counter in &counters {
-                is_in_all &= counter.add(id, &self.share);
-            }
-            if !is_in_all {
-                self.other.add(id, &self.share);
-                overflow += 1;
-            }
-        }
-        if overflow > 0 && self.overflow_ids.fetch_add(overflow, Ordering::Relaxed) == 0 {
-            warn!(
-                window = %self.window,
-                max_counters = self.most,
-                counter_memory_bytes = self.share.budget().used(),
-                "ids found no place in their counter and are counted in _other: clients use more names than \
-                 --max-counters, or more memory than --counter-memory"
-            );
-        }
-        overflow
-    }
-
-    /// Takes a place and memory for a name that has none. The caller inserts the name while it holds the returned lock. None if
-    /// there is no place, or no memory.
-    fn take_place(&self, name: &str) -> Option<impl Drop + use<'_>> {
-        let mut newcomers = self.newcomers.lock();
-        if self.named.pin().contains_key(name) {
-            return Some(newcomers);
-        }
-        let was_there = newcomers.before.has(name);
-        let has_place = was_there || newcomers.before.names() + newcomers.new < self.most;
-        let bytes = match self.mode {
+        let bytes_beside = match self.mode {
             Mode::Hll => BYTES_A_COUNTER,
             Mode::Exact => BYTES_AN_EXACT_COUNTER,
         };
-        if !has_place || !self.share.take(bytes + name.len()) {
-            return None;
-        }
-        newcomers.new += usize::from(!was_there);
-        Some(newcomers)
+        let bytes = |name: &str| bytes_beside + name.len();
+        let share = self.places.share();
+        let overflow = self.places.with(
+            names,
+            bytes,
+            |_| CounterIds::new(self.mode),
+            |counters, all_have_a_place| {
+                let is_in_all = |id: &&[u8]| {
+                    // In each of those that there are, even if one has no memory.
+                    counters
+                        .iter()
+                        .fold(all_have_a_place, |is_in_all, counter| counter.add(id, share) && is_in_all)
+                };
+                let overflow = ids.iter().map(AsRef::as_ref).filter(|id| !is_in_all(id));
+                overflow.map(|id| self.other.add(id, share)).count() as u64
+            },
+        );
+        self.places.note_overflow(overflow);
+        overflow
     }
 
     /// The count of a counter so far: 0 if no id was counted in it.
     pub(super) fn count(&self, name: &str) -> u64 {
         if name == OTHER {
-            self.other.count()
-        } else {
-            self.named.pin().get(name).map_or(0, CounterIds::count)
+            return self.other.count();
         }
+        self.places.get(name, CounterIds::count).unwrap_or_default()
     }
 
     /// The final counts. The caller has seen to it that nothing is added any more.
     pub(super) fn seal(&self) -> Arc<CounterCounts> {
-        Arc::clone(self.sealed.get_or_init(|| Arc::new(self.counts())))
+        let counts = self.sealed.get_or_init(|| Arc::new(self.counts()));
+        self.places.note_sealed(Arc::clone(counts) as _);
+        Arc::clone(counts)
     }
 
-    fn counts(&self) -> CounterCounts {
-        let named = self.named.pin();
-        let counts = named.iter().map(|(name, ids)| (name.clone(), ids.count()));
-        let has_overflowed = self.overflow_ids.load(Ordering::Relaxed) > 0;
-        let other = has_overflowed.then(|| (OTHER.into(), self.other.count()));
+    /// The counts so far.
+    pub(super) fn counts(&self) -> CounterCounts {
+        let count = |name: &str, unique_ids| CounterCount { name: name.into(), unique_ids, is_whole: true };
+        // There may be hundreds of thousands.
+        let mut pace = Pace::new();
+        let named = self.places.all(|name, ids| {
+            pace.step();
+            Some(count(name, ids.count()))
+        });
+        let has_overflowed = self.places.overflow_ids() > 0;
+        let other = has_overflowed.then(|| count(OTHER, self.other.count()));
         // A counter without ids found a place, but no memory.
-        let counts: Vec<_> = counts.filter(|(_, count)| *count > 0).chain(other).collect();
-        let share = self.share.budget().share();
-        share.take_anyway(counts.iter().map(|(name, _)| name.len() + BYTES_A_COUNT).sum());
-        CounterCounts::new(counts, has_overflowed, share)
+        let with_ids = named.into_iter().filter(|count| count.unique_ids > 0);
+        let counts: Vec<_> = with_ids.chain(other).collect();
+        let share = self.places.share().budget().share();
+        share.take_anyway(counts.iter().map(|count| count.name.len() + BYTES_A_COUNT).sum());
+        CounterCounts::new(counts, has_overflowed).in_memory(share)
     }
 }
 
@@ -357,10 +262,12 @@ mod tests {
             for id in 0..ids {
                 expected.add(id.to_string().as_bytes());
             }
-            let all = counters.named.pin();
-            let Some(CounterIds::Hll(sketch)) = all.get("one") else { panic!("a sketch") };
-            assert_eq!(sketch.to_bytes(), expected.to_bytes(), "{ids} ids");
-            assert_eq!(sketch.estimate(), expected.estimate());
+            let compare = |one: &CounterIds| {
+                let CounterIds::Hll(sketch) = one else { panic!("a sketch") };
+                assert_eq!(sketch.to_bytes(), expected.to_bytes(), "{ids} ids");
+            };
+            assert!(counters.places.get("one", compare).is_some());
+            assert_eq!(counters.count("one"), expected.estimate());
         }
     }
 }

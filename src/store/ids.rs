@@ -71,8 +71,12 @@ impl IdSet {
     }
 
     /// True when the id is new.
-    fn insert(&self, id: &[u8]) -> bool {
+    pub(super) fn insert(&self, id: &[u8]) -> bool {
         self.stripe(id).lock().insert(id.into())
+    }
+
+    pub(super) fn contains(&self, id: &[u8]) -> bool {
+        self.stripe(id).lock().contains(id)
     }
 
     /// Adds an id. A new id needs `room`. True when the id is in the set afterwards.

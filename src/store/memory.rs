@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::answers::{AddError, Added, CountError, StoreCount};
-use super::counters::{Before, Counters};
+use super::counters::Counters;
 use super::ids::Ids;
+use super::places::Before;
 use super::windows::{Entry, WindowTable};
 use crate::model::counter::{CounterCounts, CounterLimits, CounterNames};
 use crate::model::id::Id;
@@ -34,7 +35,7 @@ struct OpenWindow {
     ids: Ids,
     accepted: AtomicU64,
     /// None if counters are off.
-    counters: Option<Arc<Counters>>,
+    counters: Option<Counters>,
 }
 
 #[derive(Clone)]
@@ -67,33 +68,38 @@ impl MemoryStore {
 
     fn open(&self, window: Window) -> OpenWindow {
         let (ids, accepted) = (Ids::new(self.mode, self.shards), AtomicU64::new(0));
-        let counters = (self.limits.most > 0).then(|| {
-            Arc::new(Counters::new(window, self.mode, self.limits, &self.memory, self.names_before(window)))
-        });
+        let counters = (self.limits.most > 0)
+            .then(|| Counters::new(window, self.mode, self.limits, &self.memory, self.names_before(window)));
         OpenWindow { ids, accepted, counters }
     }
 
     fn names_before(&self, window: Window) -> Before {
         match self.windows.get(window.previous()) {
-            Ok(Some(Entry::Open(open))) => open.counters.as_ref().map_or(Before::Nothing, Before::open),
+            Ok(Some(Entry::Open(open))) => {
+                open.counters.as_ref().map_or(Before::Nothing, Counters::as_before)
+            }
             // If it is sealed, no later one is: then this window would be sealed too.
             _ => match &*self.last.lock() {
                 Some((last, sealed)) if *last == window.previous() => {
-                    Before::Sealed(Arc::clone(&sealed.counters))
+                    Before::Sealed(Arc::clone(&sealed.counters) as _)
                 }
                 _ => Before::Nothing,
             },
         }
     }
 
-    pub(super) fn seal(&self, window: Window) {
-        // The ids are counted and freed outside the lock, so that no addition waits for it.
+    pub(super) async fn seal(&self, window: Window) {
+        // The ids are counted and freed outside the lock, so that no addition waits for it. Counters may be many: that takes time.
         for (window, open) in self.windows.close_up_to(window) {
-            let counters = open.counters.as_ref().map(|counters| counters.seal()).unwrap_or_default();
-            let sealed = SealedWindow { count: open.count(), counters };
-            *self.last.lock() = Some((window, sealed.clone()));
-            self.windows.note_sealed(window, sealed);
+            let counting = tokio::task::spawn_blocking(move || open.seal());
+            // It fails only if it panics. Then the window stays open, and the next call counts it.
+            if let Ok(sealed) = counting.await {
+                *self.last.lock() = Some((window, sealed.clone()));
+                self.windows.note_sealed(window, sealed);
+            }
         }
+        // Only the next window needs the names of a window.
+        self.last.lock().take_if(|(last, _)| *last < window);
     }
 
     pub(super) fn windows(&self) -> Vec<Window> {
@@ -109,22 +115,26 @@ impl MemoryStore {
         })
     }
 
-    /// The count of a counter so far.
-    pub(super) fn count_of(&self, window: Window, counter: &str) -> Result<u64, CountError> {
-        Ok(match self.windows.get(window)? {
+    /// The counts of counters so far.
+    pub(super) fn counts_of(&self, window: Window, counters: &[&str]) -> Result<Vec<u64>, CountError> {
+        let entry = self.windows.get(window)?;
+        let count = |counter: &&str| match &entry {
             Some(Entry::Open(open)) => open.counters.as_ref().map_or(0, |open| open.count(counter)),
             Some(Entry::Sealed(sealed)) => sealed.counters.get(counter),
             None => 0,
-        })
+        };
+        Ok(counters.iter().map(count).collect())
     }
 
     /// The final counts of a sealed window's counters.
-    pub(super) fn counters(&self, window: Window) -> Option<Arc<CounterCounts>> {
-        match self.windows.get(window) {
-            Ok(Some(Entry::Sealed(sealed))) => Some(sealed.counters),
-            Ok(None) => Some(Arc::default()),
-            Ok(Some(Entry::Open(_))) | Err(_) => None,
-        }
+    pub(super) fn counters(&self, window: Window) -> Result<Arc<CounterCounts>, CountError> {
+        Ok(match self.windows.get(window)? {
+            Some(Entry::Open(open)) => {
+                Arc::new(open.counters.as_ref().map(Counters::counts).unwrap_or_default())
+            }
+            Some(Entry::Sealed(sealed)) => sealed.counters,
+            None => Arc::default(),
+        })
     }
 
     /// Bytes that counters take.
@@ -147,6 +157,12 @@ impl OpenWindow {
             _ => 0,
         };
         Added { changed: changed as u64, overflow }
+    }
+
+    /// Counts the ids. The caller has seen to it that nothing is added any more.
+    fn seal(&self) -> SealedWindow {
+        let counters = self.counters.as_ref().map(Counters::seal).unwrap_or_default();
+        SealedWindow { count: self.count(), counters }
     }
 
     fn count(&self) -> StoreCount {

@@ -4,6 +4,7 @@ mod answers;
 mod counters;
 mod ids;
 pub mod memory;
+mod places;
 pub mod redis;
 mod windows;
 
@@ -104,8 +105,7 @@ impl Store {
         self.add_to(window, ids, &CounterNames::default()).await
     }
 
-    /// Adds ids as [`Self::add`] does, and to counters in the same window. With Redis there are no counters: the
-    /// caller names none.
+    /// Adds ids as [`Self::add`] does, and to counters in the same window.
     ///
     /// # Errors
     ///
@@ -118,27 +118,31 @@ impl Store {
     ) -> Result<Added, AddError> {
         match self {
             Self::Memory(store) => store.add(window, ids, counters),
-            Self::Redis(store) => store.add(window, ids).await,
+            Self::Redis(store) => store.add(window, ids, counters).await,
         }
     }
 
-    /// How many different ids a counter has in a window so far: 0 if nobody named it.
+    /// How many different ids counters have in a window so far: 0 for one that nobody named.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    pub fn count_of(&self, window: Window, counter: &str) -> Result<u64, CountError> {
+    pub async fn counts_of(&self, window: Window, counters: &[&str]) -> Result<Vec<u64>, CountError> {
         match self {
-            Self::Memory(store) => store.count_of(window, counter),
-            Self::Redis(_) => Ok(0),
+            Self::Memory(store) => store.counts_of(window, counters),
+            Self::Redis(store) => store.counts_of(window, counters).await,
         }
     }
 
-    /// The final counts of the counters of a window that is sealed. None if it is open or evicted, and in Redis.
-    pub fn counters(&self, window: Window) -> Option<Arc<CounterCounts>> {
+    /// The final counts of the counters of a window that every instance has sealed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::count`].
+    pub async fn settle_counters(&self, window: Window) -> Result<Arc<CounterCounts>, CountError> {
         match self {
             Self::Memory(store) => store.counters(window),
-            Self::Redis(_) => None,
+            Self::Redis(store) => store.settle_counters(window).await.map(Arc::new),
         }
     }
 
@@ -146,7 +150,7 @@ impl Store {
     pub fn counter_memory(&self) -> u64 {
         match self {
             Self::Memory(store) => store.counter_memory(),
-            Self::Redis(_) => 0,
+            Self::Redis(store) => store.counter_memory(),
         }
     }
 
@@ -158,7 +162,7 @@ impl Store {
     /// [`Unavailable`]: the window refuses additions all the same. Another call finishes the seal.
     pub async fn seal(&self, window: Window) -> Result<(), Unavailable> {
         match self {
-            Self::Memory(store) => store.seal(window),
+            Self::Memory(store) => store.seal(window).await,
             Self::Redis(store) => store.seal(window).await?,
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use headcount::coordination::completeness::{Attendance, Evidence};
+use headcount::model::counter::CounterLimits;
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -316,6 +317,7 @@ impl Run {
             writes: RedisWrites::All,
             on_redis_down: OnRedisDown::Count,
             pending_max: 100_000,
+            counters: CounterLimits::default(),
             timeout: Duration::from_secs(2),
             keys: self.keys(),
             instance_id: process.clone(),

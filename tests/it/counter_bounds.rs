@@ -11,7 +11,7 @@ use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
 use headcount::store::memory::MemoryStore;
-use headcount::store::{AddError, Store};
+use headcount::store::{AddError, CountError, Store};
 
 const PLENTY: CounterLimits = CounterLimits { most: 1_000, memory: 256 << 20 };
 
@@ -81,7 +81,7 @@ async fn each_counter_has_the_ids_of_its_window() {
                 tokio::task::yield_now().await;
             }
             store.seal(*window).await.unwrap();
-            counts.insert(*window, store.counters(*window).unwrap());
+            counts.insert(*window, store.settle_counters(*window).await.unwrap());
         }
         let mut truth: BTreeMap<(Window, u64), BTreeSet<u64>> = BTreeMap::new();
         for task in tasks {
@@ -135,12 +135,12 @@ async fn names_of_the_window_before_keep_their_places() {
             add(&store, window.next(), 0, "known-0").await;
         }
         store.seal(window).await.unwrap();
-        let counts = store.counters(window).unwrap();
+        let counts = store.settle_counters(window).await.unwrap();
         for known in 0..4 {
             assert_eq!(counts.get(&format!("known-{known}")), 2, "window {number}");
         }
         assert_eq!((counts.has_overflowed(), counts.names() <= 10), (number > 0, true), "window {number}");
-        let in_counters: u64 = counts.all().iter().map(|(_, count)| count).sum();
+        let in_counters: u64 = counts.all().iter().map(|count| count.unique_ids).sum();
         assert_eq!(store.count(window).await.unwrap().unique_ids, in_counters, "the total is whole");
         store.evict(window).await;
     }
@@ -161,7 +161,7 @@ async fn counters_stay_within_their_memory() {
         }
         assert!(store.counter_memory() > MEMORY / 2, "{mode:?}: it is used");
         store.seal(first).await.unwrap();
-        let counts = store.counters(first).unwrap();
+        let counts = store.settle_counters(first).await.unwrap();
         assert!(counts.has_overflowed());
         let in_total = store.count(first).await.unwrap();
         assert_eq!(in_total.accepted_ids, 20_000);
@@ -177,7 +177,7 @@ async fn counters_stay_within_their_memory() {
         store.seal(second).await.unwrap();
         store.evict(second).await;
         assert!(store.counter_memory() < 1_000, "{mode:?}: {}", store.counter_memory());
-        assert!(!store.counters(second).is_some_and(|counts| counts.has_overflowed()));
+        assert!(matches!(store.settle_counters(second).await, Err(CountError::Evicted(_))));
     }
 }
 
@@ -198,5 +198,5 @@ async fn a_counter_of_many_exact_ids_loses_none() {
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(store.count_of(window, "one"), Ok(25_500));
+    assert_eq!(store.counts_of(window, &["one"]).await, Ok(vec![25_500]));
 }

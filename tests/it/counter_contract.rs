@@ -1,10 +1,13 @@
-//! What every store promises, as one suite over `&Store`.
+//! What every store promises of counters, as one suite over `&Store`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use headcount::model::id::{Id, IdKind, IntegerId, TextId};
+use headcount::hll::Sketch;
+use headcount::model::counter::{CounterLimits, CounterName, CounterNames};
+use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::{Window, WindowLength};
@@ -13,328 +16,229 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, CountError, Store, StoreCount, standard_error};
+use headcount::store::{AddError, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
 use crate::support::redis::{Flavour, Redis as RedisServer};
 
-/// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
-fn windows() -> impl Iterator<Item = Window> {
+const LIMITS: CounterLimits = CounterLimits { most: 200, memory: 64 << 20 };
+
+pub fn windows() -> impl Iterator<Item = Window> {
     let first = "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
     std::iter::successors(Some(first), |window| Some(window.next()))
 }
 
-/// A kind of ids, with as many of them as there are numbers.
-trait Sample: Id + Clone + 'static {
-    const KIND: IdKind;
-
-    fn numbered(number: u64) -> Self;
-}
-
-impl Sample for IntegerId {
-    const KIND: IdKind = IdKind::Integer;
-
-    fn numbered(number: u64) -> Self {
-        number.into()
+pub fn names(names: &[&str]) -> CounterNames<'static> {
+    let mut all = CounterNames::default();
+    for name in names {
+        all.add(CounterName::parse((*name).to_owned().into()).unwrap()).unwrap();
     }
+    all
 }
 
-impl Sample for TextId {
-    const KIND: IdKind = IdKind::Text;
+pub async fn add(
+    store: &Store,
+    window: Window,
+    ids: impl IntoIterator<Item = u64>,
+    counters: &[&str],
+) -> u64 {
+    let ids: Vec<_> = ids.into_iter().map(IntegerId::from).collect();
+    store.add_to(window, &ids, &names(counters)).await.unwrap().overflow
+}
 
-    /// As long as a UUID.
-    fn numbered(number: u64) -> Self {
-        id(&format!("{number:08x}-0000-4000-8000-000000000000"))
+/// The counts of a window that every instance has sealed.
+async fn settled(store: &Store, window: Window) -> Vec<(String, u64)> {
+    let counts = store.settle_counters(window).await.unwrap();
+    assert!(counts.all_are_whole());
+    counts.all().iter().map(|count| (count.name.to_string(), count.unique_ids)).collect()
+}
+
+fn named(counts: &[(&str, u64)]) -> Vec<(String, u64)> {
+    counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+async fn suite(new: impl Fn() -> Arc<Store>, mode: Mode) {
+    ids_count_in_the_total_and_in_each_counter(&new()).await;
+    windows_are_kept_apart(&new()).await;
+    an_id_without_a_place_counts_in_other(&new()).await;
+    many_tasks_at_once(new(), mode).await;
+}
+
+async fn ids_count_in_the_total_and_in_each_counter(store: &Store) {
+    let window = windows().next().unwrap();
+    assert_eq!(store.counts_of(window, &["a", "b"]).await, Ok(vec![0, 0]), "nobody named them");
+    assert_eq!(add(store, window, [1, 2], &["a"]).await, 0);
+    add(store, window, [2, 3], &["a", "b"]).await;
+    add(store, window, [3], &["b"]).await;
+    add(store, window, [4], &[]).await;
+    add(store, window, [1, 2, 3, 4, 5], &["c:/@-_.9"]).await;
+    let of = ["a", "b", "c:/@-_.9", "d", "_other"];
+    assert_eq!(store.counts_of(window, &of).await, Ok(vec![3, 2, 5, 0, 0]));
+    assert_eq!(store.count(window).await.unwrap().unique_ids, 5);
+    store.seal(window).await.unwrap();
+    assert_eq!(store.counts_of(window, &of).await, Ok(vec![3, 2, 5, 0, 0]));
+    assert_eq!(settled(store, window).await, named(&[("a", 3), ("b", 2), ("c:/@-_.9", 5)]));
+    let counts = store.settle_counters(window).await.unwrap();
+    assert_eq!((counts.has_overflowed(), counts.get("a"), counts.get("d"), counts.names()), (false, 3, 0, 3));
+}
+
+async fn windows_are_kept_apart(store: &Store) {
+    let [a, b, c]: [Window; 3] = windows().take(3).collect::<Vec<_>>().try_into().unwrap();
+    add(store, a, 0..3, &["one"]).await;
+    add(store, b, 0..5, &["one", "two"]).await;
+    store.seal(a).await.unwrap();
+    let refused = store.add_to(a, &[IntegerId::from(9_u64)], &names(&["one"])).await;
+    assert!(matches!(refused, Err(AddError::Sealed { .. })));
+    add(store, b, 0..6, &["two"]).await;
+    store.seal(b).await.unwrap();
+    store.seal(c).await.unwrap();
+    assert_eq!(settled(store, a).await, named(&[("one", 3)]));
+    assert_eq!(settled(store, b).await, named(&[("one", 5), ("two", 6)]));
+    assert_eq!(settled(store, c).await, []);
+    store.evict(c).await;
+    assert!(store.settle_counters(b).await.is_err());
+}
+
+async fn an_id_without_a_place_counts_in_other(store: &Store) {
+    let [first, second]: [Window; 2] = windows().take(2).collect::<Vec<_>>().try_into().unwrap();
+    for name in 0..LIMITS.most {
+        assert_eq!(add(store, first, [name as u64], &[&format!("name-{name}")]).await, 0);
     }
+    assert_eq!(add(store, first, [7_000, 7_001], &["name-0", "late"]).await, 2);
+    assert_eq!(add(store, first, [7_001], &["late", "later"]).await, 1);
+    store.seal(first).await.unwrap();
+    let counts = store.settle_counters(first).await.unwrap();
+    assert_eq!((counts.has_overflowed(), counts.get("_other"), counts.get("late")), (true, 2, 0));
+    assert_eq!((counts.get("name-0"), counts.names()), (3, LIMITS.most));
+    // They keep their places, also after the window before was evicted.
+    store.evict(first).await;
+    assert_eq!(add(store, second, [1], &["late"]).await, 1);
+    assert_eq!(add(store, second, [1], &["name-5"]).await, 0);
+    assert!(store.counter_memory() > 0);
+    store.seal(second).await.unwrap();
+    let counts = store.settle_counters(second).await.unwrap();
+    assert_eq!((counts.get("_other"), counts.get("name-5"), counts.names()), (1, 1, 1));
 }
 
-fn id<I: Id>(text: &str) -> I {
-    I::parse(text.as_bytes()).unwrap()
-}
-
-fn ids<I: Sample>(range: std::ops::Range<u64>) -> Vec<I> {
-    range.map(I::numbered).collect()
-}
-
-async fn unique(counter: &Store, window: Window) -> u64 {
-    counter.count(window).await.unwrap().unique_ids
-}
-
-/// Small counts are exact in both modes: with 16 384 registers, that ten ids fall on fewer than ten is
-/// unlikely, and the ids are fixed. So the suite asks both for the truth, and allows larger counts
-/// five standard errors.
-async fn suite<I: Sample>(new: &dyn Fn() -> Arc<Store>, standard_error: f64) {
-    first_and_repeated_ids::<I>(&new()).await;
-    edges_of_the_range::<I>(&new()).await;
-    only_integers_have_many_spellings::<I>(&new()).await;
-    many_at_once::<I>(&new(), standard_error).await;
-    many_tasks_at_once::<I>(new(), standard_error).await;
-    windows_are_kept_apart::<I>(&new()).await;
-    a_sealed_window_refuses::<I>(&new()).await;
-    sealing_seals_all_before::<I>(&new()).await;
-    a_seal_waits_for_additions::<I>(new(), standard_error).await;
-    forgotten_windows_are_evicted::<I>(&new()).await;
-}
-
-async fn first_and_repeated_ids<I: Sample>(counter: &Store) {
+async fn many_tasks_at_once(store: Arc<Store>, mode: Mode) {
     let window = windows().next().unwrap();
-    assert_eq!(counter.count(window).await, Ok(StoreCount::default()), "a window that was never added to");
-    assert_eq!(counter.add(window, &[id::<I>("1")]).await.unwrap().changed, 1);
-    assert_eq!(counter.add(window, &[id::<I>("1")]).await.unwrap().changed, 0);
-    assert_eq!(counter.add(window, &[id::<I>("2"), id::<I>("2"), id::<I>("1")]).await.unwrap().changed, 1);
-    assert_eq!(counter.add::<I>(window, &[]).await.unwrap().changed, 0);
-    assert_eq!(counter.count(window).await, Ok(StoreCount { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
-}
-
-async fn edges_of_the_range<I: Sample>(counter: &Store) {
-    let window = windows().next().unwrap();
-    // A text ends where it is no longer kept inside an id, and where it is too long.
-    let lengths = [1, 22, 23, 256].map(|length| "é".repeat(length / 2) + &"x".repeat(length % 2));
-    let edges = match I::KIND {
-        IdKind::Integer => {
-            vec!["0", "-1", "1", "-9223372036854775808", "9223372036854775807", "18446744073709551615"]
-        }
-        IdKind::Text => lengths.iter().map(String::as_str).chain([" ", "\u{1f600}", "\\", "%00"]).collect(),
-    };
-    for (before, edge) in edges.iter().enumerate() {
-        assert_eq!(unique(counter, window).await, before as u64);
-        counter.add(window, &[id::<I>(edge)]).await.unwrap();
-    }
-    assert_eq!(unique(counter, window).await, edges.len() as u64);
-}
-
-async fn only_integers_have_many_spellings<I: Sample>(counter: &Store) {
-    let window = windows().next().unwrap();
-    counter.add(window, &["7", "007", "0000007", "0", "-0", "-7"].map(id::<I>)).await.unwrap();
-    let different = match I::KIND {
-        IdKind::Integer => 3,
-        IdKind::Text => 6,
-    };
-    assert_eq!(unique(counter, window).await, different);
-}
-
-async fn many_at_once<I: Sample>(counter: &Store, standard_error: f64) {
-    let window = windows().next().unwrap();
-    counter.add(window, &ids::<I>(0..100_000)).await.unwrap();
-    counter.add(window, &ids::<I>(50_000..150_000)).await.unwrap();
-    let stats = counter.count(window).await.unwrap();
-    assert_near(stats.unique_ids, 150_000, standard_error);
-    assert_eq!(stats.accepted_ids, 200_000);
-}
-
-async fn many_tasks_at_once<I: Sample>(counter: Arc<Store>, standard_error: f64) {
-    let window = windows().next().unwrap();
-    let tasks = (0..64).map(|task| {
-        let counter = Arc::clone(&counter);
+    let tasks = (0..16_u64).map(|task| {
+        let store = Arc::clone(&store);
         tokio::spawn(async move {
-            for id in ids::<I>(task * 1_000..(task + 2) * 1_000) {
-                counter.add(window, &[id]).await.unwrap();
+            for counter in 0..100_u64 {
+                // Half of the ids are those of the next task too.
+                let ids = task * 10..task * 10 + 20;
+                add(&store, window, ids, &[&format!("counter-{counter}"), "all"]).await;
             }
         })
     });
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
-    let stats = counter.count(window).await.unwrap();
-    assert_near(stats.unique_ids, 65_000, standard_error);
-    assert_eq!(stats.accepted_ids, 128_000);
-}
-
-async fn windows_are_kept_apart<I: Sample>(counter: &Store) {
-    let [a, b, c]: [Window; 3] = windows().take(3).collect::<Vec<_>>().try_into().unwrap();
-    counter.add(a, &ids::<I>(0..3)).await.unwrap();
-    counter.add(c, &ids::<I>(0..5)).await.unwrap();
-    assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
-    assert_eq!(counter.windows(), [a, c]);
-    counter.seal(a).await.unwrap();
-    assert_eq!(counter.windows(), [a, c], "sealed is not forgotten");
-    assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [3, 0, 5]);
-}
-
-async fn a_sealed_window_refuses<I: Sample>(counter: &Store) {
-    let [a, b]: [Window; 2] = windows().take(2).collect::<Vec<_>>().try_into().unwrap();
-    counter.add(a, &ids::<I>(0..3)).await.unwrap();
-    counter.seal(a).await.unwrap();
-    assert_eq!(counter.add(a, &ids::<I>(0..9)).await, Err(AddError::Sealed { open: b }));
-    assert_eq!(
-        counter.count(a).await,
-        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
-        "final, and nothing of it came in"
-    );
-    counter.add(b, &ids::<I>(0..9)).await.unwrap();
-    assert_eq!(unique(counter, b).await, 9);
-
-    counter.seal(a).await.unwrap();
-    assert_eq!(
-        counter.count(a).await,
-        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
-        "sealing again changes nothing"
-    );
-    counter.add(b, &ids::<I>(9..10)).await.unwrap();
-    assert_eq!(unique(counter, b).await, 10, "nor does it for the window after");
-}
-
-async fn sealing_seals_all_before<I: Sample>(counter: &Store) {
-    let [a, b, c, d]: [Window; 4] = windows().take(4).collect::<Vec<_>>().try_into().unwrap();
-    counter.add(a, &ids::<I>(0..1)).await.unwrap();
-    counter.add(b, &ids::<I>(0..2)).await.unwrap();
-    counter.seal(c).await.unwrap();
-    for window in [a, b, c] {
-        assert_eq!(counter.add(window, &ids::<I>(0..1)).await, Err(AddError::Sealed { open: d }));
-    }
-    assert_eq!([unique(counter, a).await, unique(counter, b).await, unique(counter, c).await], [1, 2, 0]);
-}
-
-/// Tasks add to whatever window is open while windows are sealed: what was accepted for a window is
-/// in its count, and the count never changes after the seal.
-async fn a_seal_waits_for_additions<I: Sample>(counter: Arc<Store>, standard_error: f64) {
-    let rounds: Vec<Window> = windows().take(3).collect();
-    let tasks: Vec<_> = (0..8_u64)
-        .map(|task| {
-            let (counter, mut window, last) = (Arc::clone(&counter), rounds[0], rounds[2]);
-            tokio::spawn(async move {
-                let mut accepted = Vec::new();
-                for first in (task * 10_000_000..).step_by(100) {
-                    match counter.add(window, &ids::<I>(first..first + 100)).await {
-                        Ok(_) => accepted.push(window),
-                        Err(AddError::Sealed { open }) if open > last => break,
-                        Err(AddError::Sealed { open }) => window = open,
-                        Err(error) => panic!("{error}"),
-                    }
-                    tokio::task::yield_now().await;
-                }
-                accepted
-            })
-        })
-        .collect();
-    let mut stats = Vec::new();
-    for window in &rounds {
-        while counter.count(*window).await.unwrap().accepted_ids < 20_000 {
-            tokio::task::yield_now().await;
+    store.seal(window).await.unwrap();
+    let ids: BTreeSet<u64> = (0..170).collect();
+    let expected = match mode {
+        Mode::Exact => 170,
+        Mode::Hll => {
+            let sketch = Sketch::new();
+            ids.iter().for_each(|id| _ = sketch.add(id.to_string().as_bytes()));
+            sketch.estimate()
         }
-        counter.seal(*window).await.unwrap();
-        stats.push(counter.count(*window).await.unwrap());
+    };
+    let counts = settled(&store, window).await;
+    assert_eq!(counts.len(), 101);
+    for (name, count) in counts {
+        assert_eq!(count, expected, "{name}");
     }
-    let mut accepted = Vec::new();
-    for task in tasks {
-        accepted.extend(task.await.unwrap());
-    }
-    for (window, stats) in rounds.iter().zip(stats) {
-        let of_window = 100 * accepted.iter().filter(|accepted| *accepted == window).count() as u64;
-        assert_eq!(stats.accepted_ids, of_window);
-        assert_near(stats.unique_ids, of_window, standard_error);
-        assert_eq!(counter.count(*window).await, Ok(stats));
-    }
-}
-
-async fn forgotten_windows_are_evicted<I: Sample>(counter: &Store) {
-    let windows: Vec<Window> = windows().take(6).collect();
-    for (number, window) in windows.iter().enumerate() {
-        if number != 2 {
-            counter.add(*window, &ids::<I>(0..number as u64 + 1)).await.unwrap();
-        }
-        counter.seal(*window).await.unwrap();
-    }
-    counter.evict(windows[3]).await;
-    counter.evict(windows[1]).await;
-    assert_eq!(counter.windows(), windows[4..]);
-    for (number, window) in windows.iter().enumerate() {
-        let count = counter.count(*window).await;
-        if number > 3 {
-            assert_eq!(count.unwrap().unique_ids, number as u64 + 1);
-        } else {
-            assert_eq!(count, Err(CountError::Evicted(*window)), "also one without ids");
-        }
-    }
-}
-
-fn assert_near(count: u64, truth: u64, standard_error: f64) {
-    let error = (count as f64 - truth as f64).abs() / truth as f64;
-    assert!(error <= 5.0 * standard_error, "{count} instead of {truth}");
-}
-
-async fn suite_in_memory(mode: Mode, shards: u16) {
-    let shards = Shards::new(shards).unwrap();
-    let new = || Arc::new(Store::Memory(MemoryStore::new(mode, shards)));
-    suite::<IntegerId>(&new, standard_error(mode, shards)).await;
-    suite::<TextId>(&new, standard_error(mode, shards)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_hll() {
-    suite_in_memory(Mode::Hll, 1).await;
+async fn counters_in_memory() {
+    for mode in [Mode::Hll, Mode::Exact] {
+        suite(|| Arc::new(Store::Memory(MemoryStore::with_counters(mode, Shards::ONE, LIMITS))), mode).await;
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn memory_hll_in_shards() {
-    suite_in_memory(Mode::Hll, 16).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn memory_exact() {
-    suite_in_memory(Mode::Exact, 1).await;
-}
-
-/// A store in a namespace of its own; its tasks end with it.
-fn counter_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites) -> RedisStore {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let namespace = format!("contract-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+/// A store in Redis that takes up to 200 counters. Its tasks end with it.
+pub fn in_redis(
+    redis: &Redis,
+    mode: Mode,
+    writes: RedisWrites,
+    namespace: &str,
+    instance: &str,
+) -> Arc<Store> {
     let config = RedisStoreConfig {
         mode,
-        shards,
+        shards: Shards::ONE,
         retention: Duration::from_secs(60),
         writes,
         on_redis_down: OnRedisDown::Count,
-        pending_max: 1,
+        pending_max: 100_000,
+        counters: LIMITS,
         timeout: Duration::from_secs(5),
-        keys: Keys::new(&namespace),
-        instance_id: "test".to_owned(),
+        keys: Keys::new(namespace),
+        instance_id: instance.to_owned(),
     };
-    let (counter, tasks) = RedisStore::new(config, redis, 2, &Metrics::new());
+    let (store, tasks) = RedisStore::new(config, redis, 2, &Metrics::new());
     tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));
-    counter
+    Arc::new(Store::Redis(store))
 }
 
-async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: RedisWrites) {
-    let shards = Shards::new(shards).unwrap();
-    let address = Address::parse(&server.url()).unwrap();
+pub async fn connect(url: &str) -> Redis {
+    let address = Address::parse(url).unwrap();
     let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
     redis.wait_for(&address, PATIENCE).await.unwrap();
-    let new = || Arc::new(Store::Redis(counter_in_redis(&redis, mode, shards, writes)));
-    suite::<IntegerId>(&new, standard_error(mode, shards)).await;
-    suite::<TextId>(&new, standard_error(mode, shards)).await;
+    redis
 }
 
-/// On every server that is supported and at hand.
-async fn suite_in_every_redis(mode: Mode, shards: u16, writes: RedisWrites) {
+/// The ways in which ids go to Redis.
+pub const WAYS: [(Mode, RedisWrites); 3] =
+    [(Mode::Hll, RedisWrites::All), (Mode::Hll, RedisWrites::Changed), (Mode::Exact, RedisWrites::All)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_in_redis() {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     for flavour in Flavour::at_hand() {
         println!("{flavour:?}");
-        suite_in_redis(&RedisServer::start_with(flavour, &[]), mode, shards, writes).await;
+        let server = RedisServer::start_with(flavour, &[]);
+        let redis = connect(&server.url()).await;
+        for (mode, writes) in WAYS {
+            let namespace = || format!("counters-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+            suite(|| in_redis(&redis, mode, writes, &namespace(), "test"), mode).await;
+        }
     }
 }
 
+/// Two instances of a namespace see different names, and some of the same ids.
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_hll() {
-    suite_in_every_redis(Mode::Hll, 1, RedisWrites::All).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_hll_in_shards() {
-    suite_in_every_redis(Mode::Hll, 16, RedisWrites::All).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_hll_changed_only() {
-    suite_in_every_redis(Mode::Hll, 3, RedisWrites::Changed).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_exact() {
-    suite_in_every_redis(Mode::Exact, 1, RedisWrites::All).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_exact_in_shards() {
-    suite_in_every_redis(Mode::Exact, 5, RedisWrites::All).await;
+async fn instances_count_the_same_counters() {
+    let server = RedisServer::start();
+    let redis = connect(&server.url()).await;
+    for (number, (mode, writes)) in WAYS.into_iter().enumerate() {
+        let namespace = format!("instances-{number}");
+        let [one, other] =
+            ["one", "other"].map(|instance| in_redis(&redis, mode, writes, &namespace, instance));
+        let window = windows().next().unwrap();
+        add(&one, window, 0..10, &["both", "only-one"]).await;
+        add(&other, window, 5..20, &["both", "only-other"]).await;
+        assert_eq!(one.counts_of(window, &["both"]).await, Ok(vec![20]));
+        one.seal(window).await.unwrap();
+        add(&other, window, [20], &["both"]).await;
+        other.seal(window).await.unwrap();
+        for store in [&one, &other] {
+            assert_eq!(
+                settled(store, window).await,
+                named(&[("both", 21), ("only-one", 10), ("only-other", 15)])
+            );
+        }
+        // All keys expire.
+        let mut connection = server.connect();
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+        assert!(keys.iter().filter(|key| key.contains(":c")).count() >= 6, "{keys:?}");
+        for key in keys {
+            let lives: i64 = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+            assert!((1..=70_000).contains(&lives), "{key} lives for {lives} ms");
+        }
+    }
 }

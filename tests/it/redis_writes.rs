@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use headcount::model::counter::CounterLimits;
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -46,6 +47,7 @@ fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisStoreConfig 
         writes,
         on_redis_down: OnRedisDown::Count,
         pending_max: 1_000,
+        counters: CounterLimits::default(),
         timeout: TIMEOUT,
         keys: Keys::new(namespace),
         instance_id: "test".to_owned(),

@@ -16,7 +16,7 @@ use super::query::{form_text, pairs};
 use super::state::Routes;
 use crate::coordination::ClosedCounters;
 use crate::http::error::{Failure, NO_STORE};
-use crate::model::counter::CounterName;
+use crate::model::counter::{CounterCount, CounterName};
 use crate::model::window::Window;
 
 /// How long a list may take to make.
@@ -156,17 +156,18 @@ fn list(closed: Option<&ClosedCounters>, window_seconds: u32, ask: &Ask) -> Coun
     };
     let all = closed.counts.all();
     // They are sorted by name, so those with the prefix are together.
-    let first = all.partition_point(|(name, _)| **name < *ask.prefix);
-    let with_prefix = all[first..].iter().take_while(|(name, _)| name.starts_with(&ask.prefix)).count();
+    let first = all.partition_point(|count| *count.name < *ask.prefix);
+    let with_prefix = all[first..].iter().take_while(|count| count.name.starts_with(&ask.prefix)).count();
     let matching = &all[first..first + with_prefix];
-    let some: Vec<&(Box<str>, u64)> = if ask.by_name {
+    let some: Vec<&CounterCount> = if ask.by_name {
         let after = ask.after.as_deref().unwrap_or_default();
-        let next = matching.partition_point(|(name, _)| **name <= *after);
+        let next = matching.partition_point(|count| *count.name <= *after);
         matching[next..].iter().take(ask.limit).collect()
     } else {
         let mut some: Vec<_> = matching.iter().collect();
-        let most_first =
-            |a: &&(Box<str>, u64), b: &&(Box<str>, u64)| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0));
+        let most_first = |a: &&CounterCount, b: &&CounterCount| {
+            b.unique_ids.cmp(&a.unique_ids).then_with(|| a.name.cmp(&b.name))
+        };
         if some.len() > ask.limit {
             some.select_nth_unstable_by(ask.limit, most_first);
             some.truncate(ask.limit);
@@ -176,10 +177,10 @@ fn list(closed: Option<&ClosedCounters>, window_seconds: u32, ask: &Ask) -> Coun
     };
     let counters = some
         .into_iter()
-        .map(|(name, count)| NamedCount { counter: name.to_string(), unique_request_count: *count })
+        .map(|count| NamedCount { counter: count.name.to_string(), unique_request_count: count.unique_ids })
         .collect();
     CounterList {
-        timestamp: Some(closed.window),
+        timestamp: Some(closed.window()),
         window_seconds,
         complete: closed.complete,
         counters,

@@ -86,20 +86,21 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
         Some((_, name)) if counters.next().is_none() => {
             routes.api.counting.may_count()?;
             let name = CounterName::parse_for_reading(form_text(name))?;
-            of_counter(routes, &name)?
+            of_counter(routes, &name).await?
         }
         Some(_) => return Err(Failure::InvalidParameter { detail: "counter is given twice" }),
     };
     Ok(([(CACHE_CONTROL, NO_STORE)], Json(answer)))
 }
 
-fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, Failure> {
+async fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, Failure> {
     let (api, name) = (&routes.api, name.as_str());
     let window = api.running_window();
-    let count = api.store.count_of(window, name).map_err(|error| {
+    let counts = api.store.counts_of(window, &[name]).await.map_err(|error| {
         warn!(%error, "a counter of the running window cannot be counted");
         Failure::StoreUnavailable
     })?;
+    let count = counts.first().copied().unwrap_or_default();
     Ok(Unique {
         counter: Some(name.to_owned()),
         mode: api.counting.mode,
@@ -107,10 +108,10 @@ fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, Failure
         window_seconds: api.counting.window.seconds(),
         current: UniqueCount { timestamp: window, unique_request_count: count },
         last: api.closed.counters().map(|closed| ClosedCount {
-            timestamp: closed.window,
+            timestamp: closed.window(),
             unique_request_count: closed.counts.get(name),
             accepted_ids: None,
-            complete: closed.complete,
+            complete: closed.is_complete(name),
         }),
     })
 }

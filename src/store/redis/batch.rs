@@ -6,7 +6,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -14,7 +13,8 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::hll::{Observation, Sketch};
+use super::target::Target;
+use crate::hll::Observation;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Commands;
 
@@ -23,113 +23,13 @@ const WRITES: usize = 1024;
 /// Ids of a batch, at most, unless one write has more.
 const IDS: usize = 16 * 1024;
 
+/// Targets of a batch among which a write looks for its own: the shards of a usual window.
+const LOOKED_AT: usize = 16;
+
 /// A small batch allocates nothing.
 type Few<T> = SmallVec<[T; 8]>;
 /// The reply to each write, in their order.
 pub(super) type Replies = Few<Result<u64, Unavailable>>;
-
-/// Where ids go: the key of a shard of a window, and what this instance knows about it.
-pub(super) struct Target {
-    /// `PFADD` or `SADD`.
-    pub(super) command: &'static str,
-    pub(super) key: String,
-    /// How long the server keeps the key after the last `PEXPIRE`, in milliseconds. It measures that by its own clock:
-    /// ours may be wrong.
-    pub(super) keep_for: u64,
-    /// The epoch of the last `PEXPIRE`; 0 for none.
-    expires_since: AtomicU64,
-    /// The registers that the server has. None if every id is sent, so that it does not matter.
-    acknowledged: Option<Acknowledged>,
-    /// How many ids the server called new; for `PFADD`, how many writes changed something.
-    new: AtomicU64,
-    /// A write was not answered. The server may have done it, and then more ids were new than it said.
-    in_doubt: AtomicBool,
-    /// One more than the [generation](crate::redis::Redis::generation) of the server that answered a write after that; 0 for
-    /// none.
-    answered_in_doubt: AtomicU64,
-}
-
-struct Acknowledged {
-    epoch: AtomicU64,
-    registers: Sketch,
-    /// Held while registers are added, so that no register of an old epoch is added after a new epoch has begun.
-    adding: Mutex<()>,
-}
-
-impl Target {
-    pub(super) fn new(
-        command: &'static str,
-        key: String,
-        keep_for: u64,
-        remember_acknowledged: bool,
-    ) -> Self {
-        let acknowledged = remember_acknowledged.then(|| Acknowledged {
-            epoch: AtomicU64::new(0),
-            registers: Sketch::new(),
-            adding: Mutex::default(),
-        });
-        Self {
-            command,
-            key,
-            keep_for,
-            expires_since: AtomicU64::new(0),
-            acknowledged,
-            new: AtomicU64::new(0),
-            in_doubt: AtomicBool::new(false),
-            answered_in_doubt: AtomicU64::new(0),
-        }
-    }
-
-    /// How many ids the server called new.
-    pub(super) fn new_ids(&self) -> u64 {
-        self.new.load(Ordering::Relaxed)
-    }
-
-    /// Notes that a server has answered a write.
-    pub(super) fn note_answer(&self, generation: u64) {
-        if self.in_doubt.load(Ordering::Relaxed) {
-            let none = self.answered_in_doubt.load(Ordering::Relaxed) == 0;
-            if none {
-                self.answered_in_doubt.store(generation + 1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Whether a server before this generation may have lost ids unnoticed. It had ids that it never called new, so it may
-    /// have lost as many that it acknowledged later.
-    ///
-    /// A write that stays unanswered because the server dies hides nothing: it was the last one of that server.
-    pub(super) fn may_hide_a_loss(&self, generation: u64) -> bool {
-        let answered = self.answered_in_doubt.load(Ordering::Relaxed);
-        answered > 0 && answered <= generation
-    }
-
-    /// True when the server has acknowledged this in this epoch.
-    pub(super) fn has(&self, observation: Observation, epoch: u64) -> bool {
-        self.acknowledged.as_ref().is_some_and(|acknowledged| {
-            acknowledged.epoch.load(Ordering::Acquire) == epoch && acknowledged.registers.covers(observation)
-        })
-    }
-}
-
-impl Acknowledged {
-    /// Notes that the server has these.
-    fn add(&self, observed: impl Iterator<Item = Observation>, epoch: u64) {
-        let _adding = self.adding.lock();
-        let known = self.epoch.load(Ordering::Relaxed);
-        if known > epoch {
-            return;
-        }
-        if known < epoch {
-            self.registers.clear();
-            // A thread that sees the new epoch sees no register of the old one.
-            self.epoch.store(epoch, Ordering::Release);
-        }
-        for observation in observed {
-            self.registers.raise(observation);
-        }
-    }
-}
 
 /// The buffers of a batch that was answered.
 #[derive(Default)]
@@ -204,7 +104,7 @@ impl Batch {
         self.commands.word(target.key.as_bytes());
         for id in ids {
             self.commands.word(id);
-            if target.acknowledged.is_some() {
+            if target.remembers_registers() {
                 self.touched[touched].observed.push((self.writes, Observation::of(id)));
             }
         }
@@ -215,9 +115,11 @@ impl Batch {
         Receipt { answers: Arc::clone(&self.answers), index }
     }
 
-    /// The index of a target in `touched`. There are few: shards of the running window.
+    /// The index of a target in `touched`. Of shards there are few. Of counters there may be many: one that was not among the
+    /// last is there twice.
     fn touch(&mut self, target: &Arc<Target>, under_way: &TaskTrackerToken) -> usize {
-        let index = self.touched.iter().rposition(|touched| Arc::ptr_eq(&touched.target, target));
+        let mut last = self.touched.iter().enumerate().rev().take(LOOKED_AT);
+        let index = last.find(|(_, touched)| Arc::ptr_eq(&touched.target, target)).map(|(index, _)| index);
         index.unwrap_or_else(|| {
             let target = Arc::clone(target);
             self.touched.push(Touched { target, _under_way: under_way.clone(), observed: SmallVec::new() });
@@ -229,7 +131,7 @@ impl Batch {
     pub(super) fn commands(&mut self, epoch: u64) -> &Commands {
         for Touched { target, .. } in &self.touched {
             // If this batch fails, a new epoch begins.
-            if target.expires_since.swap(epoch, Ordering::Relaxed) != epoch {
+            if target.must_expire(epoch) {
                 let keep_for = target.keep_for.to_string();
                 self.commands.add(&[b"PEXPIRE", target.key.as_bytes(), keep_for.as_bytes()]);
             }
@@ -241,17 +143,17 @@ impl Batch {
     /// generation. Returns the buffers for another batch.
     pub(super) fn answer(mut self, replies: Replies, epoch: u64, generation: u64) -> Recycled {
         // Here, and not where a request reads its reply: the request may be gone by now.
-        for (owner, new) in self.owners.iter().zip(&replies) {
-            if let Ok(new @ 1..) = new {
-                self.touched[usize::from(*owner)].target.new.fetch_add(*new, Ordering::Relaxed);
+        for (owner, reply) in std::mem::take(&mut self.owners).iter().zip(&replies) {
+            let target = &self.touched[usize::from(*owner)].target;
+            target.note_ended(reply.is_ok().then_some(epoch));
+            if let Ok(new @ 1..) = reply {
+                target.note_new(*new);
             }
         }
         for Touched { target, observed, .. } in &self.touched {
             target.note_answer(generation);
-            if let Some(acknowledged) = &target.acknowledged {
-                let done = observed.iter().filter(|(write, _)| replies[*write].is_ok());
-                acknowledged.add(done.map(|(_, observation)| *observation), epoch);
-            }
+            let done = observed.iter().filter(|(write, _)| replies[*write].is_ok());
+            target.note_observed(done.map(|(_, observation)| *observation), epoch);
         }
         self.answers.give(|| Ok(replies));
         let commands = std::mem::take(&mut self.commands).recycled();
@@ -261,7 +163,7 @@ impl Batch {
     /// Notes that the batch was sent and not answered.
     pub(super) fn note_doubt(&self) {
         for Touched { target, .. } in &self.touched {
-            target.in_doubt.store(true, Ordering::Relaxed);
+            target.note_doubt();
         }
     }
 
@@ -274,6 +176,9 @@ impl Batch {
 /// No request waits for a reply that cannot come.
 impl Drop for Batch {
     fn drop(&mut self) {
+        for owner in &self.owners {
+            self.touched[usize::from(*owner)].target.note_ended(None);
+        }
         self.answers.give(|| Err(Unavailable::because("the pipeline to Redis has ended")));
     }
 }

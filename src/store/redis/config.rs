@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::model::counter::CounterLimits;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
@@ -42,6 +43,8 @@ pub struct RedisStoreConfig {
     pub on_redis_down: OnRedisDown,
     /// How many exact ids may be pending.
     pub pending_max: u32,
+    /// How many counters clients may name.
+    pub counters: CounterLimits,
     /// How long a write may take.
     pub timeout: Duration,
     /// The names of the keys.

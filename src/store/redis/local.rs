@@ -5,22 +5,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::Counter;
+use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
 
-use super::batch::Target;
 use super::config::RedisStoreConfig;
+use super::counters::LocalCounters;
 use super::pending::PendingIds;
 use super::stats::WindowStats;
+use super::target::{Knowledge, Registers, Target};
+use crate::model::counter::CounterNames;
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
+use crate::platform::budget::Budget;
 use crate::platform::unavailable::Unavailable;
-use crate::store::answers::AddError;
-use crate::store::ids::Ids;
-use crate::store::windows::WindowTable;
+use crate::store::answers::{AddError, Added};
+use crate::store::ids::{IdSet, Ids};
+use crate::store::places::{Before, Names};
+use crate::store::windows::{Entry, WindowTable};
 
 /// Memory for sealed windows that are not published: a day of minutes with one shard. The newest [`ALWAYS_KEPT`] are
 /// kept in any case.
@@ -38,6 +43,9 @@ pub(super) struct LocalWindows {
     /// Accepted ids of windows that were given up.
     missed_ids: Counter,
     pub(super) table: WindowTable<LocalWindow, Sealed>,
+    pub(super) counter_memory: Arc<Budget>,
+    /// The names of the last sealed window. They keep their places in the next one.
+    last_names: Mutex<Option<(Window, Arc<dyn Names>)>>,
 }
 
 /// A window that was sealed here.
@@ -72,6 +80,8 @@ pub(super) struct LocalWindow {
     missed: AtomicU64,
     /// How many replayed exact ids Redis called new.
     replayed_new: AtomicU64,
+    /// None if counters are off.
+    pub(super) counters: Option<LocalCounters>,
     /// Redis lost exact ids of it, perhaps unnoticed, or their key held something else.
     is_damaged: AtomicBool,
     /// Additions that have entered, and whose requests are not answered.
@@ -87,22 +97,38 @@ pub(super) struct LocalWindow {
 impl LocalWindows {
     pub(super) fn new(config: Arc<RedisStoreConfig>, missed_ids: Counter) -> Self {
         let pending = Arc::new(PendingIds::new(config.pending_max));
-        Self { config, pending, missed_ids, table: WindowTable::default() }
+        let counter_memory = Budget::new(config.counters.memory);
+        let (table, last_names) = (WindowTable::default(), Mutex::default());
+        Self { config, pending, missed_ids, table, counter_memory, last_names }
     }
 
     /// Enters a window: until the token is dropped, it cannot be sealed.
     pub(super) fn enter(&self, window: Window) -> Result<(Arc<LocalWindow>, TaskTrackerToken), AddError> {
         let new = || {
             self.give_up_oldest(window);
-            LocalWindow::new(&self.config, window, &self.pending)
+            let counters = (self.config.counters.most > 0).then(|| {
+                let before = self.names_before(window);
+                LocalCounters::new(&self.config, window, &self.counter_memory, before, &self.pending)
+            });
+            LocalWindow::new(&self.config, window, counters, &self.pending)
         };
         self.table.enter(window, new, |local| (Arc::clone(local), local.under_way.token()))
+    }
+
+    fn names_before(&self, window: Window) -> Before {
+        match (self.table.get(window.previous()), &*self.last_names.lock()) {
+            (Ok(Some(Entry::Open(local))), _) => {
+                local.counters.as_ref().map_or(Before::Nothing, LocalCounters::as_before)
+            }
+            (_, Some((last, names))) if *last == window.previous() => Before::Sealed(Arc::clone(names)),
+            _ => Before::Nothing,
+        }
     }
 
     /// Without this, an outage that does not end would use up the memory.
     fn give_up_oldest(&self, opening: Window) {
         for (window, local) in self.table.make_room(self.config.most_windows(opening)) {
-            let accepted_ids = local.stats().accepted;
+            let accepted_ids = local.accepted.load(Ordering::Relaxed);
             self.missed_ids.increment(accepted_ids);
             error!(
                 %window, accepted_ids,
@@ -124,6 +150,9 @@ impl LocalWindows {
 
     /// Notes that Redis has all of a window. The newest windows are kept, so that they can be merged again.
     pub(super) fn note_sealed(&self, local: Arc<LocalWindow>) {
+        if let Some(counters) = &local.counters {
+            *self.last_names.lock() = Some((local.window, counters.note_sealed()));
+        }
         self.table.note_sealed(local.window, Sealed::Kept(local));
         let copies = 1 + usize::from(self.config.remembers_acknowledged());
         let bytes_a_window = BYTES_A_SHARD * copies * usize::from(self.config.shards.count());
@@ -169,21 +198,31 @@ impl LocalWindows {
 }
 
 impl LocalWindow {
-    fn new(config: &RedisStoreConfig, window: Window, pending: &Arc<PendingIds>) -> Self {
+    fn new(
+        config: &RedisStoreConfig,
+        window: Window,
+        counters: Option<LocalCounters>,
+        pending: &Arc<PendingIds>,
+    ) -> Self {
         let RedisStoreConfig { mode, shards, keys, .. } = config;
         let command = match mode {
             Mode::Hll => "PFADD",
             Mode::Exact => "SADD",
         };
-        let remember = config.remembers_acknowledged();
         let target = |shard| {
             let key = keys.ids(*mode, shard, *shards, window);
-            Arc::new(Target::new(command, key, config.keep_for(window), remember))
+            let knowledge = if config.remembers_acknowledged() {
+                Knowledge::Registers(Registers::new())
+            } else {
+                Knowledge::Unknown
+            };
+            Arc::new(Target::new(command, key, config.keep_for(window), knowledge))
         };
         Self {
             window,
             targets: (0..usize::from(shards.count())).map(target).collect(),
             ids: Ids::new(*mode, *shards),
+            counters,
             unmerged: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             missed: AtomicU64::new(0),
@@ -202,23 +241,45 @@ impl LocalWindow {
 
     /// Keeps ids until Redis has them; it may have some already. Returns how many changed a sketch. For exact ids that is
     /// 0: Redis says which are new when they are replayed.
-    pub(super) fn keep<I: Id>(&self, ids: &[I]) -> Result<u64, Unavailable> {
-        let changed = match &self.ids {
+    pub(super) fn keep<I: Id>(&self, ids: &[I], names: &CounterNames<'_>) -> Result<Added, Unavailable> {
+        let counters = self.counters.as_ref().filter(|_| !names.is_empty());
+        let added = match &self.ids {
             Ids::Hll { .. } => {
                 let changed = ids.iter().filter(|id| self.ids.add(id.as_ref())).count() as u64;
+                let (_, overflow) = counters.map_or((0, 0), |counters| counters.keep(ids, names));
                 self.pending.add(ids.len() as u64);
+                // Ordered after the registers of these ids.
                 self.unmerged.fetch_add(ids.len() as u64, Ordering::Release);
-                changed
+                Added { changed, overflow }
             }
             Ids::Exact(pending) => {
-                if !ids.iter().all(|id| pending.insert_if(id.as_ref(), || self.pending.reserve())) {
-                    return Err(self.pending.full());
-                }
-                0
+                let reserved = self.reserve(pending, ids, names)?;
+                let in_total = ids.iter().filter(|id| pending.insert(id.as_ref())).count() as u64;
+                let (in_counters, overflow) = counters.map_or((0, 0), |counters| counters.keep(ids, names));
+                self.pending.settle(reserved, in_total + in_counters);
+                Added { changed: 0, overflow }
             }
         };
         self.missed.fetch_add(ids.len() as u64, Ordering::Relaxed);
-        Ok(changed)
+        Ok(added)
+    }
+
+    /// Takes room for all of these exact ids, in the total and in each counter, or for none. Ids that are pending already need
+    /// none. To find out which are takes time, so it is done only if there is not room for all.
+    fn reserve<I: Id>(
+        &self,
+        pending: &IdSet,
+        ids: &[I],
+        names: &CounterNames<'_>,
+    ) -> Result<u64, Unavailable> {
+        let most = (ids.len() * (1 + names.iter().count())) as u64;
+        if self.pending.reserve(most) {
+            return Ok(most);
+        }
+        let in_total = ids.iter().filter(|id| !pending.contains(id.as_ref())).count() as u64;
+        let counters = self.counters.as_ref().filter(|_| !names.is_empty());
+        let needed = in_total + counters.map_or(0, |counters| counters.not_pending(ids, names));
+        if self.pending.reserve(needed) { Ok(needed) } else { Err(self.pending.full()) }
     }
 
     /// How many ids of the sketches are pending. Sketches that are read afterwards have all of them.
@@ -250,6 +311,9 @@ impl LocalWindow {
         if matches!(self.ids, Ids::Exact(_)) && self.targets.iter().any(may_hide_a_loss) {
             self.note_damage();
         }
+        if let Some(counters) = &self.counters {
+            counters.note_loss(generation);
+        }
     }
 
     /// Notes that Redis lost exact ids, or that their key held something else.
@@ -262,7 +326,9 @@ impl LocalWindow {
         let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
         let written_new: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
         let new = written_new + self.replayed_new.load(Ordering::Relaxed);
-        WindowStats { accepted: self.accepted.load(Ordering::Relaxed), new, lost, parts: 0 }
+        let accepted = self.accepted.load(Ordering::Relaxed);
+        let counters = self.counters.as_ref().map(LocalCounters::stats).unwrap_or_default();
+        WindowStats { accepted, new, lost, parts: 0, counters }
     }
 
     /// Waits until all additions are answered. No more may enter.

@@ -34,15 +34,19 @@ mod batch;
 mod breaker;
 mod config;
 mod count;
+mod counter_replay;
+mod counters;
 mod local;
 mod pending;
 mod pipeline;
 mod recovery;
 mod replay;
 mod stats;
+mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ::redis::Pipeline as Commands;
 use smallvec::SmallVec;
@@ -63,6 +67,7 @@ use super::answers::{AddError, Added, CountError, StoreCount};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
+use crate::model::counter::{CounterCounts, CounterNames};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
@@ -125,8 +130,9 @@ impl RedisStore {
         metrics.pending_ids_max.set(config.most_pending_ids().unwrap_or_default());
         let breaker = Arc::new(Breaker::new(config.on_redis_down));
         let local = Arc::new(LocalWindows::new(Arc::clone(&config), metrics.missed_ids.clone()));
-        let replay = Arc::new(Replay::new(Arc::clone(&config), redis, metrics));
-        let (pipelines, tasks) = pipelines(workers, redis, config.timeout, &breaker, metrics);
+        let epoch = Arc::new(AtomicU64::new(1));
+        let replay = Arc::new(Replay::new(Arc::clone(&config), redis, Arc::clone(&epoch), metrics));
+        let (pipelines, tasks) = pipelines(workers, redis, config.timeout, &breaker, &epoch, metrics);
         let recovery = Recovery {
             breaker: Arc::clone(&breaker),
             local: Arc::clone(&local),
@@ -143,17 +149,25 @@ impl RedisStore {
         &self.pipelines[workers::current().unwrap_or_default() % self.pipelines.len()]
     }
 
-    pub(super) async fn add<I: Id>(&self, window: Window, ids: &[I]) -> Result<Added, AddError> {
+    pub(super) async fn add<I: Id>(
+        &self,
+        window: Window,
+        ids: &[I],
+        counters: &CounterNames<'_>,
+    ) -> Result<Added, AddError> {
         let (local, under_way) = self.local.enter(window)?;
-        let changed = if self.breaker.is_open() {
-            self.keep(&local, ids, Unavailable::because("Redis is away"))?
+        let added = if self.breaker.is_open() {
+            self.keep(&local, ids, counters, Unavailable::because("Redis is away"))?
         } else {
-            self.write(&local, ids, &under_way).await?
+            self.write(&local, ids, counters, &under_way).await?
         };
         local.note_accepted(ids.len());
+        if let Some(counters) = &local.counters {
+            counters.note_overflow(added.overflow);
+        }
         // Only now may the window be sealed: Redis has the ids, or they are pending.
         drop(under_way);
-        Ok(Added { changed, overflow: 0 })
+        Ok(added)
     }
 
     /// Adds ids here and in Redis. Returns how many changed anything.
@@ -161,20 +175,37 @@ impl RedisStore {
         &self,
         local: &LocalWindow,
         ids: &[I],
+        counters: &CounterNames<'_>,
         under_way: &TaskTrackerToken,
-    ) -> Result<u64, Unavailable> {
+    ) -> Result<Added, Unavailable> {
         let (sent, changed) = self.send(local, ids, under_way);
-        let answered = match sent {
-            Ok(receipts) => answers(receipts).await,
-            Err(error) => Err(error),
+        let mut of_counters = Receipts::new();
+        let overflow = match &local.counters {
+            Some(local) if !counters.is_empty() => {
+                local.send(ids, counters, self.pipeline(), under_way, &mut of_counters)
+            }
+            _ => Ok(0),
+        };
+        let answered = match (sent, overflow) {
+            (Ok(receipts), Ok(overflow)) => match (answers(receipts).await, answers(of_counters).await) {
+                (Ok(new), Ok(_)) => Ok((new, overflow)),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            },
+            (Err(error), _) | (_, Err(error)) => {
+                self.breaker.open(&error);
+                Err(error)
+            }
         };
         match answered {
-            Ok(new) if self.config.mode == Mode::Exact => Ok(new),
-            Ok(0) => Ok(0),
+            Ok((new, overflow)) if self.config.mode == Mode::Exact => Ok(Added { changed: new, overflow }),
+            Ok((0, overflow)) => Ok(Added { changed: 0, overflow }),
             // PFADD says only whether any id changed the sketch.
-            Ok(_) => Ok(changed.max(1)),
+            Ok((_, overflow)) => Ok(Added { changed: changed.max(1), overflow }),
             // All ids: adding some of them twice is less work than finding out which ones Redis has.
-            Err(error) => Ok(changed + self.keep(local, ids, error)?),
+            Err(error) => {
+                let kept = self.keep(local, ids, counters, error)?;
+                Ok(Added { changed: changed + kept.changed, ..kept })
+            }
         }
     }
 
@@ -207,18 +238,23 @@ impl RedisStore {
             let target = &local.targets[some[0].0];
             pipeline.send(target, some.iter().map(|(_, id)| *id), under_way)
         });
-        let sent: Result<Receipts, _> = sent.collect();
-        (sent.inspect_err(|error| self.breaker.open(error)), changed)
+        (sent.collect(), changed)
     }
 
     /// Keeps ids that Redis does not take, or refuses them, as `--on-redis-down` says.
-    fn keep<I: Id>(&self, local: &LocalWindow, ids: &[I], error: Unavailable) -> Result<u64, Unavailable> {
+    fn keep<I: Id>(
+        &self,
+        local: &LocalWindow,
+        ids: &[I],
+        counters: &CounterNames<'_>,
+        error: Unavailable,
+    ) -> Result<Added, Unavailable> {
         match self.config.on_redis_down {
             OnRedisDown::Fail => Err(error),
             OnRedisDown::Count => {
-                let changed = local.keep(ids)?;
+                let added = local.keep(ids, counters)?;
                 self.breaker.note_kept(ids.len());
-                Ok(changed)
+                Ok(added)
             }
         }
     }
@@ -257,7 +293,7 @@ impl RedisStore {
         let mut stats = self.replay.stats(window).await?;
         for party in parties {
             // It has sealed the window, but its stats are gone.
-            stats.entry(party.clone()).or_insert(WindowStats::UNKNOWN);
+            stats.entry(party.clone()).or_insert_with(WindowStats::unknown);
         }
         let in_doubt = match self.config.mode {
             Mode::Hll => self.replay.gather(window, &stats).await?,
@@ -266,6 +302,24 @@ impl RedisStore {
         let mut counted = self.counted(window, stats).await?;
         counted.lost_ids += in_doubt;
         Ok(counted)
+    }
+
+    /// The final counts of the counters of a window that every instance has sealed.
+    pub(super) async fn settle_counters(&self, window: Window) -> Result<CounterCounts, CountError> {
+        self.local.table.get(window)?;
+        let stats = self.replay.stats(window).await?;
+        Ok(self.replay.count_counters(window, &stats).await?)
+    }
+
+    /// How many different ids counters have so far.
+    pub(super) async fn counts_of(&self, window: Window, names: &[&str]) -> Result<Vec<u64>, CountError> {
+        self.local.table.get(window)?;
+        Ok(self.replay.counts_of(window, names).await?)
+    }
+
+    /// Bytes that counters take in this instance.
+    pub(super) fn counter_memory(&self) -> u64 {
+        self.local.counter_memory.used()
     }
 
     pub(super) async fn recall(&self, window: Window) -> Result<Option<StoreCount>, Unavailable> {
@@ -350,7 +404,7 @@ impl RedisStore {
                     local.note_loss(generation);
                     self.replay.seal(&local).await?;
                 }
-                Sealed::Dropped(stats) => self.replay.store_lost(window, stats).await?,
+                Sealed::Dropped(stats) => self.replay.store_lost(window, &stats).await?,
             }
         }
         let open = self.local.open();

@@ -23,10 +23,19 @@ impl PendingIds {
         self.ids.load(Ordering::Relaxed)
     }
 
-    /// Takes room for one more exact id, if there is any.
-    pub(super) fn reserve(&self) -> bool {
-        let one_more = |ids| (ids < self.max).then_some(ids + 1);
-        self.ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    /// Takes room for so many more exact ids, or for none.
+    pub(super) fn reserve(&self, more: u64) -> bool {
+        let with_them = |ids: u64| Some(ids + more).filter(|ids| *ids <= self.max);
+        self.ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_them).is_ok()
+    }
+
+    /// Corrects a reservation to what was needed. That may be more, if others were replayed meanwhile.
+    pub(super) fn settle(&self, reserved: u64, needed: u64) {
+        if needed > reserved {
+            self.add(needed - reserved);
+        } else {
+            self.release(reserved - needed);
+        }
     }
 
     /// Counts ids of a sketch, which take no room.

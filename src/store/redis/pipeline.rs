@@ -30,8 +30,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::batch::{Batch, Receipt, Recycled, Replies, Target};
+use super::batch::{Batch, Receipt, Recycled, Replies};
 use super::breaker::Breaker;
+use super::target::Target;
 use crate::hll::Observation;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::{self, Call, Redis, Writer};
@@ -83,10 +84,10 @@ pub(super) fn pipelines(
     redis: &Redis,
     timeout: Duration,
     breaker: &Arc<Breaker>,
+    epoch: &Arc<AtomicU64>,
     metrics: &Metrics,
 ) -> (Vec<Pipeline>, Vec<PipelineTask>) {
-    let epoch = Arc::new(AtomicU64::new(1));
-    (0..count.max(1)).map(|_| pipeline(redis, timeout, breaker, &epoch, metrics)).unzip()
+    (0..count.max(1)).map(|_| pipeline(redis, timeout, breaker, epoch, metrics)).unzip()
 }
 
 fn pipeline(
@@ -140,6 +141,11 @@ impl Pipeline {
     /// True when the server has acknowledged this in the current epoch.
     pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
         target.has(observation, self.shared.epoch.load(Ordering::Relaxed))
+    }
+
+    /// The current epoch.
+    pub(super) fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Ordering::Relaxed)
     }
 
     /// From now on nothing counts as acknowledged that the server acknowledged before.

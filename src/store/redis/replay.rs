@@ -18,17 +18,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::metrics::Counter;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, Pipeline};
 use tokio::time::Instant;
 
-use super::batch::Target;
 use super::config::{RedisStoreConfig, SHARDS_A_PIPELINE};
 use super::local::LocalWindow;
 use super::stats::WindowStats;
+use super::target::Target;
 use crate::hll::Sketch;
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
@@ -40,7 +40,7 @@ use crate::store::ids::{IdSet, Ids};
 use crate::telemetry::metrics::Metrics;
 
 /// A sketch that waits to be merged expires after so many seconds.
-const MERGE_EXPIRES: u64 = 60;
+pub(super) const MERGE_EXPIRES: u64 = 60;
 /// Exact ids that are replayed in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;
 
@@ -52,15 +52,22 @@ enum Leave {
 }
 
 pub(super) struct Replay {
-    config: Arc<RedisStoreConfig>,
+    pub(super) config: Arc<RedisStoreConfig>,
     redis: Redis,
     changed_ids: Counter,
+    /// That of the [pipelines](super::pipeline).
+    pub(super) epoch: Arc<AtomicU64>,
 }
 
 impl Replay {
     /// With a connection of its own.
-    pub(super) fn new(config: Arc<RedisStoreConfig>, redis: &Redis, metrics: &Metrics) -> Self {
-        Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone() }
+    pub(super) fn new(
+        config: Arc<RedisStoreConfig>,
+        redis: &Redis,
+        epoch: Arc<AtomicU64>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone(), epoch }
     }
 
     /// Checks that a server takes writes.
@@ -77,23 +84,23 @@ impl Replay {
         // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         let parts = self.give(local, Leave::Part).await?;
-        self.store_stats("HSET", local.window, WindowStats { parts, ..local.stats() }).await
+        self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await
     }
 
     /// Stores the stats of a window without ids. If they were missing, the leader would take the ids for lost.
     pub(super) async fn seal_idle(&self, window: Window) -> Result<(), Unavailable> {
-        self.store_stats("HSETNX", window, WindowStats::default()).await
+        self.store_stats("HSETNX", window, &WindowStats::default()).await
     }
 
     /// Stores that the accepted ids of a window are lost, unless Redis still has its stats. Then it has the ids too, which
     /// were written before.
-    pub(super) async fn store_lost(&self, window: Window, stats: WindowStats) -> Result<(), Unavailable> {
+    pub(super) async fn store_lost(&self, window: Window, stats: &WindowStats) -> Result<(), Unavailable> {
         let lost = match self.config.mode {
             // The count shows it: ids that Redis called new are missing from the set.
             Mode::Exact => 0,
             Mode::Hll => stats.accepted,
         };
-        self.store_stats("HSETNX", window, WindowStats { lost, ..stats }).await
+        self.store_stats("HSETNX", window, &WindowStats { lost, ..stats.clone() }).await
     }
 
     /// Replays the pending ids of windows, one window after another.
@@ -107,15 +114,17 @@ impl Replay {
     /// Gives Redis what it lacks of a window. Returns in how many shards it left a part.
     async fn give(&self, local: &LocalWindow, leave: Leave) -> Result<u64, Unavailable> {
         let _replaying = local.replaying.lock().await;
-        match &local.ids {
+        let parts = match &local.ids {
             Ids::Hll { sketches, .. } => {
                 let ids = local.unmerged();
                 let parts = self.merge(local, sketches, leave).await?;
                 local.note_merged(ids);
-                Ok(parts)
+                parts
             }
-            Ids::Exact(pending) => self.add_all(local, pending).await.map(|()| 0),
-        }
+            Ids::Exact(pending) => self.add_all(local, pending).await.map(|()| 0)?,
+        };
+        self.give_counters(local, leave == Leave::Part).await?;
+        Ok(parts)
     }
 
     /// Merges the local sketches into the shared ones.
@@ -263,11 +272,11 @@ impl Replay {
         &self,
         set: &'static str,
         window: Window,
-        stats: WindowStats,
+        stats: &WindowStats,
     ) -> Result<(), Unavailable> {
         let key = self.config.keys.accepted(window);
         let mut commands = Pipeline::new();
-        commands.cmd(set).arg(&key).arg(&self.config.instance_id).arg(stats.to_string());
+        commands.cmd(set).arg(&key).arg(&self.config.instance_id).arg(stats.to_stored());
         commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window));
         self.mending(Holds::Hash, &[vec![key]], Call::Seal, &commands).await
     }
@@ -288,7 +297,7 @@ impl Replay {
 
     /// Runs commands on keys, grouped by slot. It must be safe to run them twice. If a key holds something else than it
     /// should, puts that aside and runs them again.
-    async fn mending<T: FromRedisValue>(
+    pub(super) async fn mending<T: FromRedisValue>(
         &self,
         holds: Holds,
         of_slots: &[Vec<String>],
@@ -305,7 +314,7 @@ impl Replay {
     }
 
     /// None if a key holds something else than it should.
-    async fn unless_damaged<T: FromRedisValue>(
+    pub(super) async fn unless_damaged<T: FromRedisValue>(
         &self,
         call: Call,
         commands: &Pipeline,

@@ -1,9 +1,11 @@
 //! The stats of a window that an instance stores when it seals the window.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
-/// What one instance had of a window.
-#[derive(Clone, Copy, Default)]
+use serde::{Deserialize, Serialize};
+
+/// What one instance had of a window. Its stored form is JSON; fields of a later version are ignored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct WindowStats {
     /// Ids that were accepted, repeats among them.
     pub(super) accepted: u64,
@@ -14,24 +16,48 @@ pub(super) struct WindowStats {
     pub(super) lost: u64,
     /// In how many shards Redis got this instance's [part](super::replay).
     pub(super) parts: u64,
+    #[serde(default, skip_serializing_if = "CounterStats::is_empty")]
+    pub(super) counters: CounterStats,
+}
+
+/// What one instance had of the counters of a window.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CounterStats {
+    /// Ids that were counted in `_other`.
+    pub(super) overflow: u64,
+    /// By bucket.
+    pub(super) buckets: BTreeMap<usize, BucketStats>,
+}
+
+/// What one instance had of the counters of a bucket.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BucketStats {
+    /// Names that Redis called new.
+    pub(super) names: u64,
+    /// In mode `exact`, ids that Redis called new, over all counters of the bucket.
+    pub(super) ids: u64,
+    /// Redis lost something, perhaps unnoticed.
+    pub(super) lost: bool,
+}
+
+impl CounterStats {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl WindowStats {
     /// Of an instance whose stats are gone: ids may be missing.
-    pub(super) const UNKNOWN: Self = Self { accepted: 0, new: 0, lost: 1, parts: 0 };
-
-    /// Reads `<accepted> <new> <lost> <parts>`. Any other text is [`Self::UNKNOWN`].
-    pub(super) fn read(text: &str) -> Self {
-        let numbers: Result<Vec<u64>, _> = text.split(' ').map(str::parse).collect();
-        match numbers.as_deref() {
-            Ok(&[accepted, new, lost, parts]) => Self { accepted, new, lost, parts },
-            _ => Self::UNKNOWN,
-        }
+    pub(super) fn unknown() -> Self {
+        Self { lost: 1, ..Self::default() }
     }
-}
 
-impl fmt::Display for WindowStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.accepted, self.new, self.lost, self.parts)
+    /// Reads the stored form. Any other text is [`Self::unknown`].
+    pub(super) fn read(text: &str) -> Self {
+        serde_json::from_str(text).unwrap_or_else(|_| Self::unknown())
+    }
+
+    pub(super) fn to_stored(&self) -> String {
+        serde_json::json!(self).to_string()
     }
 }
