@@ -82,6 +82,10 @@ impl Counters {
 
     /// The count of a counter so far: 0 if no id was counted in it.
     pub(super) fn count(&self, name: &str) -> u64 {
+        // A reader that found the window open may come when the counters are freed.
+        if let Some(counts) = self.sealed.get() {
+            return counts.get(name);
+        }
         if name == OTHER {
             return self.other.count();
         }
@@ -93,6 +97,11 @@ impl Counters {
         let counts = self.sealed.get_or_init(|| Arc::new(self.counts()));
         self.places.note_sealed(Arc::clone(counts) as _);
         Arc::clone(counts)
+    }
+
+    /// Frees the counters of a sealed window.
+    pub(super) fn free(&self, counts: &CounterCounts) {
+        self.places.free(counts.all().iter().map(|count| &*count.name));
     }
 
     /// The counts so far.

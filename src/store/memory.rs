@@ -91,11 +91,14 @@ impl MemoryStore {
     pub(super) async fn seal(&self, window: Window) {
         // The ids are counted and freed outside the lock, so that no addition waits for it. Counters may be many: that takes time.
         for (window, open) in self.windows.close_up_to(window) {
-            let counting = tokio::task::spawn_blocking(move || open.seal());
+            let counting = tokio::task::spawn_blocking(move || (open.seal(), open));
             // It fails only if it panics. Then the window stays open, and the next call counts it.
-            if let Ok(sealed) = counting.await {
+            if let Ok((sealed, open)) = counting.await {
                 *self.last.lock() = Some((window, sealed.clone()));
+                let counts = Arc::clone(&sealed.counters);
                 self.windows.note_sealed(window, sealed);
+                // Nobody waits for this.
+                drop(tokio::task::spawn_blocking(move || open.free(&counts)));
             }
         }
         // Only the next window needs the names of a window.
@@ -163,6 +166,13 @@ impl OpenWindow {
     fn seal(&self) -> SealedWindow {
         let counters = self.counters.as_ref().map(Counters::seal).unwrap_or_default();
         SealedWindow { count: self.count(), counters }
+    }
+
+    /// Frees the counters, once the window is sealed.
+    fn free(&self, counts: &CounterCounts) {
+        if let Some(counters) = &self.counters {
+            counters.free(counts);
+        }
     }
 
     fn count(&self) -> StoreCount {

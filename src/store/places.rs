@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::model::counter::{CounterCounts, CounterNames};
 use crate::model::window::Window;
 use crate::platform::budget::{Budget, Share};
+use crate::platform::pace::Pace;
 
 /// Names, and what a store has of each.
 pub(super) struct Places<C> {
@@ -195,6 +196,15 @@ impl<C: Send + Sync> Places<C> {
     /// Reads all counters, in any order.
     pub(super) fn all<T>(&self, mut read: impl FnMut(&str, &C) -> Option<T>) -> Vec<T> {
         self.named.pin().iter().filter_map(|(name, counter)| read(name, counter)).collect()
+    }
+
+    /// Frees the counters of these names, slowly: an allocator that is busy holds up threads that serve requests.
+    pub(super) fn free<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let mut pace = Pace::new();
+        for name in names {
+            pace.step();
+            self.named.pin().remove(name);
+        }
     }
 
     /// Notes the names with which the window was sealed.

@@ -92,10 +92,11 @@ impl<W, S: Clone> WindowTable<W, S> {
     /// Keeps what stays of a sealed window.
     pub(super) fn note_sealed(&self, window: Window, sealed: S) {
         let mut state = self.state.write();
-        state.open.remove(&window);
-        if state.evicted < Some(window) {
-            state.sealed.insert(window, sealed);
-        }
+        let open = state.open.remove(&window);
+        let before = if state.evicted < Some(window) { state.sealed.insert(window, sealed) } else { None };
+        // Their counters may be many, so they are freed without the lock, for which all additions would wait.
+        drop(state);
+        drop((open, before));
     }
 
     /// Evicts a window and all before it. Returns those that were sealed.
@@ -103,7 +104,10 @@ impl<W, S: Clone> WindowTable<W, S> {
         let mut state = self.state.write();
         state.evicted = state.evicted.max(Some(window));
         let kept = state.sealed.split_off(&window.next());
-        std::mem::replace(&mut state.sealed, kept).into_keys().collect()
+        let evicted = std::mem::replace(&mut state.sealed, kept);
+        // Freed without the lock.
+        drop(state);
+        evicted.into_keys().collect()
     }
 
     /// # Errors
@@ -148,16 +152,19 @@ impl<W, S: Clone> WindowTable<W, S> {
     /// the open ones that are given up. Their age does not matter: the clock may have been set.
     pub(super) fn make_room(&self, most: usize) -> Vec<(Window, Arc<W>)> {
         let mut state = self.state.write();
+        let (mut dropped, mut given_up) = (Vec::new(), Vec::new());
         while state.sealed.len() > most {
-            state.sealed.pop_first();
+            dropped.extend(state.sealed.pop_first());
         }
-        let mut given_up = Vec::new();
         while state.open.len() >= most
             && let Some(oldest) = state.open.pop_first()
         {
             state.given_up = state.given_up.max(Some(oldest.0));
             given_up.push(oldest);
         }
+        // Freed without the lock.
+        drop(state);
+        drop(dropped);
         given_up
     }
 }

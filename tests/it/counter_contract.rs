@@ -142,7 +142,9 @@ async fn many_tasks_at_once(store: Arc<Store>, mode: Mode) {
         Mode::Exact => 170,
         Mode::Hll => {
             let sketch = Sketch::new();
-            ids.iter().for_each(|id| _ = sketch.add(id.to_string().as_bytes()));
+            for id in &ids {
+                sketch.add(id.to_string().as_bytes());
+            }
             sketch.estimate()
         }
     };
