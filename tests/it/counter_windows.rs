@@ -100,14 +100,13 @@ async fn each_counter_has_the_ids_of_its_window() {
         let lines = counter_lines(dir.path());
         let counted = counts(&lines);
         let mut certain = BTreeMap::<(u64, u64), BTreeSet<u64>>::new();
-        // Between two windows: in either.
+        // Over more than one window: in any of them.
         let mut uncertain = BTreeMap::<(u64, u64), u64>::new();
         for Accepted { id, counter, sent, answered } in &sent {
-            assert!(answered - sent <= 1, "an answer took {} windows", answered - sent);
             if sent == answered {
                 certain.entry((*sent, *counter)).or_default().insert(*id);
             } else {
-                for window in [*sent, *answered] {
+                for window in *sent..=*answered {
                     *uncertain.entry((window, *counter)).or_default() += 1;
                 }
             }
@@ -197,6 +196,7 @@ async fn invented_names(memory: &str, has_room_for_all: bool) {
     stop.cancel();
     let sent_to_known = known.await.unwrap();
     let overflow_ids = server.metric("headcount_counter_overflow_ids_total").await;
+    let in_time = server.closed().len();
     assert_eq!(server.stop().await.code(), Some(0));
     assert!(most_memory > 0.0 && most_memory <= most, "{most_memory} bytes");
 
@@ -218,8 +218,8 @@ async fn invented_names(memory: &str, has_room_for_all: bool) {
         if has_room_for_all {
             assert_eq!(window.unique, in_counters(&of_window), "the total of {} is whole", window.timestamp);
         }
-        // A stop closes the last window before its end.
-        assert_eq!(window.complete, number + 1 < closed.len(), "{}", window.timestamp);
+        // What is closed after the signal to stop is not complete.
+        assert!(window.complete || number >= in_time, "{}", window.timestamp);
         let is_complete = window.complete && !overflowed.contains(&window.timestamp);
         assert!(lines.iter().filter(|line| of_window(line)).all(|line| line.complete == is_complete));
         assert!(lines.iter().filter(|line| of_window(line)).count() <= 1_001);
