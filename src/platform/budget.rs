@@ -56,6 +56,12 @@ impl Share {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Gives back memory that was taken.
+    pub(crate) fn give(&self, bytes: usize) {
+        self.budget.used.fetch_sub(bytes as u64, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }

@@ -93,6 +93,11 @@ impl Delivery {
     /// Delivers counts in order, until no more will come. It tries each until the sink has it, or it is past retention.
     pub(super) async fn run(mut self) {
         while let Some(pending) = self.next().await {
+            let now = self.publisher.clock.now();
+            if pending.window.counters.is_some() && pending.is_past(self.publisher.counter_retention, now) {
+                self.unpublished.skip_old_counters(now);
+                continue;
+            }
             if self.stopped != Some(pending.term.token()) {
                 let Err(error) = self.try_to_deliver(&pending.window, &pending.term).await else {
                     self.note_taken(pending.window.count.window);

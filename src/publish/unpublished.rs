@@ -103,10 +103,15 @@ impl Unpublished {
         });
     }
 
+    /// Drops the counts of counters that have waited too long by now.
+    pub(super) fn skip_old_counters(&self, now: SystemTime) {
+        self.update(|list| self.drop_old_counters(list, now));
+    }
+
     /// Drops the counts of counters that have waited too long. The totals of their windows still wait.
     fn drop_old_counters(&self, list: &mut List, now: SystemTime) {
         let is_old = |pending: &&mut Pending| pending.is_past(self.counter_retention, now);
-        let old = list.pending.iter_mut().take_while(is_old).map(|pending| &mut pending.window);
+        let old = list.pending.iter_mut().filter(is_old).map(|pending| &mut pending.window);
         let dropped: Vec<_> =
             old.filter_map(|window| Some((window.count.window, window.counters.take()?))).collect();
         for (window, counters) in dropped {

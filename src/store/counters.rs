@@ -82,14 +82,12 @@ impl Counters {
 
     /// The count of a counter so far: 0 if no id was counted in it.
     pub(super) fn count(&self, name: &str) -> u64 {
-        // A reader that found the window open may come when the counters are freed.
-        if let Some(counts) = self.sealed.get() {
-            return counts.get(name);
-        }
         if name == OTHER {
             return self.other.count();
         }
-        self.places.get(name, CounterIds::count).unwrap_or_default()
+        // A reader that found the window open may come when the counters are freed.
+        let count = self.places.get(name, CounterIds::count);
+        count.or_else(|| self.sealed.get().map(|counts| counts.get(name))).unwrap_or_default()
     }
 
     /// The final counts. The caller has seen to it that nothing is added any more.

@@ -78,7 +78,7 @@ impl MemoryStore {
             Ok(Some(Entry::Open(open))) => {
                 open.counters.as_ref().map_or(Before::Nothing, Counters::as_before)
             }
-            // If it is sealed, no later one is: then this window would be sealed too.
+            // If the window before is sealed, it is the last sealed one: a later one would be this window.
             _ => match &*self.last.lock() {
                 Some((last, sealed)) if *last == window.previous() => {
                     Before::Sealed(Arc::clone(&sealed.counters) as _)

@@ -8,7 +8,8 @@
 //! A client that invents names must neither fill the memory nor push out the counters of others. So a window takes
 //! `--max-counters` names, and a name that had ids in the window before keeps its place, also if it does not come. And all
 //! names, sketches and sets of all windows share `--counter-memory`. An id that finds no place or no memory in one of its
-//! counters is counted in `_other` instead, once. Then no count of that window's counters is called complete.
+//! counters is counted in `_other` instead, once; in mode `exact` as long as `_other` has memory. Then no count of that window's
+//! counters is called complete.
 
 use std::collections::HashSet;
 use std::hash::RandomState;

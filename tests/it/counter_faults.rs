@@ -146,6 +146,14 @@ async fn a_counter_whose_key_is_gone_is_not_whole() {
         let counts = settled(&store, window).await;
         assert!(!counts.is_whole(&name(4)));
 
+        // Another program adds what is no name.
+        for bucket in 0..64 {
+            let mut add = cmd("SADD");
+            add.arg(keys.names(bucket, window)).arg(b"\xff\x00").arg("_mine");
+            let () = add.query(&mut server.connect()).unwrap();
+        }
+        assert_eq!(settled(&store, window).await.names() as u64, COUNTERS);
+
         // The names of all buckets.
         for bucket in 0..64 {
             let () = cmd("DEL").arg(keys.names(bucket, window)).query(&mut server.connect()).unwrap();

@@ -86,7 +86,7 @@ async fn a_file_has_a_line_for_each_counter_of_a_window() {
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_of_counters_wait_as_long_as_counter_retention() {
     let dir = LinkedDir::new();
-    let server = serve(&dir.path(), &["--counter-retention", "3s"]).await;
+    let server = serve(&dir.path(), &["--counter-retention", "6s"]).await;
     let mut connection = Connection::open(server.address).await.unwrap();
     wait_until("a line", async || !totals(&dir.real()).is_empty()).await;
     dir.take_away();
@@ -97,8 +97,10 @@ async fn counts_of_counters_wait_as_long_as_counter_retention() {
         server.closed().iter().map(|closed| closed.unique).sum::<u64>() == 1_000
     })
     .await;
-    // Places are kept for the names of the window before, and counts for the files. The latter remain.
+    // After two more windows, only the files still need the counts.
+    let closed = server.closed().len();
     send(&mut connection, 10_000, ["one".to_owned()]).await;
+    server.wait_closed(closed + 2).await;
     let held = memory().await;
     assert!(held > 50_000.0, "the counts still wait: {held} bytes");
 

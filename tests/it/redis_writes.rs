@@ -182,6 +182,32 @@ async fn the_seal_restores_a_sketch_that_the_server_lost() {
     }
 }
 
+/// Redis is full at first, so that the key does not exist when its expiry is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_expires_though_its_first_write_was_refused() {
+    let server = RedisServer::start();
+    let refusing = RedisStoreConfig {
+        on_redis_down: OnRedisDown::Fail,
+        ..config("refused", Mode::Exact, RedisWrites::All)
+    };
+    let store = counter_with(&server.url(), refusing);
+    let memory = |bytes: u64| {
+        let mut set = ::redis::cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes).exec(&mut server.connect()).unwrap();
+    };
+    memory(1);
+    assert!(store.add(window(), &[IntegerId::from(1_u64)]).await.is_err());
+    memory(0);
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = store.add(window(), &[IntegerId::from(2_u64)]).await {
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let key = Keys::new("refused").ids(Mode::Exact, 0, Shards::ONE, window());
+    let lives: i64 = ::redis::cmd("PTTL").arg(key).query(&mut server.connect()).unwrap();
+    assert!(lives > 0, "{lives}");
+}
+
 async fn seal_in_the_end(counter: &Store) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = counter.seal(window()).await {

@@ -16,7 +16,7 @@ use crate::publish::record::{Record, counter_lines};
 
 /// Appends every count to `<dir>/headcount.<date>.jsonl`, by the date of the window (UTC). Before that it appends the counts
 /// of the window's counters to `<dir>/headcount-counters.<date>.jsonl`, in one piece. So a reader who finds a window in the
-/// first file finds its counters in the second. After a crash between the two, they may be there twice.
+/// first file finds its counters in the second, unless they waited too long and were skipped. After a crash between the two, they may be there twice.
 ///
 /// The sink opens the files anew for every window. So it works even if the file or its directory was
 /// moved in between.

@@ -219,6 +219,9 @@ impl Answers {
     }
 }
 
+/// One for each write of a request.
+pub(super) type Receipts = SmallVec<[Receipt; 1]>;
+
 /// A future of the reply to a write: how many ids were new, or 1 if the sketch changed.
 pub(super) struct Receipt {
     answers: Arc<Answers>,

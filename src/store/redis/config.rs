@@ -8,6 +8,8 @@ use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::redis::keys::Keys;
 
+/// Ids in one command: a large list holds up Redis no longer than many small ones.
+pub(super) const IDS_A_COMMAND: usize = 1024;
 /// Shards that are merged or counted in one pipeline.
 pub(super) const SHARDS_A_PIPELINE: usize = 16;
 

@@ -9,11 +9,12 @@ use std::sync::atomic::Ordering;
 
 use ::redis::Pipeline;
 
+use super::config::IDS_A_COMMAND;
 use super::counters::{CounterIds, LocalCounter, LocalCounters};
 use super::local::LocalWindow;
 use super::replay::{MERGE_EXPIRES, Replay};
 use super::stats::{BucketStats, WindowStats};
-use crate::model::counter::{BUCKETS, CounterCount, CounterCounts};
+use crate::model::counter::{BUCKETS, CounterCount, CounterCounts, CounterName};
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
@@ -70,7 +71,13 @@ impl Replay {
             keys.push(key.clone());
         }
         commands.cmd("DEL").arg(&mine).ignore();
-        let () = self.mending(Holds::Sketch, &[keys], Call::Seal, &commands).await?;
+        if self.unless_damaged::<()>(Call::Seal, &commands).await?.is_none() {
+            // Another program replaced a sketch. What other instances had added to it is lost.
+            for counter in some {
+                counter.note_damage();
+            }
+            let () = self.mending(Holds::Sketch, &[keys], Call::Seal, &commands).await?;
+        }
         self.list(counters, bucket, some).await?;
         for (counter, ids) in some.iter().zip(pending) {
             counter.note_merged(ids, epoch);
@@ -103,7 +110,7 @@ impl Replay {
 
     async fn add_ids(&self, counter: &LocalCounter, ids: &[TextId]) -> Result<u64, Unavailable> {
         let mut commands = Pipeline::new();
-        for some in ids.chunks(super::IDS_A_COMMAND) {
+        for some in ids.chunks(IDS_A_COMMAND) {
             let add = commands.cmd("SADD").arg(&counter.target.key);
             for id in some {
                 add.arg(id.as_bytes());
@@ -191,9 +198,11 @@ impl Replay {
         loop {
             let mut scan = Pipeline::new();
             scan.cmd("SSCAN").arg(&key).arg(cursor).arg("COUNT").arg(500);
-            let ((next, some),): ((u64, Vec<String>),) =
+            let ((next, some),): ((u64, Vec<Vec<u8>>),) =
                 self.mending(Holds::Set, &[vec![key.clone()]], Call::Count, &scan).await?;
-            names.extend(some);
+            // Another program may have added what is no name.
+            let is_name = |name: &String| CounterName::parse_for_reading(name.as_str().into()).is_ok();
+            names.extend(some.into_iter().filter_map(|name| String::from_utf8(name).ok()).filter(is_name));
             cursor = next;
             if cursor == 0 {
                 break;

@@ -15,13 +15,12 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::batch::Receipt;
-use super::config::RedisStoreConfig;
+use super::batch::{Receipt, Receipts};
+use super::config::{IDS_A_COMMAND, RedisStoreConfig};
 use super::pending::PendingIds;
 use super::pipeline::Pipeline;
 use super::stats::{BucketStats, CounterStats};
 use super::target::{All, Knowledge, Target};
-use super::{IDS_A_COMMAND, Receipts};
 use crate::hll::{GrowingSketch, Observation};
 use crate::model::counter::{BUCKETS, CounterNames, OTHER, bucket_of};
 use crate::model::id::{Id, TextId};
@@ -54,8 +53,10 @@ pub(super) struct LocalCounter {
     pub(super) bucket: usize,
     pub(super) target: Arc<Target>,
     pub(super) ids: CounterIds,
-    /// The epoch in which the name was sent; 0 for none.
+    /// The epoch in which Redis acknowledged the name; 0 for none.
     listed: AtomicU64,
+    /// An id was added.
+    is_touched: AtomicBool,
     /// In mode `hll`, how many ids of the sketch are pending.
     unmerged: AtomicU64,
     /// How many replayed exact ids Redis called new.
@@ -72,6 +73,25 @@ pub(super) enum CounterIds {
 
 /// Whether each of some ids is in all its counters.
 type InAll = SmallVec<[bool; 1]>;
+
+/// What was put into the pipeline for the counters of a request.
+#[derive(Default)]
+pub(super) struct Sent {
+    pub(super) receipts: Receipts,
+    /// How many ids were counted in `_other`.
+    pub(super) overflow: u64,
+    /// Counters whose names were sent, in this epoch.
+    listed: SmallVec<[(Arc<LocalCounter>, u64); 1]>,
+}
+
+impl Sent {
+    /// Notes that Redis acknowledged all of it.
+    pub(super) fn note_acknowledged(&self) {
+        for (counter, epoch) in &self.listed {
+            counter.listed.store(*epoch, Ordering::Relaxed);
+        }
+    }
+}
 
 impl LocalCounters {
     pub(super) fn new(
@@ -112,28 +132,28 @@ impl LocalCounters {
         self.places.with(names, bytes, |name| Arc::new(LocalCounter::new(config, window, name)), then)
     }
 
-    /// Adds ids to the local sketches of counters, and puts what Redis does not have into the pipeline. Returns how many ids
-    /// were counted in `_other`.
+    /// Adds ids to the local sketches of counters, and puts what Redis does not have into the pipeline.
     pub(super) fn send<I: Id>(
         &self,
         ids: &[I],
         names: &CounterNames<'_>,
         pipeline: &Pipeline,
         under_way: &TaskTrackerToken,
-        receipts: &mut Receipts,
-    ) -> Result<u64, Unavailable> {
+    ) -> Result<Sent, Unavailable> {
         let sending = Sending { counters: self, pipeline, under_way };
         self.with(names, |counters, all_have_a_place| {
+            let mut sent = Sent::default();
             let mut in_all = InAll::from_elem(all_have_a_place, ids.len());
             for counter in counters {
-                sending.send(counter, ids.iter().map(AsRef::as_ref), Some(&mut in_all), receipts)?;
+                sending.send(counter, ids.iter().map(AsRef::as_ref), Some(&mut in_all), &mut sent)?;
             }
             let overflow = ids.iter().zip(&in_all).filter(|(_, is_in_all)| !**is_in_all);
             let overflow: SmallVec<[&[u8]; 1]> = overflow.map(|(id, _)| id.as_ref()).collect();
             if !overflow.is_empty() {
-                sending.send(&self.other, overflow.iter().copied(), None, receipts)?;
+                sending.send(&self.other, overflow.iter().copied(), None, &mut sent)?;
             }
-            Ok(overflow.len() as u64)
+            sent.overflow = overflow.len() as u64;
+            Ok(sent)
         })
     }
 
@@ -201,7 +221,12 @@ impl LocalCounters {
 
     /// Notes that Redis has these pending exact ids of a counter, and its name.
     pub(super) fn note_replayed(&self, counter: &LocalCounter, ids: &[TextId], new: u64, epoch: u64) {
-        self.pending.release(counter.note_replayed(ids, new, epoch));
+        let removed = counter.note_replayed(ids, new, epoch);
+        self.pending.release(removed.len() as u64);
+        // Ids of `_other` have taken none.
+        if *counter.name != *OTHER {
+            self.places.share().give(removed.iter().map(|id| BYTES_AN_ID + id.as_bytes().len()).sum());
+        }
     }
 
     /// Notes that the server may have lost something, and is of this generation now.
@@ -238,10 +263,10 @@ impl Sending<'_> {
     /// Sends ids to a counter. Notes in `in_all` for which there is no memory; without it there always is.
     fn send<'i>(
         &self,
-        counter: &LocalCounter,
+        counter: &Arc<LocalCounter>,
         ids: impl Iterator<Item = &'i [u8]>,
         mut in_all: Option<&mut InAll>,
-        receipts: &mut Receipts,
+        all: &mut Sent,
     ) -> Result<(), Unavailable> {
         let epoch = self.pipeline.epoch();
         let share = self.counters.places.share();
@@ -265,15 +290,18 @@ impl Sending<'_> {
             counter.target.note_spared();
             return Ok(());
         }
+        counter.is_touched.store(true, Ordering::Relaxed);
         for (number, some) in lacking.chunks(IDS_A_COMMAND).enumerate() {
             if number > 0 {
                 counter.target.note_begun();
             }
             let sent = self.pipeline.send(&counter.target, some.iter().copied(), self.under_way);
-            receipts.push(sent.inspect_err(|_| counter.target.note_ended(None))?);
+            all.receipts.push(sent.inspect_err(|_| counter.target.note_ended(None))?);
         }
-        if counter.listed.swap(epoch, Ordering::Relaxed) != epoch {
-            receipts.push(self.list(counter)?);
+        // Each request sends the name until Redis has it: a request that is answered must not depend on another one.
+        if counter.listed.load(Ordering::Relaxed) != epoch {
+            all.receipts.push(self.list(counter)?);
+            all.listed.push((Arc::clone(counter), epoch));
         }
         Ok(())
     }
@@ -298,6 +326,7 @@ impl LocalCounter {
             target: Arc::new(target),
             ids,
             listed: AtomicU64::new(0),
+            is_touched: AtomicBool::new(false),
             unmerged: AtomicU64::new(0),
             replayed_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
@@ -307,20 +336,23 @@ impl LocalCounter {
     /// Keeps an id. True if it is one more pending exact id; none if there is no memory for it.
     fn keep(&self, id: &[u8], share: Option<&Share>) -> Option<bool> {
         let room = |bytes: usize| share.is_none_or(|share| share.take(bytes));
-        match &self.ids {
+        let is_new = match &self.ids {
             CounterIds::Hll(sketch) => {
                 sketch.raise_within(Observation::of(id), room)?;
                 self.unmerged.fetch_add(1, Ordering::Release);
-                Some(false)
+                false
             }
             CounterIds::Exact(pending) => {
                 let mut pending = pending.lock();
-                if pending.contains(id) {
-                    return Some(false);
+                let is_new = !pending.contains(id);
+                if is_new && !room(BYTES_AN_ID + id.len()) {
+                    return None;
                 }
-                room(BYTES_AN_ID + id.len()).then(|| pending.insert(id.into()))
+                is_new && pending.insert(id.into())
             }
-        }
+        };
+        self.is_touched.store(true, Ordering::Relaxed);
+        Some(is_new)
     }
 
     /// Whether Redis has all ids, but those of so many writes that the caller has begun.
@@ -347,7 +379,7 @@ impl LocalCounter {
 
     /// Whether an id was ever added to it.
     fn is_touched(&self) -> bool {
-        self.listed.load(Ordering::Relaxed) > 0 || self.has_pending()
+        self.is_touched.load(Ordering::Relaxed)
     }
 
     /// How many ids of the sketch are pending. A sketch that is read afterwards has all of them.
@@ -362,13 +394,13 @@ impl LocalCounter {
         self.listed.store(epoch, Ordering::Relaxed);
     }
 
-    /// Notes that Redis has the name, and these pending exact ids. Returns how many are not pending any more.
-    fn note_replayed(&self, ids: &[TextId], new: u64, epoch: u64) -> u64 {
+    /// Notes that Redis has the name, and these pending exact ids. Returns those that are not pending any more.
+    fn note_replayed<'a>(&self, ids: &'a [TextId], new: u64, epoch: u64) -> Vec<&'a TextId> {
         self.replayed_new.fetch_add(new, Ordering::Relaxed);
         self.listed.store(epoch, Ordering::Relaxed);
-        let CounterIds::Exact(pending) = &self.ids else { return 0 };
+        let CounterIds::Exact(pending) = &self.ids else { return Vec::new() };
         let mut pending = pending.lock();
-        let removed = ids.iter().filter(|id| pending.remove(id.as_bytes())).count() as u64;
+        let removed = ids.iter().filter(|id| pending.remove(id.as_bytes())).collect();
         if pending.is_empty() {
             // A set does not give its memory back by itself.
             *pending = HashSet::new();

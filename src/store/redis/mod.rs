@@ -54,10 +54,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
-use self::batch::Receipt;
+use self::batch::Receipts;
 use self::breaker::Breaker;
+use self::config::IDS_A_COMMAND;
 pub use self::config::{OnRedisDown, RedisStoreConfig, RedisWrites};
 pub use self::count::{count_commands, sum_counts};
+use self::counters::Sent;
 use self::local::{LocalWindow, LocalWindows, Sealed};
 use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
@@ -75,9 +77,6 @@ use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::{self, Workers};
 use crate::redis::{Call, Redis};
 use crate::telemetry::metrics::Metrics;
-
-/// Ids in one command: a large list holds up Redis no longer than many small ones.
-const IDS_A_COMMAND: usize = 1024;
 
 /// Counts in Redis, together with all instances of the namespace. [`Store`](super::Store) says what the methods promise.
 pub struct RedisStore {
@@ -114,9 +113,6 @@ impl RedisStoreTasks {
         }
     }
 }
-
-/// One for each write.
-type Receipts = SmallVec<[Receipt; 1]>;
 
 impl RedisStore {
     /// Returns a store for requests on so many workers, and its tasks. The caller must run the tasks.
@@ -179,18 +175,21 @@ impl RedisStore {
         under_way: &TaskTrackerToken,
     ) -> Result<Added, Unavailable> {
         let (sent, changed) = self.send(local, ids, under_way);
-        let mut of_counters = Receipts::new();
-        let overflow = match &local.counters {
-            Some(local) if !counters.is_empty() => {
-                local.send(ids, counters, self.pipeline(), under_way, &mut of_counters)
-            }
-            _ => Ok(0),
+        let to_counters = match &local.counters {
+            Some(local) if !counters.is_empty() => local.send(ids, counters, self.pipeline(), under_way),
+            _ => Ok(Sent::default()),
         };
-        let answered = match (sent, overflow) {
-            (Ok(receipts), Ok(overflow)) => match (answers(receipts).await, answers(of_counters).await) {
-                (Ok(new), Ok(_)) => Ok((new, overflow)),
-                (Err(error), _) | (_, Err(error)) => Err(error),
-            },
+        let answered = match (sent, to_counters) {
+            (Ok(receipts), Ok(mut to_counters)) => {
+                let of_counters = std::mem::take(&mut to_counters.receipts);
+                match (answers(receipts).await, answers(of_counters).await) {
+                    (Ok(new), Ok(_)) => {
+                        to_counters.note_acknowledged();
+                        Ok((new, to_counters.overflow))
+                    }
+                    (Err(error), _) | (_, Err(error)) => Err(error),
+                }
+            }
             (Err(error), _) | (_, Err(error)) => {
                 self.breaker.open(&error);
                 Err(error)

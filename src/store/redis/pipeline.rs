@@ -239,12 +239,14 @@ impl PipelineTask {
         })
     }
 
-    /// Turns the replies into those for the requests. A refused write opens the breaker: later writes would fail too.
+    /// Turns the replies into those for the requests. A refused write opens the breaker: later writes would fail too. It begins a
+    /// new epoch as well: its key may not exist, so the `PEXPIRE` of the batch did nothing.
     fn read(&self, replies: redis::Replies) -> Replies {
         let read =
             |reply: Result<_, _>| reply.map_err(|error| Unavailable::because(format_args!("Redis: {error}")));
         let replies: Replies = replies.into_iter().map(read).collect();
         for error in replies.iter().filter_map(|reply| reply.as_ref().err()) {
+            self.shared.epoch.fetch_add(1, Ordering::Relaxed);
             self.breaker.open(error);
         }
         replies
