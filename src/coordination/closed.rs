@@ -106,6 +106,13 @@ impl ClosedCounters {
     }
 }
 
+impl ClosedWindow {
+    /// How many counters had ids.
+    pub fn number_of_counters(&self) -> usize {
+        self.counters.as_ref().map_or(0, |counters| counters.counts.all().len())
+    }
+}
+
 impl From<WindowCount> for ClosedWindow {
     /// Without counters.
     fn from(count: WindowCount) -> Self {

@@ -1,7 +1,6 @@
 //! Leading: the loop that closes windows while this instance holds the lease.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -13,7 +12,7 @@ use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
 use crate::coordination::{CloseError, ClosedWindow, MembershipView};
 use crate::model::window::{Window, WindowCount};
-use crate::store::{CountError, StoreCount};
+use crate::store::{CountError, Settled, StoreCount};
 
 /// The longest sleep before the leader reads the clock again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -180,8 +179,8 @@ impl<'a> Leading<'a> {
 
     /// Counts a window, and stores the count.
     async fn close(&mut self, window: Window, view: &MembershipView) -> Result<bool, CloseError> {
-        let counted = match self.publisher.store.settle(window, &view.parties).await {
-            Ok(counted) => counted,
+        let Settled { total, counters } = match self.publisher.store.settle(window, &view.parties).await {
+            Ok(settled) => settled,
             Err(CountError::Unavailable(error)) => return Err(error.into()),
             Err(CountError::Evicted(_)) => {
                 self.skip(1, window, "a window that cannot be counted any more is skipped");
@@ -189,13 +188,7 @@ impl<'a> Leading<'a> {
                 return Ok(true);
             }
         };
-        // Before the window is closed: then it may be evicted.
-        let counters = match self.publisher.store.settle_counters(window).await {
-            Ok(counters) => counters,
-            Err(CountError::Unavailable(error)) => return Err(error.into()),
-            Err(CountError::Evicted(_)) => Arc::default(),
-        };
-        let count = self.judge(window, view, counted);
+        let count = self.judge(window, view, total);
         match self.publisher.coordinator.close(&self.term, &count, view).await {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);

@@ -112,12 +112,15 @@ impl Unpublished {
     fn drop_old_counters(&self, list: &mut List, now: SystemTime) {
         let is_old = |pending: &&mut Pending| pending.is_past(self.counter_retention, now);
         let old = list.pending.iter_mut().filter(is_old).map(|pending| &mut pending.window);
-        let dropped: Vec<_> =
-            old.filter_map(|window| Some((window.count.window, window.counters.take()?))).collect();
+        let drop_counters = |window: &mut ClosedWindow| {
+            let counters = window.number_of_counters() as u64;
+            window.counters.take().map(|_| (window.count.window, counters))
+        };
+        let dropped: Vec<_> = old.filter_map(drop_counters).collect();
         for (window, counters) in dropped {
             error!(%window, "a sink hangs: the counters of a window past --counter-retention are skipped");
             for sink in list.behind(window) {
-                self.skipped[sink].counters.increment(counters.counts.all().len() as u64);
+                self.skipped[sink].counters.increment(counters);
             }
         }
     }
@@ -154,7 +157,7 @@ impl Unpublished {
     fn note_skipped(&self, sink: usize, window: &ClosedWindow) {
         let Skipped { windows, counters } = &self.skipped[sink];
         windows.increment(1);
-        counters.increment(window.counters.as_ref().map_or(0, |counters| counters.counts.all().len() as u64));
+        counters.increment(window.number_of_counters() as u64);
     }
 
     /// Counts windows as skipped that are not in the list: no sink will have them.

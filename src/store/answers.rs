@@ -1,7 +1,10 @@
 //! What a store answers.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
+use crate::model::counter::CounterCounts;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 
@@ -38,6 +41,15 @@ pub enum CountError {
     /// Redis did not answer.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+}
+
+/// What a window holds that every instance has sealed.
+#[derive(Debug)]
+pub struct Settled {
+    /// Of all ids.
+    pub total: StoreCount,
+    /// Of its counters.
+    pub counters: Arc<CounterCounts>,
 }
 
 /// What a window holds.

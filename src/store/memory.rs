@@ -6,12 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
-use super::answers::{AddError, Added, CountError, StoreCount};
+use super::answers::{AddError, Added, CountError, Settled, StoreCount};
 use super::counters::Counters;
 use super::ids::Ids;
-use super::places::Before;
+use super::places::{Before, LastNames};
 use super::windows::{Entry, WindowTable};
 use crate::model::counter::{CounterCounts, CounterLimits, CounterNames};
 use crate::model::id::Id;
@@ -19,6 +17,7 @@ use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::platform::budget::Budget;
+use crate::platform::unavailable::Unavailable;
 
 /// Counts in memory.
 pub struct MemoryStore {
@@ -27,8 +26,7 @@ pub struct MemoryStore {
     limits: CounterLimits,
     memory: Arc<Budget>,
     windows: WindowTable<OpenWindow, SealedWindow>,
-    /// The last sealed window. Its names keep their places in the next one, even after it is evicted.
-    last: Mutex<Option<(Window, SealedWindow)>>,
+    last_names: LastNames,
 }
 
 struct OpenWindow {
@@ -54,7 +52,14 @@ impl MemoryStore {
     /// An empty store that also takes counters.
     pub fn with_counters(mode: Mode, shards: Shards, limits: CounterLimits) -> Self {
         let memory = Budget::new(limits.memory);
-        Self { mode, shards, limits, memory, windows: WindowTable::default(), last: Mutex::default() }
+        Self {
+            mode,
+            shards,
+            limits,
+            memory,
+            windows: WindowTable::default(),
+            last_names: LastNames::default(),
+        }
     }
 
     pub(super) fn add<I: Id>(
@@ -78,31 +83,23 @@ impl MemoryStore {
             Ok(Some(Entry::Open(open))) => {
                 open.counters.as_ref().map_or(Before::Nothing, Counters::as_before)
             }
-            // If the window before is sealed, it is the last sealed one: a later one would be this window.
-            _ => match &*self.last.lock() {
-                Some((last, sealed)) if *last == window.previous() => {
-                    Before::Sealed(Arc::clone(&sealed.counters) as _)
-                }
-                _ => Before::Nothing,
-            },
+            _ => self.last_names.before(window),
         }
     }
 
-    pub(super) async fn seal(&self, window: Window) {
+    pub(super) async fn seal(&self, window: Window) -> Result<(), Unavailable> {
         // The ids are counted and freed outside the lock, so that no addition waits for it. Counters may be many: that takes time.
         for (window, open) in self.windows.close_up_to(window) {
             let counting = tokio::task::spawn_blocking(move || (open.seal(), open));
-            // It fails only if it panics. Then the window stays open, and the next call counts it.
-            if let Ok((sealed, open)) = counting.await {
-                *self.last.lock() = Some((window, sealed.clone()));
-                let counts = Arc::clone(&sealed.counters);
-                self.windows.note_sealed(window, sealed);
-                // Nobody waits for this.
-                drop(tokio::task::spawn_blocking(move || open.free(&counts)));
-            }
+            let (sealed, open) = counting.await.map_err(Unavailable::because)?;
+            let counts = Arc::clone(&sealed.counters);
+            self.last_names.note(window, Arc::clone(&counts) as _);
+            self.windows.note_sealed(window, sealed);
+            // Nobody waits for this.
+            drop(tokio::task::spawn_blocking(move || open.free(&counts)));
         }
-        // Only the next window needs the names of a window.
-        self.last.lock().take_if(|(last, _)| *last < window);
+        self.last_names.forget_before(window);
+        Ok(())
     }
 
     pub(super) fn windows(&self) -> Vec<Window> {
@@ -129,15 +126,15 @@ impl MemoryStore {
         Ok(counters.iter().map(count).collect())
     }
 
-    /// The final counts of a sealed window's counters.
-    pub(super) fn counters(&self, window: Window) -> Result<Arc<CounterCounts>, CountError> {
-        Ok(match self.windows.get(window)? {
+    pub(super) fn settle(&self, window: Window) -> Result<Settled, CountError> {
+        let counters = match self.windows.get(window)? {
             Some(Entry::Open(open)) => {
                 Arc::new(open.counters.as_ref().map(Counters::counts).unwrap_or_default())
             }
             Some(Entry::Sealed(sealed)) => sealed.counters,
             None => Arc::default(),
-        })
+        };
+        Ok(Settled { total: self.count(window)?, counters })
     }
 
     /// Bytes that counters take.

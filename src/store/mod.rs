@@ -9,14 +9,13 @@ pub mod redis;
 mod windows;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::answers::{AddError, Added, CountError, StoreCount};
+pub use self::answers::{AddError, Added, CountError, Settled, StoreCount};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
-use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, InvalidCounter};
+use crate::model::counter::{CounterLimits, CounterNames, InvalidCounter};
 use crate::model::id::{Id, IdKind};
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
@@ -134,18 +133,6 @@ impl Store {
         }
     }
 
-    /// The final counts of the counters of a window that every instance has sealed.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::count`].
-    pub async fn settle_counters(&self, window: Window) -> Result<Arc<CounterCounts>, CountError> {
-        match self {
-            Self::Memory(store) => store.counters(window),
-            Self::Redis(store) => store.settle_counters(window).await.map(Arc::new),
-        }
-    }
-
     /// Bytes that counters take in this instance.
     pub fn counter_memory(&self) -> u64 {
         match self {
@@ -163,9 +150,8 @@ impl Store {
     pub async fn seal(&self, window: Window) -> Result<(), Unavailable> {
         match self {
             Self::Memory(store) => store.seal(window).await,
-            Self::Redis(store) => store.seal(window).await?,
+            Self::Redis(store) => store.seal(window).await,
         }
-        Ok(())
     }
 
     /// The windows that this instance added to and that are not evicted, oldest first. Some may lie in the future, by
@@ -190,16 +176,16 @@ impl Store {
         }
     }
 
-    /// The final count of a window that every instance has sealed. Before it counts, the store gives Redis back what Redis
+    /// The final counts of a window that every instance has sealed, and of its counters. Before it counts, the store gives Redis back what Redis
     /// lost, as far as the parts of the instances have it. `parties` are the instances that are known to have sealed the
     /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    pub async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<StoreCount, CountError> {
+    pub async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<Settled, CountError> {
         match self {
-            Self::Memory(store) => store.count(window),
+            Self::Memory(store) => store.settle(window),
             Self::Redis(store) => store.settle(window, parties).await,
         }
     }

@@ -114,6 +114,31 @@ impl Before {
     }
 }
 
+/// The names of the last sealed window. They keep their places in the next one, even after their window is evicted.
+#[derive(Default)]
+pub(super) struct LastNames(Mutex<Option<(Window, Arc<dyn Names>)>>);
+
+impl LastNames {
+    /// Notes that a window is sealed, with these names.
+    pub(super) fn note(&self, window: Window, names: Arc<dyn Names>) {
+        *self.0.lock() = Some((window, names));
+    }
+
+    /// Forgets names of windows before this one. Only the next window needs the names of a window.
+    pub(super) fn forget_before(&self, window: Window) {
+        self.0.lock().take_if(|(last, _)| *last < window);
+    }
+
+    /// The names before a window, if the one before it is the last sealed one. If it is sealed at all, it is: a later one would be
+    /// this window.
+    pub(super) fn before(&self, window: Window) -> Before {
+        match &*self.0.lock() {
+            Some((last, names)) if *last == window.previous() => Before::Sealed(Arc::clone(names)),
+            _ => Before::Nothing,
+        }
+    }
+}
+
 impl<C: Send + Sync> Places<C> {
     pub(super) fn new(window: Window, most: usize, memory: &Arc<Budget>, before: Before) -> Self {
         Self {

@@ -408,7 +408,7 @@ impl Run {
         }
         let parties = self.living.iter().map(|(process, ..)| process).chain(&self.left).cloned().collect();
         let (_, counter, _) = &self.living[leader % self.living.len()];
-        let stats = counter.settle(Self::window(), &parties).await.unwrap();
+        let stats = counter.settle(Self::window(), &parties).await.unwrap().total;
         let evidence =
             Evidence { is_over: true, attendance: self.attendance, is_open: false, lost_ids: stats.lost_ids };
         let truth = match self.mode {

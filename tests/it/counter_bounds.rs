@@ -2,36 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use headcount::hll::Sketch;
-use headcount::model::counter::{CounterLimits, CounterName, CounterNames};
+use headcount::model::counter::CounterLimits;
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
-use headcount::model::window::{Window, WindowLength};
+use headcount::model::window::Window;
 use headcount::store::memory::MemoryStore;
 use headcount::store::{AddError, CountError, Store};
 
+use crate::counter_contract::{count_of, names, settle, windows};
 use crate::support::wait_until;
 
 const PLENTY: CounterLimits = CounterLimits { most: 1_000, memory: 256 << 20 };
 
 fn store(mode: Mode, limits: CounterLimits) -> Store {
     Store::Memory(MemoryStore::with_counters(mode, Shards::ONE, limits))
-}
-
-fn windows() -> impl Iterator<Item = Window> {
-    let first = "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
-    std::iter::successors(Some(first), |window| Some(window.next()))
-}
-
-fn names(names: &[&str]) -> CounterNames<'static> {
-    let mut all = CounterNames::default();
-    for name in names {
-        all.add(CounterName::parse((*name).to_owned().into()).unwrap()).unwrap();
-    }
-    all
 }
 
 async fn add(store: &Store, window: Window, id: u64, name: &str) {
@@ -83,7 +69,7 @@ async fn each_counter_has_the_ids_of_its_window() {
                 tokio::task::yield_now().await;
             }
             store.seal(*window).await.unwrap();
-            counts.insert(*window, store.settle_counters(*window).await.unwrap());
+            counts.insert(*window, settle(&store, *window).await.unwrap());
         }
         let mut truth: BTreeMap<(Window, u64), BTreeSet<u64>> = BTreeMap::new();
         for task in tasks {
@@ -96,10 +82,7 @@ async fn each_counter_has_the_ids_of_its_window() {
             assert!(!counts.has_overflowed());
             for counter in 0..200 {
                 let ids = truth.remove(&(*window, counter)).unwrap_or_default();
-                let expected = match mode {
-                    Mode::Exact => ids.len() as u64,
-                    Mode::Hll => estimate(&ids),
-                };
+                let expected = count_of(mode, &ids);
                 assert_eq!(
                     counts.get(&format!("counter-{counter}")),
                     expected,
@@ -108,14 +91,6 @@ async fn each_counter_has_the_ids_of_its_window() {
             }
         }
     }
-}
-
-fn estimate(ids: &BTreeSet<u64>) -> u64 {
-    let sketch = Sketch::new();
-    for id in ids {
-        sketch.add(id.to_string().as_bytes());
-    }
-    sketch.estimate()
 }
 
 /// The invented names come first in each window, and leave the known ones their places.
@@ -137,7 +112,7 @@ async fn names_of_the_window_before_keep_their_places() {
             add(&store, window.next(), 0, "known-0").await;
         }
         store.seal(window).await.unwrap();
-        let counts = store.settle_counters(window).await.unwrap();
+        let counts = settle(&store, window).await.unwrap();
         for known in 0..4 {
             assert_eq!(counts.get(&format!("known-{known}")), 2, "window {number}");
         }
@@ -163,7 +138,7 @@ async fn counters_stay_within_their_memory() {
         }
         assert!(store.counter_memory() > MEMORY / 2, "{mode:?}: it is used");
         store.seal(first).await.unwrap();
-        let counts = store.settle_counters(first).await.unwrap();
+        let counts = settle(&store, first).await.unwrap();
         assert!(counts.has_overflowed());
         let in_total = store.count(first).await.unwrap();
         assert_eq!(in_total.accepted_ids, 20_000);
@@ -179,7 +154,7 @@ async fn counters_stay_within_their_memory() {
         store.seal(second).await.unwrap();
         store.evict(second).await;
         wait_until("all to be freed", async || store.counter_memory() < 1_000).await;
-        assert!(matches!(store.settle_counters(second).await, Err(CountError::Evicted(_))));
+        assert!(matches!(settle(&store, second).await, Err(CountError::Evicted(_))));
     }
 }
 

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use headcount::hll::Sketch;
-use headcount::model::counter::{CounterLimits, CounterName, CounterNames};
+use headcount::model::counter::{CounterCounts, CounterLimits, CounterName, CounterNames};
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -16,14 +15,16 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, Store};
+use headcount::store::{AddError, CountError, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
+use crate::support::fleet::sketch_of;
 use crate::support::redis::{Flavour, Redis as RedisServer};
 
 const LIMITS: CounterLimits = CounterLimits { most: 200, memory: 64 << 20 };
 
+/// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
 pub fn windows() -> impl Iterator<Item = Window> {
     let first = "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
     std::iter::successors(Some(first), |window| Some(window.next()))
@@ -47,11 +48,23 @@ pub async fn add(
     store.add_to(window, &ids, &names(counters)).await.unwrap().overflow
 }
 
-/// The counts of a window that every instance has sealed.
+/// The counts of the counters of a window that every instance has sealed.
+pub async fn settle(store: &Store, window: Window) -> Result<Arc<CounterCounts>, CountError> {
+    store.settle(window, &BTreeSet::new()).await.map(|settled| settled.counters)
+}
+
 async fn settled(store: &Store, window: Window) -> Vec<(String, u64)> {
-    let counts = store.settle_counters(window).await.unwrap();
+    let counts = settle(store, window).await.unwrap();
     assert!(counts.all_are_whole());
     counts.all().iter().map(|count| (count.name.to_string(), count.unique_ids)).collect()
+}
+
+/// What a store counts when it was given these ids.
+pub fn count_of(mode: Mode, ids: &BTreeSet<u64>) -> u64 {
+    match mode {
+        Mode::Exact => ids.len() as u64,
+        Mode::Hll => sketch_of(ids).estimate(),
+    }
 }
 
 fn named(counts: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -79,7 +92,7 @@ async fn ids_count_in_the_total_and_in_each_counter(store: &Store) {
     store.seal(window).await.unwrap();
     assert_eq!(store.counts_of(window, &of).await, Ok(vec![3, 2, 5, 0, 0]));
     assert_eq!(settled(store, window).await, named(&[("a", 3), ("b", 2), ("c:/@-_.9", 5)]));
-    let counts = store.settle_counters(window).await.unwrap();
+    let counts = settle(store, window).await.unwrap();
     assert_eq!((counts.has_overflowed(), counts.get("a"), counts.get("d"), counts.names()), (false, 3, 0, 3));
 }
 
@@ -97,7 +110,7 @@ async fn windows_are_kept_apart(store: &Store) {
     assert_eq!(settled(store, b).await, named(&[("one", 5), ("two", 6)]));
     assert_eq!(settled(store, c).await, []);
     store.evict(c).await;
-    assert!(store.settle_counters(b).await.is_err());
+    assert!(settle(store, b).await.is_err());
 }
 
 async fn an_id_without_a_place_counts_in_other(store: &Store) {
@@ -108,7 +121,7 @@ async fn an_id_without_a_place_counts_in_other(store: &Store) {
     assert_eq!(add(store, first, [7_000, 7_001], &["name-0", "late"]).await, 2);
     assert_eq!(add(store, first, [7_001], &["late", "later"]).await, 1);
     store.seal(first).await.unwrap();
-    let counts = store.settle_counters(first).await.unwrap();
+    let counts = settle(store, first).await.unwrap();
     assert_eq!((counts.has_overflowed(), counts.get("_other"), counts.get("late")), (true, 2, 0));
     assert_eq!((counts.get("name-0"), counts.names()), (3, LIMITS.most));
     // They keep their places, also after the window before was evicted.
@@ -117,7 +130,7 @@ async fn an_id_without_a_place_counts_in_other(store: &Store) {
     assert_eq!(add(store, second, [1], &["name-5"]).await, 0);
     assert!(store.counter_memory() > 0);
     store.seal(second).await.unwrap();
-    let counts = store.settle_counters(second).await.unwrap();
+    let counts = settle(store, second).await.unwrap();
     assert_eq!((counts.get("_other"), counts.get("name-5"), counts.names()), (1, 1, 1));
 }
 
@@ -138,16 +151,7 @@ async fn many_tasks_at_once(store: Arc<Store>, mode: Mode) {
     }
     store.seal(window).await.unwrap();
     let ids: BTreeSet<u64> = (0..170).collect();
-    let expected = match mode {
-        Mode::Exact => 170,
-        Mode::Hll => {
-            let sketch = Sketch::new();
-            for id in &ids {
-                sketch.add(id.to_string().as_bytes());
-            }
-            sketch.estimate()
-        }
-    };
+    let expected = count_of(mode, &ids);
     let counts = settled(&store, window).await;
     assert_eq!(counts.len(), 101);
     for (name, count) in counts {

@@ -1,11 +1,8 @@
 //! Counters in Redis while the network, the server or another program fails: no id is lost, or the count does not say that it has
 //! all.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use headcount::hll::Sketch;
 use headcount::model::counter::CounterCounts;
 use headcount::model::mode::Mode;
 use headcount::model::window::Window;
@@ -14,11 +11,12 @@ use headcount::store::Store;
 use headcount::store::redis::RedisWrites;
 use redis::cmd;
 
-use crate::counter_contract::{WAYS, add, connect, in_redis, windows};
+use crate::counter_contract::{self, WAYS, add, connect, in_redis, settle, windows};
+use crate::redis_writes::seal_in_the_end;
 use crate::support::fleet::assert_same_registers;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
-use crate::support::{PATIENCE, wait_until};
+use crate::support::wait_until;
 
 const NAMESPACE: &str = "faults";
 const COUNTERS: u64 = 40;
@@ -34,30 +32,12 @@ async fn add_to_all(store: &Store, window: Window, ids: std::ops::Range<u64>) {
     }
 }
 
-async fn seal_in_the_end(store: &Store, window: Window) {
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = store.seal(window).await {
-        assert!(Instant::now() < deadline, "{error}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn count_of(mode: Mode, ids: impl IntoIterator<Item = u64>) -> u64 {
-    let ids: BTreeSet<u64> = ids.into_iter().collect();
-    match mode {
-        Mode::Exact => ids.len() as u64,
-        Mode::Hll => {
-            let sketch = Sketch::new();
-            for id in &ids {
-                sketch.add(id.to_string().as_bytes());
-            }
-            sketch.estimate()
-        }
-    }
-}
-
 async fn settled(store: &Store, window: Window) -> Arc<CounterCounts> {
-    store.settle_counters(window).await.unwrap()
+    settle(store, window).await.unwrap()
+}
+
+fn count_of(mode: Mode, ids: std::ops::Range<u64>) -> u64 {
+    counter_contract::count_of(mode, &ids.collect())
 }
 
 /// Redis is away in the middle of a window: all ids are in the counters in the end.
@@ -170,11 +150,7 @@ async fn a_counter_in_redis_is_neither_sent_nor_merged_again() {
     let redis = connect(&server.url()).await;
     let store = in_redis(&redis, Mode::Hll, RedisWrites::Changed, NAMESPACE, "one");
     let window = windows().next().unwrap();
-    let calls = |command: &str| -> u64 {
-        let stats: String = cmd("INFO").arg("commandstats").query(&mut server.connect()).unwrap();
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-        line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
-    };
+    let calls = |command: &str| server.calls(command);
     add_to_all(&store, window, 0..30).await;
     let (added, named) = (calls("pfadd"), calls("sadd"));
     assert_eq!(named, COUNTERS, "each name once");

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use headcount::hll::Sketch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::counter_files::{Line, counter_lines, counts};
+use crate::support::fleet::sketch_of;
 use crate::support::http::Connection;
 use crate::support::server::Server;
 use crate::support::{soak, wait_until};
@@ -133,7 +133,7 @@ async fn each_counter_has_the_ids_of_its_window() {
                         compared += u64::from(least == most);
                     }
                     (_, None) => {
-                        assert_eq!(count, estimate(&ids), "{key:?}");
+                        assert_eq!(count, sketch_of(&ids).estimate(), "{key:?}");
                         compared += 1;
                     }
                     _ => {}
@@ -151,14 +151,6 @@ async fn each_counter_has_the_ids_of_its_window() {
         assert!(compared > 5 * COUNTERS, "{compared} counts could be compared exactly");
         println!("{mode}: {} ids, {} counts, {compared} compared exactly", sent.len(), counted.len());
     }
-}
-
-fn estimate(ids: &BTreeSet<u64>) -> u64 {
-    let sketch = Sketch::new();
-    for id in ids {
-        sketch.add(id.to_string().as_bytes());
-    }
-    sketch.estimate()
 }
 
 /// A client invents 200 000 names. That costs the total nothing, nor counters that had ids in the window before. What it invents

@@ -72,13 +72,6 @@ fn sketch(server: &RedisServer, namespace: &str) -> Vec<u8> {
     ::redis::cmd("GET").arg(key).query(&mut server.connect()).unwrap()
 }
 
-/// How often a command was called.
-fn calls(server: &RedisServer, command: &str) -> u64 {
-    let stats: String = ::redis::cmd("INFO").arg("commandstats").query(&mut server.connect()).unwrap();
-    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-    line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
-}
-
 /// How many of n different ids raise a register, on average. The i-th has rank k with probability 2^−k. It raises its
 /// register if no earlier id had this register and a rank of at least k. Each earlier id had that with probability
 /// 2^−(k−1)/16 384. The result sums over i and k.
@@ -97,11 +90,11 @@ async fn changed_sends_as_many_ids_as_theory_says() {
     for (round, ids) in [20_000_u64, 300_000].into_iter().enumerate() {
         let namespace = format!("theory-{round}");
         let counter = counter(&server.url(), &namespace, Mode::Hll, RedisWrites::Changed);
-        let before = calls(&server, "pfadd");
+        let before = server.calls("pfadd");
         for id in 0..ids {
             counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
-        let sent = (calls(&server, "pfadd") - before) as f64;
+        let sent = (server.calls("pfadd") - before) as f64;
         let theory = expected_changes(ids);
         println!("{ids} ids: {sent} PFADDs, in theory {theory:.0}");
         assert!((0.98..1.02).contains(&(sent / theory)), "{sent} instead of {theory}");
@@ -109,7 +102,7 @@ async fn changed_sends_as_many_ids_as_theory_says() {
         for id in 0..ids {
             counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
-        assert_eq!(calls(&server, "pfadd") - before, sent as u64);
+        assert_eq!(server.calls("pfadd") - before, sent as u64);
         assert_same_registers(&sketch(&server, &namespace), 0..ids);
         let stats = counter.count(window()).await.unwrap();
         assert_eq!(stats.accepted_ids, 2 * ids);
@@ -160,7 +153,7 @@ async fn changed_and_all_end_with_the_same_sketch_over_reconnects() {
     let ((all, changed), cuts) = tokio::join!(send_both, cut);
     assert!(cuts >= 3, "{cuts}");
     for (counter, namespace) in [(all, "all"), (changed, "changed")] {
-        seal_in_the_end(&counter).await;
+        seal_in_the_end(&counter, window()).await;
         assert_same_registers(&sketch(&server, namespace), 0..IDS);
         assert_eq!(counter.count(window()).await.unwrap().accepted_ids, IDS);
     }
@@ -208,9 +201,9 @@ async fn a_key_expires_though_its_first_write_was_refused() {
     assert!(lives > 0, "{lives}");
 }
 
-async fn seal_in_the_end(counter: &Store) {
+pub async fn seal_in_the_end(counter: &Store, window: Window) {
     let deadline = Instant::now() + PATIENCE;
-    while let Err(error) = counter.seal(window()).await {
+    while let Err(error) = counter.seal(window).await {
         assert!(Instant::now() < deadline, "{error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -244,7 +237,7 @@ async fn a_hanging_server_delays_only_the_seal() {
         assert!(begun.elapsed() < TIMEOUT, "none of them has waited for Redis");
         assert!(counter.seal(window()).await.is_err());
         server.signal("CONT");
-        seal_in_the_end(&counter).await;
+        seal_in_the_end(&counter, window()).await;
         let stats = counter.count(window()).await.unwrap();
         assert_eq!((stats.accepted_ids, stats.unique_ids), (99, 99));
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
@@ -272,7 +265,7 @@ async fn requests_fail_while_redis_is_away_where_that_is_configured() {
         server.signal("CONT");
         wait_for("Redis to be back", || (!counter.is_degraded()).then_some(())).await;
         counter.add(window(), &[IntegerId::from(200_u64)]).await.unwrap();
-        seal_in_the_end(&counter).await;
+        seal_in_the_end(&counter, window()).await;
         let stats = counter.count(window()).await.unwrap();
         assert_eq!(stats.accepted_ids, 2, "what was not answered ok is not accepted");
         assert!((2..=3).contains(&stats.unique_ids), "the late one may be counted: {stats:?}");
@@ -294,7 +287,7 @@ async fn a_closed_connection_to_redis_is_replaced() {
             assert!(!counter.is_degraded());
             proxy.set(Fault::Cut);
         }
-        seal_in_the_end(&counter).await;
+        seal_in_the_end(&counter, window()).await;
         assert_eq!(counter.count(window()).await.unwrap().unique_ids, 20);
     }
 }
@@ -317,7 +310,7 @@ async fn a_full_redis_loses_no_id() {
         assert!(counter.is_degraded());
         assert!(counter.seal(window()).await.is_err());
         maxmemory("0");
-        seal_in_the_end(&counter).await;
+        seal_in_the_end(&counter, window()).await;
         assert_eq!(counter.count(window()).await.unwrap().unique_ids, 99);
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
     }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use headcount::model::counter::CounterLimits;
 use headcount::model::id::{Id, IdKind, IntegerId, TextId};
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
-use headcount::model::window::{Window, WindowLength};
+use headcount::model::window::Window;
 use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
@@ -17,14 +17,9 @@ use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWr
 use headcount::store::{AddError, CountError, Store, StoreCount, standard_error};
 use headcount::telemetry::metrics::Metrics;
 
+use crate::counter_contract::windows;
 use crate::support::PATIENCE;
 use crate::support::redis::{Flavour, Redis as RedisServer};
-
-/// Windows of 10 s, from now on: what is kept in Redis expires by its clock.
-fn windows() -> impl Iterator<Item = Window> {
-    let first = "10s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
-    std::iter::successors(Some(first), |window| Some(window.next()))
-}
 
 /// A kind of ids, with as many of them as there are numbers.
 trait Sample: Id + Clone + 'static {

@@ -31,8 +31,7 @@ impl CountSink for LogSink {
     async fn publish(&mut self, window: &ClosedWindow, _term: &Term) -> Result<(), SinkError> {
         let Origin { mode, standard_error, .. } = self.origin;
         let (log, count) = (self.log.clone(), window.count);
-        let counters = window.counters.as_ref().map(|counters| counters.counts.all().len());
-        let counters = counters.filter(|counters| *counters > 0);
+        let counters = Some(window.number_of_counters()).filter(|counters| *counters > 0);
         let event = move || {
             info!(
                 target: WINDOWS,

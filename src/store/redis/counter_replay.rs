@@ -14,6 +14,7 @@ use super::counters::{CounterIds, LocalCounter, LocalCounters};
 use super::local::LocalWindow;
 use super::replay::{MERGE_EXPIRES, Replay};
 use super::stats::{BucketStats, WindowStats};
+use super::target::Target;
 use crate::model::counter::{BUCKETS, CounterCount, CounterCounts, CounterName};
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
@@ -34,13 +35,18 @@ impl Replay {
     pub(super) async fn give_counters(&self, local: &LocalWindow, at_seal: bool) -> Result<(), Unavailable> {
         let Some(counters) = &local.counters else { return Ok(()) };
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let mut lacking = counters.all();
-        lacking.retain(|counter| if at_seal { counter.is_lacking(epoch) } else { counter.has_pending() });
-        lacking.sort_unstable_by_key(|counter| counter.bucket);
-        for of_bucket in lacking.chunk_by(|one, next| one.bucket == next.bucket) {
+        let is_lacking = |counter: &Arc<LocalCounter>| {
+            if at_seal { counter.is_lacking(epoch) } else { counter.has_pending() }
+        };
+        let mut lacking = BTreeMap::<usize, Vec<_>>::new();
+        for counter in counters.all().into_iter().filter(is_lacking) {
+            lacking.entry(counter.bucket).or_default().push(counter);
+        }
+        for (bucket, of_bucket) in lacking {
             for some in of_bucket.chunks(MERGED_AT_ONCE) {
+                self.list(counters.names_of(bucket), some).await?;
                 match self.config.mode {
-                    Mode::Hll => self.merge_counters(counters, some, epoch).await?,
+                    Mode::Hll => self.merge_counters(bucket, some, epoch).await?,
                     Mode::Exact => self.add_to_counters(counters, some, epoch).await?,
                 }
             }
@@ -48,14 +54,13 @@ impl Replay {
         Ok(())
     }
 
-    /// Merges the local sketches of counters of a bucket, and lists the names.
+    /// Merges the local sketches of counters of a bucket, whose names are listed.
     async fn merge_counters(
         &self,
-        counters: &LocalCounters,
+        bucket: usize,
         some: &[Arc<LocalCounter>],
         epoch: u64,
     ) -> Result<(), Unavailable> {
-        let Some(bucket) = some.first().map(|counter| counter.bucket) else { return Ok(()) };
         let mine = self.config.keys.merge_of_bucket(bucket, &self.config.instance_id);
         let (mut commands, mut keys, mut pending) = (Pipeline::new(), vec![mine.clone()], Vec::new());
         // No other merge may come in between, which uses the same key.
@@ -78,22 +83,19 @@ impl Replay {
             }
             let () = self.mending(Holds::Sketch, &[keys], Call::Seal, &commands).await?;
         }
-        self.list(counters, bucket, some).await?;
         for (counter, ids) in some.iter().zip(pending) {
             counter.note_merged(ids, epoch);
         }
         Ok(())
     }
 
-    /// Adds the pending exact ids of counters of a bucket, and lists the names.
+    /// Adds the pending exact ids of counters, whose names are listed.
     async fn add_to_counters(
         &self,
         counters: &LocalCounters,
         some: &[Arc<LocalCounter>],
         epoch: u64,
     ) -> Result<(), Unavailable> {
-        let Some(bucket) = some.first().map(|counter| counter.bucket) else { return Ok(()) };
-        self.list(counters, bucket, some).await?;
         for counter in some {
             let CounterIds::Exact(pending) = &counter.ids else { continue };
             loop {
@@ -127,13 +129,7 @@ impl Replay {
     }
 
     /// Adds names to the set of their bucket.
-    async fn list(
-        &self,
-        counters: &LocalCounters,
-        bucket: usize,
-        some: &[Arc<LocalCounter>],
-    ) -> Result<(), Unavailable> {
-        let names = counters.names_of(bucket);
+    async fn list(&self, names: &Target, some: &[Arc<LocalCounter>]) -> Result<(), Unavailable> {
         let mut commands = Pipeline::new();
         let add = commands.cmd("SADD").arg(&names.key);
         for counter in some {

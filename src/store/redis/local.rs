@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::Counter;
-use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -24,7 +23,7 @@ use crate::platform::budget::Budget;
 use crate::platform::unavailable::Unavailable;
 use crate::store::answers::{AddError, Added};
 use crate::store::ids::{IdSet, Ids};
-use crate::store::places::{Before, Names};
+use crate::store::places::{Before, LastNames};
 use crate::store::windows::{Entry, WindowTable};
 
 /// Memory for sealed windows that are not published: a day of minutes with one shard. The newest [`ALWAYS_KEPT`] are
@@ -44,8 +43,7 @@ pub(super) struct LocalWindows {
     missed_ids: Counter,
     pub(super) table: WindowTable<LocalWindow, Sealed>,
     pub(super) counter_memory: Arc<Budget>,
-    /// The names of the last sealed window. They keep their places in the next one.
-    last_names: Mutex<Option<(Window, Arc<dyn Names>)>>,
+    last_names: LastNames,
 }
 
 /// A window that was sealed here.
@@ -98,7 +96,7 @@ impl LocalWindows {
     pub(super) fn new(config: Arc<RedisStoreConfig>, missed_ids: Counter) -> Self {
         let pending = Arc::new(PendingIds::new(config.pending_max));
         let counter_memory = Budget::new(config.counters.memory);
-        let (table, last_names) = (WindowTable::default(), Mutex::default());
+        let (table, last_names) = (WindowTable::default(), LastNames::default());
         Self { config, pending, missed_ids, table, counter_memory, last_names }
     }
 
@@ -116,12 +114,11 @@ impl LocalWindows {
     }
 
     fn names_before(&self, window: Window) -> Before {
-        match (self.table.get(window.previous()), &*self.last_names.lock()) {
-            (Ok(Some(Entry::Open(local))), _) => {
+        match self.table.get(window.previous()) {
+            Ok(Some(Entry::Open(local))) => {
                 local.counters.as_ref().map_or(Before::Nothing, LocalCounters::as_before)
             }
-            (_, Some((last, names))) if *last == window.previous() => Before::Sealed(Arc::clone(names)),
-            _ => Before::Nothing,
+            _ => self.last_names.before(window),
         }
     }
 
@@ -151,7 +148,7 @@ impl LocalWindows {
     /// Notes that Redis has all of a window. The newest windows are kept, so that they can be merged again.
     pub(super) fn note_sealed(&self, local: Arc<LocalWindow>) {
         if let Some(counters) = &local.counters {
-            *self.last_names.lock() = Some((local.window, counters.note_sealed()));
+            self.last_names.note(local.window, counters.note_sealed());
         }
         self.table.note_sealed(local.window, Sealed::Kept(local));
         let copies = 1 + usize::from(self.config.remembers_acknowledged());
@@ -321,14 +318,19 @@ impl LocalWindow {
         self.is_damaged.store(true, Ordering::Relaxed);
     }
 
-    /// The stats so far.
+    /// The stats so far, with those of all counters.
     pub(super) fn stats(&self) -> WindowStats {
+        let counters = self.counters.as_ref().map(LocalCounters::stats).unwrap_or_default();
+        WindowStats { counters, ..self.stats_of_total() }
+    }
+
+    /// The stats so far, without those of counters, which may be many.
+    pub(super) fn stats_of_total(&self) -> WindowStats {
         let lost = u64::from(self.is_damaged.load(Ordering::Relaxed));
         let written_new: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
         let new = written_new + self.replayed_new.load(Ordering::Relaxed);
         let accepted = self.accepted.load(Ordering::Relaxed);
-        let counters = self.counters.as_ref().map(LocalCounters::stats).unwrap_or_default();
-        WindowStats { accepted, new, lost, parts: 0, counters }
+        WindowStats { accepted, new, lost, ..WindowStats::default() }
     }
 
     /// Waits until all additions are answered. No more may enter.

@@ -65,11 +65,11 @@ use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
-use super::answers::{AddError, Added, CountError, StoreCount};
+use super::answers::{AddError, Added, CountError, Settled, StoreCount};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
-use crate::model::counter::{CounterCounts, CounterNames};
+use crate::model::counter::CounterNames;
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
@@ -286,7 +286,7 @@ impl RedisStore {
         &self,
         window: Window,
         parties: &BTreeSet<String>,
-    ) -> Result<StoreCount, CountError> {
+    ) -> Result<Settled, CountError> {
         self.local.table.get(window)?;
         // First, because a window that is closed by force may still grow.
         let mut stats = self.replay.stats(window).await?;
@@ -298,16 +298,10 @@ impl RedisStore {
             Mode::Hll => self.replay.gather(window, &stats).await?,
             Mode::Exact => 0,
         };
-        let mut counted = self.counted(window, stats).await?;
-        counted.lost_ids += in_doubt;
-        Ok(counted)
-    }
-
-    /// The final counts of the counters of a window that every instance has sealed.
-    pub(super) async fn settle_counters(&self, window: Window) -> Result<CounterCounts, CountError> {
-        self.local.table.get(window)?;
-        let stats = self.replay.stats(window).await?;
-        Ok(self.replay.count_counters(window, &stats).await?)
+        let counters = Arc::new(self.replay.count_counters(window, &stats).await?);
+        let mut total = self.counted(window, stats).await?;
+        total.lost_ids += in_doubt;
+        Ok(Settled { total, counters })
     }
 
     /// How many different ids counters have so far.
@@ -336,7 +330,7 @@ impl RedisStore {
         mut stats: BTreeMap<String, WindowStats>,
     ) -> Result<StoreCount, Unavailable> {
         if let Ok(Some(Entry::Open(local))) = self.local.table.get(window) {
-            stats.insert(self.config.instance_id.clone(), local.stats());
+            stats.insert(self.config.instance_id.clone(), local.stats_of_total());
         }
         let sum = |number: fn(&WindowStats) -> u64| stats.values().map(number).sum::<u64>();
         let (accepted_ids, new) = (sum(|one| one.accepted), sum(|one| one.new));

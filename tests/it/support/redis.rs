@@ -159,6 +159,13 @@ impl Redis {
     }
 
     /// STOP makes it hang with open connections. CONT lets it continue.
+    /// How often a command was called.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
+    }
+
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }
