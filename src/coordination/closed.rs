@@ -1,6 +1,7 @@
 //! Closed windows: where a new leader resumes, how a count is stored, and which counts an instance remembers.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 
 use ::metrics::Gauge;
@@ -86,8 +87,19 @@ pub struct ClosedCounters {
 pub struct ClosedWindow {
     /// The total.
     pub count: WindowCount,
-    /// Its counters, if this instance has their counts.
-    pub counters: Option<Arc<ClosedCounters>>,
+    /// Its counters.
+    pub counters: WindowCounters,
+}
+
+/// The counters of a closed window, as sinks get them.
+#[derive(Debug, Clone)]
+pub enum WindowCounters {
+    /// No counter had ids.
+    None,
+    /// Their counts waited for a sink past `--counter-retention`, or they are lost: only the total is published.
+    Skipped,
+    /// Their counts: of one counter at least.
+    Counts(Arc<ClosedCounters>),
 }
 
 impl ClosedCounters {
@@ -106,17 +118,41 @@ impl ClosedCounters {
     }
 }
 
-impl ClosedWindow {
-    /// How many counters had ids.
-    pub fn number_of_counters(&self) -> usize {
-        self.counters.as_ref().map_or(0, |counters| counters.counts.all().len())
+impl WindowCounters {
+    /// The counts, if there are any to publish.
+    pub fn counts(&self) -> Option<&Arc<ClosedCounters>> {
+        match self {
+            Self::Counts(counts) => Some(counts),
+            Self::None | Self::Skipped => None,
+        }
+    }
+
+    /// How many counts there are to publish.
+    pub fn number(&self) -> usize {
+        self.counts().map_or(0, |counters| counters.counts.all().len())
+    }
+}
+
+impl From<Arc<ClosedCounters>> for WindowCounters {
+    fn from(counters: Arc<ClosedCounters>) -> Self {
+        if counters.counts.all().is_empty() { Self::None } else { Self::Counts(counters) }
+    }
+}
+
+/// How many counters had ids, or `skipped`.
+impl fmt::Display for WindowCounters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None | Self::Counts(_) => write!(f, "{}", self.number()),
+            Self::Skipped => f.write_str("skipped"),
+        }
     }
 }
 
 impl From<WindowCount> for ClosedWindow {
     /// Without counters.
     fn from(count: WindowCount) -> Self {
-        Self { count, counters: None }
+        Self { count, counters: WindowCounters::None }
     }
 }
 

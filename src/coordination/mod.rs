@@ -22,7 +22,9 @@ mod settings;
 mod standalone;
 pub mod term;
 
-pub use self::closed::{CloseError, ClosedCounters, ClosedWindow, ClosedWindows, REMEMBERED, Resume};
+pub use self::closed::{
+    CloseError, ClosedCounters, ClosedWindow, ClosedWindows, REMEMBERED, Resume, WindowCounters,
+};
 pub use self::coordinator::Coordinator;
 pub use self::heartbeat::{Heartbeat, HeartbeatAnswer};
 pub use self::membership::MembershipView;

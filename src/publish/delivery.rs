@@ -94,7 +94,9 @@ impl Delivery {
     pub(super) async fn run(mut self) {
         while let Some(pending) = self.next().await {
             let now = self.publisher.clock.now();
-            if pending.window.counters.is_some() && pending.is_past(self.publisher.counter_retention, now) {
+            if pending.window.counters.counts().is_some()
+                && pending.is_past(self.publisher.counter_retention, now)
+            {
                 self.unpublished.skip_old_counters(now);
                 continue;
             }

@@ -193,7 +193,7 @@ impl<'a> Leading<'a> {
             Ok(count) => {
                 self.publisher.metrics.closed_windows(count.complete).increment(1);
                 let counters = self.publisher.closed.note_counters(count, counters);
-                self.enqueue(ClosedWindow { count, counters: Some(counters) });
+                self.enqueue(ClosedWindow { count, counters: counters.into() });
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),

@@ -6,8 +6,8 @@
 use serde::Serialize;
 
 use super::sinks::Origin;
-use crate::coordination::ClosedCounters;
 use crate::coordination::term::Term;
+use crate::coordination::{ClosedCounters, ClosedWindow, WindowCounters};
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::{UniqueCount, Window, WindowCount};
@@ -17,10 +17,12 @@ use crate::store::standard_error;
 pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
 pub(super) const COMPLETE: &str = "complete";
+pub(super) const COUNTERS: &str = "counters";
 
 /// A closed window, as it is published.
 pub(super) struct Record<'a> {
     count: &'a WindowCount,
+    counters: &'a WindowCounters,
     origin: &'a Origin,
     fencing_token: u64,
 }
@@ -32,6 +34,9 @@ pub(super) struct Line<'a> {
     count: &'a WindowCount,
     mode: &'static str,
     standard_error: f64,
+    /// Only of counters that no file will have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counters: Option<&'static str>,
 }
 
 /// The count of a counter, in one line of JSON.
@@ -65,8 +70,9 @@ pub(super) fn counter_lines(counters: &ClosedCounters, mode: Mode) -> serde_json
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn new(count: &'a WindowCount, origin: &'a Origin, term: &Term) -> Self {
-        Self { count, origin, fencing_token: term.token() }
+    pub(super) fn new(window: &'a ClosedWindow, origin: &'a Origin, term: &Term) -> Self {
+        let ClosedWindow { count, counters } = window;
+        Self { count, counters, origin, fencing_token: term.token() }
     }
 
     /// The value in the main topic: it never has other fields.
@@ -74,10 +80,10 @@ impl<'a> Record<'a> {
         UniqueCount { timestamp: self.count.window, unique_request_count: self.count.unique_request_count }
     }
 
-    /// What sinks write beside the value.
-    pub(super) fn attributes(&self) -> [(&'static str, String); 7] {
-        let Self { count, origin, fencing_token } = self;
-        [
+    /// What sinks write beside the value. Without counters it has no attribute for them.
+    pub(super) fn attributes(&self) -> Vec<(&'static str, String)> {
+        let Self { count, counters, origin, fencing_token } = self;
+        let mut attributes = vec![
             ("mode", origin.mode.as_str().to_owned()),
             ("standard_error", origin.standard_error.to_string()),
             (WINDOW_SECONDS, origin.window.seconds().to_string()),
@@ -85,12 +91,17 @@ impl<'a> Record<'a> {
             (COMPLETE, count.complete.to_string()),
             ("instance", origin.instance.clone()),
             ("fencing_token", fencing_token.to_string()),
-        ]
+        ];
+        if !matches!(counters, WindowCounters::None) {
+            attributes.push((COUNTERS, counters.to_string()));
+        }
+        attributes
     }
 
     /// For a file: without the attributes that only a shared topic or stream needs.
     pub(super) fn line(&self) -> Line<'a> {
         let Origin { mode, standard_error, .. } = *self.origin;
-        Line { count: self.count, mode: mode.as_str(), standard_error }
+        let counters = matches!(self.counters, WindowCounters::Skipped).then_some("skipped");
+        Line { count: self.count, mode: mode.as_str(), standard_error, counters }
     }
 }

@@ -8,8 +8,8 @@ use ::metrics::Counter;
 use tokio::sync::watch;
 use tracing::error;
 
-use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
+use crate::coordination::{ClosedWindow, WindowCounters};
 use crate::model::window::Window;
 use crate::telemetry::metrics::Metrics;
 
@@ -112,11 +112,12 @@ impl Unpublished {
     fn drop_old_counters(&self, list: &mut List, now: SystemTime) {
         let is_old = |pending: &&mut Pending| pending.is_past(self.counter_retention, now);
         let old = list.pending.iter_mut().filter(is_old).map(|pending| &mut pending.window);
-        let drop_counters = |window: &mut ClosedWindow| {
-            let counters = window.number_of_counters() as u64;
-            window.counters.take().map(|_| (window.count.window, counters))
+        let with_counters = old.filter(|window| window.counters.counts().is_some());
+        let skip_counters = |window: &mut ClosedWindow| {
+            let counters = std::mem::replace(&mut window.counters, WindowCounters::Skipped);
+            (window.count.window, counters.number() as u64)
         };
-        let dropped: Vec<_> = old.filter_map(drop_counters).collect();
+        let dropped: Vec<_> = with_counters.map(skip_counters).collect();
         for (window, counters) in dropped {
             error!(%window, "a sink hangs: the counters of a window past --counter-retention are skipped");
             for sink in list.behind(window) {
@@ -157,7 +158,7 @@ impl Unpublished {
     fn note_skipped(&self, sink: usize, window: &ClosedWindow) {
         let Skipped { windows, counters } = &self.skipped[sink];
         windows.increment(1);
-        counters.increment(window.number_of_counters() as u64);
+        counters.increment(window.counters.number() as u64);
     }
 
     /// Counts windows as skipped that are not in the list: no sink will have them.

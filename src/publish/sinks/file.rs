@@ -63,13 +63,13 @@ impl CountSink for FileSink {
 
     async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
         let count = &window.count;
-        if let Some(counters) = &window.counters
+        if let Some(counters) = window.counters.counts()
             && self.counters_of != Some(count.window)
         {
             self.append_counters(count, counters).await?;
             self.counters_of = Some(count.window);
         }
-        let line = Record::new(count, &self.origin, term).line();
+        let line = Record::new(window, &self.origin, term).line();
         let mut line = serde_json::to_vec(&line).map_err(SinkError::unavailable)?;
         line.push(b'\n');
         let path = self.dir.join(format!("headcount.{}.jsonl", count.window.date()));
@@ -84,9 +84,6 @@ impl FileSink {
         count: &WindowCount,
         counters: &Arc<ClosedCounters>,
     ) -> Result<(), SinkError> {
-        if counters.counts.all().is_empty() {
-            return Ok(());
-        }
         let path = self.dir.join(format!("headcount-counters.{}.jsonl", count.window.date()));
         let (to, counters, mode) = (path.clone(), Arc::clone(counters), self.origin.mode);
         // There may be many lines, so they are made on the thread that writes them.

@@ -5,8 +5,8 @@ use tracing::info;
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
-use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
+use crate::coordination::{ClosedWindow, WindowCounters};
 use crate::telemetry::logging::{WINDOWS, WindowLog};
 
 /// Logs every count as an event at level info, and waits until the line is written to standard output.
@@ -31,7 +31,8 @@ impl CountSink for LogSink {
     async fn publish(&mut self, window: &ClosedWindow, _term: &Term) -> Result<(), SinkError> {
         let Origin { mode, standard_error, .. } = self.origin;
         let (log, count) = (self.log.clone(), window.count);
-        let counters = Some(window.number_of_counters()).filter(|counters| *counters > 0);
+        let counters =
+            Some(window.counters.clone()).filter(|counters| !matches!(counters, WindowCounters::None));
         let event = move || {
             info!(
                 target: WINDOWS,
@@ -41,7 +42,7 @@ impl CountSink for LogSink {
                 mode = mode.as_str(),
                 standard_error,
                 complete = count.complete,
-                counters,
+                counters = counters.as_ref().map(tracing::field::display),
                 "window closed"
             );
         };

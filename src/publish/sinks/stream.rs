@@ -185,7 +185,7 @@ impl CountSink for StreamSink {
 
     async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
         let count = &window.count;
-        let record = Record::new(count, &self.origin, term);
+        let record = Record::new(window, &self.origin, term);
         let UniqueCount { timestamp, unique_request_count } = record.value();
         let mut add = ::redis::cmd("XADD");
         add.arg(&self.key).arg("MAXLEN").arg(self.length);

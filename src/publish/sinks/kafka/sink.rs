@@ -88,7 +88,7 @@ impl CountSink for KafkaSink {
             return Err(SinkError::unavailable("no connection to Kafka"));
         };
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let record = Record::new(&window.count, &self.origin, term);
+        let record = Record::new(window, &self.origin, term);
         let value = serde_json::to_vec(&record.value()).map_err(SinkError::unavailable)?;
         let (headers, ended) = (headers(&record), window.count.window.end());
         let look = self.looked.elapsed() > LOOK_EVERY;
