@@ -78,7 +78,7 @@ impl Backend {
             store: Arc::new(Store::Memory(MemoryStore::with_counters(
                 counting.mode,
                 counting.shards,
-                counting.counters.unwrap_or_default(),
+                counting.counters,
             ))),
             coordinator: Arc::new(Coordinator::standalone(draining)),
             term: watch::channel(Some(Term::for_ever())).1,
@@ -112,7 +112,7 @@ impl Backend {
                 writes: settings.redis_writes,
                 on_redis_down: settings.on_redis_down,
                 pending_max: settings.pending_max,
-                counters: counting.counters.unwrap_or_default(),
+                counters: counting.counters,
                 timeout: server.timeout,
                 keys: Keys::new(&settings.namespace),
                 instance_id: instance_id.clone(),
@@ -190,6 +190,7 @@ impl Coordination {
             instance_id: instance_id.to_owned(),
             window: counting.window,
             retention: counting.retention,
+            counter_retention: counting.counter_retention,
             settings: coordination::Settings::new(
                 counting.ids,
                 counting.mode,

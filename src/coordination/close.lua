@@ -3,7 +3,7 @@
 -- A script, because the checks and the write have to be one step. A leader that was asleep must not store a count. And
 -- an instance that joins meanwhile, with the window open, would add ids to a closed window.
 --
--- KEYS: token, counts, instances, config.
+-- KEYS: token, counts, instances, config, and the list with the counts of the window's counters, if it has any.
 -- ARGV: a JSON object. Windows are the seconds of their starts:
 --   instance_id, token
 --   window, window_end
@@ -11,8 +11,9 @@
 --   despite_open: close the window though an instance has it open
 --   joined: how many instances had joined when the leader read the membership view
 --   keep_for: milliseconds to keep the counts
+--   keep_counters_for: milliseconds to keep the list
 -- Returns {'stored', the stored count}, {'fenced'}, or {'open'}.
-local TOKEN, COUNTS, INSTANCES, CONFIG = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local TOKEN, COUNTS, INSTANCES, CONFIG, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ask = cjson.decode(ARGV[1])
 local window = ask.window
 
@@ -45,6 +46,10 @@ for name, heartbeat in pairs(heartbeats(INSTANCES)) do
   if not lives and heartbeat.newest <= window and (left or heartbeat.at + LIVES <= ask.window_end * 1000000) then
     gone[#gone + 1] = name
   end
+end
+-- A list that is gone, or expires soon, would leave the window without its counters.
+if COUNTERS and redis.call('PEXPIRE', COUNTERS, json(ask.keep_counters_for)) == 0 then
+  return {'open'}
 end
 redis.call('HSET', COUNTS, json(window), ask.count)
 -- A `last` that is a year ahead is not headcount's: it is overwritten.

@@ -11,6 +11,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::completeness;
+use super::staged::StoredCounters;
 use crate::model::counter::CounterCounts;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
@@ -24,8 +25,17 @@ pub const REMEMBERED: usize = 60;
 pub struct Resume {
     /// The oldest window that is not published.
     pub next: Window,
-    /// Counts that are stored and not published.
-    pub stored: BTreeMap<Window, WindowCount>,
+    /// Windows whose counts are stored and not published.
+    pub stored: BTreeMap<Window, StoredWindow>,
+}
+
+/// A closed window, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredWindow {
+    /// The total.
+    pub count: WindowCount,
+    /// Where the counts of its counters are; none if no counter had ids, and on a standalone instance.
+    pub counters: Option<StoredCounters>,
 }
 
 /// Why a count was not stored, or the published position not committed.
@@ -48,16 +58,21 @@ struct StoredCount {
     unique_request_count: u64,
     accepted_ids: u64,
     complete: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    counters: Option<StoredCounters>,
 }
 
-pub(super) fn to_stored(count: &WindowCount) -> String {
-    let &WindowCount { unique_request_count, accepted_ids, complete, .. } = count;
-    json!(StoredCount { unique_request_count, accepted_ids, complete }).to_string()
+pub(super) fn to_stored(window: &StoredWindow) -> String {
+    let StoredWindow { count, counters } = window.clone();
+    let WindowCount { unique_request_count, accepted_ids, complete, .. } = count;
+    json!(StoredCount { unique_request_count, accepted_ids, complete, counters }).to_string()
 }
 
-pub(super) fn from_stored(window: Window, text: &str) -> Option<WindowCount> {
-    let StoredCount { unique_request_count, accepted_ids, complete } = serde_json::from_str(text).ok()?;
-    Some(WindowCount { window, unique_request_count, accepted_ids, complete })
+pub(super) fn from_stored(window: Window, text: &str) -> Option<StoredWindow> {
+    let StoredCount { unique_request_count, accepted_ids, complete, counters } =
+        serde_json::from_str(text).ok()?;
+    let count = WindowCount { window, unique_request_count, accepted_ids, complete };
+    Some(StoredWindow { count, counters })
 }
 
 /// The newest [`REMEMBERED`] windows that this or another instance closed. Clones share them.
@@ -65,6 +80,9 @@ pub(super) fn from_stored(window: Window, text: &str) -> Option<WindowCount> {
 pub struct ClosedWindows {
     /// Oldest first.
     counts: Arc<Mutex<VecDeque<WindowCount>>>,
+    /// The newest window.
+    newest: Arc<Mutex<Option<StoredWindow>>>,
+    /// The counters of the newest window of which they are known.
     counters: Arc<Mutex<Option<Arc<ClosedCounters>>>>,
     /// The counters that are metrics, too.
     exported: Arc<[(String, Gauge)]>,
@@ -103,7 +121,8 @@ pub enum WindowCounters {
 }
 
 impl ClosedCounters {
-    fn new(of_total: WindowCount, counts: Arc<CounterCounts>) -> Self {
+    /// Of a window with this total.
+    pub(crate) fn new(of_total: WindowCount, counts: Arc<CounterCounts>) -> Self {
         Self { of_total, complete: completeness::of_counters(&of_total, &counts), counts }
     }
 
@@ -149,6 +168,13 @@ impl fmt::Display for WindowCounters {
     }
 }
 
+impl From<WindowCount> for StoredWindow {
+    /// Without counters.
+    fn from(count: WindowCount) -> Self {
+        Self { count, counters: None }
+    }
+}
+
 impl From<WindowCount> for ClosedWindow {
     /// Without counters.
     fn from(count: WindowCount) -> Self {
@@ -159,7 +185,8 @@ impl From<WindowCount> for ClosedWindow {
 impl ClosedWindows {
     /// Remembers no window yet. `metrics` will show the newest one.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { counts: Arc::default(), counters: Arc::default(), exported: Arc::default(), metrics }
+        let (counts, newest, counters) = Default::default();
+        Self { counts, newest, counters, exported: Arc::default(), metrics }
     }
 
     /// Exports the counts of these counters as metrics. They are 0 until a window is closed that has ids of them.
@@ -188,29 +215,40 @@ impl ClosedWindows {
         self.counters.lock().clone()
     }
 
-    /// Remembers the counters of a window, instead of those of the one before.
-    pub(crate) fn note_counters(
-        &self,
-        count: WindowCount,
-        counts: Arc<CounterCounts>,
-    ) -> Arc<ClosedCounters> {
-        self.metrics.counters.set(counts.names() as f64);
-        for (name, gauge) in &*self.exported {
-            gauge.set(counts.get(name) as f64);
-        }
-        let counters = Arc::new(ClosedCounters::new(count, counts));
-        *self.counters.lock() = Some(Arc::clone(&counters));
-        counters
+    /// The counters of a window, if they are remembered.
+    pub(crate) fn counters_of(&self, window: Window) -> Option<Arc<ClosedCounters>> {
+        self.counters().filter(|counters| counters.window() == window)
     }
 
-    /// Remembers a count, if its window is newer than all before.
-    pub fn advance(&self, count: WindowCount) {
+    /// The newest closed window, if its counters are not known here.
+    pub(super) fn lacking_counters(&self) -> Option<StoredWindow> {
+        let newest = self.newest.lock().clone()?;
+        self.counters_of(newest.count.window).is_none().then_some(newest)
+    }
+
+    /// Remembers the counters of a window, instead of those of an older one.
+    pub(crate) fn note_counters(&self, counters: &Arc<ClosedCounters>) {
+        let mut known = self.counters.lock();
+        if known.as_ref().is_some_and(|known| known.window() > counters.window()) {
+            return;
+        }
+        self.metrics.counters.set(counters.counts.names() as f64);
+        for (name, gauge) in &*self.exported {
+            gauge.set(counters.counts.get(name) as f64);
+        }
+        *known = Some(Arc::clone(counters));
+    }
+
+    /// Remembers a window, if it is newer than all before.
+    pub fn advance(&self, window: StoredWindow) {
+        let count = window.count;
         let mut counts = self.counts.lock();
         if counts.back().is_none_or(|last| last.window < count.window) {
             if counts.len() == REMEMBERED {
                 counts.pop_front();
             }
             counts.push_back(count);
+            *self.newest.lock() = Some(window);
             self.metrics.unique_ids.set(count.unique_request_count as f64);
             self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
         }
@@ -226,7 +264,7 @@ mod tests {
     fn the_last_windows_are_remembered_each_once_and_in_order() {
         let closed = ClosedWindows::new(Arc::new(Metrics::new()));
         let length: WindowLength = "10s".parse().unwrap();
-        let count = |number: u64| WindowCount {
+        let total = |number: u64| WindowCount {
             window: length.starting_at(number * 10),
             unique_request_count: number,
             accepted_ids: number,
@@ -235,13 +273,13 @@ mod tests {
         assert_eq!((closed.last(), closed.all()), (None, vec![]));
         // Counts come from this and from other instances, in any order.
         for number in [1, 2, 2, 1, 5, 4] {
-            closed.advance(count(number));
+            closed.advance(total(number).into());
         }
-        assert_eq!(closed.all(), [1, 2, 5].map(count));
-        (6..=64).map(count).for_each(|count| closed.advance(count));
-        let expected: Vec<_> = (5..=64).map(count).collect();
-        assert_eq!((closed.all(), closed.last()), (expected, Some(count(64))));
-        assert_eq!(closed.get(length.starting_at(60)), Some(count(6)));
+        assert_eq!(closed.all(), [1, 2, 5].map(total));
+        (6..=64).map(total).for_each(|count| closed.advance(count.into()));
+        let expected: Vec<_> = (5..=64).map(total).collect();
+        assert_eq!((closed.all(), closed.last()), (expected, Some(total(64))));
+        assert_eq!(closed.get(length.starting_at(60)), Some(total(6)));
         assert_eq!(closed.get(length.starting_at(10)), None, "forgotten");
     }
 }

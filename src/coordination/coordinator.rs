@@ -1,14 +1,17 @@
 //! The coordinator: where the instances agree on heartbeats, counts and the published position.
 
+use std::sync::Arc;
+
 use tokio_util::sync::CancellationToken;
 
-use super::closed::{CloseError, Resume};
+use super::closed::{CloseError, ClosedCounters, Resume, StoredWindow};
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
 use super::redis::RedisCoordinator;
 use super::settings::HeartbeatError;
 use super::standalone::Standalone;
 use super::term::Term;
+use crate::model::counter::CounterCounts;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
 
@@ -62,18 +65,39 @@ impl Coordinator {
         }
     }
 
-    /// Stores the count of a window, and returns the stored count. Another leader may have been faster: the first count
-    /// stays. The caller read `view` before it counted. If the view shows an instance with the window open, the count is
-    /// stored all the same.
+    /// Stores the counts of a window and of its counters, and returns what is stored, and whether it is these counts. Another
+    /// leader may have been faster: the first counts stay. The caller read `view` before it counted. If the view shows an
+    /// instance with the window open, the counts are stored all the same.
     pub(crate) async fn close(
         &self,
         term: &Term,
         count: &WindowCount,
+        counters: &CounterCounts,
         view: &MembershipView,
-    ) -> Result<WindowCount, CloseError> {
+    ) -> Result<(StoredWindow, bool), CloseError> {
         match self {
-            Self::Redis(redis) => redis.close(term, count, view).await,
-            Self::Standalone(standalone) => Ok(standalone.close(count)),
+            Self::Redis(redis) => redis.close(term, count, counters, view).await,
+            Self::Standalone(standalone) => Ok((standalone.close(*count), true)),
+        }
+    }
+
+    /// Reads the counts of a closed window's counters. None if Redis does not have them any more.
+    pub(crate) async fn counters_of(
+        &self,
+        window: &StoredWindow,
+    ) -> Result<Option<Arc<ClosedCounters>>, Unavailable> {
+        let counts = match (self, &window.counters) {
+            (_, None) => Some(CounterCounts::default()),
+            (Self::Redis(redis), Some(stored)) => redis.counters_of(stored).await?,
+            (Self::Standalone(_), Some(_)) => None,
+        };
+        Ok(counts.map(|counts| Arc::new(ClosedCounters::new(window.count, Arc::new(counts)))))
+    }
+
+    /// Lets the counts of these windows' counters expire soon: sinks do not need them any more.
+    pub(crate) async fn let_counters_expire(&self, windows: &[StoredWindow]) {
+        if let Self::Redis(redis) = self {
+            redis.let_counters_expire(windows).await;
         }
     }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::window::{Window, WindowCount};
+use super::closed::StoredWindow;
+use crate::model::window::Window;
 
 /// What an instance says about itself.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +33,7 @@ pub struct HeartbeatAnswer {
     /// The last closed window: ids added to it now would not be counted.
     pub closed: Option<Window>,
     /// Counts of closed windows that the instance does not know and should remember, oldest first.
-    pub news: Vec<WindowCount>,
+    pub news: Vec<StoredWindow>,
     /// The last window that every sink has: no leader counts it again.
     pub published: Option<Window>,
     /// Redis may have lost ids, and did not take this heartbeat: restore, then send it again.

@@ -19,13 +19,15 @@ pub mod redis;
 pub mod scripts;
 pub mod sealer;
 mod settings;
+mod staged;
 mod standalone;
 pub mod term;
 
 pub use self::closed::{
-    CloseError, ClosedCounters, ClosedWindow, ClosedWindows, REMEMBERED, Resume, WindowCounters,
+    CloseError, ClosedCounters, ClosedWindow, ClosedWindows, REMEMBERED, Resume, StoredWindow, WindowCounters,
 };
 pub use self::coordinator::Coordinator;
 pub use self::heartbeat::{Heartbeat, HeartbeatAnswer};
 pub use self::membership::MembershipView;
 pub use self::settings::{HeartbeatError, LAYOUT, Settings};
+pub use self::staged::StoredCounters;

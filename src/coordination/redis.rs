@@ -29,15 +29,17 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::closed::{self, CloseError, REMEMBERED, Resume};
+use super::closed::{self, CloseError, REMEMBERED, Resume, StoredWindow};
 use super::heartbeat::{
     Answer, Heartbeat, HeartbeatAnswer, StoredHeartbeat, StoredHeartbeats, Taken, from_micros,
 };
 use super::membership::{Members, MembershipView};
 use super::scripts;
 use super::settings::{HeartbeatError, Settings};
+use super::staged::{Staging, StoredCounters};
 use super::term::Term;
-use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE};
+use crate::model::counter::CounterCounts;
+use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE, closed_keys_live};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
@@ -54,6 +56,8 @@ pub struct RedisCoordinatorConfig {
     pub window: WindowLength,
     /// How long after its end a window may still be published.
     pub retention: Duration,
+    /// The same for the counts of its counters.
+    pub counter_retention: Duration,
     /// What all instances have to agree on.
     pub settings: Settings,
 }
@@ -62,6 +66,7 @@ pub struct RedisCoordinatorConfig {
 pub struct RedisCoordinator {
     config: RedisCoordinatorConfig,
     redis: Redis,
+    staging: Staging,
     memory: Mutex<Memory>,
 }
 
@@ -117,7 +122,8 @@ impl Memory {
 impl RedisCoordinator {
     /// Sends nothing yet: the first heartbeat introduces the instance.
     pub fn new(config: RedisCoordinatorConfig, redis: &Redis) -> Self {
-        Self { config, redis: redis.another(), memory: Mutex::default() }
+        let staging = Staging::new(redis, config.keys.clone());
+        Self { config, redis: redis.another(), staging, memory: Mutex::default() }
     }
 
     /// Whether this instance must not trust the heartbeats. After a pause it knows only once its next one is taken.
@@ -272,7 +278,8 @@ impl RedisCoordinator {
         let (first, published) = (window(first), window(published));
         let Some(next) = published.map(Window::next).or(first) else { return Ok(None) };
         let stored = self.read_counts(counts.iter()).into_iter();
-        let stored = stored.filter(|count| next <= count.window).map(|count| (count.window, count));
+        let stored = stored.filter(|window| next <= window.count.window);
+        let stored = stored.map(|window| (window.count.window, window));
         Ok(Some(Resume { next, stored: stored.collect() }))
     }
 
@@ -297,24 +304,51 @@ impl RedisCoordinator {
         &self,
         term: &Term,
         count: &WindowCount,
+        counters: &CounterCounts,
         view: &MembershipView,
-    ) -> Result<WindowCount, CloseError> {
+    ) -> Result<(StoredWindow, bool), CloseError> {
+        let staged = self.staging.write(term, count.window, counters).await?;
+        let ours = StoredWindow { count: *count, counters: staged };
+        let stored = self.store(term, &ours, view).await;
+        let is_ours = stored.as_ref().is_ok_and(|stored| *stored == ours);
+        match (&ours.counters, &stored) {
+            // They may be stored.
+            (_, Err(CloseError::Unavailable(_))) => {}
+            (Some(staged), _) if !is_ours => self.staging.delete(staged).await,
+            _ => {}
+        }
+        stored.map(|stored| (stored, is_ours))
+    }
+
+    /// Stores the count of a window, with the list of its counters' counts. Returns what is stored.
+    async fn store(
+        &self,
+        term: &Term,
+        ours: &StoredWindow,
+        view: &MembershipView,
+    ) -> Result<StoredWindow, CloseError> {
         if self.is_in_grace() {
             return Err(CloseError::Open);
         }
-        let RedisCoordinatorConfig { keys, instance_id, window, retention, .. } = &self.config;
+        let count = &ours.count;
+        let RedisCoordinatorConfig { keys, instance_id, window, retention, counter_retention, .. } =
+            &self.config;
         let ask = json!({
             "instance_id": instance_id,
             "token": term.token(),
             "window": count.window.unix_seconds(),
             "window_end": count.window.next().unix_seconds(),
-            "count": closed::to_stored(count),
+            "count": closed::to_stored(ours),
             "despite_open": view.open,
             "joined": view.joined,
             "keep_for": (*retention + window.duration()).as_millis() as u64,
+            "keep_counters_for": (*counter_retention + window.duration()).as_millis() as u64,
         });
         let mut call = scripts::CLOSE.prepare_invoke();
         call.key(keys.token()).key(keys.counts()).key(keys.instances()).key(keys.config());
+        if let Some(staged) = ours.counters.as_ref().filter(|staged| staged.names() > 0) {
+            call.key(&staged.key);
+        }
         call.arg(ask.to_string());
         let answer: Vec<String> =
             self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
@@ -327,6 +361,19 @@ impl RedisCoordinator {
             ["open"] => Err(CloseError::Open),
             _ => Err(unexpected("close", &answer.join(" ")).into()),
         }
+    }
+
+    /// The counts of counters. None if Redis does not have them any more.
+    pub(super) async fn counters_of(
+        &self,
+        stored: &StoredCounters,
+    ) -> Result<Option<CounterCounts>, Unavailable> {
+        self.staging.read(stored).await
+    }
+
+    pub(super) async fn let_counters_expire(&self, windows: &[StoredWindow]) {
+        let lists = windows.iter().filter_map(|window| window.counters.as_ref());
+        self.staging.let_expire(lists, closed_keys_live(self.config.window)).await;
     }
 
     /// [`super::Coordinator::commit_published`].
@@ -354,10 +401,10 @@ impl RedisCoordinator {
     }
 
     /// Parses counts, and sorts them by window. It skips other fields.
-    fn read_counts<'a>(&self, stored: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<WindowCount> {
+    fn read_counts<'a>(&self, stored: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<StoredWindow> {
         let counts = stored.filter_map(|(window, count)| closed::from_stored(self.window(window)?, count));
         let mut counts: Vec<_> = counts.collect();
-        counts.sort_by_key(|count| count.window);
+        counts.sort_by_key(|window| window.count.window);
         counts
     }
 

@@ -24,11 +24,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::closed::ClosedWindows;
+use super::closed::{ClosedCounters, ClosedWindows};
 use super::coordinator::Coordinator;
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::presence::Presence;
 use super::settings::HeartbeatError;
+use crate::model::counter::CounterCounts;
 use crate::model::timing::{HEARTBEAT_AGAIN, HEARTBEAT_EVERY};
 use crate::model::window::{Clock, ClockOffset, Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
@@ -220,8 +221,24 @@ impl Sealer {
         if let Some(published) = answer.published {
             self.store.evict(published).await;
         }
-        answer.news.into_iter().for_each(|count| self.closed.advance(count));
+        answer.news.into_iter().for_each(|window| self.closed.advance(window));
+        self.learn_counters().await;
         Ok(())
+    }
+
+    /// Reads the counts of the counters of the newest closed window, if another instance counted them.
+    async fn learn_counters(&mut self) {
+        let Some(window) = self.closed.lacking_counters() else { return };
+        let coordinator = Arc::clone(&self.coordinator);
+        match self.while_it_lives(async move { (coordinator.counters_of(&window).await, window) }).await {
+            (Ok(Some(counters)), _) => self.closed.note_counters(&counters),
+            (Ok(None), window) => {
+                warn!(window = %window.count.window, "the counts of counters of the last closed window are lost");
+                let none = CounterCounts::default().lacking_names(true);
+                self.closed.note_counters(&Arc::new(ClosedCounters::new(window.count, Arc::new(none))));
+            }
+            (Err(error), _) => debug!(%error, "cannot read the counts of counters"),
+        }
     }
 
     /// Logs ids of windows that the leader closed before this instance had sealed them.

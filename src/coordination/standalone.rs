@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::closed::Resume;
+use super::closed::{Resume, StoredWindow};
 use super::completeness::Attendance;
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
@@ -57,8 +57,8 @@ impl Standalone {
         })
     }
 
-    pub(super) fn close(&self, count: &WindowCount) -> WindowCount {
+    pub(super) fn close(&self, count: WindowCount) -> StoredWindow {
         self.state.lock().last = Some(count.window);
-        *count
+        count.into()
     }
 }

@@ -46,9 +46,6 @@ pub enum InvalidCounter {
     /// `--max-counters 0`.
     #[error("counters are off: --max-counters is 0")]
     Off,
-    /// Counters are in memory only.
-    #[error("counters are not available with --redis-url")]
-    NotInRedis,
 }
 
 /// The name of a counter.
@@ -203,6 +200,11 @@ impl CounterCounts {
     /// Whether ids found no place in their counter.
     pub fn has_overflowed(&self) -> bool {
         self.has_overflowed
+    }
+
+    /// Whether the store may have lost names.
+    pub(crate) fn lacks_names(&self) -> bool {
+        self.lacks_names
     }
 
     /// Whether the store has all ids of a counter. None is known of a counter without ids if the store lost names.

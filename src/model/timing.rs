@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use super::window::WindowLength;
+
 /// The longest time between two heartbeats, and between two looks at the clock.
 pub(crate) const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 /// The first wait after a round that failed; it doubles up to [`HEARTBEAT_EVERY`].
@@ -35,6 +37,11 @@ pub(crate) const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 pub(crate) const TIME_FOR_OTHERS: Duration = Duration::from_secs(5);
 /// No clock is so far ahead: headcount did not write a window that begins later.
 pub(crate) const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+/// How long Redis keeps what belongs to the counters of a closed window, once nobody needs it to publish the window.
+pub(crate) fn closed_keys_live(window: WindowLength) -> Duration {
+    (2 * window.duration()).max(Duration::from_secs(60))
+}
 
 const _: () = {
     assert!(HEARTBEAT_EVERY.as_millis() < FRESH.as_millis());

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::dependencies::Publisher;
-use super::unpublished::{Pending, Unpublished};
-use crate::coordination::ClosedWindow;
+use super::unpublished::{Pending, PendingCounters, Unpublished};
 use crate::coordination::term::Term;
+use crate::coordination::{ClosedWindow, StoredWindow, WindowCounters};
 use crate::model::window::{Window, WindowCount};
 use crate::publish::sinks::{CountSink, SinkError};
 
@@ -94,15 +94,13 @@ impl Delivery {
     pub(super) async fn run(mut self) {
         while let Some(pending) = self.next().await {
             let now = self.publisher.clock.now();
-            if pending.window.counters.counts().is_some()
-                && pending.is_past(self.publisher.counter_retention, now)
-            {
+            if pending.counters.number() > 0 && pending.is_past(self.publisher.counter_retention, now) {
                 self.unpublished.skip_old_counters(now);
                 continue;
             }
             if self.stopped != Some(pending.term.token()) {
-                let Err(error) = self.try_to_deliver(&pending.window, &pending.term).await else {
-                    self.note_taken(pending.window.count.window);
+                let Err(error) = self.try_to_deliver(&pending).await else {
+                    self.note_taken(pending.count.window);
                     continue;
                 };
                 self.note_failure(error, &pending);
@@ -111,9 +109,9 @@ impl Delivery {
                 continue;
             }
             if pending.is_past(self.publisher.retention, self.publisher.clock.now()) {
-                let window = pending.window.count.window;
+                let window = pending.count.window;
                 error!(sink = self.sink.name(), %window, "window past retention is skipped");
-                self.unpublished.skip(self.number, &pending.window);
+                self.unpublished.skip(self.number, &pending);
             } else {
                 self.pause().await;
             }
@@ -128,8 +126,8 @@ impl Delivery {
     }
 
     /// Resumes the sink first, if it has not resumed. If it lacks windows before this count, it gets them first.
-    async fn try_to_deliver(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
-        let next = window.count.window;
+    async fn try_to_deliver(&mut self, pending: &Pending) -> Result<(), SinkError> {
+        let (next, term) = (pending.count.window, &pending.term);
         if self.resumed != Some(term.token()) {
             self.recorded = self.sink.resume(term).await?;
             if let Some(recorded) = self.recorded {
@@ -144,9 +142,32 @@ impl Delivery {
             self.resumed = Some(term.token());
         }
         if self.recorded < Some(next) {
-            self.sink.publish(window, term).await?;
+            let window = self.with_counters(pending).await?;
+            self.sink.publish(&window, term).await?;
         }
         Ok(())
+    }
+
+    /// The window with the counts of its counters. If Redis has lost them, only the total can be published.
+    async fn with_counters(&mut self, pending: &Pending) -> Result<ClosedWindow, SinkError> {
+        let count = pending.count;
+        let stored = match &pending.counters {
+            PendingCounters::Here(counters) => return Ok(ClosedWindow { count, counters: counters.clone() }),
+            PendingCounters::Stored(stored) => StoredWindow { count, counters: Some(stored.clone()) },
+        };
+        let known = match self.publisher.closed.counters_of(count.window) {
+            Some(known) => Some(known),
+            None => self.publisher.coordinator.counters_of(&stored).await.map_err(SinkError::unavailable)?,
+        };
+        let counters = known.map_or(WindowCounters::Skipped, Into::into);
+        if matches!(counters, WindowCounters::Skipped) {
+            error!(
+                sink = self.sink.name(), window = %count.window,
+                "Redis has lost the counts of a window's counters: the window is published without them"
+            );
+            self.unpublished.note_skipped_counters(self.number, pending);
+        }
+        Ok(ClosedWindow { count, counters })
     }
 
     /// Publishes windows that the sink lacks, as incomplete, with the counts that the store still has. The sink lacks windows
@@ -195,7 +216,7 @@ impl Delivery {
     }
 
     /// Logs one line when a sink starts to fail, and one for each new reason. A metric counts all failures.
-    fn note_failure(&mut self, error: SinkError, Pending { window, term, .. }: &Pending) {
+    fn note_failure(&mut self, error: SinkError, Pending { count, term, .. }: &Pending) {
         self.resumed = None;
         self.retry.increment(1);
         self.failing.failures += 1;
@@ -215,7 +236,7 @@ impl Delivery {
                 );
             }
             SinkError::Unavailable(error) => {
-                let window = window.count.window;
+                let window = count.window;
                 let is_new = self.failing.is_new(&error.to_string());
                 if self.failing.failures == 1 {
                     warn!(sink, %window, %error, "a sink fails, trying again");

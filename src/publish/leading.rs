@@ -1,16 +1,17 @@
 //! Leading: the loop that closes windows while this instance holds the lease.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::dependencies::Publisher;
-use super::unpublished::{Pending, Unpublished};
+use super::unpublished::{Pending, PendingCounters, Unpublished};
 use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
-use crate::coordination::{CloseError, ClosedWindow, MembershipView};
+use crate::coordination::{CloseError, ClosedCounters, MembershipView, StoredWindow, WindowCounters};
 use crate::model::window::{Window, WindowCount};
 use crate::store::{CountError, Settled, StoreCount};
 
@@ -33,9 +34,11 @@ pub(super) struct Leading<'a> {
     /// The oldest window that is not queued for the sinks; none until the coordinator has answered.
     next: Option<Window>,
     /// Counts that an earlier leader stored and did not publish.
-    stored: BTreeMap<Window, WindowCount>,
+    stored: BTreeMap<Window, StoredWindow>,
     /// The published position, as far as this term has committed it.
     committed: Option<Window>,
+    /// Windows that are queued for the sinks, and not committed as published.
+    queued: Vec<StoredWindow>,
     /// What instances with a window open have left to do, and since when that has not changed.
     left: (BTreeSet<(u64, u64)>, Instant),
     failing: bool,
@@ -50,6 +53,7 @@ impl<'a> Leading<'a> {
             next: None,
             stored: BTreeMap::new(),
             committed: None,
+            queued: Vec::new(),
             left: (BTreeSet::new(), Instant::now()),
             failing: false,
         }
@@ -134,8 +138,10 @@ impl<'a> Leading<'a> {
         if !self.term.is_valid() {
             return Ok(false);
         }
-        if let Some(count) = self.stored.remove(&next) {
-            self.enqueue(count.into());
+        if let Some(stored) = self.stored.remove(&next) {
+            let counters = stored.counters.clone();
+            let none = PendingCounters::Here(WindowCounters::None);
+            self.enqueue(stored, counters.map_or(none, PendingCounters::Stored));
             return Ok(true);
         }
         let ended = next.end() <= self.publisher.clock.now();
@@ -189,11 +195,18 @@ impl<'a> Leading<'a> {
             }
         };
         let count = self.judge(window, view, total);
-        match self.publisher.coordinator.close(&self.term, &count, view).await {
-            Ok(count) => {
-                self.publisher.metrics.closed_windows(count.complete).increment(1);
-                let counters = self.publisher.closed.note_counters(count, counters);
-                self.enqueue(ClosedWindow { count, counters: counters.into() });
+        match self.publisher.coordinator.close(&self.term, &count, &counters, view).await {
+            Ok((stored, is_ours)) => {
+                self.publisher.metrics.closed_windows(stored.count.complete).increment(1);
+                let counted = Arc::new(ClosedCounters::new(stored.count, counters));
+                if is_ours {
+                    self.publisher.closed.note_counters(&counted);
+                }
+                let counters = stored.counters.clone();
+                let counts = Arc::clone(&counted.counts);
+                let here = PendingCounters::Here(if is_ours { counted.into() } else { WindowCounters::None });
+                self.enqueue(stored, counters.map_or(here, PendingCounters::Stored));
+                self.publisher.store.let_counters_expire(window, &counts).await;
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),
@@ -230,11 +243,12 @@ impl<'a> Leading<'a> {
         }
     }
 
-    fn enqueue(&mut self, window: ClosedWindow) {
+    fn enqueue(&mut self, window: StoredWindow, counters: PendingCounters) {
         let (term, since) = (self.term.clone(), self.publisher.clock.now());
         let count = window.count;
-        self.unpublished.push(Pending { window, term, since });
-        self.publisher.closed.advance(count);
+        self.unpublished.push(Pending { count, counters, term, since });
+        self.queued.push(window.clone());
+        self.publisher.closed.advance(window);
         self.next = Some(count.window.next());
     }
 
@@ -277,6 +291,9 @@ impl<'a> Leading<'a> {
         {
             self.publisher.coordinator.commit_published(&self.term, window).await?;
             self.committed = delivered;
+            let published =
+                self.queued.extract_if(.., |queued| queued.count.window <= window).collect::<Vec<_>>();
+            self.publisher.coordinator.let_counters_expire(&published).await;
         }
         Ok(())
     }

@@ -9,23 +9,42 @@ use tokio::sync::watch;
 use tracing::error;
 
 use crate::coordination::term::Term;
-use crate::coordination::{ClosedWindow, WindowCounters};
-use crate::model::window::Window;
+use crate::coordination::{StoredCounters, WindowCounters};
+use crate::model::window::{Window, WindowCount};
 use crate::telemetry::metrics::Metrics;
 
 /// A closed window that waits for sinks.
 #[derive(Clone)]
 pub(super) struct Pending {
-    pub(super) window: ClosedWindow,
+    pub(super) count: WindowCount,
+    pub(super) counters: PendingCounters,
     /// The term in which it is published.
     pub(super) term: Term,
     /// Since when it waits. Retention begins no earlier, so a clock that was wrong makes no count old.
     pub(super) since: SystemTime,
 }
 
+/// The counters of a window that waits for sinks.
+#[derive(Clone)]
+pub(super) enum PendingCounters {
+    Here(WindowCounters),
+    /// In Redis. A window may have many, so this instance reads them when it sends them.
+    Stored(StoredCounters),
+}
+
+impl PendingCounters {
+    /// How many there are.
+    pub(super) fn number(&self) -> u64 {
+        match self {
+            Self::Here(counters) => counters.number() as u64,
+            Self::Stored(stored) => stored.names(),
+        }
+    }
+}
+
 impl Pending {
     pub(super) fn is_past(&self, retention: Duration, now: SystemTime) -> bool {
-        self.window.count.window.end().max(self.since) + retention < now
+        self.count.window.end().max(self.since) + retention < now
     }
 }
 
@@ -59,7 +78,7 @@ struct List {
 impl List {
     fn next(&self, sink: usize) -> Option<&Pending> {
         let cursor = self.cursors[sink];
-        let first = self.pending.partition_point(|pending| Some(pending.window.count.window) <= cursor);
+        let first = self.pending.partition_point(|pending| Some(pending.count.window) <= cursor);
         self.pending.get(first).filter(|pending| pending.term.is_valid())
     }
 
@@ -91,7 +110,7 @@ impl Unpublished {
             self.drop_old_counters(list, pending.since);
             list.pending.push_back(pending);
             if list.pending.len() > self.capacity
-                && let Some(Pending { window: dropped, .. }) = list.pending.pop_front()
+                && let Some(dropped) = list.pending.pop_front()
             {
                 let window = dropped.count.window;
                 error!(%window, "a sink hangs: a window past retention is skipped");
@@ -110,14 +129,14 @@ impl Unpublished {
 
     /// Drops the counts of counters that have waited too long. The totals of their windows still wait.
     fn drop_old_counters(&self, list: &mut List, now: SystemTime) {
-        let is_old = |pending: &&mut Pending| pending.is_past(self.counter_retention, now);
-        let old = list.pending.iter_mut().filter(is_old).map(|pending| &mut pending.window);
-        let with_counters = old.filter(|window| window.counters.counts().is_some());
-        let skip_counters = |window: &mut ClosedWindow| {
-            let counters = std::mem::replace(&mut window.counters, WindowCounters::Skipped);
-            (window.count.window, counters.number() as u64)
+        let is_old = |pending: &&mut Pending| {
+            pending.counters.number() > 0 && pending.is_past(self.counter_retention, now)
         };
-        let dropped: Vec<_> = with_counters.map(skip_counters).collect();
+        let skip_counters = |pending: &mut Pending| {
+            let skipped = PendingCounters::Here(WindowCounters::Skipped);
+            (pending.count.window, std::mem::replace(&mut pending.counters, skipped).number())
+        };
+        let dropped: Vec<_> = list.pending.iter_mut().filter(is_old).map(skip_counters).collect();
         for (window, counters) in dropped {
             error!(%window, "a sink hangs: the counters of a window past --counter-retention are skipped");
             for sink in list.behind(window) {
@@ -150,15 +169,20 @@ impl Unpublished {
     }
 
     /// A sink will never have a window.
-    pub(super) fn skip(&self, sink: usize, window: &ClosedWindow) {
-        self.note_skipped(sink, window);
-        self.taken(sink, window.count.window);
+    pub(super) fn skip(&self, sink: usize, pending: &Pending) {
+        self.note_skipped(sink, pending);
+        self.taken(sink, pending.count.window);
     }
 
-    fn note_skipped(&self, sink: usize, window: &ClosedWindow) {
+    /// A sink will have a window without its counters.
+    pub(super) fn note_skipped_counters(&self, sink: usize, pending: &Pending) {
+        self.skipped[sink].counters.increment(pending.counters.number());
+    }
+
+    fn note_skipped(&self, sink: usize, pending: &Pending) {
         let Skipped { windows, counters } = &self.skipped[sink];
         windows.increment(1);
-        counters.increment(window.counters.number() as u64);
+        counters.increment(pending.counters.number());
     }
 
     /// Counts windows as skipped that are not in the list: no sink will have them.
@@ -181,7 +205,7 @@ impl Unpublished {
         self.list.send_modify(|list| {
             change(list);
             let delivered = list.delivered();
-            while list.pending.front().is_some_and(|pending| Some(pending.window.count.window) <= delivered) {
+            while list.pending.front().is_some_and(|pending| Some(pending.count.window) <= delivered) {
                 list.pending.pop_front();
             }
             self.metrics.unpublished_windows.set(list.pending.len() as f64);
@@ -197,7 +221,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::model::window::{WindowCount, WindowLength};
+    use crate::model::window::WindowLength;
 
     fn window(number: u64) -> Window {
         "10s".parse::<WindowLength>().unwrap().starting_at(number * 10)
@@ -210,11 +234,12 @@ mod tests {
             accepted_ids: number,
             complete: true,
         };
-        list.push(Pending { window: count.into(), term: term.clone(), since: UNIX_EPOCH });
+        let counters = PendingCounters::Here(WindowCounters::None);
+        list.push(Pending { count, counters, term: term.clone(), since: UNIX_EPOCH });
     }
 
     fn next(list: &Unpublished, sink: usize) -> Option<Window> {
-        list.list.borrow().next(sink).map(|pending| pending.window.count.window)
+        list.list.borrow().next(sink).map(|pending| pending.count.window)
     }
 
     fn list(capacity: usize) -> (Unpublished, Arc<Metrics>) {

@@ -17,6 +17,7 @@
 //! | `{<ns>}:token` | string | the newest fencing token |
 //! | `{<ns>}:instances` | hash | instance id → its heartbeat |
 //! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
+//! | `{<ns>}:counter-counts:<window>:<token>:<try>` | list | what a leader counted of a window's counters. `{<ns>}:counts` names the list that counts |
 //! | `{<ns>}:published` | hash | `first` → the window that the stream begins with; `last` → the last published one; `window` → their length |
 //! | `{<ns>}:config` | hash | the settings that all instances have to agree on |
 //!
@@ -111,6 +112,11 @@ impl Keys {
     /// Counts of closed windows.
     pub fn counts(&self) -> String {
         self.of_namespace("counts")
+    }
+
+    /// What the leader with this fencing token counted of a window's counters, in one of its tries.
+    pub fn counter_counts(&self, window: Window, token: u64, number: u64) -> String {
+        format!("{{{}}}:counter-counts:{}:{token}:{number}", self.namespace, window.unix_seconds())
     }
 
     /// The published position.

@@ -15,7 +15,7 @@ pub use self::answers::{AddError, Added, CountError, Settled, StoreCount};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
-use crate::model::counter::{CounterLimits, CounterNames, InvalidCounter};
+use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, InvalidCounter};
 use crate::model::id::{Id, IdKind};
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
@@ -50,8 +50,8 @@ pub struct Counting {
     pub counter_retention: Duration,
     /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
-    /// How many counters clients may name. None in Redis, which has none yet.
-    pub counters: Option<CounterLimits>,
+    /// How many counters clients may name.
+    pub counters: CounterLimits,
     /// Counters whose counts are metrics, too.
     pub exported_counters: Vec<String>,
 }
@@ -63,11 +63,7 @@ impl Counting {
     ///
     /// [`InvalidCounter`]: why not.
     pub(crate) fn may_count(&self) -> Result<(), InvalidCounter> {
-        match self.counters {
-            None => Err(InvalidCounter::NotInRedis),
-            Some(CounterLimits { most: 0, .. }) => Err(InvalidCounter::Off),
-            Some(_) => Ok(()),
-        }
+        if self.counters.most == 0 { Err(InvalidCounter::Off) } else { Ok(()) }
     }
 
     pub(crate) fn standard_error(&self) -> f64 {
@@ -194,6 +190,13 @@ impl Store {
     pub(crate) async fn closed(&self, window: Window) {
         if let Self::Redis(store) = self {
             store.closed(window).await;
+        }
+    }
+
+    /// Lets what a closed window's counters were counted from expire soon. The caller has stored these counts.
+    pub(crate) async fn let_counters_expire(&self, window: Window, counts: &CounterCounts) {
+        if let Self::Redis(store) = self {
+            store.let_counters_expire(window, counts).await;
         }
     }
 

@@ -6,6 +6,7 @@ use headcount::coordination::lease::Lease;
 use headcount::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
 use headcount::coordination::term::Term;
 use headcount::coordination::{CloseError, Heartbeat, MembershipView, REMEMBERED, Settings};
+use headcount::model::counter::CounterCounts;
 use headcount::model::id::IdKind;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -52,6 +53,7 @@ impl Instance {
             instance_id: name.to_owned(),
             window: window().length(),
             retention: Duration::from_secs(600),
+            counter_retention: Duration::from_secs(600),
             settings: Settings::new(IdKind::Integer, Mode::Hll, window().length(), Shards::ONE, None),
         };
         Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }
@@ -83,9 +85,10 @@ impl Instance {
     ) -> Result<u64, CloseError> {
         let count =
             WindowCount { window, unique_request_count: unique, accepted_ids: unique, complete: true };
-        let stored = self.coordinator.close(term, &count, view).await?;
-        assert_eq!(stored.window, window);
-        Ok(stored.unique_request_count)
+        let counters = CounterCounts::default();
+        let (stored, _) = self.coordinator.close(term, &count, &counters, view).await?;
+        assert_eq!(stored.count.window, window);
+        Ok(stored.count.unique_request_count)
     }
 }
 
@@ -175,7 +178,7 @@ async fn the_last_sixty_counts_are_remembered() {
     let news = async |knows: Option<Window>| {
         let report = Heartbeat { knows, ..report_of(newest.next()) };
         let news = late.coordinator.heartbeat(&report).await.unwrap().news;
-        news.iter().map(|count| (count.window, count.unique_request_count)).collect::<Vec<_>>()
+        news.iter().map(|news| (news.count.window, news.count.unique_request_count)).collect::<Vec<_>>()
     };
     let counts: Vec<_> = windows.iter().copied().zip(0..).collect();
     assert_eq!(fields(&server, "HKEYS", Keys::new("coordination").counts()).len(), counts.len() + 1);

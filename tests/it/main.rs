@@ -29,6 +29,7 @@ mod counter_faults;
 mod counter_files;
 mod counter_windows;
 mod counters;
+mod counters_together;
 mod crafted_ids;
 mod dashboards;
 mod deployment_files;

@@ -92,8 +92,7 @@ fn counter_name(text: &str) -> Result<String, InvalidCounter> {
 }
 
 impl CountingFlags {
-    /// In memory there are counters; in Redis there are none yet.
-    pub(super) fn settings(self, in_redis: bool) -> Result<Counting, String> {
+    pub(super) fn settings(self) -> Result<Counting, String> {
         let Self { ids, mode, window, shards, .. } = self;
         let id_key = self.id_key.map(|key| key.parse("--id-key <KEY>", IdKey::parse)).transpose()?;
         let shortest = 2 * window.duration();
@@ -125,14 +124,8 @@ impl CountingFlags {
         if self.metrics_counter.len() > MOST_EXPORTED {
             return Err(format!("'--metrics-counter <NAME>' takes at most {MOST_EXPORTED} names"));
         }
-        if in_redis && !self.metrics_counter.is_empty() {
-            return Err(
-                "'--metrics-counter <NAME>' needs counters, which are not available with '--redis-url'"
-                    .to_owned(),
-            );
-        }
-        let limits = CounterLimits { most: self.max_counters as usize, memory: self.counter_memory.as_u64() };
-        let counters = (!in_redis).then_some(limits);
+        let counters =
+            CounterLimits { most: self.max_counters as usize, memory: self.counter_memory.as_u64() };
         Ok(Counting {
             ids,
             mode,

@@ -79,11 +79,6 @@ impl RedisFlags {
         self.unacknowledged_max.unwrap_or(self.pending_max)
     }
 
-    /// Whether instances count together in Redis.
-    pub(super) fn is_used(&self) -> bool {
-        self.redis_url.is_some()
-    }
-
     /// None without `--redis-url`: the instance is standalone.
     pub(super) fn settings(&self) -> Result<Option<redis::Settings>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };

@@ -62,7 +62,7 @@ impl ServeFlags {
     /// A line for the user, without any secret.
     pub fn settings(self) -> Result<Settings, String> {
         let Self { counting, http, redis, publishing, kafka, callbacks, stopping, logging } = self;
-        let counting = counting.settings(redis.is_used())?;
+        let counting = counting.settings()?;
         let http = http.settings()?;
         let server = redis.settings()?;
         if redis.redis_stream.is_some() && server.is_none() {

@@ -3,21 +3,22 @@
 //! A counter is small and there may be many, so they go in chunks of few commands: Redis serves others in between. The keys of
 //! a chunk are in one slot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ::redis::Pipeline;
 
-use super::config::IDS_A_COMMAND;
+use super::config::{IDS_A_COMMAND, RedisStoreConfig};
 use super::counters::{CounterIds, LocalCounter, LocalCounters};
 use super::local::LocalWindow;
 use super::replay::{MERGE_EXPIRES, Replay};
 use super::stats::{BucketStats, WindowStats};
 use super::target::Target;
-use crate::model::counter::{BUCKETS, CounterCount, CounterCounts, CounterName};
+use crate::model::counter::{BUCKETS, CounterCount, CounterCounts, CounterName, bucket_of};
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
+use crate::model::timing::closed_keys_live;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Call;
@@ -27,6 +28,8 @@ use crate::redis::damage::Holds;
 const MERGED_AT_ONCE: usize = 16;
 /// Counters that are counted in one pipeline, with two commands each.
 const COUNTED_AT_ONCE: usize = 100;
+/// Keys that are told to expire in one pipeline.
+const EXPIRE_AT_ONCE: usize = 200;
 /// Exact ids that are replayed in one pipeline.
 const IDS_AT_ONCE: usize = 4 * 1024;
 
@@ -230,6 +233,27 @@ impl Replay {
             is_whole: answers[0] == 1,
         });
         Ok(counted.collect())
+    }
+
+    /// Lets the counters of a closed window expire soon: their counts are stored. Until then `headcount verify` can compare them.
+    pub(super) async fn let_counters_expire(
+        &self,
+        window: Window,
+        counts: &CounterCounts,
+    ) -> Result<(), Unavailable> {
+        let RedisStoreConfig { mode, keys, retention, .. } = &*self.config;
+        let soon = closed_keys_live(window.length()).min(*retention).as_millis() as u64;
+        let buckets: BTreeSet<_> = counts.all().iter().map(|count| bucket_of(&count.name)).collect();
+        let of_names = counts.all().iter().map(|count| keys.counter(*mode, &count.name, window));
+        let of_buckets = buckets.into_iter().map(|bucket| keys.names(bucket, window));
+        let all: Vec<_> = of_names.chain(of_buckets).collect();
+        for some in all.chunks(EXPIRE_AT_ONCE) {
+            let mut expire = Pipeline::new();
+            some.iter().for_each(|key| _ = expire.cmd("PEXPIRE").arg(key).arg(soon));
+            let () =
+                self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await?;
+        }
+        Ok(())
     }
 
     /// The counts so far of some counters.

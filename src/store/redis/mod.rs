@@ -69,7 +69,7 @@ use super::answers::{AddError, Added, CountError, Settled, StoreCount};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
-use crate::model::counter::CounterNames;
+use crate::model::counter::{CounterCounts, CounterNames};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
@@ -362,6 +362,12 @@ impl RedisStore {
                 debug!(window = %local.window, %error, "a part of a closed window expires later than it could");
                 return;
             }
+        }
+    }
+
+    pub(super) async fn let_counters_expire(&self, window: Window, counts: &CounterCounts) {
+        if let Err(error) = self.replay.let_counters_expire(window, counts).await {
+            debug!(%window, %error, "counters of a closed window expire later than they could");
         }
     }
 

@@ -53,7 +53,7 @@ enum Leave {
 
 pub(super) struct Replay {
     pub(super) config: Arc<RedisStoreConfig>,
-    redis: Redis,
+    pub(super) redis: Redis,
     changed_ids: Counter,
     /// That of the [pipelines](super::pipeline).
     pub(super) epoch: Arc<AtomicU64>,

@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod counter_files;
+pub mod counter_load;
 pub mod disk;
 pub mod doubles;
 pub mod fleet;

@@ -1,0 +1,200 @@
+//! Load with counters, whose names follow Zipf's law, and what the service should count of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::SplitMix;
+use super::fleet::{WINDOW, next_window, seconds};
+use super::http::{Connection, NoAnswer};
+
+/// How many names there are.
+pub const NAMES: usize = 200;
+
+/// The name with this rank.
+pub fn name(rank: usize) -> String {
+    format!("campaign/{rank:03}")
+}
+
+/// Draws ranks by Zipf's law: rank n has a weight of 1/n.
+struct Zipf(Vec<f64>);
+
+impl Zipf {
+    fn new(ranks: usize) -> Self {
+        let mut sum = 0.0;
+        let weights = (1..=ranks).map(|rank| {
+            sum += 1.0 / rank as f64;
+            sum
+        });
+        Self(weights.collect())
+    }
+
+    fn draw(&self, random: &mut SplitMix) -> usize {
+        let uniform = random.next().expect("it never ends") as f64 / u64::MAX as f64;
+        let aim = uniform * self.0.last().expect("a rank");
+        self.0.partition_point(|sum| *sum < aim).min(self.0.len() - 1)
+    }
+}
+
+/// The ids of a window that were answered `ok`.
+#[derive(Debug, Default, Clone)]
+pub struct Truth {
+    /// How many ids were sent, repeats among them.
+    pub accepted: u64,
+    pub ids: BTreeSet<u64>,
+    /// By counter.
+    pub counters: BTreeMap<String, BTreeSet<u64>>,
+}
+
+impl Truth {
+    fn add(&mut self, id: u64, counters: &[String]) {
+        self.accepted += 1;
+        self.ids.insert(id);
+        for counter in counters {
+            self.counters.entry(counter.clone()).or_default().insert(id);
+        }
+    }
+}
+
+fn target(id: u64, counters: &[String]) -> String {
+    let counters: String = counters.iter().map(|counter| format!("&counter={counter}")).collect();
+    format!("/api/verve/accept?id={id}{counters}")
+}
+
+/// Sends ids, half of them with two counters, in the middle of every window, until it is known of so many windows what is in
+/// them. Skips a window with a late answer, because its ids may belong to the next.
+pub async fn send_by_window(address: SocketAddr, windows: usize) -> BTreeMap<u64, Truth> {
+    let mut truth = BTreeMap::new();
+    for number in (0_u64..).take(3 * windows) {
+        let start = next_window(Duration::from_millis(200)).await;
+        let until = UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(1_200);
+        let of_window = burst(address, number, until).await;
+        if SystemTime::now() < UNIX_EPOCH + Duration::from_secs(start) + WINDOW {
+            truth.insert(start, of_window);
+        }
+        if truth.len() == windows {
+            break;
+        }
+    }
+    assert_eq!(truth.len(), windows, "this machine is too slow to say what is in which window");
+    truth
+}
+
+async fn burst(address: SocketAddr, number: u64, until: SystemTime) -> Truth {
+    let mut tasks = JoinSet::new();
+    for connection in 0..8 {
+        tasks.spawn(async move {
+            let (zipf, mut random) = (Zipf::new(NAMES), SplitMix(number << 8 | connection));
+            let mut connection = Connection::open(address).await.expect("a connection");
+            let mut sent = Vec::new();
+            while SystemTime::now() < until {
+                let id = number * 2_000 + random.next().expect("it never ends") % 4_000;
+                let mut counters = vec![name(zipf.draw(&mut random))];
+                let other = name(zipf.draw(&mut random));
+                if id % 2 == 0 && other != counters[0] {
+                    counters.push(other);
+                }
+                let answer = connection.get(&target(id, &counters)).await;
+                assert!(matches!(&answer, Ok(answer) if answer.body == "ok"), "{answer:?}");
+                sent.push((id, counters));
+            }
+            sent
+        });
+    }
+    let mut truth = Truth::default();
+    for (id, counters) in tasks.join_all().await.into_iter().flatten() {
+        truth.add(id, &counters);
+    }
+    truth
+}
+
+/// Load that sends each id once, with one counter, until stopped. In mode `exact` the counts of all windows then add up to the
+/// number of answers.
+pub struct CounterLoad {
+    stop: CancellationToken,
+    tasks: JoinSet<Outcome>,
+}
+
+/// What was answered.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Ids that were answered `ok`, by counter.
+    pub ok: BTreeMap<String, u64>,
+    /// Requests without an answer, by counter: the service may have counted their ids.
+    pub unanswered: BTreeMap<String, u64>,
+    /// Answers that were not `ok`.
+    pub refused: u64,
+    /// When the last answer came, in seconds since 1970.
+    pub last: u64,
+}
+
+impl Outcome {
+    pub fn total(&self) -> u64 {
+        self.ok.values().sum()
+    }
+}
+
+impl CounterLoad {
+    pub fn start(addresses: &[SocketAddr], connections: u64, pause: Duration) -> Self {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        for (connection, address) in (0..connections).zip(addresses.iter().copied().cycle()) {
+            let ids = (connection..).step_by(connections as usize);
+            tasks.spawn(send(address, ids, pause, stop.clone()));
+        }
+        Self { stop, tasks }
+    }
+
+    /// Stops, and waits for the outstanding answers.
+    pub async fn stop(self) -> Outcome {
+        self.stop.cancel();
+        let mut all = Outcome::default();
+        for outcome in self.tasks.join_all().await {
+            outcome.ok.into_iter().for_each(|(counter, ids)| *all.ok.entry(counter).or_default() += ids);
+            let unanswered = outcome.unanswered.into_iter();
+            unanswered.for_each(|(counter, ids)| *all.unanswered.entry(counter).or_default() += ids);
+            all.refused += outcome.refused;
+            all.last = all.last.max(outcome.last);
+        }
+        all
+    }
+}
+
+/// Opens the connection again when the server has closed it.
+async fn send(
+    address: SocketAddr,
+    ids: impl Iterator<Item = u64>,
+    pause: Duration,
+    stop: CancellationToken,
+) -> Outcome {
+    let (zipf, mut outcome, mut connection) = (Zipf::new(NAMES), Outcome::default(), None);
+    for id in ids {
+        if stop.is_cancelled() {
+            break;
+        }
+        if connection.is_none() {
+            connection = Connection::open(address).await.ok();
+        }
+        let Some(open) = &mut connection else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let counter = name(zipf.draw(&mut SplitMix(id)));
+        match open.get(&target(id, std::slice::from_ref(&counter))).await {
+            Ok(answer) if answer.status == 200 && answer.body == "ok" => {
+                *outcome.ok.entry(counter).or_default() += 1;
+                outcome.last = seconds(SystemTime::now());
+            }
+            Ok(_) => outcome.refused += 1,
+            Err(NoAnswer::Torn | NoAnswer::Closed) => {
+                *outcome.unanswered.entry(counter).or_default() += 1;
+                connection = None;
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+    outcome
+}
