@@ -146,6 +146,11 @@ impl WindowCounters {
         }
     }
 
+    /// Whether there are counts that no sink will have.
+    pub fn is_skipped(&self) -> bool {
+        matches!(self, Self::Skipped)
+    }
+
     /// How many counts there are to publish.
     pub fn number(&self) -> usize {
         self.counts().map_or(0, |counters| counters.counts.all().len())

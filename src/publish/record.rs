@@ -101,7 +101,7 @@ impl<'a> Record<'a> {
     /// For a file: without the attributes that only a shared topic or stream needs.
     pub(super) fn line(&self) -> Line<'a> {
         let Origin { mode, standard_error, .. } = *self.origin;
-        let counters = matches!(self.counters, WindowCounters::Skipped).then_some("skipped");
+        let counters = self.counters.is_skipped().then_some("skipped");
         Line { count: self.count, mode: mode.as_str(), standard_error, counters }
     }
 }

@@ -1,12 +1,12 @@
 //! The log sink: a line in the service's own log for every closed window.
 
 use async_trait::async_trait;
-use tracing::info;
+use tracing::{Value, info};
 
 use super::lines::Lines;
 use super::{CountSink, Origin, SinkError};
+use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
-use crate::coordination::{ClosedWindow, WindowCounters};
 use crate::telemetry::logging::{WINDOWS, WindowLog};
 
 /// Logs every count as an event at level info, and waits until the line is written to standard output.
@@ -31,9 +31,13 @@ impl CountSink for LogSink {
     async fn publish(&mut self, window: &ClosedWindow, _term: &Term) -> Result<(), SinkError> {
         let Origin { mode, standard_error, .. } = self.origin;
         let (log, count) = (self.log.clone(), window.count);
-        let counters =
-            Some(window.counters.clone()).filter(|counters| !matches!(counters, WindowCounters::None));
+        let (number, is_skipped) = (window.counters.number(), window.counters.is_skipped());
         let event = move || {
+            let counters: Option<&dyn Value> = match number {
+                _ if is_skipped => Some(&"skipped"),
+                0 => None,
+                _ => Some(&number),
+            };
             info!(
                 target: WINDOWS,
                 timestamp = %count.window,
@@ -42,7 +46,7 @@ impl CountSink for LogSink {
                 mode = mode.as_str(),
                 standard_error,
                 complete = count.complete,
-                counters = counters.as_ref().map(tracing::field::display),
+                counters,
                 "window closed"
             );
         };
