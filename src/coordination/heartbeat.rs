@@ -21,7 +21,7 @@ pub struct Heartbeat {
     pub since: SystemTime,
     /// It could not send a heartbeat for a while.
     pub interrupted: bool,
-    /// Accepted ids that the store does not have yet.
+    /// Accepted ids and counters that the store does not have yet.
     pub pending_ids: u64,
     /// The last closed window whose count it knows.
     pub knows: Option<Window>,
@@ -51,7 +51,7 @@ pub(super) struct StoredHeartbeat {
     pub(super) newest: u64,
     /// Since when it has accepted ids without a break, in µs.
     pub(super) since: u64,
-    /// Accepted ids that Redis does not have yet.
+    /// Accepted ids and counters that Redis does not have yet.
     pub(super) pending: u64,
     /// When Redis took the heartbeat, in µs of Redis's clock. The script sets it.
     pub(super) at: u64,

@@ -263,7 +263,8 @@ impl Sealer {
             // An instance whose clock is wrong cannot vouch for any window.
             since: if *self.clock_is_wrong.borrow() { never() } else { self.presence.since },
             interrupted: self.interrupted,
-            pending_ids: self.store.pending_ids(),
+            // Both, because the leader waits for as long as they change.
+            pending_ids: self.store.pending_ids() + self.store.counters_left(),
             knows: self.closed.last().map(|count| count.window),
         };
         let asked = self.clock.now();

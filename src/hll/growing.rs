@@ -98,6 +98,13 @@ impl GrowingSketch {
         self.read(of_list, Sketch::estimate)
     }
 
+    /// Whether a string of Redis has every register at least as high. A string that is no sketch has none.
+    pub(crate) fn is_within(&self, stored: &[u8]) -> bool {
+        let Ok(stored) = codec::read(stored) else { return false };
+        let has = |observation: Observation| stored[usize::from(observation.register)] >= observation.rank;
+        self.read(|listed| observations(listed).all(has), |sketch| sketch.is_within(&stored))
+    }
+
     /// The string that Redis would keep: sparse while that is the shorter one and can hold the registers.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.read(|listed| codec::write(|| ranks(listed)), Sketch::to_bytes)

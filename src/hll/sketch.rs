@@ -84,6 +84,11 @@ impl Sketch {
         Ok(sketch)
     }
 
+    /// Whether each of these registers is at least as high.
+    pub(super) fn is_within(&self, registers: &[u8]) -> bool {
+        self.ranks().zip(registers).all(|(rank, register)| rank <= *register)
+    }
+
     fn ranks(&self) -> impl Iterator<Item = u8> {
         self.registers.iter().map(|register| register.load(Ordering::Relaxed))
     }

@@ -66,9 +66,9 @@ pub async fn put_aside(redis: &Redis, call: Call, holds: Holds, keys: &[String])
 pub fn say(key: &str, found: &str) {
     let put_under = Keys::damaged(key);
     error!(
-        key,
+        key = %Keys::without_counter(key),
         found,
-        put_under,
+        put_under = %Keys::without_counter(&put_under),
         "another program wrote to a key of headcount: it is put aside, find out which program writes there"
     );
 }

@@ -11,6 +11,7 @@
 //! | `{<ns>:c<b>}:names:<window>` | set | the names of a bucket's counters |
 //! | `{<ns>:c<b>}:merge:<instance id>` | HLL string | the sketch of a counter that an instance is merging, for a moment |
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
+//! | `{<ns>:c<b>}:damaged:<rest of the key>` | any | the same for a key in a bucket. A counter may have a name that ends in `:damaged` |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
 //! | `{<ns>}:accepted:<window>` | hash | instance id → how many ids it had accepted when it sealed the window |
 //! | `{<ns>}:lease` | string | the id of the leader |
@@ -23,6 +24,8 @@
 //!
 //! A window is written as the seconds of its start. The part in braces decides the slot in a Redis Cluster. So a shard's keys
 //! share one slot, and so do the keys that one script uses.
+
+use std::borrow::Cow;
 
 use crate::model::counter::bucket_of;
 use crate::model::mode::Mode;
@@ -82,7 +85,20 @@ impl Keys {
 
     /// The name that a key gets when it is put aside.
     pub fn damaged(key: &str) -> String {
-        format!("{key}:damaged")
+        match in_bucket(key) {
+            Some((bucket, rest)) => format!("{bucket}:damaged:{rest}"),
+            None => format!("{key}:damaged"),
+        }
+    }
+
+    /// The key without the name of a counter, for the log: such a name may be somebody's.
+    pub fn without_counter(key: &str) -> Cow<'_, str> {
+        let Some((bucket, rest)) = in_bucket(key) else { return key.into() };
+        match rest.splitn(3, ':').collect::<Vec<_>>()[..] {
+            [mode @ ("hll" | "exact"), window, _] => format!("{bucket}:{mode}:{window}:…").into(),
+            ["damaged", mode @ ("hll" | "exact"), _] => format!("{bucket}:damaged:{mode}:…").into(),
+            _ => key.into(),
+        }
     }
 
     fn shard(&self, shard: usize, shards: Shards) -> String {
@@ -141,5 +157,37 @@ impl Keys {
 
     fn of_namespace(&self, name: &str) -> String {
         format!("{{{}}}:{name}", self.namespace)
+    }
+}
+
+/// The bucket of a key, in braces, and the rest of the key. None for a key that is in no bucket.
+fn in_bucket(key: &str) -> Option<(&str, &str)> {
+    let end = key.find("}:")? + 1;
+    let (slot, rest) = key.split_at(end);
+    // A namespace has no colon.
+    slot.contains(":c").then(|| (slot, &rest[1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::window::WindowLength;
+
+    #[test]
+    fn what_is_put_aside_has_a_name_of_its_own_and_the_log_has_no_name_of_a_counter() {
+        let (keys, window) = (Keys::new("ns"), "60s".parse::<WindowLength>().unwrap().starting_at(60));
+        let shard = keys.ids(Mode::Hll, 0, Shards::ONE, window);
+        assert_eq!(Keys::damaged(&shard), "{ns:0/1}:hll:60:damaged");
+        assert_eq!(Keys::without_counter(&shard), shard);
+        // `}:` may not be in a name, but colons may.
+        let counter = keys.counter(Mode::Exact, "a:b:damaged", window);
+        let bucket = format!("{{ns:c{}}}", bucket_of("a:b:damaged"));
+        assert_eq!(counter, format!("{bucket}:exact:60:a:b:damaged"));
+        assert_eq!(Keys::damaged(&counter), format!("{bucket}:damaged:exact:60:a:b:damaged"));
+        assert_eq!(Keys::without_counter(&counter), format!("{bucket}:exact:60:…"));
+        assert_eq!(Keys::without_counter(&Keys::damaged(&counter)), format!("{bucket}:damaged:exact:…"));
+        let names = keys.names(7, window);
+        assert_eq!(Keys::damaged(&names), "{ns:c7}:damaged:names:60");
+        assert_eq!(Keys::without_counter(&names), names);
     }
 }

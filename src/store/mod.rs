@@ -244,6 +244,11 @@ impl Store {
         self.redis().map_or(0, RedisStore::pending_ids)
     }
 
+    /// How many counters the replay under way has left to give to Redis. While that changes, this instance makes progress.
+    pub(crate) fn counters_left(&self) -> u64 {
+        self.redis().map_or(0, RedisStore::counters_left)
+    }
+
     /// How many ids this instance accepted for the windows from `first` to `last` while Redis was away. Each id is returned
     /// only once.
     pub(crate) fn take_missed(&self, first: Window, last: Window) -> u64 {

@@ -174,12 +174,34 @@ pub fn in_redis(
     namespace: &str,
     instance: &str,
 ) -> Arc<Store> {
+    store_in_redis(redis, mode, writes, OnRedisDown::Count, namespace, instance)
+}
+
+/// The same, and it refuses ids while Redis is away.
+pub fn in_redis_that_refuses(
+    redis: &Redis,
+    mode: Mode,
+    writes: RedisWrites,
+    namespace: &str,
+    instance: &str,
+) -> Arc<Store> {
+    store_in_redis(redis, mode, writes, OnRedisDown::Fail, namespace, instance)
+}
+
+fn store_in_redis(
+    redis: &Redis,
+    mode: Mode,
+    writes: RedisWrites,
+    on_redis_down: OnRedisDown,
+    namespace: &str,
+    instance: &str,
+) -> Arc<Store> {
     let config = RedisStoreConfig {
         mode,
         shards: Shards::ONE,
         retention: Duration::from_secs(60),
         writes,
-        on_redis_down: OnRedisDown::Count,
+        on_redis_down,
         pending_max: 100_000,
         counters: LIMITS,
         timeout: Duration::from_secs(5),

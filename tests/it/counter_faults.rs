@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use headcount::model::counter::CounterCounts;
+use headcount::model::counter::{CounterCounts, bucket_of};
+use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::window::Window;
 use headcount::redis::keys::Keys;
@@ -11,7 +12,9 @@ use headcount::store::Store;
 use headcount::store::redis::RedisWrites;
 use redis::cmd;
 
-use crate::counter_contract::{self, WAYS, add, connect, in_redis, settle, windows};
+use crate::counter_contract::{
+    self, WAYS, add, connect, in_redis, in_redis_that_refuses, names, settle, windows,
+};
 use crate::redis_writes::seal_in_the_end;
 use crate::support::fleet::assert_same_registers;
 use crate::support::proxy::{Fault, Proxy};
@@ -140,6 +143,141 @@ async fn a_counter_whose_key_is_gone_is_not_whole() {
         }
         let counts = settled(&store, window).await;
         assert!(!counts.all_are_whole() && !counts.is_whole(&name(5)), "it is not known which there were");
+    }
+}
+
+/// What another program does to a counter's key.
+const DAMAGES: [&[&str]; 3] = [&[], &["RPUSH", "x"], &["SET", "no sketch"]];
+
+fn damage(server: &RedisServer, key: &str, damage: &[&str]) {
+    let mut connection = server.connect();
+    let () = cmd("DEL").arg(key).query(&mut connection).unwrap();
+    if let [command, value] = damage {
+        let () = cmd(command).arg(key).arg(value).query(&mut connection).unwrap();
+    }
+}
+
+/// Every key of a bucket expires.
+fn assert_all_expire(server: &RedisServer) {
+    let mut connection = server.connect();
+    let keys: Vec<String> = cmd("KEYS").arg("*").query(&mut connection).unwrap();
+    for key in keys {
+        let lives: i64 = cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+        assert!(lives > 0, "{key} lives for {lives} ms");
+    }
+}
+
+/// A key is gone or replaced in the middle of a window, and an instance that does not notice makes it anew. That counter is not
+/// whole, and the total and the other counters are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_whose_key_was_made_anew_is_not_whole() {
+    for (mode, writes) in WAYS {
+        for what in DAMAGES {
+            let server = RedisServer::start();
+            let redis = connect(&server.url()).await;
+            let [one, other] =
+                ["one", "other"].map(|instance| in_redis(&redis, mode, writes, NAMESPACE, instance));
+            let window = windows().next().unwrap();
+            add_to_all(&one, window, 0..30).await;
+            add_to_all(&other, window, 20..40).await;
+            let key = Keys::new(NAMESPACE).counter(mode, &name(3), window);
+            damage(&server, &key, what);
+            add(&other, window, 40..45, &[&name(3)]).await;
+            seal_in_the_end(&one, window).await;
+            seal_in_the_end(&other, window).await;
+
+            let parties = ["one", "other"].map(str::to_owned).into();
+            let settled = one.settle(window, &parties).await.unwrap();
+            assert_eq!(settled.total.lost_ids, 0, "{mode:?} {what:?}");
+            let counts = settled.counters;
+            assert!(!counts.is_whole(&name(3)), "{mode:?} {writes:?} {what:?}");
+            for counter in (0..COUNTERS).filter(|counter| *counter != 3) {
+                let name = name(counter);
+                assert_eq!(counts.get(&name), count_of(mode, 0..40), "{name}");
+                let is_known = mode == Mode::Hll || bucket_of(&name) != bucket_of(&self::name(3));
+                assert!(!is_known || counts.is_whole(&name), "{mode:?} {what:?} {name}");
+            }
+            if mode == Mode::Hll {
+                assert_eq!(counts.get(&name(3)), count_of(mode, 0..45), "both gave it back: {what:?}");
+            }
+            assert_all_expire(&server);
+        }
+    }
+}
+
+/// The names of a bucket are lost in the middle of a window.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_lost_are_added_again_at_the_seal() {
+    for (mode, writes) in WAYS {
+        for what in DAMAGES {
+            let server = RedisServer::start();
+            let store = in_redis(&connect(&server.url()).await, mode, writes, NAMESPACE, "one");
+            let window = windows().next().unwrap();
+            add_to_all(&store, window, 0..30).await;
+            let bucket = bucket_of(&name(3));
+            damage(&server, &Keys::new(NAMESPACE).names(bucket, window), what);
+            seal_in_the_end(&store, window).await;
+            let counts = settled(&store, window).await;
+            assert_eq!(counts.names() as u64, COUNTERS, "{mode:?} {what:?}");
+            for counter in 0..COUNTERS {
+                assert_eq!(counts.get(&name(counter)), count_of(mode, 0..30), "{mode:?} {what:?}");
+                // Other instances may have had names in the bucket.
+                let is_known = bucket_of(&name(counter)) != bucket;
+                assert_eq!(counts.is_whole(&name(counter)), is_known, "{mode:?} {what:?} {counter}");
+            }
+            assert!(!counts.all_are_whole());
+            assert_all_expire(&server);
+        }
+    }
+}
+
+/// Redis refuses writes for a while, because its memory is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_without_memory_costs_no_id_of_a_counter() {
+    for (mode, writes) in WAYS {
+        let server = RedisServer::start();
+        let store = in_redis(&connect(&server.url()).await, mode, writes, NAMESPACE, "one");
+        let window = windows().next().unwrap();
+        add_to_all(&store, window, 0..30).await;
+        let memory = |bytes: &str| {
+            let mut set = cmd("CONFIG");
+            let () = set.arg("SET").arg("maxmemory").arg(bytes).query(&mut server.connect()).unwrap();
+        };
+        memory("1");
+        add_to_all(&store, window, 20..50).await;
+        add(&store, window, 0..5, &["new"]).await;
+        memory("0");
+        seal_in_the_end(&store, window).await;
+        let counts = settled(&store, window).await;
+        for counter in 0..COUNTERS {
+            assert_eq!(counts.get(&name(counter)), count_of(mode, 0..50), "{mode:?} {counter}");
+        }
+        assert_eq!((counts.get("new"), counts.all_are_whole()), (5, true), "{mode:?}");
+        assert_all_expire(&server);
+    }
+}
+
+/// With `--on-redis-down fail`, ids are refused while Redis is away. A client that sends them again finds them counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_refused_counts_when_it_comes_again() {
+    for (mode, writes) in WAYS {
+        let server = RedisServer::start();
+        let proxy = Proxy::start(server.address()).await;
+        let redis = connect(&proxy.url()).await;
+        let store = in_redis_that_refuses(&redis, mode, writes, NAMESPACE, "one");
+        let window = windows().next().unwrap();
+        add_to_all(&store, window, 0..20).await;
+        proxy.set(Fault::Refuse);
+        let ids: Vec<_> = (20..30_u64).map(IntegerId::from).collect();
+        wait_until("a refusal", async || store.add_to(window, &ids, &names(&[&name(1)])).await.is_err())
+            .await;
+        proxy.set(Fault::None);
+        wait_until("Redis to be back", async || !store.is_degraded()).await;
+        add(&store, window, 20..30, &[&name(1)]).await;
+        seal_in_the_end(&store, window).await;
+        let counts = settled(&store, window).await;
+        assert_eq!(counts.get(&name(1)), count_of(mode, 0..30), "{mode:?} {writes:?}");
+        assert_eq!(counts.get(&name(2)), count_of(mode, 0..20), "{mode:?} {writes:?}");
     }
 }
 

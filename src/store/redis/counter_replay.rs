@@ -1,60 +1,108 @@
-//! The replay of counters: Redis gets what this instance has of them. And their count, by the leader.
+//! The replay of counters: Redis gets what this instance has of them.
 //!
 //! A counter is small and there may be many, so they go in chunks of few commands: Redis serves others in between. The keys of
 //! a chunk are in one slot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ::redis::Pipeline;
 
-use super::config::{IDS_A_COMMAND, RedisStoreConfig};
+use super::config::IDS_A_COMMAND;
 use super::counters::{CounterIds, LocalCounter, LocalCounters};
 use super::local::LocalWindow;
 use super::replay::{MERGE_EXPIRES, Replay};
-use super::stats::{BucketStats, WindowStats};
 use super::target::Target;
-use crate::model::counter::{BUCKETS, CounterCount, CounterCounts, CounterName, bucket_of};
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
-use crate::model::timing::closed_keys_live;
-use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Call;
 use crate::redis::damage::Holds;
 
 /// Counters that are merged in one transaction, of four commands each.
 const MERGED_AT_ONCE: usize = 16;
-/// Counters that are counted in one pipeline, with two commands each.
-const COUNTED_AT_ONCE: usize = 100;
-/// Keys that are told to expire in one pipeline.
-const EXPIRE_AT_ONCE: usize = 200;
+/// Counters that are looked for in one pipeline.
+const READ_AT_ONCE: usize = 100;
+/// Names that are added by one command.
+const LISTED_AT_ONCE: usize = 500;
 /// Exact ids that are replayed in one pipeline.
 const IDS_AT_ONCE: usize = 4 * 1024;
 
 impl Replay {
-    /// Gives Redis the pending ids of counters. At the seal it gives all that Redis may lack.
+    /// Gives Redis the pending ids of counters. At the seal it gives all that Redis lacks, and all names once more.
     pub(super) async fn give_counters(&self, local: &LocalWindow, at_seal: bool) -> Result<(), Unavailable> {
         let Some(counters) = &local.counters else { return Ok(()) };
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let is_lacking = |counter: &Arc<LocalCounter>| {
-            if at_seal { counter.is_lacking(epoch) } else { counter.has_pending() }
-        };
-        let mut lacking = BTreeMap::<usize, Vec<_>>::new();
-        for counter in counters.all().into_iter().filter(is_lacking) {
-            lacking.entry(counter.bucket).or_default().push(counter);
+        let mut by_bucket = BTreeMap::<usize, Vec<_>>::new();
+        for counter in counters.all().into_iter().filter(|counter| at_seal || counter.has_pending()) {
+            by_bucket.entry(counter.bucket).or_default().push(counter);
         }
-        for (bucket, of_bucket) in lacking {
-            for some in of_bucket.chunks(MERGED_AT_ONCE) {
+        self.left.store(by_bucket.values().map(Vec::len).sum::<usize>() as u64, Ordering::Relaxed);
+        for (bucket, of_bucket) in by_bucket {
+            for some in of_bucket.chunks(LISTED_AT_ONCE) {
                 self.list(counters.names_of(bucket), some).await?;
+            }
+            let (mut lacking, there): (Vec<_>, Vec<_>) =
+                of_bucket.into_iter().partition(|counter| counter.is_lacking(epoch));
+            let lost = self.lost_of(&there).await?;
+            self.note_given(there.len() - lost.len());
+            lacking.extend(lost);
+            for some in lacking.chunks(MERGED_AT_ONCE) {
                 match self.config.mode {
                     Mode::Hll => self.merge_counters(bucket, some, epoch).await?,
                     Mode::Exact => self.add_to_counters(counters, some, epoch).await?,
                 }
+                self.note_given(some.len());
             }
         }
         Ok(())
+    }
+
+    /// Notes that Redis has so many counters.
+    fn note_given(&self, counters: usize) {
+        self.left.update(Ordering::Relaxed, Ordering::Relaxed, |left| left.saturating_sub(counters as u64));
+    }
+
+    /// Counters of which Redis acknowledged all ids, and does not have them all any more: another program deleted the key or
+    /// wrote to it, or Redis evicted it. What other instances had added may be lost as well.
+    async fn lost_of(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<Arc<LocalCounter>>, Unavailable> {
+        let mut lost = Vec::new();
+        for some in counters.chunks(READ_AT_ONCE) {
+            let are_there = match self.config.mode {
+                Mode::Hll => self.are_covered(some).await?,
+                Mode::Exact => self.are_there(some).await?,
+            };
+            for (counter, _) in some.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
+                counter.note_damage();
+                lost.push(Arc::clone(counter));
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Whether the sketches in Redis have all registers of the local ones. A key that another instance made anew looks like any
+    /// other, so only its registers tell.
+    async fn are_covered(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<bool>, Unavailable> {
+        let mut read = Pipeline::new();
+        counters.iter().for_each(|counter| _ = read.cmd("GET").arg(&counter.target.key));
+        let stored: Vec<Option<Vec<u8>>> =
+            self.mending(Holds::Sketch, &[keys_of(counters)], Call::Seal, &read).await?;
+        let is_covered = |(counter, stored): (&Arc<LocalCounter>, Option<Vec<u8>>)| match &counter.ids {
+            CounterIds::Hll(sketch) => stored.is_some_and(|stored| sketch.is_within(&stored)),
+            CounterIds::Exact(_) => false,
+        };
+        Ok(counters.iter().zip(stored).map(is_covered).collect())
+    }
+
+    /// Whether there are sets. Also lets them expire: one that was made anew would not. Whether they have all ids shows the
+    /// sum over their bucket, when they are counted.
+    async fn are_there(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<bool>, Unavailable> {
+        let mut expire = Pipeline::new();
+        for counter in counters {
+            expire.cmd("PEXPIRE").arg(&counter.target.key).arg(counter.target.keep_for);
+        }
+        self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await
     }
 
     /// Merges the local sketches of counters of a bucket, whose names are listed.
@@ -71,7 +119,7 @@ impl Replay {
         for counter in some {
             let CounterIds::Hll(sketch) = &counter.ids else { continue };
             // Before the registers are read: they have at least these ids.
-            pending.push(counter.unmerged());
+            pending.push((counter.unmerged(), counter.target.acknowledged()));
             let key = &counter.target.key;
             commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("EX").arg(MERGE_EXPIRES).ignore();
             commands.cmd("PFMERGE").arg(key).arg(&mine).ignore();
@@ -86,8 +134,8 @@ impl Replay {
             }
             let () = self.mending(Holds::Sketch, &[keys], Call::Seal, &commands).await?;
         }
-        for (counter, ids) in some.iter().zip(pending) {
-            counter.note_merged(ids, epoch);
+        for (counter, (ids, acknowledged)) in some.iter().zip(pending) {
+            counter.note_merged(ids, acknowledged, epoch);
         }
         Ok(())
     }
@@ -105,6 +153,7 @@ impl Replay {
                 let ids: Vec<TextId> = pending.lock().iter().take(IDS_AT_ONCE).cloned().collect();
                 let new = if ids.is_empty() { 0 } else { self.add_ids(counter, &ids).await? };
                 counters.note_replayed(counter, &ids, new, epoch);
+                counter.target.note_answer(self.redis.generation());
                 if ids.len() < IDS_AT_ONCE {
                     break;
                 }
@@ -144,125 +193,8 @@ impl Replay {
         names.note_new(new);
         Ok(())
     }
+}
 
-    /// The final counts of the counters of a window that every instance has sealed.
-    pub(super) async fn count_counters(
-        &self,
-        window: Window,
-        stats: &BTreeMap<String, WindowStats>,
-    ) -> Result<CounterCounts, Unavailable> {
-        let overflow: u64 = stats.values().map(|stats| stats.counters.overflow).sum();
-        let mut expected = BTreeMap::<usize, BucketStats>::new();
-        for (bucket, of_instance) in stats.values().flat_map(|stats| &stats.counters.buckets) {
-            let of_all = expected.entry(*bucket).or_default();
-            of_all.names += of_instance.names;
-            of_all.ids += of_instance.ids;
-            of_all.lost |= of_instance.lost;
-        }
-        let (mut counts, mut lacks_names) = (Vec::new(), false);
-        for (bucket, expected) in expected {
-            let of_bucket = self.count_bucket(window, bucket, &expected).await?;
-            lacks_names |= (of_bucket.len() as u64) < expected.names;
-            counts.extend(of_bucket);
-        }
-        Ok(CounterCounts::new(counts, overflow > 0).lacking_names(lacks_names))
-    }
-
-    async fn count_bucket(
-        &self,
-        window: Window,
-        bucket: usize,
-        expected: &BucketStats,
-    ) -> Result<Vec<CounterCount>, Unavailable> {
-        let names = self.names_in(window, bucket).await?;
-        let mut counts = Vec::with_capacity(names.len());
-        for some in names.chunks(COUNTED_AT_ONCE) {
-            counts.extend(self.count_some(window, some).await?);
-        }
-        let ids: u64 = counts.iter().map(|count| count.unique_ids).sum();
-        let lacks_ids = self.config.mode == Mode::Exact && ids < expected.ids;
-        if expected.lost || lacks_ids || (names.len() as u64) < expected.names {
-            for count in &mut counts {
-                count.is_whole = false;
-            }
-        }
-        Ok(counts)
-    }
-
-    /// The names that Redis has of a bucket.
-    async fn names_in(&self, window: Window, bucket: usize) -> Result<Vec<String>, Unavailable> {
-        debug_assert!(bucket < BUCKETS);
-        let key = self.config.keys.names(bucket, window);
-        let (mut names, mut cursor) = (Vec::new(), 0_u64);
-        loop {
-            let mut scan = Pipeline::new();
-            scan.cmd("SSCAN").arg(&key).arg(cursor).arg("COUNT").arg(500);
-            let ((next, some),): ((u64, Vec<Vec<u8>>),) =
-                self.mending(Holds::Set, &[vec![key.clone()]], Call::Count, &scan).await?;
-            // Another program may have added what is no name.
-            let is_name = |name: &String| CounterName::parse_for_reading(name.as_str().into()).is_ok();
-            names.extend(some.into_iter().filter_map(|name| String::from_utf8(name).ok()).filter(is_name));
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
-        }
-        // A scan may return a name twice.
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
-    }
-
-    /// Counts counters of a bucket. One whose key is gone is not complete.
-    async fn count_some(&self, window: Window, names: &[String]) -> Result<Vec<CounterCount>, Unavailable> {
-        let (mode, keys) = (self.config.mode, &self.config.keys);
-        let (command, holds) = match mode {
-            Mode::Hll => ("PFCOUNT", Holds::Sketch),
-            Mode::Exact => ("SCARD", Holds::Set),
-        };
-        let of_names: Vec<_> = names.iter().map(|name| keys.counter(mode, name, window)).collect();
-        let mut commands = Pipeline::new();
-        for key in &of_names {
-            commands.cmd("EXISTS").arg(key);
-            commands.cmd(command).arg(key);
-        }
-        let answers: Vec<u64> = self.mending(holds, &[of_names], Call::Count, &commands).await?;
-        let counted = names.iter().zip(answers.chunks_exact(2)).map(|(name, answers)| CounterCount {
-            name: name.as_str().into(),
-            unique_ids: answers[1],
-            is_whole: answers[0] == 1,
-        });
-        Ok(counted.collect())
-    }
-
-    /// Lets the counters of a closed window expire soon: their counts are stored. Until then `headcount verify` can compare them.
-    pub(super) async fn let_counters_expire(
-        &self,
-        window: Window,
-        counts: &CounterCounts,
-    ) -> Result<(), Unavailable> {
-        let RedisStoreConfig { mode, keys, retention, .. } = &*self.config;
-        let soon = closed_keys_live(window.length()).min(*retention).as_millis() as u64;
-        let buckets: BTreeSet<_> = counts.all().iter().map(|count| bucket_of(&count.name)).collect();
-        let of_names = counts.all().iter().map(|count| keys.counter(*mode, &count.name, window));
-        let of_buckets = buckets.into_iter().map(|bucket| keys.names(bucket, window));
-        let all: Vec<_> = of_names.chain(of_buckets).collect();
-        for some in all.chunks(EXPIRE_AT_ONCE) {
-            let mut expire = Pipeline::new();
-            some.iter().for_each(|key| _ = expire.cmd("PEXPIRE").arg(key).arg(soon));
-            let () =
-                self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await?;
-        }
-        Ok(())
-    }
-
-    /// The counts so far of some counters.
-    pub(super) async fn counts_of(&self, window: Window, names: &[&str]) -> Result<Vec<u64>, Unavailable> {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut counts = Vec::with_capacity(names.len());
-        for some in names.chunks(COUNTED_AT_ONCE) {
-            counts.extend(self.count_some(window, some).await?.into_iter().map(|count| count.unique_ids));
-        }
-        Ok(counts)
-    }
+fn keys_of(counters: &[Arc<LocalCounter>]) -> Vec<String> {
+    counters.iter().map(|counter| counter.target.key.clone()).collect()
 }

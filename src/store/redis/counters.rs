@@ -214,7 +214,9 @@ impl LocalCounters {
             if let CounterIds::Exact(_) = &counter.ids {
                 bucket.ids += counter.new_ids();
             }
-            bucket.lost |= counter.is_damaged.load(Ordering::Relaxed);
+            if counter.is_damaged.load(Ordering::Relaxed) {
+                bucket.note_damage(&counter.name);
+            }
         }
         CounterStats { overflow: self.places.overflow_ids(), buckets }
     }
@@ -291,10 +293,10 @@ impl Sending<'_> {
             return Ok(());
         }
         counter.is_touched.store(true, Ordering::Relaxed);
-        for (number, some) in lacking.chunks(IDS_A_COMMAND).enumerate() {
-            if number > 0 {
-                counter.target.note_begun();
-            }
+        let chunks = lacking.chunks(IDS_A_COMMAND);
+        // Before the first may be answered.
+        (1..chunks.len()).for_each(|_| counter.target.note_begun());
+        for some in chunks {
             let sent = self.pipeline.send(&counter.target, some.iter().copied(), self.under_way);
             all.receipts.push(sent.inspect_err(|_| counter.target.note_ended(None))?);
         }
@@ -388,9 +390,9 @@ impl LocalCounter {
     }
 
     /// Notes that Redis has the name, and so many pending ids of the sketch with all before them.
-    pub(super) fn note_merged(&self, ids: u64, epoch: u64) {
+    pub(super) fn note_merged(&self, ids: u64, acknowledged: u64, epoch: u64) {
         self.unmerged.fetch_sub(ids, Ordering::Relaxed);
-        self.target.note_merged(epoch);
+        self.target.note_merged(acknowledged, epoch);
         self.listed.store(epoch, Ordering::Relaxed);
     }
 

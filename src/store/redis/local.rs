@@ -142,6 +142,7 @@ impl LocalWindows {
 
     /// Notes that Redis has the stats of a window without ids.
     pub(super) fn note_sealed_idle(&self, window: Window) {
+        self.last_names.forget_before(window);
         self.table.note_sealed(window, Sealed::Dropped(WindowStats::default()));
     }
 

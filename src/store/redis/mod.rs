@@ -34,6 +34,7 @@ mod batch;
 mod breaker;
 mod config;
 mod count;
+mod counter_count;
 mod counter_replay;
 mod counters;
 mod local;
@@ -46,7 +47,7 @@ mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::redis::Pipeline as Commands;
 use smallvec::SmallVec;
@@ -419,6 +420,10 @@ impl RedisStore {
 
     pub(super) fn pending_ids(&self) -> u64 {
         self.local.pending_ids()
+    }
+
+    pub(super) fn counters_left(&self) -> u64 {
+        self.replay.left.load(Ordering::Relaxed)
     }
 
     pub(super) fn take_missed(&self, first: Window, last: Window) -> u64 {

@@ -57,6 +57,8 @@ pub(super) struct Replay {
     changed_ids: Counter,
     /// That of the [pipelines](super::pipeline).
     pub(super) epoch: Arc<AtomicU64>,
+    /// Counters that the replay under way has left to give. It only shows that there is progress.
+    pub(super) left: AtomicU64,
 }
 
 impl Replay {
@@ -67,7 +69,13 @@ impl Replay {
         epoch: Arc<AtomicU64>,
         metrics: &Metrics,
     ) -> Self {
-        Self { config, redis: redis.another(), changed_ids: metrics.changed_ids.clone(), epoch }
+        Self {
+            config,
+            redis: redis.another(),
+            changed_ids: metrics.changed_ids.clone(),
+            epoch,
+            left: AtomicU64::new(0),
+        }
     }
 
     /// Checks that a server takes writes.

@@ -1,8 +1,11 @@
 //! The stats of a window that an instance stores when it seals the window.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+
+/// Counters of a bucket that are listed as damaged, at most.
+const MOST_DAMAGED: usize = 20;
 
 /// What one instance had of a window. Its stored form is JSON; fields of a later version are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +39,36 @@ pub(super) struct BucketStats {
     pub(super) names: u64,
     /// In mode `exact`, ids that Redis called new, over all counters of the bucket.
     pub(super) ids: u64,
-    /// Redis lost something, perhaps unnoticed.
+    /// Counters of which Redis lost ids, or may have lost some unnoticed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) damaged: BTreeSet<String>,
+    /// There are more of them than are listed.
     pub(super) lost: bool,
+}
+
+impl BucketStats {
+    /// Notes that Redis lost ids of a counter.
+    pub(super) fn note_damage(&mut self, counter: &str) {
+        self.damaged.insert(counter.to_owned());
+        self.bound();
+    }
+
+    /// Adds the stats of another instance.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.names += other.names;
+        self.ids += other.ids;
+        self.lost |= other.lost;
+        self.damaged.extend(other.damaged.iter().cloned());
+        self.bound();
+    }
+
+    /// If Redis lost everything, the list would be as long as that of all counters.
+    fn bound(&mut self) {
+        if self.damaged.len() > MOST_DAMAGED {
+            self.damaged.clear();
+            self.lost = true;
+        }
+    }
 }
 
 impl CounterStats {

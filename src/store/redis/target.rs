@@ -121,12 +121,11 @@ impl Target {
     /// Notes how a write ended that had begun.
     pub(super) fn note_ended(&self, in_epoch: Option<u64>) {
         if let Knowledge::All(all) = &self.knowledge {
-            let known = all.epoch.load(Ordering::Relaxed);
-            match in_epoch {
-                Some(epoch) if known == epoch => {}
-                Some(epoch) if known == 0 => all.epoch.store(epoch, Ordering::Relaxed),
-                _ => all.epoch.store(MIXED, Ordering::Relaxed),
-            }
+            let known = |known| match in_epoch {
+                Some(epoch) if known == 0 || known == epoch => epoch,
+                _ => MIXED,
+            };
+            all.epoch.update(Ordering::Relaxed, Ordering::Relaxed, known);
             all.outstanding.fetch_sub(1, Ordering::Release);
         }
     }
@@ -141,10 +140,19 @@ impl Target {
         }
     }
 
-    /// Notes that the server got all ids at once.
-    pub(super) fn note_merged(&self, epoch: u64) {
+    /// What is known of the acknowledged ids, for [`Self::note_merged`].
+    pub(super) fn acknowledged(&self) -> u64 {
+        match &self.knowledge {
+            Knowledge::All(all) => all.epoch.load(Ordering::Acquire),
+            Knowledge::Unknown | Knowledge::Registers(_) => 0,
+        }
+    }
+
+    /// Notes that the server got all ids at once. The caller read them after it read what was [acknowledged](Self::acknowledged).
+    /// If a write has failed since, the server may lack its ids.
+    pub(super) fn note_merged(&self, acknowledged: u64, epoch: u64) {
         if let Knowledge::All(all) = &self.knowledge {
-            all.epoch.store(epoch, Ordering::Release);
+            let _ = all.epoch.compare_exchange(acknowledged, epoch, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
