@@ -24,6 +24,7 @@ mod connections;
 mod coordination;
 mod count_command;
 mod counter_bounds;
+mod counter_closes;
 mod counter_contract;
 mod counter_faults;
 mod counter_files;

@@ -1,58 +1,43 @@
 //! Every kind of outage of Redis, and no accepted id is lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
+use headcount::model::mode::Mode;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::counter_files::wait_by_window;
+use crate::support::counter_load::{Traffic, Truth};
 use crate::support::fleet::{
-    Fleet, WINDOW, assert_complete, assert_no_gap, assert_same_registers, next_window, sketch_in, sketch_of,
+    Fleet, assert_complete, assert_no_gap, assert_same_registers, next_window, sketch_in, window,
 };
-use crate::support::load::paced_burst;
 use crate::support::outage::{Outage, Site};
 use crate::support::proxy::Fault;
 use crate::support::server::Server;
 use crate::support::{SplitMix, soak};
 
 /// What was accepted in each window.
-type Truth = BTreeMap<u64, Vec<u64>>;
+type Windows = BTreeMap<u64, Truth>;
 
-/// Sends ids over 64 connections until it is stopped. It sends in the middle of every window, so that the test knows the
-/// window of each id.
-struct Traffic {
+/// Load over 64 connections until it is stopped. All ids name counters. They are sent in the middle of every window, so that
+/// the test knows the window of each id.
+struct Load {
     stop: CancellationToken,
-    task: JoinHandle<Truth>,
+    task: JoinHandle<Windows>,
 }
 
-impl Traffic {
+impl Load {
     fn start(addresses: Vec<SocketAddr>, first: u64) -> Self {
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            let mut truth = Truth::new();
-            for number in 0_u64.. {
-                let start = next_window(Duration::from_millis(100)).await;
-                if stopped.is_cancelled() {
-                    break;
-                }
-                let begin = UNIX_EPOCH + Duration::from_secs(start);
-                let ids = first + number * 3_000..first + number * 3_000 + 5_000;
-                let until = begin + Duration::from_millis(1_300);
-                let burst = paced_burst(&addresses, 64, ids, until, Duration::from_millis(20)).await;
-                assert!(
-                    burst.ended < begin + WINDOW,
-                    "this machine is too slow to say what is in which window"
-                );
-                truth.insert(start, burst.sent);
-            }
-            truth
-        });
+        let traffic = Traffic { addresses, connections: 64, pause: Duration::from_millis(20), first };
+        let task = tokio::spawn(traffic.send_until(stop.clone()));
         Self { stop, task }
     }
 
-    async fn stop(self) -> Truth {
+    async fn stop(self) -> Windows {
         self.stop.cancel();
         self.task.await.expect("all is answered ok")
     }
@@ -75,7 +60,7 @@ async fn assert_degraded(fleet: &Fleet) {
 }
 
 /// Asserts that every window is published and complete, and that repeats have the same count.
-async fn assert_all_published(fleet: &Fleet, truth: &Truth, in_doubt: &[u64]) -> BTreeMap<u64, (u64, u64)> {
+async fn assert_all_published(fleet: &Fleet, truth: &Windows, in_doubt: &[u64]) -> BTreeMap<u64, (u64, u64)> {
     let (last, _) = truth.last_key_value().expect("windows");
     let published = fleet.wait_published(*last).await;
     assert_no_gap(&published);
@@ -94,29 +79,44 @@ async fn assert_all_published(fleet: &Fleet, truth: &Truth, in_doubt: &[u64]) ->
     published.into_iter().map(|(start, closed)| (start, (closed[0].1.unique, closed[0].1.accepted))).collect()
 }
 
-async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth: &Truth) {
+/// Asserts that the files have all counts of counters, and that they say `complete` where the total does.
+async fn assert_counters_are_right(files: &Path, mode: Mode, truth: &Windows, in_doubt: &[u64]) {
+    let (last, _) = truth.last_key_value().expect("windows");
+    let counters = wait_by_window(files, &window(*last).to_string()).await;
+    for (start, truth) in truth.iter().skip(1) {
+        let found = &counters[&window(*start).to_string()];
+        let counts = found.iter().map(|(name, (count, _))| (name.clone(), *count));
+        assert_eq!(counts.collect::<BTreeMap<_, _>>(), truth.counts(mode), "{start}");
+        let are_complete = found.values().all(|(_, complete)| *complete);
+        assert!(are_complete || in_doubt.contains(start), "{start}: {found:?}");
+    }
+}
+
+async fn assert_hll_is_right(site: &Site, fleet: &Fleet, namespace: &str, truth: &Windows) {
     let published = assert_all_published(fleet, truth, &[]).await;
-    for (start, sent) in truth {
-        assert_same_registers(&sketch_in(&site.redis, namespace, *start), sent);
-        assert_eq!(published[start], (sketch_of(sent).estimate(), sent.len() as u64), "{start}");
+    for (start, truth) in truth {
+        assert_same_registers(&sketch_in(&site.redis, namespace, *start), &truth.ids);
+        assert_eq!(published[start], (truth.count(Mode::Hll), truth.accepted), "{start}");
     }
 }
 
 /// If Redis was killed after another outage and before a window closed, no instance knows whether that window is complete.
 /// Its count is right all the same.
-async fn assert_exact_is_right(site: &Site, fleet: &Fleet, truth: &Truth) {
+async fn assert_exact_is_right(site: &Site, fleet: &Fleet, truth: &Windows) {
     let published = assert_all_published(fleet, truth, &site.killed_again()).await;
-    for (start, sent) in truth {
-        let different: BTreeSet<_> = sent.iter().collect();
-        assert_eq!(published[start], (different.len() as u64, sent.len() as u64), "{start}");
+    for (start, truth) in truth {
+        assert_eq!(published[start], (truth.count(Mode::Exact), truth.accepted), "{start}");
     }
 }
 
 /// Both modes on one site, with load all the time, while `what_happens`.
 async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&Fleet; 2])) {
-    let hll = Fleet::behind(&site.url(), 3, "hll", &[]).await;
-    let exact = Fleet::behind(&site.url(), 3, "exact", &["--mode", "exact"]).await;
-    let (to_hll, to_exact) = (Traffic::start(hll.addresses(), 0), Traffic::start(exact.addresses(), 1 << 40));
+    let files = [Mode::Hll, Mode::Exact].map(|mode| (mode, tempfile::tempdir().unwrap()));
+    let [hll_dir, exact_dir] = files.each_ref().map(|(_, files)| files.path().to_str().unwrap());
+    let hll = Fleet::behind(&site.url(), 3, "hll", &["--log-dir", hll_dir]).await;
+    let exact_args = ["--mode", "exact", "--log-dir", exact_dir];
+    let exact = Fleet::behind(&site.url(), 3, "exact", &exact_args).await;
+    let (to_hll, to_exact) = (Load::start(hll.addresses(), 0), Load::start(exact.addresses(), 1 << 40));
     next_window(Duration::ZERO).await;
     next_window(Duration::ZERO).await;
     what_happens(&mut site, [&hll, &exact]).await;
@@ -124,10 +124,13 @@ async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&
     let (hll_truth, exact_truth) = (to_hll.stop().await, to_exact.stop().await);
     assert_hll_is_right(&site, &hll, "hll", &hll_truth).await;
     assert_exact_is_right(&site, &exact, &exact_truth).await;
+    let [(_, hll_files), (_, exact_files)] = &files;
+    assert_counters_are_right(hll_files.path(), Mode::Hll, &hll_truth, &[]).await;
+    assert_counters_are_right(exact_files.path(), Mode::Exact, &exact_truth, &site.killed_again()).await;
     for fleet in [&hll, &exact] {
         wait_until_well(fleet).await;
     }
-    let ids: usize = hll_truth.values().chain(exact_truth.values()).map(Vec::len).sum();
+    let ids: u64 = hll_truth.values().chain(exact_truth.values()).map(|truth| truth.accepted).sum();
     println!("{ids} ids in {} windows", hll_truth.len() + exact_truth.len());
 }
 

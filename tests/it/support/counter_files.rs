@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::wait_for;
+
 /// A line of a file of counters.
 #[derive(Debug, Clone)]
 pub struct Line {
@@ -32,6 +34,27 @@ pub fn counts(lines: &[Line]) -> BTreeMap<(String, String), u64> {
         lines.iter().map(|line| ((line.timestamp.clone(), line.counter.clone()), line.unique)).collect();
     assert_eq!(counts.len(), lines.len(), "a counter of a window is there twice");
     counts
+}
+
+/// The counts of each window, by counter, and whether they are complete. A window may be there again after a change of
+/// leader, with the same counts.
+pub fn by_window(dir: &Path) -> BTreeMap<String, BTreeMap<String, (u64, bool)>> {
+    let mut windows = BTreeMap::<String, BTreeMap<String, (u64, bool)>>::new();
+    for line in counter_lines(dir) {
+        let found = (line.unique, line.complete);
+        let of_window = windows.entry(line.timestamp.clone()).or_default();
+        let before = of_window.insert(line.counter.clone(), found);
+        assert!(before.is_none_or(|before| before == found), "another count of {}: {before:?}", line.json);
+    }
+    windows
+}
+
+/// The same, once the window with this timestamp is there.
+pub async fn wait_by_window(dir: &Path, timestamp: &str) -> BTreeMap<String, BTreeMap<String, (u64, bool)>> {
+    wait_for("the counters of a window in a file", || {
+        Some(by_window(dir)).filter(|windows| windows.contains_key(timestamp))
+    })
+    .await
 }
 
 fn parse(text: &str) -> Vec<Line> {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use headcount::model::mode::Mode;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::SplitMix;
-use super::fleet::{WINDOW, next_window, seconds};
+use super::fleet::{WINDOW, next_window, seconds, sketch_of};
 use super::http::{Connection, NoAnswer};
 
 /// How many names there are.
@@ -50,6 +51,16 @@ pub struct Truth {
 }
 
 impl Truth {
+    /// What a service in this mode counts of all ids.
+    pub fn count(&self, mode: Mode) -> u64 {
+        count_of(mode, &self.ids)
+    }
+
+    /// What it counts of each counter.
+    pub fn counts(&self, mode: Mode) -> BTreeMap<String, u64> {
+        self.counters.iter().map(|(counter, ids)| (counter.clone(), count_of(mode, ids))).collect()
+    }
+
     fn add(&mut self, id: u64, counters: &[String]) {
         self.accepted += 1;
         self.ids.insert(id);
@@ -59,56 +70,98 @@ impl Truth {
     }
 }
 
+fn count_of(mode: Mode, ids: &BTreeSet<u64>) -> u64 {
+    match mode {
+        Mode::Exact => ids.len() as u64,
+        Mode::Hll => sketch_of(ids).estimate(),
+    }
+}
+
 fn target(id: u64, counters: &[String]) -> String {
     let counters: String = counters.iter().map(|counter| format!("&counter={counter}")).collect();
     format!("/api/verve/accept?id={id}{counters}")
 }
 
-/// Sends ids, half of them with two counters, in the middle of every window, until it is known of so many windows what is in
-/// them. Skips a window with a late answer, because its ids may belong to the next.
-pub async fn send_by_window(address: SocketAddr, windows: usize) -> BTreeMap<u64, Truth> {
-    let mut truth = BTreeMap::new();
-    for number in (0_u64..).take(3 * windows) {
-        let start = next_window(Duration::from_millis(200)).await;
-        let until = UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(1_200);
-        let of_window = burst(address, number, until).await;
-        if SystemTime::now() < UNIX_EPOCH + Duration::from_secs(start) + WINDOW {
-            truth.insert(start, of_window);
-        }
-        if truth.len() == windows {
-            break;
-        }
-    }
-    assert_eq!(truth.len(), windows, "this machine is too slow to say what is in which window");
-    truth
+/// How ids are sent in the middle of a window.
+#[derive(Debug, Clone)]
+pub struct Traffic {
+    pub addresses: Vec<SocketAddr>,
+    pub connections: u64,
+    /// After each answer.
+    pub pause: Duration,
+    /// The first id.
+    pub first: u64,
 }
 
-async fn burst(address: SocketAddr, number: u64, until: SystemTime) -> Truth {
-    let mut tasks = JoinSet::new();
-    for connection in 0..8 {
-        tasks.spawn(async move {
-            let (zipf, mut random) = (Zipf::new(NAMES), SplitMix(number << 8 | connection));
-            let mut connection = Connection::open(address).await.expect("a connection");
-            let mut sent = Vec::new();
-            while SystemTime::now() < until {
-                let id = number * 2_000 + random.next().expect("it never ends") % 4_000;
-                let mut counters = vec![name(zipf.draw(&mut random))];
-                let other = name(zipf.draw(&mut random));
-                if id % 2 == 0 && other != counters[0] {
-                    counters.push(other);
-                }
-                let answer = connection.get(&target(id, &counters)).await;
-                assert!(matches!(&answer, Ok(answer) if answer.body == "ok"), "{answer:?}");
-                sent.push((id, counters));
+impl Traffic {
+    /// Sends ids, half of them with two counters, in the middle of every window, until it is known of so many windows what is in
+    /// them. Skips a window with a late answer, because its ids may belong to the next.
+    pub async fn send_by_window(&self, windows: usize) -> BTreeMap<u64, Truth> {
+        let mut truth = BTreeMap::new();
+        for number in (0_u64..).take(3 * windows) {
+            let (start, of_window, is_certain) = self.send_in_next_window(number).await;
+            if is_certain {
+                truth.insert(start, of_window);
             }
-            sent
-        });
+            if truth.len() == windows {
+                break;
+            }
+        }
+        assert_eq!(truth.len(), windows, "this machine is too slow to say what is in which window");
+        truth
     }
-    let mut truth = Truth::default();
-    for (id, counters) in tasks.join_all().await.into_iter().flatten() {
-        truth.add(id, &counters);
+
+    /// Sends in every window until it is stopped.
+    pub async fn send_until(self, stop: CancellationToken) -> BTreeMap<u64, Truth> {
+        let mut truth = BTreeMap::new();
+        for number in 0_u64.. {
+            if stop.is_cancelled() {
+                break;
+            }
+            let (start, of_window, is_certain) = self.send_in_next_window(number).await;
+            assert!(is_certain, "this machine is too slow to say what is in which window");
+            truth.insert(start, of_window);
+        }
+        truth
     }
-    truth
+
+    async fn send_in_next_window(&self, number: u64) -> (u64, Truth, bool) {
+        let start = next_window(Duration::from_millis(150)).await;
+        let begin = UNIX_EPOCH + Duration::from_secs(start);
+        let truth = self.burst(number, begin + Duration::from_millis(1_250)).await;
+        (start, truth, SystemTime::now() < begin + WINDOW)
+    }
+
+    async fn burst(&self, number: u64, until: SystemTime) -> Truth {
+        let (mut tasks, first, pause) = (JoinSet::new(), self.first + number * 3_000, self.pause);
+        for (connection, address) in (0..self.connections).zip(self.addresses.iter().copied().cycle()) {
+            tasks.spawn(async move {
+                let (zipf, mut random) = (Zipf::new(NAMES), SplitMix(number << 8 | connection));
+                let mut connection = Connection::open(address).await.expect("a connection");
+                let mut sent = Vec::new();
+                while SystemTime::now() < until {
+                    let id = first + random.next().expect("it never ends") % 5_000;
+                    let mut counters = vec![name(zipf.draw(&mut random))];
+                    let other = name(zipf.draw(&mut random));
+                    if id % 2 == 0 && other != counters[0] {
+                        counters.push(other);
+                    }
+                    let answer = connection.get(&target(id, &counters)).await;
+                    assert!(matches!(&answer, Ok(answer) if answer.body == "ok"), "{answer:?}");
+                    sent.push((id, counters));
+                    if pause > Duration::ZERO {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                sent
+            });
+        }
+        let mut truth = Truth::default();
+        for (id, counters) in tasks.join_all().await.into_iter().flatten() {
+            truth.add(id, &counters);
+        }
+        truth
+    }
 }
 
 /// Load that sends each id once, with one counter, until stopped. In mode `exact` the counts of all windows then add up to the

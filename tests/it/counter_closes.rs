@@ -1,0 +1,227 @@
+//! The close of a window with many counters, while leaders die and instances join; and what other instances learn of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use headcount::redis::keys::Keys;
+use redis::cmd;
+
+use crate::support::counter_files::wait_by_window;
+use crate::support::fleet::{Fleet, next_window, window};
+use crate::support::http::Connection;
+use crate::support::proxy::Proxy;
+use crate::support::redis::Redis;
+use crate::support::server::Server;
+use crate::support::{soak, wait_for, wait_until};
+
+const NAMESPACE: &str = "closes";
+/// More than go into one chunk of a close.
+const MANY: u64 = 1_200;
+
+fn name(counter: u64) -> String {
+    format!("c-{counter:04}")
+}
+
+/// Counts an id in each of these counters.
+async fn send(server: &Server, counters: impl Iterator<Item = String>, id: u64) {
+    let lines: String =
+        counters.map(|counter| format!("{{\"id\":{id},\"counters\":[\"{counter}\"]}}\n")).collect();
+    let request = format!(
+        "POST /api/verve/accept HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n\
+         content-length: {}\r\n\r\n{lines}",
+        lines.len()
+    );
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let answer = connection.request(request.as_bytes()).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (200, "ok"));
+}
+
+/// The lists with counts of a window, and how many chunks each has.
+fn lists(redis: &Redis, start: u64) -> BTreeMap<String, u64> {
+    let mut connection = redis.connect();
+    let pattern = format!("{{{NAMESPACE}}}:counter-counts:{start}:*");
+    let keys: Vec<String> = cmd("KEYS").arg(pattern).query(&mut connection).unwrap();
+    let mut length = |key: &String| cmd("LLEN").arg(key).query(&mut connection).unwrap();
+    keys.iter().map(|key| (key.clone(), length(key))).collect()
+}
+
+/// The list that the stored count of a window names.
+fn stored_list(redis: &Redis, start: u64) -> Option<String> {
+    let mut ask = cmd("HGET");
+    ask.arg(Keys::new(NAMESPACE).counts()).arg(start);
+    let stored: Option<String> = ask.query(&mut redis.connect()).unwrap();
+    let stored: serde_json::Value = serde_json::from_str(&stored?).unwrap();
+    stored["counters"]["key"].as_str().map(str::to_owned)
+}
+
+fn assert_all_expire(redis: &Redis) {
+    let mut connection = redis.connect();
+    let keys: Vec<String> = cmd("KEYS").arg("*").query(&mut connection).unwrap();
+    for key in keys.iter().filter(|key| key.contains("counter-counts") || key.contains(":c")) {
+        let lives: i64 = cmd("PTTL").arg(key).query(&mut connection).unwrap();
+        // It may have expired meanwhile.
+        assert!(lives != -1, "{key} never expires");
+    }
+}
+
+async fn assert_published(files: &Path, start: u64, expected: u64) {
+    let counters = wait_by_window(files, &window(start).to_string()).await;
+    let found = &counters[&window(start).to_string()];
+    let counts: BTreeMap<_, _> = (0..MANY).map(|counter| (name(counter), expected)).collect();
+    assert_eq!(
+        found.iter().map(|(name, (count, _))| (name.clone(), *count)).collect::<BTreeMap<_, _>>(),
+        counts
+    );
+    assert!(found.values().all(|(_, complete)| *complete), "{start} is incomplete");
+}
+
+/// The leader is killed after it wrote the first chunk of counts, or after it stored them. The next leader publishes the
+/// window with all counters.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_in_a_close_leaves_nothing_out() {
+    let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
+    let proxy = Proxy::start(redis.address()).await;
+    let args = [
+        "--mode",
+        "exact",
+        "--lease-ttl",
+        "2s",
+        "--max-counters",
+        "2000",
+        "--log-dir",
+        files.path().to_str().unwrap(),
+    ];
+    let mut fleet = Fleet::behind(&proxy.url(), 3, NAMESPACE, &args).await;
+    let mut alive = vec![0, 1, 2];
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    for kill in 0..if soak() { 40 } else { 10 } {
+        let start = next_window(Duration::from_millis(100)).await;
+        let is_between_chunks = kill % 2 == 0;
+        if is_between_chunks {
+            // As in a chunk, and nowhere else.
+            proxy.hold(&format!("[\"{}\",", name(777)));
+        }
+        for (id, server) in alive.iter().enumerate() {
+            send(&fleet.servers[*server], (0..MANY).map(name), id as u64).await;
+        }
+        wait_for("a close that has begun", || {
+            let has_begun = if is_between_chunks {
+                lists(&redis, start).values().any(|chunks| *chunks > 0)
+            } else {
+                stored_list(&redis, start).is_some()
+            };
+            has_begun.then_some(())
+        })
+        .await;
+        assert!(!is_between_chunks || stored_list(&redis, start).is_none(), "it is not stored");
+        let leader = fleet.leader();
+        fleet.servers[leader].process.signal("KILL");
+        fleet.servers[leader].ended().await;
+        proxy.release();
+        alive.retain(|server| *server != leader);
+        fleet.add().await;
+        alive.push(fleet.servers.len() - 1);
+        wait_for("another leader", || (fleet.leader() != leader).then_some(())).await;
+        assert_published(files.path(), start, 3).await;
+    }
+    assert_all_expire(&redis);
+}
+
+/// An instance joins while the leader writes counts. They are thrown away, and counted again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_joins_in_a_close_makes_the_leader_count_again() {
+    let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
+    let proxy = Proxy::start(redis.address()).await;
+    let dir = files.path().to_str().unwrap();
+    let args = ["--redis-timeout", "20s", "--max-counters", "2000", "--log-dir", dir];
+    let mut fleet = Fleet::behind(&proxy.url(), 2, NAMESPACE, &args).await;
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let start = next_window(Duration::from_millis(100)).await;
+    proxy.hold(&format!("[\"{}\",", name(777)));
+    for (id, server) in fleet.servers.iter().enumerate() {
+        send(server, (0..MANY).map(name), id as u64).await;
+    }
+    let first = wait_for("the first chunk", || {
+        lists(&redis, start).into_iter().find(|(_, chunks)| *chunks > 0).map(|(key, _)| key)
+    })
+    .await;
+    fleet.add().await;
+    assert_eq!(stored_list(&redis, start), None, "the close waits for a chunk");
+    proxy.release();
+    assert_published(files.path(), start, 2).await;
+    let stored = stored_list(&redis, start).expect("a list");
+    assert_ne!(stored, first, "the counts before the join");
+    let lists = lists(&redis, start);
+    assert_eq!(lists.into_keys().collect::<Vec<_>>(), [stored], "the first list is deleted");
+    assert_all_expire(&redis);
+}
+
+/// Every instance answers with the counters of the last window, whichever counted them.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_instances_know_the_counters_of_the_last_window() {
+    let redis = Redis::start();
+    let args = ["--max-counters", "3", "--metrics-counter", "a,d"];
+    let mut fleet = Fleet::start(1, &redis, NAMESPACE, &args).await;
+    let no_bound =
+        ["--window", "2s", "--redis-url", &redis.url(), "--namespace", NAMESPACE, "--metrics-counter", "a,d"];
+    fleet.servers.push(Server::start(&no_bound).await);
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+
+    let start = next_window(Duration::from_millis(100)).await;
+    let [bounded, other] = &fleet.servers[..] else { panic!("two") };
+    for counter in ["a", "b", "c", "d"] {
+        for id in 0..10 {
+            send(bounded, [counter.to_owned()].into_iter(), id).await;
+        }
+    }
+    for counter in ["c", "d", "e"] {
+        for id in 5..20 {
+            send(other, [counter.to_owned()].into_iter(), id).await;
+        }
+    }
+    // The bounded one had no place for d.
+    let expected = [("_other", 10), ("a", 10), ("b", 10), ("c", 20), ("d", 15), ("e", 15)];
+    let timestamp = window(start).to_string();
+    for server in &fleet.servers {
+        let list = wait_for_list(server, &timestamp).await;
+        let counters: Vec<_> = list["counters"].as_array().unwrap().iter().map(of_list).collect();
+        let expected: Vec<_> = expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        assert_eq!(counters, expected);
+        assert_eq!((&list["complete"], &list["total_counters"]), (&false.into(), &6.into()));
+        let one = server.get("/api/verve/unique?counter=_other").await.json();
+        assert_eq!(one["last"]["unique_request_count"], 10);
+        assert_eq!(one["last"]["complete"], false);
+        server.wait_for_metric("headcount_counter_unique_ids{counter=\"a\"}", 10.0).await;
+        server.wait_for_metric("headcount_counter_unique_ids{counter=\"d\"}", 15.0).await;
+    }
+    let total = &fleet.wait_published(start).await[&start][0].1;
+    assert_eq!((total.unique, total.complete), (20, true), "the total has all");
+    assert_eq!(fleet.servers[0].metric("headcount_counter_overflow_ids_total").await, 10.0);
+
+    // Its own names keep their places. Those of the other instance are not its own.
+    let start = next_window(Duration::from_millis(100)).await;
+    let [bounded, other] = &fleet.servers[..] else { panic!("two") };
+    for counter in ["b", "a", "c"] {
+        send(bounded, [counter.to_owned()].into_iter(), 1).await;
+        send(other, [counter.to_owned()].into_iter(), 1).await;
+    }
+    let list = wait_for_list(bounded, &window(start).to_string()).await;
+    assert_eq!((&list["complete"], &list["total_counters"]), (&true.into(), &3.into()), "{list}");
+}
+
+fn of_list(counter: &serde_json::Value) -> (String, u64) {
+    let count = counter["unique_request_count"].as_u64().unwrap();
+    (counter["counter"].as_str().unwrap().to_owned(), count)
+}
+
+/// The counters of the window with this timestamp, by name. They are asked for until the next window is closed.
+async fn wait_for_list(server: &Server, timestamp: &str) -> serde_json::Value {
+    let mut list = serde_json::Value::Null;
+    wait_until("the counters of a window", async || {
+        list = server.get("/api/verve/counters?order=name").await.json();
+        list["timestamp"] == timestamp
+    })
+    .await;
+    list
+}
