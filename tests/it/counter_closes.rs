@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use headcount::model::window::WindowLength;
 use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::wait_by_window;
-use crate::support::fleet::{Fleet, next_window, window};
+use crate::support::fleet::{Fleet, next_window, seconds, window};
 use crate::support::http::Connection;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
@@ -157,57 +158,65 @@ async fn an_instance_that_joins_in_a_close_makes_the_leader_count_again() {
     assert_all_expire(&redis);
 }
 
-/// Every instance answers with the counters of the last window, whichever counted them.
+/// Every instance answers with the counters of the last window, whichever counted them. One of the two takes three names.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_instances_know_the_counters_of_the_last_window() {
+    const LENGTH: u64 = 10;
     let redis = Redis::start();
-    let args = ["--max-counters", "3", "--metrics-counter", "a,d"];
-    let mut fleet = Fleet::start(1, &redis, NAMESPACE, &args).await;
-    let no_bound =
-        ["--window", "2s", "--redis-url", &redis.url(), "--namespace", NAMESPACE, "--metrics-counter", "a,d"];
-    fleet.servers.push(Server::start(&no_bound).await);
-    fleet.wait_published(next_window(Duration::ZERO).await).await;
-
-    let start = next_window(Duration::from_millis(100)).await;
-    let [bounded, other] = &fleet.servers[..] else { panic!("two") };
-    for counter in ["a", "b", "c", "d"] {
-        for id in 0..10 {
-            send(bounded, [counter.to_owned()].into_iter(), id).await;
-        }
+    let url = redis.url();
+    let args = ["--window", "10s", "--redis-url", &url, "--namespace", NAMESPACE, "--metrics-counter", "a,d"];
+    let bounded = Server::start(&[&args[..], &["--max-counters", "3"]].concat()).await;
+    let other = Server::start(&args).await;
+    let begin = async || {
+        let start = wait_until_seconds_are_left(LENGTH, 7).await;
+        "10s".parse::<WindowLength>().unwrap().starting_at(start).to_string()
+    };
+    // The first window is incomplete, because the namespace is new.
+    let first = begin().await;
+    wait_until("the first window to be over", async || begin().await != first).await;
+    let timestamp = begin().await;
+    for id in 0..10 {
+        send(&bounded, ["a", "b", "c", "d"].map(str::to_owned).into_iter(), id).await;
     }
-    for counter in ["c", "d", "e"] {
-        for id in 5..20 {
-            send(other, [counter.to_owned()].into_iter(), id).await;
-        }
+    for id in 5..20 {
+        send(&other, ["c", "d", "e"].map(str::to_owned).into_iter(), id).await;
     }
     // The bounded one had no place for d.
     let expected = [("_other", 10), ("a", 10), ("b", 10), ("c", 20), ("d", 15), ("e", 15)];
-    let timestamp = window(start).to_string();
-    for server in &fleet.servers {
+    for server in [&bounded, &other] {
         let list = wait_for_list(server, &timestamp).await;
         let counters: Vec<_> = list["counters"].as_array().unwrap().iter().map(of_list).collect();
-        let expected: Vec<_> = expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-        assert_eq!(counters, expected);
+        assert_eq!(counters, expected.map(|(name, count)| (name.to_owned(), count)));
         assert_eq!((&list["complete"], &list["total_counters"]), (&false.into(), &6.into()));
-        let one = server.get("/api/verve/unique?counter=_other").await.json();
-        assert_eq!(one["last"]["unique_request_count"], 10);
-        assert_eq!(one["last"]["complete"], false);
-        server.wait_for_metric("headcount_counter_unique_ids{counter=\"a\"}", 10.0).await;
-        server.wait_for_metric("headcount_counter_unique_ids{counter=\"d\"}", 15.0).await;
+        let last = &server.get("/api/verve/unique?counter=_other").await.json()["last"];
+        assert_eq!((&last["unique_request_count"], &last["complete"]), (&10.into(), &false.into()));
+        let exported = [("a", 10.0), ("d", 15.0)];
+        for (counter, count) in exported {
+            let metric = format!("headcount_counter_unique_ids{{counter=\"{counter}\"}}");
+            assert_eq!(server.metric(&metric).await, count);
+        }
+        let total = &server.get("/api/verve/unique").await.json()["last"];
+        assert_eq!((&total["unique_request_count"], &total["complete"]), (&20.into(), &true.into()));
     }
-    let total = &fleet.wait_published(start).await[&start][0].1;
-    assert_eq!((total.unique, total.complete), (20, true), "the total has all");
-    assert_eq!(fleet.servers[0].metric("headcount_counter_overflow_ids_total").await, 10.0);
+    assert_eq!(bounded.metric("headcount_counter_overflow_ids_total").await, 10.0);
+    assert_eq!(other.metric("headcount_counter_overflow_ids_total").await, 0.0);
 
-    // Its own names keep their places. Those of the other instance are not its own.
-    let start = next_window(Duration::from_millis(100)).await;
-    let [bounded, other] = &fleet.servers[..] else { panic!("two") };
-    for counter in ["b", "a", "c"] {
-        send(bounded, [counter.to_owned()].into_iter(), 1).await;
-        send(other, [counter.to_owned()].into_iter(), 1).await;
+    // Names keep their places in the next window, and no id overflows.
+    let timestamp = begin().await;
+    for server in [&bounded, &other] {
+        send(server, ["b", "a", "c"].map(str::to_owned).into_iter(), 1).await;
     }
-    let list = wait_for_list(bounded, &window(start).to_string()).await;
-    assert_eq!((&list["complete"], &list["total_counters"]), (&true.into(), &3.into()), "{list}");
+    for server in [&bounded, &other] {
+        let list = wait_for_list(server, &timestamp).await;
+        assert_eq!((&list["complete"], &list["total_counters"]), (&true.into(), &3.into()), "{list}");
+    }
+}
+
+/// Waits until a window of this length has so many seconds left. Returns its start.
+async fn wait_until_seconds_are_left(length: u64, left: u64) -> u64 {
+    let now = || seconds(SystemTime::now());
+    wait_until("room in a window", async || now() % length <= length - left).await;
+    now() / length * length
 }
 
 fn of_list(counter: &serde_json::Value) -> (String, u64) {
