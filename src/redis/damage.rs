@@ -36,14 +36,19 @@ pub fn is_damage(error: &RedisError) -> bool {
     text.contains("WRONGTYPE") || text.contains("INVALIDOBJ")
 }
 
-/// Puts aside those of the keys that hold something else than they should, and logs each. All keys are in one slot.
+/// Puts aside those of the keys that hold something else than they should, and logs each. Returns them. All keys are in one slot.
 ///
 /// # Errors
 ///
 /// [`Unavailable`].
-pub async fn put_aside(redis: &Redis, call: Call, holds: Holds, keys: &[String]) -> Result<(), Unavailable> {
+pub async fn put_aside(
+    redis: &Redis,
+    call: Call,
+    holds: Holds,
+    keys: &[String],
+) -> Result<Vec<String>, Unavailable> {
     if keys.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let mut put = PUT_ASIDE.prepare_invoke();
     for key in keys {
@@ -59,7 +64,7 @@ pub async fn put_aside(redis: &Redis, call: Call, holds: Holds, keys: &[String])
     for found in aside.chunks(2) {
         say(&found[0], &found[1]);
     }
-    Ok(())
+    Ok(aside.into_iter().step_by(2).collect())
 }
 
 /// Logs that a key was put aside, and the type of what it held.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::support::counter_files::wait_for_sum;
+use crate::support::counter_load::CounterLoad;
 use crate::support::fleet::{
     Fleet, WINDOW, assert_complete, assert_no_gap, assert_once_each, assert_same_registers, next_window,
     seconds, sketch_in, sketch_of,
@@ -78,15 +80,16 @@ async fn three_behind_nginx_publish_one_right_number_a_window() {
     println!("{sent} ids in {} windows", truth_hll.len() + truth_exact.len());
 }
 
-/// Every id with the answer `ok` is in some complete window, though every instance is replaced under load.
+/// Every id with the answer `ok` is in some complete window, and in its counter there, though every instance is replaced under load.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_costs_nothing() {
-    let redis = Redis::start();
-    let mut fleet = Fleet::start(3, &redis, "rolling", &["--mode", "exact", "--drain-delay", "300ms"]).await;
+    let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
+    let args = ["--mode", "exact", "--drain-delay", "300ms", "--log-dir", files.path().to_str().unwrap()];
+    let mut fleet = Fleet::start(3, &redis, "rolling", &args).await;
     let addresses = fleet.addresses();
     let nginx = Nginx::start(&addresses);
     next_window(Duration::ZERO).await;
-    let load = Load::start(nginx.address, 16, 0);
+    let load = CounterLoad::start(&[nginx.address], 16, Duration::ZERO);
     for (index, address) in addresses.into_iter().enumerate() {
         let started = fleet.published().len();
         assert!(fleet.servers[index].stop().await.success());
@@ -94,14 +97,15 @@ async fn a_rolling_restart_costs_nothing() {
         wait_for("two more windows", || (fleet.published().len() >= started + 2).then_some(())).await;
     }
     let outcome = load.stop().await;
-    assert!(outcome.broken.is_empty() && outcome.unanswered == 0, "{:?}", outcome.broken.first());
+    assert_eq!((outcome.refused, outcome.unanswered.len()), (0, 0));
 
-    let last = outcome.ok.iter().map(|sent| seconds(sent.answered)).max().expect("answers");
-    let published = fleet.wait_published(last).await;
+    let published = fleet.wait_published(outcome.last).await;
     assert_once_each(&published);
     assert_complete(&published);
     let total: u64 = published.values().flatten().map(|(_, closed)| closed.unique).sum();
-    assert_eq!(total, outcome.ok.len() as u64, "each id in one window");
+    assert_eq!(total, outcome.total(), "each id in one window");
+    let counters = wait_for_sum(files.path(), outcome.total()).await;
+    assert_eq!(counters, outcome.ok, "each id in one window of its counter");
     println!("{total} ids in {} windows", published.len());
 }
 

@@ -28,6 +28,7 @@ mod counter_closes;
 mod counter_contract;
 mod counter_faults;
 mod counter_files;
+mod counter_losses;
 mod counter_windows;
 mod counters;
 mod counters_together;

@@ -65,7 +65,9 @@ impl Replay {
     async fn numbers_of_names(&self, window: Window) -> Result<Vec<u64>, Unavailable> {
         let keys: Vec<_> = (0..BUCKETS).map(|bucket| self.config.keys.names(bucket, window)).collect();
         let mut ask = Pipeline::new();
-        keys.iter().for_each(|key| _ = ask.cmd("SCARD").arg(key));
+        for key in &keys {
+            ask.cmd("SCARD").arg(key);
+        }
         let of_slots: Vec<_> = keys.into_iter().map(|key| vec![key]).collect();
         self.mending(Holds::Set, &of_slots, Call::Count, &ask).await
     }
@@ -151,7 +153,9 @@ impl Replay {
         let all: Vec<_> = of_names.chain(of_buckets).collect();
         for some in all.chunks(EXPIRE_AT_ONCE) {
             let mut expire = Pipeline::new();
-            some.iter().for_each(|key| _ = expire.cmd("PEXPIRE").arg(key).arg(soon));
+            for key in some {
+                expire.cmd("PEXPIRE").arg(key).arg(soon);
+            }
             let () =
                 self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await?;
         }

@@ -18,7 +18,7 @@ use crate::model::id::TextId;
 use crate::model::mode::Mode;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Call;
-use crate::redis::damage::Holds;
+use crate::redis::damage::{self, Holds};
 
 /// Counters that are merged in one transaction, of four commands each.
 const MERGED_AT_ONCE: usize = 16;
@@ -61,7 +61,8 @@ impl Replay {
 
     /// Notes that Redis has so many counters.
     fn note_given(&self, counters: usize) {
-        self.left.update(Ordering::Relaxed, Ordering::Relaxed, |left| left.saturating_sub(counters as u64));
+        let left = |left: u64| Some(left.saturating_sub(counters as u64));
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
     }
 
     /// Counters of which Redis acknowledged all ids, and does not have them all any more: another program deleted the key or
@@ -85,7 +86,9 @@ impl Replay {
     /// other, so only its registers tell.
     async fn are_covered(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<bool>, Unavailable> {
         let mut read = Pipeline::new();
-        counters.iter().for_each(|counter| _ = read.cmd("GET").arg(&counter.target.key));
+        for counter in counters {
+            read.cmd("GET").arg(&counter.target.key);
+        }
         let stored: Vec<Option<Vec<u8>>> =
             self.mending(Holds::Sketch, &[keys_of(counters)], Call::Seal, &read).await?;
         let is_covered = |(counter, stored): (&Arc<LocalCounter>, Option<Vec<u8>>)| match &counter.ids {
@@ -129,10 +132,10 @@ impl Replay {
         commands.cmd("DEL").arg(&mine).ignore();
         if self.unless_damaged::<()>(Call::Seal, &commands).await?.is_none() {
             // Another program replaced a sketch. What other instances had added to it is lost.
-            for counter in some {
-                counter.note_damage();
-            }
-            let () = self.mending(Holds::Sketch, &[keys], Call::Seal, &commands).await?;
+            let aside = damage::put_aside(&self.redis, Call::Seal, Holds::Sketch, &keys).await?;
+            let is_aside = |counter: &&Arc<LocalCounter>| aside.contains(&counter.target.key);
+            some.iter().filter(is_aside).for_each(|counter| counter.note_damage());
+            self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await).await?;
         }
         for (counter, (ids, acknowledged)) in some.iter().zip(pending) {
             counter.note_merged(ids, acknowledged, epoch);

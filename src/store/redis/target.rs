@@ -122,10 +122,10 @@ impl Target {
     pub(super) fn note_ended(&self, in_epoch: Option<u64>) {
         if let Knowledge::All(all) = &self.knowledge {
             let known = |known| match in_epoch {
-                Some(epoch) if known == 0 || known == epoch => epoch,
-                _ => MIXED,
+                Some(epoch) if known == 0 || known == epoch => Some(epoch),
+                _ => Some(MIXED),
             };
-            all.epoch.update(Ordering::Relaxed, Ordering::Relaxed, known);
+            let _ = all.epoch.fetch_update(Ordering::Relaxed, Ordering::Relaxed, known);
             all.outstanding.fetch_sub(1, Ordering::Release);
         }
     }

@@ -49,7 +49,24 @@ pub fn by_window(dir: &Path) -> BTreeMap<String, BTreeMap<String, (u64, bool)>> 
     windows
 }
 
-/// The same, once the window with this timestamp is there.
+/// The counts of each counter, over all windows.
+fn sums(dir: &Path) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (name, (count, _)) in by_window(dir).into_values().flatten() {
+        *sums.entry(name).or_default() += count;
+    }
+    sums
+}
+
+/// The same, once all together have so many ids.
+pub async fn wait_for_sum(dir: &Path, ids: u64) -> BTreeMap<String, u64> {
+    wait_for("the counts of all ids in the files", || {
+        Some(sums(dir)).filter(|sums| sums.values().sum::<u64>() >= ids)
+    })
+    .await
+}
+
+/// The same as [`by_window`], once the window with this timestamp is there.
 pub async fn wait_by_window(dir: &Path, timestamp: &str) -> BTreeMap<String, BTreeMap<String, (u64, bool)>> {
     wait_for("the counters of a window in a file", || {
         Some(by_window(dir)).filter(|windows| windows.contains_key(timestamp))

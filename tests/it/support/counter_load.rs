@@ -78,8 +78,8 @@ fn count_of(mode: Mode, ids: &BTreeSet<u64>) -> u64 {
 }
 
 fn target(id: u64, counters: &[String]) -> String {
-    let counters: String = counters.iter().map(|counter| format!("&counter={counter}")).collect();
-    format!("/api/verve/accept?id={id}{counters}")
+    let target = format!("/api/verve/accept?id={id}");
+    counters.iter().fold(target, |target, counter| target + "&counter=" + counter)
 }
 
 /// How ids are sent in the middle of a window.
