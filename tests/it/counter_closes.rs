@@ -26,8 +26,8 @@ fn name(counter: u64) -> String {
 
 /// Counts an id in each of these counters.
 async fn send(server: &Server, counters: impl Iterator<Item = String>, id: u64) {
-    let lines: String =
-        counters.map(|counter| format!("{{\"id\":{id},\"counters\":[\"{counter}\"]}}\n")).collect();
+    let line = |counter| format!("{{\"id\":{id},\"counters\":[\"{counter}\"]}}\n");
+    let lines = counters.map(line).collect::<Vec<_>>().concat();
     let request = format!(
         "POST /api/verve/accept HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n\
          content-length: {}\r\n\r\n{lines}",
@@ -188,8 +188,8 @@ async fn all_instances_know_the_counters_of_the_last_window() {
         let counters: Vec<_> = list["counters"].as_array().unwrap().iter().map(of_list).collect();
         assert_eq!(counters, expected.map(|(name, count)| (name.to_owned(), count)));
         assert_eq!((&list["complete"], &list["total_counters"]), (&false.into(), &6.into()));
-        let last = &server.get("/api/verve/unique?counter=_other").await.json()["last"];
-        assert_eq!((&last["unique_request_count"], &last["complete"]), (&10.into(), &false.into()));
+        let other = &server.get("/api/verve/unique?counter=_other").await.json()["last"];
+        assert_eq!((&other["unique_request_count"], &other["complete"]), (&10.into(), &false.into()));
         let exported = [("a", 10.0), ("d", 15.0)];
         for (counter, count) in exported {
             let metric = format!("headcount_counter_unique_ids{{counter=\"{counter}\"}}");

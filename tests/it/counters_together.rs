@@ -39,7 +39,9 @@ async fn three_behind_nginx(mode: Mode) {
 
     let (last, _) = truth.last_key_value().unwrap();
     if mode == Mode::Hll {
-        truth.iter().for_each(|(start, truth)| assert_in_redis(&redis, *start, truth));
+        for (start, truth) in &truth {
+            assert_in_redis(&redis, *start, truth);
+        }
     }
     let published = fleet.wait_published(*last).await;
     assert_once_each(&published);

@@ -23,7 +23,7 @@ const COUNTED_AT_ONCE: usize = 100;
 /// Keys that are told to expire in one pipeline.
 const EXPIRE_AT_ONCE: usize = 200;
 /// Names that one command returns, more or less.
-const SCANNED_AT_ONCE: usize = 500;
+const SCANNED_AT_ONCE: usize = 200;
 
 /// The counters of a bucket.
 struct CountedBucket {

@@ -25,7 +25,7 @@ const MERGED_AT_ONCE: usize = 16;
 /// Counters that are looked for in one pipeline.
 const READ_AT_ONCE: usize = 100;
 /// Names that are added by one command.
-const LISTED_AT_ONCE: usize = 500;
+const LISTED_AT_ONCE: usize = 200;
 /// Exact ids that are replayed in one pipeline.
 const IDS_AT_ONCE: usize = 4 * 1024;
 
@@ -85,12 +85,13 @@ impl Replay {
     /// Whether the sketches in Redis have all registers of the local ones. A key that another instance made anew looks like any
     /// other, so only its registers tell.
     async fn are_covered(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<bool>, Unavailable> {
-        let mut read = Pipeline::new();
+        let mut read = ::redis::cmd("MGET");
         for counter in counters {
-            read.cmd("GET").arg(&counter.target.key);
+            read.arg(&counter.target.key);
         }
+        // A key of another type is answered as if it were not there.
         let stored: Vec<Option<Vec<u8>>> =
-            self.mending(Holds::Sketch, &[keys_of(counters)], Call::Seal, &read).await?;
+            self.redis.run(Call::Seal, async |connection| read.query_async(connection).await).await?;
         let is_covered = |(counter, stored): (&Arc<LocalCounter>, Option<Vec<u8>>)| match &counter.ids {
             CounterIds::Hll(sketch) => stored.is_some_and(|stored| sketch.is_within(&stored)),
             CounterIds::Exact(_) => false,
@@ -196,8 +197,4 @@ impl Replay {
         names.note_new(new);
         Ok(())
     }
-}
-
-fn keys_of(counters: &[Arc<LocalCounter>]) -> Vec<String> {
-    counters.iter().map(|counter| counter.target.key.clone()).collect()
 }
