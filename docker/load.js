@@ -4,7 +4,7 @@
 import http from 'k6/http';
 
 const rate = Number(__ENV.RATE);
-// None by default: a service that counts in Redis, as that of compose does, refuses counters until a later version.
+// None unless it is set; docker-compose.yml sets 100.
 const counters = Number(__ENV.COUNTERS || 0);
 const skew = Number(__ENV.SKEW || 1);
 

@@ -89,7 +89,8 @@ async fn every_metric_exists() {
     let (url, brokers, namespace) = (redis.url(), kafka::shared(), kafka::namespace("every-metric"));
     let args = ["--redis-url", &url, "--kafka-brokers", &brokers, "--namespace", &namespace];
     let more = ["--redis-stream", "counts", "--log-dir", dir.path().to_str().unwrap()];
-    let server = Server::start(&[&args[..], &more].concat()).await;
+    let counters = ["--metrics-counter", "campaign-1"];
+    let server = Server::start(&[&args[..], &more, &counters].concat()).await;
     let metrics = server.get("/metrics").await.body;
     let mut there: BTreeSet<_> = metrics
         .lines()

@@ -157,6 +157,7 @@ async fn every_panel_shows_a_healthy_service_and_only_the_missing_leader_alerts(
     // A busy machine must not look like an outage.
     let args = ["--kafka-brokers", &brokers, "--callback-allow", "127.0.0.1", "--redis-timeout", "5s"];
     let more = ["--redis-stream", "counts", "--log-dir", dir.path().to_str().unwrap()];
+    let more = [&more[..], &["--metrics-counter", "campaign-1,campaign-2"]].concat();
     let mut fleet = Fleet::start(2, &redis, &namespace, &[&args[..], &more].concat()).await;
     let prometheus = Prometheus::start(&fleet.addresses()).await;
     let traffic = tokio::spawn(traffic(fleet.addresses(), receiver.url()));
@@ -213,7 +214,8 @@ async fn traffic(instances: Vec<SocketAddr>, endpoint: String) {
     for id in 0.. {
         for connection in &mut connections {
             let callback = format!("/api/verve/accept?id={id}&endpoint={endpoint}");
-            for target in [&format!("/api/verve/accept?id={}", id % 100), &callback, "/api/verve/unique"] {
+            let named = format!("/api/verve/accept?id={}&counter=campaign-{}", id % 100, id % 5);
+            for target in [&named, &callback, "/api/verve/unique"] {
                 assert_eq!(connection.get(target).await.unwrap().status, 200);
             }
             assert_eq!(connection.post("text/plain", b"1\n2\n3\n").await.unwrap().status, 200);

@@ -180,6 +180,28 @@ async fn instances_serve_with_the_environment_of_docker_compose() {
     assert!(service["deploy"]["replicas"].as_u64().is_some_and(|replicas| replicas > 1));
 }
 
+/// Grafana shows counters that the load names, and a window has places for all of them.
+#[test]
+fn the_load_names_the_counters_that_are_shown() {
+    const MAX_COUNTERS: u32 = 1000;
+    let compose = compose();
+    let environment = |service: &str, name: &str| {
+        compose["services"][service]["environment"][name].as_str().map(str::to_owned)
+    };
+    let counters: u32 =
+        environment("load", "COUNTERS").and_then(|number| number.parse().ok()).expect("a number");
+    assert!(
+        (1..=MAX_COUNTERS).contains(&counters)
+            && environment("headcount", "HEADCOUNT_MAX_COUNTERS").is_none()
+    );
+    let shown = environment("headcount", "HEADCOUNT_METRICS_COUNTER").expect("names");
+    for name in shown.split(',') {
+        let number = name.strip_prefix("campaign-").and_then(|number| number.parse::<u32>().ok());
+        assert!(number.is_some_and(|number| (1..=counters).contains(&number)), "{name}");
+    }
+    assert!(text_of("docker/load.js").contains("return `campaign-${first + 1}`;"), "the name of a counter");
+}
+
 /// The content of deploy/kubernetes.yaml.
 fn kubernetes() -> Vec<Value> {
     yaml_documents(&in_repository("deploy/kubernetes.yaml"))
