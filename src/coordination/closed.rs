@@ -159,7 +159,11 @@ impl WindowCounters {
 
 impl From<Arc<ClosedCounters>> for WindowCounters {
     fn from(counters: Arc<ClosedCounters>) -> Self {
-        if counters.counts.all().is_empty() { Self::None } else { Self::Counts(counters) }
+        match counters.counts.all() {
+            [] if counters.counts.lacks_names() => Self::Skipped,
+            [] => Self::None,
+            _ => Self::Counts(counters),
+        }
     }
 }
 

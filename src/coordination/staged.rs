@@ -91,7 +91,7 @@ impl Staging {
 
     /// Deletes a list that was not stored. If that fails, it expires.
     pub(super) async fn delete(&self, staged: &StoredCounters) {
-        let mut delete = ::redis::cmd("UNLINK");
+        let mut delete = ::redis::cmd("DEL");
         delete.arg(&staged.key);
         if let Err(error) =
             self.redis.run(Call::Close, async |connection| delete.exec_async(connection).await).await

@@ -62,6 +62,11 @@ impl Share {
         self.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Gives back all memory.
+    pub(crate) fn give_all(&self) {
+        self.budget.used.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }

@@ -160,12 +160,8 @@ impl Delivery {
             None => self.publisher.coordinator.counters_of(&stored).await.map_err(SinkError::unavailable)?,
         };
         let counters = known.map_or(WindowCounters::Skipped, Into::into);
-        if matches!(counters, WindowCounters::Skipped) {
-            error!(
-                sink = self.sink.name(), window = %count.window,
-                "Redis has lost the counts of a window's counters: the window is published without them"
-            );
-            self.unpublished.note_skipped_counters(self.number, pending);
+        if counters.is_skipped() {
+            self.unpublished.lose_counters(count.window);
         }
         Ok(ClosedWindow { count, counters })
     }

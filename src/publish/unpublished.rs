@@ -33,6 +33,11 @@ pub(super) enum PendingCounters {
 }
 
 impl PendingCounters {
+    /// Whether there are none that a sink could still have.
+    fn are_skipped(&self) -> bool {
+        matches!(self, Self::Here(WindowCounters::None | WindowCounters::Skipped))
+    }
+
     /// How many there are.
     pub(super) fn number(&self) -> u64 {
         match self {
@@ -129,20 +134,35 @@ impl Unpublished {
 
     /// Drops the counts of counters that have waited too long. The totals of their windows still wait.
     fn drop_old_counters(&self, list: &mut List, now: SystemTime) {
-        let is_old = |pending: &&mut Pending| {
-            pending.counters.number() > 0 && pending.is_past(self.counter_retention, now)
-        };
-        let skip_counters = |pending: &mut Pending| {
+        let are_old = |pending: &Pending| pending.is_past(self.counter_retention, now);
+        for window in self.skip_counters(list, are_old) {
+            error!(%window, "a sink hangs: the counters of a window past --counter-retention are skipped");
+        }
+    }
+
+    /// Redis has lost the counts of a window's counters. Its total still waits.
+    pub(super) fn lose_counters(&self, window: Window) {
+        self.update(|list| {
+            for window in self.skip_counters(list, |pending| pending.count.window == window) {
+                error!(%window, "Redis has lost the counts of a window's counters: it is published without them");
+            }
+        });
+    }
+
+    /// Skips the counters of some windows, for all sinks that lack these. Returns the windows that had any.
+    fn skip_counters(&self, list: &mut List, are_skipped: impl Fn(&Pending) -> bool) -> Vec<Window> {
+        let with_counters = list.pending.iter_mut().filter(|pending| !pending.counters.are_skipped());
+        let skip = |pending: &mut Pending| {
             let skipped = PendingCounters::Here(WindowCounters::Skipped);
             (pending.count.window, std::mem::replace(&mut pending.counters, skipped).number())
         };
-        let dropped: Vec<_> = list.pending.iter_mut().filter(is_old).map(skip_counters).collect();
-        for (window, counters) in dropped {
-            error!(%window, "a sink hangs: the counters of a window past --counter-retention are skipped");
-            for sink in list.behind(window) {
-                self.skipped[sink].counters.increment(counters);
+        let skipped: Vec<_> = with_counters.filter(|pending| are_skipped(pending)).map(skip).collect();
+        for (window, counters) in &skipped {
+            for sink in list.behind(*window) {
+                self.skipped[sink].counters.increment(*counters);
             }
         }
+        skipped.into_iter().map(|(window, _)| window).collect()
     }
 
     /// The term is over. The next leader, which may be this instance, appends these counts again.
@@ -172,11 +192,6 @@ impl Unpublished {
     pub(super) fn skip(&self, sink: usize, pending: &Pending) {
         self.note_skipped(sink, pending);
         self.taken(sink, pending.count.window);
-    }
-
-    /// A sink will have a window without its counters.
-    pub(super) fn note_skipped_counters(&self, sink: usize, pending: &Pending) {
-        self.skipped[sink].counters.increment(pending.counters.number());
     }
 
     fn note_skipped(&self, sink: usize, pending: &Pending) {

@@ -126,6 +126,8 @@ async fn counts_of_counters_wait_as_long_as_counter_retention() {
     for closed in server.closed().iter().filter(|closed| closed.timestamp <= last) {
         assert_eq!(totals.matches(&closed.timestamp).count(), 1, "{}", closed.timestamp);
     }
+    let skipped = totals.matches(r#""counters":"skipped""#).count();
+    assert!(skipped >= 1, "a total says that its counters were skipped: {totals}");
     let errors = server.log().into_iter().filter(|event| event["level"] == "ERROR");
     let errors: Vec<_> = errors.map(|event| event["fields"]["message"].to_string()).collect();
     assert!(errors.iter().any(|error| error.contains("--counter-retention")), "{errors:?}");

@@ -47,7 +47,10 @@ impl Replay {
                 of_all.add(of_instance);
             }
         }
-        let (mut counts, mut lacks_names) = (Vec::new(), false);
+        let (mut counts, mut lacks_names) = (Vec::new(), stats.values().any(|stats| stats.counters.lost));
+        for expected in expected.iter_mut().filter(|_| lacks_names) {
+            expected.lost = true;
+        }
         // All buckets: the stats of an instance may be lost, and its names not.
         for (bucket, names) in self.numbers_of_names(window).await?.into_iter().enumerate() {
             if names == 0 && expected[bucket] == BucketStats::default() {

@@ -45,6 +45,8 @@ pub(super) struct LocalCounters {
     /// The sets of names, once a counter was named.
     names: OnceLock<Box<[Arc<Target>]>>,
     pending: Arc<PendingIds>,
+    /// The counters were given up.
+    are_given_up: AtomicBool,
 }
 
 /// This instance's part of a counter.
@@ -109,6 +111,7 @@ impl LocalCounters {
             other: Arc::new(LocalCounter::new(config, window, OTHER)),
             names: OnceLock::new(),
             pending: Arc::clone(pending),
+            are_given_up: AtomicBool::new(false),
         }
     }
 
@@ -123,6 +126,15 @@ impl LocalCounters {
         let names: Arc<dyn Names> = Arc::new(names.into_iter().collect::<HashSet<Box<str>>>());
         self.places.note_sealed(Arc::clone(&names));
         names
+    }
+
+    /// Frees the counters of a closed window, slowly: an allocator that is busy holds up threads that serve requests. If Redis loses
+    /// them and their counts before those are published, they are lost.
+    pub(super) fn give_up(&self) {
+        self.are_given_up.store(true, Ordering::Relaxed);
+        let names = self.places.all(|name, _| Some(Box::<str>::from(name)));
+        self.places.free(names.iter().map(|name| &**name));
+        self.places.share().give_all();
     }
 
     /// Looks up the counters of a request. `then` gets them, and whether all have a place.
@@ -218,7 +230,8 @@ impl LocalCounters {
                 bucket.note_damage(&counter.name);
             }
         }
-        CounterStats { overflow: self.places.overflow_ids(), buckets }
+        let lost = self.are_given_up.load(Ordering::Relaxed);
+        CounterStats { overflow: self.places.overflow_ids(), buckets, lost }
     }
 
     /// Notes that Redis has these pending exact ids of a counter, and its name.

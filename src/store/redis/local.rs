@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ::metrics::Counter;
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::spawn_blocking;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
@@ -159,6 +160,41 @@ impl LocalWindows {
         if let Some(oldest) = self.kept().rev().nth(most) {
             self.table.note_sealed(oldest.window, Sealed::Dropped(oldest.stats()));
         }
+    }
+
+    /// The counters of windows up to `last` that are sealed, oldest first.
+    fn counters_up_to(&self, last: Window) -> impl Iterator<Item = Arc<LocalWindow>> {
+        self.kept().filter(move |local| local.window <= last && local.counters.is_some())
+    }
+
+    /// Evicts a window and all before it. Returns them.
+    pub(super) fn evict(&self, window: Window) -> Vec<Window> {
+        let with_counters: Vec<_> = self.counters_up_to(window).collect();
+        let evicted = self.table.evict(window);
+        if !with_counters.is_empty() {
+            spawn_blocking(move || {
+                with_counters
+                    .iter()
+                    .filter_map(|local| local.counters.as_ref())
+                    .for_each(LocalCounters::give_up);
+            });
+        }
+        evicted
+    }
+
+    /// Gives up counters of closed windows, the oldest first, while counters have more than half of their memory. Open windows
+    /// need the memory, also when a sink is away for long.
+    pub(super) fn give_up_counters(self: &Arc<Self>, closed: Window) {
+        let is_scarce = |local: &Self| local.counter_memory.used() > local.counter_memory.most() / 2;
+        if !is_scarce(self) {
+            return;
+        }
+        let local = Arc::clone(self);
+        spawn_blocking(move || {
+            for window in local.counters_up_to(closed).take_while(|_| is_scarce(&local)) {
+                window.counters.iter().for_each(LocalCounters::give_up);
+            }
+        });
     }
 
     /// Windows up to `last` of which Redis has this instance's part.

@@ -358,6 +358,7 @@ impl RedisStore {
     }
 
     pub(super) async fn closed(&self, window: Window) {
+        self.local.give_up_counters(window);
         for local in self.local.with_part(window) {
             if let Err(error) = self.replay.remove_part(&local).await {
                 debug!(window = %local.window, %error, "a part of a closed window expires later than it could");
@@ -373,7 +374,7 @@ impl RedisStore {
     }
 
     pub(super) async fn evict(&self, window: Window) {
-        let evicted = self.local.table.evict(window);
+        let evicted = self.local.evict(window);
         if self.config.mode == Mode::Exact {
             self.let_expire(&evicted).await;
         }

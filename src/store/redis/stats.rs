@@ -30,6 +30,9 @@ pub(super) struct CounterStats {
     pub(super) overflow: u64,
     /// By bucket.
     pub(super) buckets: BTreeMap<usize, BucketStats>,
+    /// It has given up its counters, and cannot give them to Redis any more.
+    #[serde(default)]
+    pub(super) lost: bool,
 }
 
 /// What one instance had of the counters of a bucket.
