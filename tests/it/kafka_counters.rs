@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -13,7 +13,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use crate::support::fleet::seconds;
 use crate::support::http::Connection;
 use crate::support::kafka::{
-    Record, assert_each_once, committed, committed_in, namespace, partitions, shared, wait_recorded,
+    Record, assert_each_once, committed, committed_in, namespace, offsets, partitions, shared, wait_recorded,
 };
 use crate::support::process::{headcount, output_of};
 use crate::support::server::Server;
@@ -292,4 +292,85 @@ fn the_two_topics_must_differ() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains("--kafka-counters-topic") && said.contains("must differ"), "{said}");
     }
+}
+
+/// The most memory that the process has had so far, in kilobytes; none after its end.
+fn peak(server: &Server) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.0.id())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Names of counters, in the order of their bytes.
+fn many(counters: u32) -> Vec<String> {
+    (0..counters).map(|number| format!("c-{number:06}")).collect()
+}
+
+/// Sends the same id to each counter, eight in a line.
+async fn send_to_many(server: &Server, names: &[String]) {
+    let mut connection = Connection::open(server.address).await.unwrap();
+    for names in names.chunks(8_000) {
+        let body = names.chunks(8).fold(String::new(), |mut body, names| {
+            writeln!(body, r#"{{"id":1,"counters":["{}"]}}"#, names.join(r#"",""#)).unwrap();
+            body
+        });
+        let answer = connection.post("application/x-ndjson", body.as_bytes()).await.unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
+    }
+}
+
+/// Asserts that the counters of the only window are there, each once and by name, in one transaction with it.
+#[track_caller]
+fn assert_one_transaction(brokers: &str, namespace: &str, names: &[String]) {
+    let (topic, of_counters) = topics(namespace);
+    let (windows, counters) = (committed(brokers, &topic), committed(brokers, &of_counters));
+    let [window] = &windows[..] else { panic!("one window: {windows:?}") };
+    assert_eq!((window.count(), &*window.headers["counters"]), (1, &*names.len().to_string()));
+    assert!(counters.iter().map(|record| &record.key).eq(names), "each once, by name");
+    assert!(counters.iter().all(|record| record.count() == 1 && record.timestamp == window.timestamp));
+    // A transaction has one mark at its end, so its records have all offsets but the last.
+    let (_, end) = offsets(brokers, &of_counters);
+    assert_eq!(end.unsigned_abs(), names.len() as u64 + 1);
+}
+
+#[track_caller]
+fn assert_no_complaints(server: &Server) {
+    let complaints: Vec<_> = server.log().into_iter().filter(|event| event["level"] != "INFO").collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+const MANY: [&str; 6] = ["--window", "1h", "--max-counters", "200000", "--counter-memory", "512MiB"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_may_have_150_000_counters() {
+    let (brokers, namespace, names) = (shared(), namespace("many"), many(150_000));
+    let mut server = serve(&brokers, &namespace, &MANY).await;
+    send_to_many(&server, &names).await;
+    let before = peak(&server).unwrap();
+    server.process.signal("TERM");
+    let (mut highest, asked) = (before, Instant::now());
+    wait_until("the end", async || {
+        highest = peak(&server).unwrap_or(highest);
+        server.process.0.try_wait().unwrap().is_some()
+    })
+    .await;
+    let took = asked.elapsed();
+    assert!(server.ended().await.success());
+    println!("stopped after {took:?}, at most {before} kB before and {highest} kB in all");
+    assert_no_complaints(&server);
+    assert_one_transaction(&brokers, &namespace, &names);
+}
+
+/// librdkafka sends nothing by itself before its queue is full. The sink makes it send, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_wait_for_room_in_the_queue() {
+    let (brokers, namespace, names) = (shared(), namespace("room"), many(120_000));
+    let (_, of_counters) = topics(&namespace);
+    make(&brokers, &of_counters, 1, &[("max.message.bytes", "100000000")]).await;
+    let lazy = "linger.ms=25000;batch.num.messages=1000000;batch.size=90000000;message.max.bytes=100000000";
+    let mut server = serve(&brokers, &namespace, &[&MANY[..], &["--kafka-option", lazy]].concat()).await;
+    send_to_many(&server, &names).await;
+    assert!(server.stop().await.success());
+    assert_no_complaints(&server);
+    assert_one_transaction(&brokers, &namespace, &names);
 }

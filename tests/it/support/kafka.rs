@@ -224,6 +224,11 @@ pub fn partitions(brokers: &str, topic: &str) -> usize {
     topics.map(|topic| topic.partitions().len()).sum()
 }
 
+/// The first offset of a topic's first partition, and the one after the last: those of marks of transactions too.
+pub fn offsets(brokers: &str, topic: &str) -> (i64, i64) {
+    reader(brokers, topic, 1).fetch_watermarks(topic, 0, Duration::from_secs(10)).expect("offsets")
+}
+
 /// Follows a topic from its beginning, and notes when each record became readable.
 pub struct Tail {
     read: Arc<Mutex<Vec<(Record, SystemTime)>>>,

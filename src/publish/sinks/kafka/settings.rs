@@ -18,7 +18,7 @@ const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
 /// Records that wait in librdkafka for the brokers, at most. A window may have more counters: their records follow when there
 /// is room. Each takes about a kilobyte there.
-const QUEUED_RECORDS: u32 = 100_000;
+const QUEUED_RECORDS: u32 = 50_000;
 /// The same in kilobytes of values. That is more than so many records have.
 const QUEUED_KILOBYTES: u32 = 64 * 1024;
 /// Bytes that librdkafka sends to a partition at once, without `--kafka-option batch.size`.
