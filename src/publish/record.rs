@@ -18,6 +18,8 @@ pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
 pub(super) const COMPLETE: &str = "complete";
 pub(super) const COUNTERS: &str = "counters";
+/// The value of [`COUNTERS`] for counters that waited too long.
+pub(super) const SKIPPED: &str = "skipped";
 
 /// A closed window, as it is published.
 pub(super) struct Record<'a> {
@@ -132,7 +134,7 @@ impl<'a> Record<'a> {
     /// For a file: without the attributes that only a shared topic or stream needs.
     pub(super) fn line(&self) -> Line<'a> {
         let Origin { mode, standard_error, .. } = *self.origin;
-        let counters = matches!(self.counters, WindowCounters::Skipped).then_some("skipped");
+        let counters = matches!(self.counters, WindowCounters::Skipped).then_some(SKIPPED);
         Line { count: self.count, mode: mode.as_str(), standard_error, counters }
     }
 }

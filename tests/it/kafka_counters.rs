@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::{Instant, SystemTime};
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::support::fleet::seconds;
 use crate::support::http::Connection;
 use crate::support::kafka::{
-    Record, assert_each_once, committed, committed_in, namespace, offsets, partitions, shared, wait_recorded,
+    Record, admin, assert_each_once, committed, committed_in, make, namespace, offsets, partitions, shared,
+    wait_recorded,
 };
 use crate::support::process::{headcount, output_of};
 use crate::support::server::Server;
@@ -39,18 +38,6 @@ async fn send(connection: &mut Connection, from: u64, counters: &[&str]) {
     });
     let answer = connection.post("application/x-ndjson", body.as_bytes()).await.unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
-}
-
-fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
-}
-
-async fn make(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-    let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
-    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-    for made in admin(brokers).create_topics([&topic], &AdminOptions::new()).await.unwrap() {
-        made.unwrap();
-    }
 }
 
 /// Asserts that each window has as many counters as its header says, and that no counter is there twice or without its window.

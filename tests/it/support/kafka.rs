@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -222,6 +224,20 @@ pub fn partitions(brokers: &str, topic: &str) -> usize {
     let metadata = consumer.fetch_metadata(None, Duration::from_secs(10)).expect("metadata");
     let topics = metadata.topics().iter().filter(|found| found.name() == topic);
     topics.map(|topic| topic.partitions().len()).sum()
+}
+
+/// A client that makes and alters topics.
+pub fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client")
+}
+
+/// Makes a topic.
+pub async fn make(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    for made in admin(brokers).create_topics([&topic], &AdminOptions::new()).await.expect("an answer") {
+        made.expect("a topic");
+    }
 }
 
 /// The first offset of a topic's first partition, and the one after the last: those of marks of transactions too.

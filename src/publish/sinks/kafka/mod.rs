@@ -20,8 +20,10 @@
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
 
 mod client;
+pub(crate) mod counters;
 pub(crate) mod ledger;
 mod preflight;
+mod reader;
 mod settings;
 mod sink;
 mod topic;
