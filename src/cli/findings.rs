@@ -3,6 +3,11 @@
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
+use crate::model::window::WindowLength;
+
+/// Windows that a line names, at most.
+const NAMED: usize = 5;
+
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -33,6 +38,31 @@ impl<W: Write> Findings<W> {
         writeln!(self.out, "{verdict} {subject}: {text}")?;
         self.out.flush()
     }
+
+    /// Adds how many windows there are, and names some by their starts. It is well if there are none.
+    pub(super) fn windows(
+        &mut self,
+        verdict: Verdict,
+        subject: &str,
+        length: WindowLength,
+        starts: &[u64],
+    ) -> io::Result<()> {
+        if starts.is_empty() {
+            return self.add(Verdict::Ok, subject, "none");
+        }
+        let named = some(starts.iter().map(|start| length.starting_at(*start).to_string()));
+        self.add(verdict, subject, format_args!("{}: {named}", starts.len()))
+    }
+}
+
+/// The first of some items, and whether there are more.
+pub(super) fn some(items: impl IntoIterator<Item = String>) -> String {
+    let mut items = items.into_iter();
+    let mut named = items.by_ref().take(NAMED).collect::<Vec<_>>().join(", ");
+    if items.next().is_some() {
+        named += ", …";
+    }
+    named
 }
 
 impl Display for Verdict {

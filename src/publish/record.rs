@@ -18,6 +18,8 @@ pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
 pub(super) const COMPLETE: &str = "complete";
 pub(super) const COUNTERS: &str = "counters";
+/// The value of [`COUNTERS`] for counters that waited too long.
+pub(super) const SKIPPED: &str = "skipped";
 
 /// A closed window, as it is published.
 pub(super) struct Record<'a> {
@@ -39,34 +41,65 @@ pub(super) struct Line<'a> {
     counters: Option<&'static str>,
 }
 
+/// The count of a counter, as it is published. Its JSON has no other fields and this order.
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct CounterRecord<'a> {
+    pub(super) timestamp: Window,
+    pub(super) counter: &'a str,
+    pub(super) unique_request_count: u64,
+    #[serde(skip)]
+    pub(super) complete: bool,
+}
+
 /// The count of a counter, in one line of JSON.
 #[derive(Serialize)]
 struct CounterLine<'a> {
-    timestamp: Window,
-    counter: &'a str,
-    unique_request_count: u64,
+    #[serde(flatten)]
+    record: CounterRecord<'a>,
     complete: bool,
     mode: &'static str,
     standard_error: f64,
 }
 
+/// The counters of a window, by name.
+pub(super) fn counter_records(counters: &ClosedCounters) -> impl ExactSizeIterator<Item = CounterRecord<'_>> {
+    counters.counts.all().iter().map(|count| CounterRecord {
+        timestamp: counters.window(),
+        counter: &count.name,
+        unique_request_count: count.unique_ids,
+        complete: counters.is_complete(&count.name),
+    })
+}
+
+/// What sinks write beside the count of a counter. There are two of these in a window, so sinks may share them.
+pub(super) fn counter_attributes(origin: &Origin, complete: bool) -> [(&'static str, String); 4] {
+    [
+        ("mode", origin.mode.as_str().to_owned()),
+        ("standard_error", standard_error_of_counters(origin.mode).to_string()),
+        (WINDOW_SECONDS, origin.window.seconds().to_string()),
+        (COMPLETE, complete.to_string()),
+    ]
+}
+
 /// A line for each counter of a window, by name.
 pub(super) fn counter_lines(counters: &ClosedCounters, mode: Mode) -> serde_json::Result<Vec<u8>> {
     let mut lines = Vec::new();
-    for count in counters.counts.all() {
+    for record in counter_records(counters) {
         let line = CounterLine {
-            timestamp: counters.window(),
-            counter: &count.name,
-            unique_request_count: count.unique_ids,
-            complete: counters.is_complete(&count.name),
+            record,
+            complete: record.complete,
             mode: mode.as_str(),
-            // A counter has one sketch, whatever `--shards` says.
-            standard_error: standard_error(mode, Shards::ONE),
+            standard_error: standard_error_of_counters(mode),
         };
         serde_json::to_writer(&mut lines, &line)?;
         lines.push(b'\n');
     }
     Ok(lines)
+}
+
+/// A counter has one sketch, whatever `--shards` says.
+fn standard_error_of_counters(mode: Mode) -> f64 {
+    standard_error(mode, Shards::ONE)
 }
 
 impl<'a> Record<'a> {
@@ -101,7 +134,7 @@ impl<'a> Record<'a> {
     /// For a file: without the attributes that only a shared topic or stream needs.
     pub(super) fn line(&self) -> Line<'a> {
         let Origin { mode, standard_error, .. } = *self.origin;
-        let counters = self.counters.is_skipped().then_some("skipped");
+        let counters = self.counters.is_skipped().then_some(SKIPPED);
         Line { count: self.count, mode: mode.as_str(), standard_error, counters }
     }
 }

@@ -32,7 +32,8 @@ struct Sink {
 impl Sink {
     fn new(cluster: &Cluster) -> Self {
         let brokers = cluster.bootstrap_servers();
-        let settings = KafkaSettings::new(&brokers, "counts".to_owned(), &[]).expect("settings");
+        let settings = KafkaSettings::new(&brokers, "counts".to_owned(), "counters".to_owned(), &[]);
+        let settings = settings.expect("settings");
         let next = first_window();
         let origin = Origin {
             namespace: "faults".to_owned(),

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio::task::spawn_blocking;
 
 use crate::support::fleet::seconds;
-use crate::support::kafka::{Kafka, Record, Tail, assert_each_once, namespace, shared, wait_recorded};
+use crate::support::kafka::{Kafka, Record, Tail, admin, assert_each_once, namespace, shared, wait_recorded};
 use crate::support::process::{headcount, output_of};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -101,10 +100,8 @@ async fn a_sink_that_was_absent_gets_the_stored_counts() {
 async fn a_compacted_topic_is_refused() {
     let (brokers, namespace) = (shared(), namespace("compacted"));
     let topic = format!("{namespace}.unique-counts");
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
     let compacted = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set("cleanup.policy", "compact");
-    admin.create_topics([&compacted], &AdminOptions::new()).await.unwrap();
+    admin(&brokers).create_topics([&compacted], &AdminOptions::new()).await.unwrap();
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let mut server = Server::start(&args).await;
     let says = |event: &serde_json::Value| {
@@ -130,10 +127,6 @@ async fn a_stop_with_brokers_away_ends_in_time() {
         assert_eq!(server.stop().await.code(), Some(code), "{:?}", server.log().last());
         assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
     }
-}
-
-fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
 }
 
 /// The topic is deleted while the service runs. The service creates it again and logs that, and windows continue.

@@ -43,6 +43,7 @@ mod http_table;
 mod id_keys;
 mod instances;
 mod kafka;
+mod kafka_counters;
 mod kafka_faults;
 mod kafka_topic;
 mod layouts;

@@ -1,4 +1,4 @@
-//! Checks of Kafka: the brokers, the topic, its rights, and its last record.
+//! Checks of Kafka: the brokers, the topics, the user's rights to them, and the last record.
 
 use std::io::{self, Write};
 
@@ -6,17 +6,29 @@ use crate::cli::backend::instance_id;
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
 use crate::publish::sinks::SinkError;
-use crate::publish::sinks::kafka::{KafkaSettings, Preflight, preflight};
+use crate::publish::sinks::kafka::{KafkaSettings, Preflight, TopicPreflight, preflight};
 
-/// Looks at the topic as the sink would.
+/// A topic, and how findings call it.
+struct Looked<'a> {
+    name: &'a str,
+    /// Of what it has.
+    subject: &'a str,
+    writing: &'a str,
+    /// Only its first partition is used.
+    has_one_partition: bool,
+}
+
+/// Looks at the topics as the sink would.
 pub(super) async fn look(
     settings: &Settings,
     kafka: &KafkaSettings,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let (origin, to_look_at) = (settings.origin(instance_id()), kafka.clone());
-    let looked = tokio::task::spawn_blocking(move || preflight(&to_look_at, &origin)).await;
-    let Preflight { partitions, last, writable } =
+    let with_counters = settings.counting.counters.most > 0;
+    let look = move || preflight(&to_look_at, &origin, with_counters);
+    let looked = tokio::task::spawn_blocking(look).await;
+    let Preflight { windows, last, counters } =
         match looked.unwrap_or_else(|error| Err(SinkError::unavailable(error))) {
             Ok(found) => found,
             Err(error) => {
@@ -25,35 +37,51 @@ pub(super) async fn look(
             }
         };
     findings.add(Verdict::Ok, "kafka", "reachable")?;
-    let topic = &kafka.topic;
-    match partitions {
-        0 => {
-            return match writable {
-                Ok(()) => findings.add(
-                    Verdict::Ok,
-                    "topic",
-                    format_args!("{topic} does not exist, it will be made"),
-                ),
-                Err(error) => findings.add(
-                    Verdict::Fail,
-                    "topic",
-                    format_args!("{topic} does not exist, and nothing could be published: {error}"),
-                ),
+    let topic = Looked { name: &kafka.topic, subject: "topic", writing: "writing", has_one_partition: true };
+    if topic.report(windows, findings)? {
+        let name = &kafka.topic;
+        match last {
+            Ok(None) => findings.add(Verdict::Ok, "record", format_args!("{name} has no window yet")),
+            Ok(Some(last)) => {
+                findings.add(Verdict::Ok, "record", format_args!("{name} goes on after {last}"))
+            }
+            Err(error) => findings.add(Verdict::Fail, "record", error),
+        }?;
+    }
+    let topic = Looked {
+        name: &kafka.counters_topic,
+        subject: "counters topic",
+        writing: "counters writing",
+        has_one_partition: false,
+    };
+    counters.map_or(Ok(()), |counters| topic.report(counters, findings).map(|_is_there| ()))
+}
+
+impl Looked<'_> {
+    /// Returns whether the topic is there.
+    fn report(&self, looked: TopicPreflight, findings: &mut Findings<impl Write>) -> io::Result<bool> {
+        let TopicPreflight { partitions, writable } = looked;
+        let &Self { name, subject, writing, has_one_partition } = self;
+        if partitions == 0 {
+            let (verdict, what) = match writable {
+                Ok(()) => (Verdict::Ok, "it will be made".to_owned()),
+                Err(error) => (Verdict::Fail, format!("and nothing could be published: {error}")),
             };
+            findings.add(verdict, subject, format_args!("{name} does not exist, {what}"))?;
+            return Ok(false);
         }
-        1 => findings.add(Verdict::Ok, "topic", format_args!("{topic} has one partition"))?,
-        _ => {
-            let text = format_args!("{topic} has {partitions} partitions, of which only the first is used");
-            findings.add(Verdict::Warn, "topic", text)?;
+        let (verdict, how_many) = match partitions {
+            1 => (Verdict::Ok, "one partition".to_owned()),
+            _ if has_one_partition => {
+                (Verdict::Warn, format!("{partitions} partitions, of which only the first is used"))
+            }
+            _ => (Verdict::Ok, format!("{partitions} partitions")),
+        };
+        findings.add(verdict, subject, format_args!("{name} has {how_many}"))?;
+        match writable {
+            Ok(()) => findings.add(Verdict::Ok, writing, format_args!("{name} takes transactions"))?,
+            Err(error) => findings.add(Verdict::Fail, writing, format_args!("{name} does not: {error}"))?,
         }
-    }
-    match writable {
-        Ok(()) => findings.add(Verdict::Ok, "writing", format_args!("{topic} takes transactions"))?,
-        Err(error) => findings.add(Verdict::Fail, "writing", format_args!("{topic} does not: {error}"))?,
-    }
-    match last {
-        Ok(None) => findings.add(Verdict::Ok, "record", format_args!("{topic} has no window yet")),
-        Ok(Some(last)) => findings.add(Verdict::Ok, "record", format_args!("{topic} goes on after {last}")),
-        Err(error) => findings.add(Verdict::Fail, "record", error),
+        Ok(true)
     }
 }

@@ -56,6 +56,17 @@ pub(super) struct KafkaFlags {
     // Not a doc comment: help has no Markdown.
     #[arg(
         long,
+        env = "HEADCOUNT_KAFKA_COUNTERS_TOPIC",
+        value_name = "NAME",
+        value_parser = topic,
+        help = "The topic of counters. Nothing else may be in it; headcount makes it when the first window has \
+                counters [default: <namespace>.counter-counts]"
+    )]
+    kafka_counters_topic: Option<String>,
+
+    // Not a doc comment: help has no Markdown.
+    #[arg(
+        long,
         env = "HEADCOUNT_KAFKA_OPTION",
         value_name = "KEY=VALUE",
         value_delimiter = ';',
@@ -70,13 +81,18 @@ impl KafkaFlags {
     /// None when nothing goes to Kafka.
     pub(super) fn settings(self, namespace: &str) -> Result<Option<KafkaSettings>, String> {
         let Some(brokers) = &self.kafka_brokers else {
-            if self.kafka_topic.is_none() && self.kafka_option.is_empty() {
+            let topics = [&self.kafka_topic, &self.kafka_counters_topic];
+            if topics.iter().all(|topic| topic.is_none()) && self.kafka_option.is_empty() {
                 return Ok(None);
             }
-            return Err("'--kafka-topic' and '--kafka-option' require '--kafka-brokers'".to_owned());
+            return Err(
+                "'--kafka-topic', '--kafka-counters-topic' and '--kafka-option' require '--kafka-brokers'"
+                    .to_owned(),
+            );
         };
         let topic = self.kafka_topic.unwrap_or_else(|| format!("{namespace}.unique-counts"));
-        KafkaSettings::new(brokers, topic, &self.kafka_option).map(Some)
+        let counters = self.kafka_counters_topic.unwrap_or_else(|| format!("{namespace}.counter-counts"));
+        KafkaSettings::new(brokers, topic, counters, &self.kafka_option).map(Some)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Kafka: the broker that scripts/test starts for all tests, brokers that a test starts, and the records of a topic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -154,8 +156,8 @@ impl Record {
     }
 }
 
-/// Reads committed records of a topic from its beginning.
-fn reader(brokers: &str, topic: &str) -> BaseConsumer {
+/// Reads committed records of a topic's first partitions from their beginning.
+fn reader(brokers: &str, topic: &str, partitions: i32) -> BaseConsumer {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "test")
@@ -166,9 +168,11 @@ fn reader(brokers: &str, topic: &str) -> BaseConsumer {
         .set("reconnect.backoff.max.ms", "500")
         .create()
         .expect("a consumer");
-    let mut partitions = TopicPartitionList::new();
-    partitions.add_partition_offset(topic, 0, Offset::Beginning).expect("a partition");
-    consumer.assign(&partitions).expect("an assignment");
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("a partition");
+    }
+    consumer.assign(&assignment).expect("an assignment");
     consumer
 }
 
@@ -185,14 +189,25 @@ impl From<BorrowedMessage<'_>> for Record {
     }
 }
 
-/// All committed records of a topic; none if there is no topic.
+/// All committed records of a topic's first partition; none if there is no topic.
 pub fn committed(brokers: &str, topic: &str) -> Vec<Record> {
-    let consumer = reader(brokers, topic);
-    let mut records = Vec::new();
+    committed_in(brokers, topic, 1).into_iter().map(|(_, record)| record).collect()
+}
+
+/// All committed records of a topic's first partitions, each with its partition; none if there is no topic.
+pub fn committed_in(brokers: &str, topic: &str, partitions: i32) -> Vec<(i32, Record)> {
+    let consumer = reader(brokers, topic, partitions);
+    let (mut records, mut ended) = (Vec::new(), BTreeSet::new());
     loop {
         match consumer.poll(Duration::from_secs(10)) {
-            Some(Ok(message)) => records.push(message.into()),
-            Some(Err(KafkaError::PartitionEOF(_))) | None => return records,
+            Some(Ok(message)) => records.push((message.partition(), message.into())),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                ended.insert(partition);
+                if ended.len() == partitions as usize {
+                    return records;
+                }
+            }
+            None => return records,
             Some(Err(error))
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) =>
             {
@@ -201,6 +216,33 @@ pub fn committed(brokers: &str, topic: &str) -> Vec<Record> {
             Some(Err(_)) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// How many partitions a topic has; 0 if there is no topic.
+pub fn partitions(brokers: &str, topic: &str) -> usize {
+    let consumer = reader(brokers, topic, 0);
+    let metadata = consumer.fetch_metadata(None, Duration::from_secs(10)).expect("metadata");
+    let topics = metadata.topics().iter().filter(|found| found.name() == topic);
+    topics.map(|topic| topic.partitions().len()).sum()
+}
+
+/// A client that makes and alters topics.
+pub fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a client")
+}
+
+/// Makes a topic.
+pub async fn make(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    for made in admin(brokers).create_topics([&topic], &AdminOptions::new()).await.expect("an answer") {
+        made.expect("a topic");
+    }
+}
+
+/// The first offset of a topic's first partition, and the one after the last: those of marks of transactions too.
+pub fn offsets(brokers: &str, topic: &str) -> (i64, i64) {
+    reader(brokers, topic, 1).fetch_watermarks(topic, 0, Duration::from_secs(10)).expect("offsets")
 }
 
 /// Follows a topic from its beginning, and notes when each record became readable.
@@ -213,7 +255,7 @@ impl Tail {
     pub fn start(brokers: &str, topic: &str) -> Self {
         let (read, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (sink, stopped) = (Arc::clone(&read), Arc::clone(&stop));
-        let consumer = reader(brokers, topic);
+        let consumer = reader(brokers, topic, 1);
         std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 // Ignored: the brokers may be away, and the topic may not exist yet.

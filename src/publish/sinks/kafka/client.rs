@@ -9,6 +9,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 use tracing::{debug, error};
 
@@ -17,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long a call to the brokers may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// The only partition that headcount uses.
+/// The only partition of windows. Counters may be in several.
 pub(super) const PARTITION: i32 = 0;
 
 /// After most errors another try may help, so only those that fence the producer are told apart.
@@ -40,6 +41,8 @@ pub(super) struct Watcher {
     errors: Counter,
     /// The last error that librdkafka reported. The error of a call itself often says only that it timed out.
     last_error: Arc<Mutex<Option<String>>>,
+    /// The first error of a record. There may be 100 000 records in a transaction, so none has a result of its own.
+    undelivered: Arc<Mutex<Option<KafkaError>>>,
 }
 
 impl Watcher {
@@ -49,12 +52,23 @@ impl Watcher {
             queue_length: metrics.kafka_queue_length.clone(),
             errors: metrics.kafka_errors.clone(),
             last_error: Arc::default(),
+            undelivered: Arc::default(),
         }
     }
 
     /// A call begins: earlier errors do not explain its failure.
     pub(super) fn begin(&self) {
         *self.last_error.lock() = None;
+    }
+
+    /// For another producer: it keeps only the errors of its own records.
+    pub(super) fn another(&self) -> Self {
+        Self { undelivered: Arc::default(), ..self.clone() }
+    }
+
+    /// The first error of a record since the last time.
+    pub(super) fn undelivered(&self) -> Option<KafkaError> {
+        self.undelivered.lock().take()
     }
 
     /// There is no client any more, so no statistics will come.
@@ -103,3 +117,14 @@ impl ClientContext for Watcher {
 }
 
 impl ConsumerContext for Watcher {}
+
+impl ProducerContext for Watcher {
+    type DeliveryOpaque = ();
+
+    /// Called only for records that failed.
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.undelivered.lock().get_or_insert_with(|| error.clone());
+        }
+    }
+}

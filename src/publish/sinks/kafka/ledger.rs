@@ -7,19 +7,15 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::message::{BorrowedMessage, Message};
 use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tracing::warn;
 
-use super::client::{PARTITION, TIMEOUT, failure};
+use super::client::PARTITION;
+use super::reader::{Isolation, Reader, header, seconds_of};
 use super::settings::KafkaSettings;
 use crate::model::window::Window;
-use crate::publish::record::{ACCEPTED_IDS, COMPLETE, WINDOW_SECONDS};
+use crate::publish::record::{ACCEPTED_IDS, COMPLETE, COUNTERS, SKIPPED, WINDOW_SECONDS};
 use crate::publish::sinks::{Origin, SinkError};
 
 /// How many offsets before the end the ledger first looks for the last record.
@@ -38,6 +34,16 @@ pub(crate) struct Entry {
     /// None if the record has no such header.
     pub(crate) accepted_ids: Option<u64>,
     pub(crate) complete: bool,
+    pub(crate) counters: EntryCounters,
+}
+
+/// How many counters a published window has in the other topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EntryCounters {
+    /// The window has so many; 0 if its record has no such header.
+    Number(u64),
+    /// They waited too long, so there are none.
+    Skipped,
 }
 
 #[derive(Deserialize)]
@@ -52,22 +58,22 @@ pub(crate) fn read(
     origin: &Origin,
     each: impl FnMut(Entry),
 ) -> Result<(), SinkError> {
-    let committed = Reader::new(settings, origin, "read_committed")?;
-    let (first, _) = committed.offsets()?;
-    committed.read_since(first, each)
+    let ledger = Ledger::new(settings, origin)?;
+    let (first, _) = ledger.committed.offsets(PARTITION)?;
+    ledger.read_since(first, each)
 }
 
 /// The last committed window. The caller's producer has fenced all earlier producers. A later producer may fence it
 /// meanwhile and add a window. Then the caller's producer can publish nothing.
 pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<Window>, SinkError> {
-    let (first, end) = Reader::new(settings, origin, "read_uncommitted")?.offsets()?;
-    let committed = Reader::new(settings, origin, "read_committed")?;
-    committed.wait_for_transactions(end)?;
+    let (first, end) = Reader::new(settings, settings.windows(), Isolation::All)?.offsets(PARTITION)?;
+    let ledger = Ledger::new(settings, origin)?;
+    ledger.wait_for_transactions(end)?;
     let mut look = FIRST_LOOK;
     loop {
         let from = (end - look).max(first);
         let mut last = None;
-        committed.read_since(from, |entry| last = Some(entry))?;
+        ledger.read_since(from, |entry| last = Some(entry))?;
         if let Some(Entry { start, seconds, .. }) = last {
             // If windows had another length then, this is the one of today's length in which that window ends.
             return Ok(Some(origin.window.starting_at(start + seconds.max(1) - 1)));
@@ -79,28 +85,23 @@ pub(super) fn last(settings: &KafkaSettings, origin: &Origin) -> Result<Option<W
     }
 }
 
-struct Reader<'a> {
+struct Ledger<'a> {
     settings: &'a KafkaSettings,
     origin: &'a Origin,
-    consumer: BaseConsumer,
+    committed: Reader<'a>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(settings: &'a KafkaSettings, origin: &'a Origin, isolation: &str) -> Result<Self, SinkError> {
-        let consumer = settings.consumer(isolation).create().map_err(failure)?;
-        Ok(Self { settings, origin, consumer })
-    }
-
-    /// The first offset, and the one after the last that this reader may read.
-    fn offsets(&self) -> Result<(i64, i64), SinkError> {
-        self.consumer.fetch_watermarks(&self.settings.topic, PARTITION, TIMEOUT).map_err(failure)
+impl<'a> Ledger<'a> {
+    fn new(settings: &'a KafkaSettings, origin: &'a Origin) -> Result<Self, SinkError> {
+        let committed = Reader::new(settings, settings.windows(), Isolation::Committed)?;
+        Ok(Self { settings, origin, committed })
     }
 
     /// Waits until this reader may read to `end`.
     fn wait_for_transactions(&self, end: i64) -> Result<(), SinkError> {
         let started = Instant::now();
         let mut warned = false;
-        while self.offsets()?.1 < end {
+        while self.committed.offsets(PARTITION)?.1 < end {
             if started.elapsed() > PATIENCE {
                 return Err(SinkError::unavailable("another producer's open transaction blocks the topic"));
             }
@@ -117,19 +118,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read_since(&self, from: i64, mut each: impl FnMut(Entry)) -> Result<(), SinkError> {
-        let mut partitions = TopicPartitionList::new();
-        let from = Offset::Offset(from);
-        partitions.add_partition_offset(&self.settings.topic, PARTITION, from).map_err(failure)?;
-        self.consumer.assign(&partitions).map_err(failure)?;
-        loop {
-            match self.consumer.poll(TIMEOUT) {
-                None => return Err(SinkError::unavailable("Kafka does not answer in time")),
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
-                Some(Err(error)) if is_passing(&error) => {}
-                Some(Err(error)) => return Err(failure(error)),
-                Some(Ok(record)) => each(self.entry(&record)?),
-            }
-        }
+        self.committed.read(PARTITION, from, |record| self.entry(record).map(&mut each))
     }
 
     fn entry(&self, record: &BorrowedMessage<'_>) -> Result<Entry, SinkError> {
@@ -146,15 +135,11 @@ impl<'a> Reader<'a> {
             return Err(foreign(&format!("a record with the key '{key}'")));
         }
         let value: Option<Value> = record.payload().and_then(|value| serde_json::from_slice(value).ok());
-        let start = value.as_ref().and_then(|value| OffsetDateTime::parse(&value.timestamp, &Rfc3339).ok());
-        let start = start.and_then(|start| u64::try_from(start.unix_timestamp()).ok());
+        let start = value.as_ref().and_then(|value| seconds_of(&value.timestamp));
         let Some((Value { unique_request_count, .. }, start)) = value.zip(start) else {
             return Err(foreign("a record that is no count"));
         };
-        let header = |key: &str| {
-            let header = record.headers()?.iter().find(|header| header.key == key)?;
-            std::str::from_utf8(header.value?).ok()
-        };
+        let header = |key: &str| header(record, key);
         let seconds = header(WINDOW_SECONDS).and_then(|seconds| seconds.parse().ok());
         Ok(Entry {
             start,
@@ -162,14 +147,10 @@ impl<'a> Reader<'a> {
             unique_request_count,
             accepted_ids: header(ACCEPTED_IDS).and_then(|ids| ids.parse().ok()),
             complete: header(COMPLETE) == Some("true"),
+            counters: match header(COUNTERS) {
+                Some(SKIPPED) => EntryCounters::Skipped,
+                number => EntryCounters::Number(number.and_then(|n| n.parse().ok()).unwrap_or_default()),
+            },
         })
     }
-}
-
-/// Whether this is an error of single brokers, which librdkafka handles itself.
-fn is_passing(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown)
-    )
 }

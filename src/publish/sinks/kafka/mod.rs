@@ -1,4 +1,4 @@
-//! The Kafka sink: every window exactly once in a topic.
+//! The Kafka sink: every window exactly once in a topic, and its counters in another one.
 //!
 //! # How
 //!
@@ -10,6 +10,9 @@
 //! 2. reads the last committed record ([`ledger`]): no other producer can add one now;
 //! 3. goes on with the window after it, one transaction a window.
 //!
+//! The counts of a window's counters go to a topic of their own, in the transaction of their window and before it. Only the
+//! topic of windows says where to go on: what it has is never written again.
+//!
 //! A leader may be paused in the middle of a commit, and go on while another one leads: Kafka refuses its commit. A leader may
 //! die after its commit, before Redis has the new published position. The next leader finds the window in the topic, and does
 //! not repeat it. Readers have to read with `isolation.level=read_committed`.
@@ -17,12 +20,15 @@
 //! (KIP-98, *Exactly Once Delivery and Transactional Messaging*.)
 
 mod client;
+pub(crate) mod counters;
 pub(crate) mod ledger;
 mod preflight;
+mod reader;
 mod settings;
 mod sink;
 mod topic;
+mod transaction;
 
-pub(crate) use self::preflight::{Preflight, preflight};
+pub(crate) use self::preflight::{Preflight, TopicPreflight, preflight};
 pub use self::settings::KafkaSettings;
 pub use self::sink::KafkaSink;

@@ -2,71 +2,101 @@
 
 use std::time::SystemTime;
 
-use rdkafka::producer::{FutureProducer, Producer};
-use tokio::runtime::Handle;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::Producer as _;
 
 use super::client::{TIMEOUT, Watcher, failure};
 use super::ledger;
 use super::settings::KafkaSettings;
+use super::topic::Topic;
+use super::transaction::Producer;
 use crate::model::window::Window;
 use crate::publish::sinks::{Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
 
 /// What the check found.
 pub(crate) struct Preflight {
-    /// How many partitions the topic has; 0 if it does not exist.
-    pub(crate) partitions: usize,
+    /// The topic of windows.
+    pub(crate) windows: TopicPreflight,
     /// The last published window.
     pub(crate) last: Result<Option<Window>, SinkError>,
+    /// The topic of their counters; none if it was not looked at.
+    pub(crate) counters: Option<TopicPreflight>,
+}
+
+/// What the check found about a topic.
+pub(crate) struct TopicPreflight {
+    /// How many partitions it has; 0 if it does not exist.
+    pub(crate) partitions: usize,
     pub(crate) writable: Result<(), SinkError>,
 }
 
-/// Tries a transaction with another id than the sink's, and aborts it, so that readers do not see it. It fails if the
+/// Tries transactions with another id than the sink's, and aborts them, so that readers do not see them. It fails if the
 /// brokers do not answer.
-pub(crate) fn preflight(settings: &KafkaSettings, origin: &Origin) -> Result<Preflight, SinkError> {
-    let watcher = Watcher::new(&Metrics::new());
-    let config = settings.trial_producer();
-    let producer: FutureProducer<Watcher> = config.create_with_context(watcher.clone()).map_err(failure)?;
-    let partitions = settings.partitions(producer.client()).map_err(|error| watcher.explain(error))?;
-    if partitions == 0 {
-        // Without a topic, this still shows whether transactions work and the advertised addresses can be reached.
-        let can_begin = producer.init_transactions(TIMEOUT).map_err(failure);
-        let writable = match can_begin {
-            Ok(()) | Err(SinkError::Fenced) => settings.try_to_make_topic(),
-            Err(error) => Err(error),
-        };
-        let writable = writable.map_err(|error| watcher.explain(error));
-        return Ok(Preflight { partitions, last: Ok(None), writable });
-    }
-    // The time of a window that is published late.
-    let time = origin.window.window_at(SystemTime::now()).previous().start();
-    let writable = match try_to_write(settings, origin, &producer, time) {
-        // Only another check can have fenced this one, so transactions work.
-        Ok(()) | Err(SinkError::Fenced) => settings.see_that_it_takes_records(),
-        Err(error) => Err(watcher.explain(settings.explain(producer.client(), time, error))),
-    };
-    let last = ledger::last(settings, origin).map_err(|error| watcher.explain(error));
-    Ok(Preflight { partitions, last, writable })
-}
-
-fn try_to_write(
+pub(crate) fn preflight(
     settings: &KafkaSettings,
     origin: &Origin,
-    producer: &FutureProducer<Watcher>,
+    with_counters: bool,
+) -> Result<Preflight, SinkError> {
+    let watcher = Watcher::new(&Metrics::new());
+    let config = settings.trial_producer();
+    let producer: Producer = config.create_with_context(watcher.clone()).map_err(failure)?;
+    // The time of a window that is published late.
+    let time = origin.window.window_at(SystemTime::now()).previous().start();
+    let trial = Trial { producer, origin, time };
+    let windows = settings.windows();
+    let partitions = windows.partitions(trial.producer.client()).map_err(|error| watcher.explain(error))?;
+    // Without a topic, this still shows whether transactions work and the advertised addresses can be reached.
+    let writable = match trial.producer.init_transactions(TIMEOUT).map_err(failure) {
+        // Only another check can have fenced this one, so transactions work.
+        Ok(()) | Err(SinkError::Fenced) => trial.look_at(windows, partitions),
+        Err(error) => {
+            let writable = Err(watcher.explain(error));
+            let windows = TopicPreflight { partitions, writable };
+            return Ok(Preflight { windows, last: Ok(None), counters: None });
+        }
+    };
+    let windows = TopicPreflight { partitions, writable: writable.map_err(|error| watcher.explain(error)) };
+    let last = if partitions == 0 { Ok(None) } else { ledger::last(settings, origin) };
+    let last = last.map_err(|error| watcher.explain(error));
+    let mut counters = None;
+    if with_counters {
+        watcher.begin();
+        let topic = settings.counters();
+        let partitions = topic.partitions(trial.producer.client()).map_err(|error| watcher.explain(error))?;
+        let writable = trial.look_at(topic, partitions).map_err(|error| watcher.explain(error));
+        counters = Some(TopicPreflight { partitions, writable });
+    }
+    Ok(Preflight { windows, last, counters })
+}
+
+struct Trial<'a> {
+    producer: Producer,
+    origin: &'a Origin,
     time: SystemTime,
-) -> Result<(), SinkError> {
-    producer.init_transactions(TIMEOUT).map_err(failure)?;
-    producer.begin_transaction().map_err(failure)?;
-    let record = settings.record(&origin.namespace, b"headcount check", time);
-    let sent = producer.send_result(record).map_err(|(error, _)| failure(error));
-    let flushed = producer.flush(TIMEOUT).map_err(failure);
-    producer.abort_transaction(TIMEOUT).map_err(failure)?;
-    let delivered = sent?;
-    flushed?;
-    // After the flush the result is there, so this does not wait.
-    match Handle::current().block_on(delivered) {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err((error, _))) => Err(failure(error)),
-        Err(error) => Err(SinkError::unavailable(error)),
+}
+
+impl Trial<'_> {
+    /// Whether a topic takes records, or could be made.
+    fn look_at(&self, topic: Topic<'_>, partitions: usize) -> Result<(), SinkError> {
+        if partitions == 0 {
+            return topic.try_to_make();
+        }
+        match self.try_to_write(topic).map_err(failure) {
+            Ok(()) | Err(SinkError::Fenced) => topic.see_that_it_takes_records(),
+            Err(error) => Err(topic.explain(self.producer.client(), self.time, error)),
+        }
+    }
+
+    fn try_to_write(&self, topic: Topic<'_>) -> Result<(), KafkaError> {
+        let Self { producer, origin, time } = self;
+        producer.begin_transaction()?;
+        let sent = producer.send(topic.record(&origin.namespace, b"headcount check", *time));
+        let flushed = producer.flush(TIMEOUT);
+        let refused = producer.client().context().undelivered();
+        producer.abort_transaction(TIMEOUT)?;
+        sent.map_err(|(error, _)| error)?;
+        flushed?;
+        refused.map_or(Ok(()), Err)
     }
 }

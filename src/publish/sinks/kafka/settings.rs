@@ -1,35 +1,48 @@
-//! The settings of Kafka: brokers, topic, and options of librdkafka.
+//! The settings of Kafka: brokers, topics, and options of librdkafka.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{BaseProducer, FutureRecord};
+use rdkafka::producer::BaseProducer;
 use tracing::warn;
 
-use super::client::{PARTITION, TIMEOUT, failure};
+use super::client::{TIMEOUT, failure};
 use crate::platform::secret;
 use crate::publish::sinks::SinkError;
 
 /// How often librdkafka sends its statistics.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
+/// Records that wait in librdkafka for the brokers, at most. A window may have more counters: their records follow when there
+/// is room. Each takes about a kilobyte there.
+const QUEUED_RECORDS: u32 = 50_000;
+/// The same in kilobytes of values. That is more than so many records have.
+const QUEUED_KILOBYTES: u32 = 64 * 1024;
+/// Bytes that librdkafka sends to a partition at once, without `--kafka-option batch.size`.
+const BATCH_BYTES: u64 = 1_000_000;
+
 /// Options that could break the promise of each window exactly once, or that have a flag of their own.
-const OURS: [&str; 14] = [
+const OURS: [&str; 18] = [
     "acks",
     "allow.auto.create.topics",
     "auto.offset.reset",
     "bootstrap.servers",
     // With it, the ledger would read from a replica that may lag behind.
     "client.rack",
+    "delivery.report.only.error",
     "enable.auto.commit",
     "enable.idempotence",
     "enable.partition.eof",
     "group.id",
     "isolation.level",
     "metadata.broker.list",
+    // It decides in which partition a counter is.
+    "partitioner",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
     "request.required.acks",
     "test.mock.num.brokers",
     "transactional.id",
@@ -38,8 +51,10 @@ const OURS: [&str; 14] = [
 /// Settings that librdkafka has accepted.
 #[derive(Debug, Clone)]
 pub struct KafkaSettings {
-    /// The topic.
+    /// The topic of windows.
     pub topic: String,
+    /// The topic of their counters.
+    pub counters_topic: String,
     config: ClientConfig,
     /// Options whose values are in files, as `file:PATH`.
     files: Vec<(String, String)>,
@@ -94,7 +109,17 @@ impl KafkaSettings {
     /// # Errors
     ///
     /// A line for the user, without the value of an option.
-    pub fn new(brokers: &str, topic: String, options: &[String]) -> Result<Self, String> {
+    pub fn new(
+        brokers: &str,
+        topic: String,
+        counters_topic: String,
+        options: &[String],
+    ) -> Result<Self, String> {
+        if topic == counters_topic {
+            return Err(format!(
+                "'--kafka-topic <NAME>' and '--kafka-counters-topic <NAME>' are both '{topic}': they must differ"
+            ));
+        }
         if !brokers.split(',').all(|broker| is_broker(broker.trim())) {
             // The error does not quote a value that may contain a password.
             let value = if brokers.contains(['@', '/']) { String::new() } else { format!(" '{brokers}'") };
@@ -108,7 +133,8 @@ impl KafkaSettings {
             .set("bootstrap.servers", brokers)
             .set("client.id", "headcount")
             .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
-            // Longer than all calls of one transaction. If a leader dies and no other follows, readers wait for so
+            .set("batch.size", BATCH_BYTES.to_string())
+            // As long as all calls of one transaction: the counters, the window, the commit. If a leader dies and no other follows, readers wait for so
             // long.
             .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
             .set("allow.auto.create.topics", "false")
@@ -124,7 +150,7 @@ impl KafkaSettings {
                 files.push((key.to_owned(), given.to_owned()));
             }
         }
-        let settings = Self { topic, config, files };
+        let settings = Self { topic, counters_topic, config, files };
         settings.try_out()?;
         Ok(settings)
     }
@@ -171,8 +197,19 @@ impl KafkaSettings {
 
     fn transactional(&self, prefix: &str) -> ClientConfig {
         let mut config = self.config();
-        config.set("transactional.id", format!("{prefix}.{}", self.topic));
         config
+            .set("transactional.id", format!("{prefix}.{}", self.topic))
+            // As the Java client: a counter is always in the same partition.
+            .set("partitioner", "murmur2")
+            .set("queue.buffering.max.messages", QUEUED_RECORDS.to_string())
+            .set("queue.buffering.max.kbytes", QUEUED_KILOBYTES.to_string())
+            .set("delivery.report.only.error", "true");
+        config
+    }
+
+    /// Bytes that librdkafka sends to a partition at once.
+    pub(super) fn batch_bytes(&self) -> u64 {
+        self.config.get("batch.size").and_then(|bytes| bytes.parse().ok()).unwrap_or(BATCH_BYTES)
     }
 
     /// For a reader: of committed records, or of all records.
@@ -189,21 +226,6 @@ impl KafkaSettings {
         config
     }
 
-    /// A record for the topic, in the only partition that headcount uses.
-    pub(super) fn record<'a>(
-        &'a self,
-        namespace: &'a str,
-        value: &'a [u8],
-        time: SystemTime,
-    ) -> FutureRecord<'a, str, [u8]> {
-        let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        FutureRecord::to(&self.topic)
-            .partition(PARTITION)
-            .key(namespace)
-            .payload(value)
-            .timestamp(since_1970.as_millis() as i64)
-    }
-
     pub(super) fn admin(&self) -> Result<AdminClient<DefaultClientContext>, SinkError> {
         self.config().create().map_err(failure)
     }
@@ -215,13 +237,26 @@ mod tests {
 
     use super::*;
 
+    fn new(options: &[String]) -> Result<KafkaSettings, String> {
+        KafkaSettings::new("127.0.0.1:9092", "topic".to_owned(), "counters".to_owned(), options)
+    }
+
+    /// librdkafka takes options of topics with a prefix, too.
+    #[test]
+    fn options_that_headcount_needs_are_refused() {
+        for key in OURS.iter().flat_map(|key| [(*key).to_owned(), format!("topic.{key}")]) {
+            let error = new(&[format!("{key}=1")]).unwrap_err();
+            assert!(error.contains(&key) && error.contains("exactly once"), "{error}");
+        }
+    }
+
     /// Each new client gets the value that is in the file by then. Without the file it gets the value from the start.
     #[test]
     fn values_in_files_are_read_again() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "first\n").unwrap();
         let option = format!("sasl.password=file:{}", file.path().display());
-        let settings = KafkaSettings::new("127.0.0.1:9092", "topic".to_owned(), &[option]).unwrap();
+        let settings = new(&[option]).unwrap();
         let password = || settings.producer().get("sasl.password").map(str::to_owned);
         assert_eq!(password().as_deref(), Some("first"));
         fs::write(file.path(), "second\n").unwrap();

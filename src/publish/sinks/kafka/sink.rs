@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, Producer};
+use rdkafka::producer::Producer as _;
 use tokio::runtime::Handle;
 use tracing::info;
 
 use super::client::{TIMEOUT, Watcher, failure};
 use super::ledger;
 use super::settings::KafkaSettings;
+use super::transaction::{Producer, Publication, headers};
 use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::window::Window;
@@ -19,24 +19,27 @@ use crate::publish::record::Record;
 use crate::publish::sinks::{CountSink, Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
 
-/// How often the sink checks the settings of the topic while it publishes without errors.
+/// How often the sink checks the settings of its topics while it publishes without errors.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// Publishes to a topic.
+/// Publishes windows to a topic, and their counters to another one.
 pub struct KafkaSink {
     settings: Arc<KafkaSettings>,
     origin: Arc<Origin>,
     watcher: Watcher,
-    producer: Option<Arc<FutureProducer<Watcher>>>,
-    /// When the sink last checked the settings of the topic, which an operator may change.
+    producer: Option<Arc<Producer>>,
+    /// When the sink last checked the settings of the topics, which an operator may change.
     looked: Instant,
+    /// The topic of counters is there. Where nobody uses counters, it is not needed.
+    counters_are_prepared: bool,
 }
 
 impl KafkaSink {
     /// Does not connect yet.
     pub fn new(settings: KafkaSettings, origin: Origin, metrics: &Metrics) -> Self {
         let (settings, origin) = (Arc::new(settings), Arc::new(origin));
-        Self { settings, origin, watcher: Watcher::new(metrics), producer: None, looked: Instant::now() }
+        let (watcher, looked) = (Watcher::new(metrics), Instant::now());
+        Self { settings, origin, watcher, producer: None, looked, counters_are_prepared: false }
     }
 
     /// Runs calls of librdkafka, which block, on a thread of their own.
@@ -58,15 +61,15 @@ impl CountSink for KafkaSink {
 
     async fn resume(&mut self, term: &Term) -> Result<Option<Window>, SinkError> {
         let old = self.producer.take();
+        self.counters_are_prepared = false;
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
-        let (watcher, term) = (self.watcher.clone(), term.clone());
+        let (watcher, term) = (self.watcher.another(), term.clone());
         let (producer, last) = self
             .blocking(move || {
                 drop(old);
-                let producer: FutureProducer<Watcher> =
-                    settings.producer().create_with_context(watcher).map_err(failure)?;
+                let producer: Producer = settings.producer().create_with_context(watcher).map_err(failure)?;
                 // Each time, because the topic may have been deleted, or the brokers may have come back empty.
-                settings.prepare_topic(producer.client())?;
+                settings.windows().prepare(producer.client())?;
                 if !term.is_valid() {
                     return Err(SinkError::unavailable("the lease has ended"));
                 }
@@ -90,24 +93,30 @@ impl CountSink for KafkaSink {
         let (settings, origin) = (Arc::clone(&self.settings), Arc::clone(&self.origin));
         let record = Record::new(window, &self.origin, term);
         let value = serde_json::to_vec(&record.value()).map_err(SinkError::unavailable)?;
-        let (headers, ended) = (headers(&record), window.count.window.end());
+        let (headers, ended) = (headers(&record.attributes()), window.count.window.end());
+        let counters = window.counters.counts().cloned();
         let look = self.looked.elapsed() > LOOK_EVERY;
         if look {
             self.looked = Instant::now();
         }
+        let (has_counters, are_prepared) = (counters.is_some(), self.counters_are_prepared);
         self.blocking(move || {
             if look {
-                settings.see_that_it_takes_records()?;
+                settings.windows().see_that_it_takes_records()?;
+            }
+            if has_counters && !are_prepared {
+                settings.counters().prepare(producer.client())?;
+            } else if has_counters && look {
+                settings.counters().see_that_it_takes_records()?;
             }
             let time = ended.min(SystemTime::now());
-            let record = settings.record(&origin.namespace, &value, time).headers(headers);
-            producer.begin_transaction().map_err(failure)?;
-            // The commit waits for the record, and fails if the record does. So the record's own result is not needed.
-            let sent = producer.send_result(record).map_err(|(error, _)| error);
-            let done = sent.and_then(|_delivered| producer.commit_transaction(TIMEOUT));
-            done.map_err(|error| settings.explain(producer.client(), time, failure(error)))
+            let (settings, origin, counters) = (&*settings, &*origin, counters.as_deref());
+            let publication = Publication { settings, origin, value: &value, headers, counters, time };
+            publication.publish(&producer)
         })
-        .await
+        .await?;
+        self.counters_are_prepared |= has_counters;
+        Ok(())
     }
 }
 
@@ -118,11 +127,4 @@ impl Drop for KafkaSink {
             runtime.spawn_blocking(move || drop(producer));
         }
     }
-}
-
-fn headers(record: &Record<'_>) -> OwnedHeaders {
-    let attributes = record.attributes();
-    attributes.iter().fold(OwnedHeaders::new_with_capacity(attributes.len()), |headers, (key, value)| {
-        headers.insert(Header { key, value: Some(value) })
-    })
 }

@@ -1,11 +1,12 @@
-//! The topic: how headcount makes it, and which of its settings keep records out.
+//! A topic: how headcount makes it, and which of its settings keep records out.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::BaseRecord;
 use tokio::runtime::Handle;
 use tracing::{debug, info};
 
@@ -16,9 +17,26 @@ use crate::publish::sinks::SinkError;
 /// How long brokers may take to describe a topic. headcount can publish without the answer, so it does not wait longer.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most bytes that a record takes with its headers, even with the longest names.
-const LARGEST_BATCH: u64 = 1024;
+const LARGEST_RECORD: u64 = 1024;
 
-/// The replicas of the partition that headcount uses.
+/// A topic that headcount publishes to.
+#[derive(Clone, Copy)]
+pub(super) struct Topic<'a> {
+    pub(super) name: &'a str,
+    content: Content,
+    settings: &'a KafkaSettings,
+}
+
+/// What is in a topic.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// A record for each window, in one partition.
+    Windows,
+    /// A record for each counter of a window, in any partition.
+    Counters,
+}
+
+/// The replicas of a partition that headcount uses.
 struct Replicas {
     all: usize,
     in_sync: usize,
@@ -28,6 +46,9 @@ struct Replicas {
 /// headcount assumes that the topic takes records.
 struct Described<'a> {
     topic: &'a str,
+    content: Content,
+    /// Bytes that headcount sends to a partition at once, at most.
+    largest_batch: u64,
     settings: HashMap<String, String>,
 }
 
@@ -42,17 +63,39 @@ impl Described<'_> {
 
     /// The error for a setting with which the topic takes no records, or keeps none.
     fn against_records(&self) -> Option<SinkError> {
+        let policy = self.setting("cleanup.policy").filter(|policy| policy.contains("compact"));
+        policy.map(|policy| self.against_compaction(policy)).or_else(|| self.against_size())
+    }
+
+    fn against_compaction(&self, policy: &str) -> SinkError {
         let topic = self.topic;
-        // All records have the same key: compaction would leave only the last one.
-        if let Some(policy) = self.setting("cleanup.policy").filter(|policy| policy.contains("compact")) {
-            return Some(SinkError::Fatal(format!(
-                "the topic {topic} has cleanup.policy={policy}, which would delete all windows but the last: set it \
-                 to delete"
-            )));
+        let compacted = |what: &str| {
+            format!(
+                "the topic {topic} has cleanup.policy={policy}, which would delete {what}: set it to delete"
+            )
+        };
+        match self.content {
+            // All records have the same key.
+            Content::Windows => SinkError::Fatal(compacted("all windows but the last")),
+            // They wait for at most `--counter-retention`, and keep no total back for ever.
+            Content::Counters => SinkError::unavailable(compacted("all but the last window of each counter")),
         }
-        let largest = self.number("max.message.bytes").filter(|largest| *largest < LARGEST_BATCH)?;
+    }
+
+    fn against_size(&self) -> Option<SinkError> {
+        let (topic, needed) = (self.topic, self.largest_batch);
+        let largest = self.number("max.message.bytes").filter(|largest| *largest < needed)?;
+        let what = match self.content {
+            Content::Windows => "a record",
+            Content::Counters => "a batch of records",
+        };
+        let or_else = if largest < LARGEST_RECORD || self.content == Content::Windows {
+            String::new()
+        } else {
+            format!(", or --kafka-option batch.size={largest}")
+        };
         Some(SinkError::unavailable(format!(
-            "the topic {topic} has max.message.bytes={largest}, too few for a record: set it to {LARGEST_BATCH} or more"
+            "the topic {topic} has max.message.bytes={largest}, too few for {what}: set it to {needed} or more{or_else}"
         )))
     }
 
@@ -87,33 +130,44 @@ impl Described<'_> {
 }
 
 impl KafkaSettings {
+    /// The topic of windows.
+    pub(super) fn windows(&self) -> Topic<'_> {
+        Topic { name: &self.topic, content: Content::Windows, settings: self }
+    }
+
+    /// The topic of their counters.
+    pub(super) fn counters(&self) -> Topic<'_> {
+        Topic { name: &self.counters_topic, content: Content::Counters, settings: self }
+    }
+}
+
+impl<'a> Topic<'a> {
     /// How many partitions the topic has; 0 if it does not exist.
     pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
-        let metadata = client.fetch_metadata(Some(&self.topic), TIMEOUT).map_err(failure)?;
+        let metadata = client.fetch_metadata(Some(self.name), TIMEOUT).map_err(failure)?;
         let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(there.map(|topic| topic.partitions().len()).sum())
     }
 
     /// Makes the topic with one partition if it does not exist. Otherwise checks that its settings let records in.
-    pub(super) fn prepare_topic(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
+    pub(super) fn prepare(&self, client: &Client<impl ClientContext>) -> Result<(), SinkError> {
         if self.partitions(client)? > 0 {
             return self.see_that_it_takes_records();
         }
-        self.make_topic(&admin_options())?;
-        info!(topic = self.topic, "made a topic in Kafka");
+        self.make(&admin_options())?;
+        info!(topic = self.name, "made a topic in Kafka");
         Ok(())
     }
 
     /// Asks the brokers whether headcount could make the topic, without making it.
-    pub(super) fn try_to_make_topic(&self) -> Result<(), SinkError> {
-        self.make_topic(&admin_options().validate_only(true))
+    pub(super) fn try_to_make(&self) -> Result<(), SinkError> {
+        self.make(&admin_options().validate_only(true))
     }
 
-    fn make_topic(&self, options: &AdminOptions) -> Result<(), SinkError> {
+    fn make(&self, options: &AdminOptions) -> Result<(), SinkError> {
         // As many replicas as the brokers' default says.
-        let topic =
-            NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
-        let made = Handle::current().block_on(self.admin()?.create_topics([&topic], options));
+        let topic = NewTopic::new(self.name, 1, TopicReplication::Fixed(-1)).set("cleanup.policy", "delete");
+        let made = Handle::current().block_on(self.settings.admin()?.create_topics([&topic], options));
         for made in made.map_err(failure)? {
             match made {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
@@ -151,29 +205,61 @@ impl KafkaSettings {
             named.or_else(|| lacks_replicas(&described))
         });
         let Some(named) = named else {
-            return SinkError::unavailable(format!(
-                "the topic {} did not take a record: {error}",
-                self.topic
-            ));
+            return SinkError::unavailable(format!("the topic {} did not take a record: {error}", self.name));
         };
-        debug!(topic = self.topic, %error, "a record was not taken");
+        debug!(topic = self.name, %error, "a record was not taken");
         named
     }
 
-    fn describe(&self) -> Result<Described<'_>, SinkError> {
-        let topic = ResourceSpecifier::Topic(&self.topic);
-        let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
-        let described = Handle::current().block_on(self.admin()?.describe_configs([&topic], &options));
-        let entries = described.into_iter().flatten().flatten().flat_map(|resource| resource.entries);
-        let settings = entries.filter_map(|entry| Some((entry.name, entry.value?))).collect();
-        Ok(Described { topic: &self.topic, settings })
+    /// A record for the topic with a time. Its key decides the partition, unless there is only one for all.
+    pub(super) fn record<'b>(
+        &self,
+        key: &'b str,
+        value: &'b [u8],
+        time: SystemTime,
+    ) -> BaseRecord<'b, str, [u8]>
+    where
+        'a: 'b,
+    {
+        let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let record =
+            BaseRecord::to(self.name).key(key).payload(value).timestamp(since_1970.as_millis() as i64);
+        match self.content {
+            Content::Windows => record.partition(PARTITION),
+            Content::Counters => record,
+        }
     }
 
-    /// None if the brokers do not answer.
+    /// Bytes that headcount sends to a partition at once, at most. A batch has one record at least.
+    fn largest_batch(&self) -> u64 {
+        match self.content {
+            Content::Windows => LARGEST_RECORD,
+            Content::Counters => self.settings.batch_bytes().max(LARGEST_RECORD),
+        }
+    }
+
+    fn describe(&self) -> Result<Described<'a>, SinkError> {
+        let topic = ResourceSpecifier::Topic(self.name);
+        let options = AdminOptions::new().request_timeout(Some(DESCRIBE_TIMEOUT));
+        let described =
+            Handle::current().block_on(self.settings.admin()?.describe_configs([&topic], &options));
+        let entries = described.into_iter().flatten().flatten().flat_map(|resource| resource.entries);
+        let settings = entries.filter_map(|entry| Some((entry.name, entry.value?))).collect();
+        Ok(Described {
+            topic: self.name,
+            content: self.content,
+            largest_batch: self.largest_batch(),
+            settings,
+        })
+    }
+
+    /// Those of the partition with the fewest in sync. None if the brokers do not answer.
     fn replicas(&self, client: &Client<impl ClientContext>) -> Option<Replicas> {
-        let metadata = client.fetch_metadata(Some(&self.topic), DESCRIBE_TIMEOUT).ok()?;
+        let metadata = client.fetch_metadata(Some(self.name), DESCRIBE_TIMEOUT).ok()?;
         let partitions = metadata.topics().first()?.partitions();
-        let used = partitions.iter().find(|partition| partition.id() == PARTITION)?;
+        let is_used = |id| self.content == Content::Counters || id == PARTITION;
+        let used = partitions.iter().filter(|partition| is_used(partition.id()));
+        let used = used.min_by_key(|partition| partition.isr().len())?;
         Some(Replicas { all: used.replicas().len(), in_sync: used.isr().len() })
     }
 }
@@ -188,7 +274,8 @@ mod tests {
 
     fn described(settings: &[(&str, &str)]) -> Described<'static> {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Described { topic: "counts", settings: settings.collect() }
+        let settings = settings.collect();
+        Described { topic: "counts", content: Content::Windows, largest_batch: LARGEST_RECORD, settings }
     }
 
     fn said(named: Option<SinkError>) -> String {
