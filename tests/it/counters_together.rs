@@ -6,20 +6,21 @@ use std::time::Duration;
 use headcount::model::mode::Mode;
 use headcount::redis::keys::Keys;
 
+use crate::kafka_counters::assert_agree;
 use crate::support::counter_files::{counter_lines, counts, wait_by_window};
 use crate::support::counter_load::{Traffic, Truth};
 use crate::support::fleet::{
     Fleet, assert_complete, assert_once_each, assert_same_registers, sketch_of, window,
 };
+use crate::support::kafka::{assert_each_once, committed, namespace, shared, wait_recorded};
 use crate::support::nginx::Nginx;
 use crate::support::redis::Redis;
 
-const NAMESPACE: &str = "together";
 const WINDOWS: usize = 20;
 
 /// Asserts that Redis has the sketch of each counter's ids, in all registers.
-fn assert_in_redis(redis: &Redis, start: u64, truth: &Truth) {
-    let (keys, mut connection) = (Keys::new(NAMESPACE), redis.connect());
+fn assert_in_redis(redis: &Redis, namespace: &str, start: u64, truth: &Truth) {
+    let (keys, mut connection) = (Keys::new(namespace), redis.connect());
     for (counter, ids) in &truth.counters {
         let key = keys.counter(Mode::Hll, counter, window(start));
         let sketch: Vec<u8> = ::redis::cmd("GET").arg(&key).query(&mut connection).unwrap();
@@ -31,8 +32,10 @@ fn assert_in_redis(redis: &Redis, start: u64, truth: &Truth) {
 
 async fn three_behind_nginx(mode: Mode) {
     let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
-    let args = ["--mode", mode.as_str(), "--log-dir", files.path().to_str().unwrap()];
-    let fleet = Fleet::start(3, &redis, NAMESPACE, &args).await;
+    let (brokers, namespace) = (shared(), namespace("together"));
+    let dir = files.path().to_str().unwrap();
+    let args = ["--mode", mode.as_str(), "--log-dir", dir, "--kafka-brokers", &brokers];
+    let fleet = Fleet::start(3, &redis, &namespace, &args).await;
     let nginx = Nginx::start(&fleet.addresses());
     let traffic = Traffic { addresses: vec![nginx.address], connections: 8, pause: Duration::ZERO, first: 0 };
     let truth = traffic.send_by_window(WINDOWS).await;
@@ -40,7 +43,7 @@ async fn three_behind_nginx(mode: Mode) {
     let (last, _) = truth.last_key_value().unwrap();
     if mode == Mode::Hll {
         for (start, truth) in &truth {
-            assert_in_redis(&redis, *start, truth);
+            assert_in_redis(&redis, &namespace, *start, truth);
         }
     }
     let published = fleet.wait_published(*last).await;
@@ -54,6 +57,25 @@ async fn three_behind_nginx(mode: Mode) {
         assert_eq!((total.unique, total.accepted), (truth.count(mode), truth.accepted), "{start}");
         let expected = truth.counts(mode).into_iter().map(|(name, count)| (name, (count, total.complete)));
         assert_eq!(counters[&window(*start).to_string()], expected.collect::<BTreeMap<_, _>>(), "{start}");
+    }
+
+    let windows = wait_recorded(&brokers, &format!("{namespace}.unique-counts"), *last).await;
+    let of_counters = committed(&brokers, &format!("{namespace}.counter-counts"));
+    assert_each_once(&windows, 2);
+    assert_agree(&windows, &of_counters);
+    for record in &windows {
+        let (start, count) = (window(record.start()), record.count());
+        let value = format!(r#"{{"timestamp":"{start}","unique_request_count":{count}}}"#);
+        assert_eq!((&record.value, &record.key), (&value, &namespace), "as without counters");
+    }
+    let counts: BTreeMap<_, _> = truth.iter().map(|(start, truth)| (*start, truth.counts(mode))).collect();
+    for record in &of_counters {
+        let Some(counts) = counts.get(&record.start()) else { continue };
+        let (start, expected) = (window(record.start()), counts[&record.key]);
+        let (counter, complete) = (&record.key, published[&record.start()][0].1.complete);
+        let value =
+            format!(r#"{{"timestamp":"{start}","counter":"{counter}","unique_request_count":{expected}}}"#);
+        assert_eq!((&record.value, &record.headers["complete"]), (&value, &complete.to_string()));
     }
 }
 

@@ -1,11 +1,13 @@
 //! Kafka gets every window exactly once, whichever instance dies.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use headcount::coordination::scripts;
 use headcount::redis::keys::Keys;
 
+use crate::kafka_counters::assert_agree;
+use crate::support::counter_load::{CounterLoad, Outcome};
 use crate::support::fleet::{Fleet, seconds};
 use crate::support::kafka::{
     Kafka, Record, Tail, assert_each_once, committed, namespace, shared, wait_recorded,
@@ -93,7 +95,7 @@ fn marked(redis: &Redis, namespace: &str) -> u64 {
     ask.query::<Option<u64>>(&mut redis.connect()).unwrap().unwrap_or_default()
 }
 
-/// Leaders are killed at any moment, some right after a commit to Kafka that Redis does not learn of.
+/// Leaders are killed at any moment, with counters in the load, some right after a commit to Kafka that Redis does not learn of.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_leaders_leave_no_gap_and_no_repeat() {
     let (kills, after_commit) = if soak() { (30, 6) } else { (10, 2) };
@@ -103,7 +105,7 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     let mut fleet = Fleet::start_with(3, &args(&url, &namespace, &brokers)).await;
     let topic = format!("{namespace}.unique-counts");
     let tail = Tail::start(&brokers, &topic);
-    let load = |server: usize, address| Load::start(address, 2, (server as u64) << 40);
+    let load = |server: usize, address| CounterLoad::start(address, 2, (server as u64) << 40);
     let mut loads: Vec<_> = fleet.addresses().into_iter().enumerate().map(|(at, to)| load(at, to)).collect();
     tail.wait_for(0).await;
     let mut random = SplitMix(1);
@@ -125,19 +127,26 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
         loads.push(load(fleet.servers.len() - 1, address));
         wait_for("another leader", || (fleet.leader() != leader).then_some(())).await;
     }
-    let mut outcomes = Vec::new();
+    let mut outcome = Outcome::default();
     for load in loads {
-        outcomes.push(load.stop().await);
+        outcome.add(load.stop().await);
     }
     let last = seconds(SystemTime::now());
     tail.wait_for(last + 1).await;
     let records = committed(&brokers, &topic);
     assert_each_once(&records, 1);
     assert_eq!(records, tail.records()[..records.len()], "a later reader reads the same");
-    let ok: usize = outcomes.iter().map(|outcome| outcome.ok.len()).sum();
-    let unanswered: usize = outcomes.iter().map(|outcome| outcome.unanswered + outcome.broken.len()).sum();
-    let counted = records.iter().map(Record::count).sum::<u64>() as usize;
+    let (ok, unanswered) = (outcome.total(), outcome.unanswered.values().sum::<u64>());
+    let counted = records.iter().map(Record::count).sum::<u64>();
     assert!((ok..=ok + unanswered).contains(&counted), "{ok} + {unanswered}, counted {counted}");
+    let counters = committed(&brokers, &format!("{namespace}.counter-counts"));
+    // Later windows have no counters.
+    assert_agree(&records, &counters);
+    let mut by_counter = BTreeMap::new();
+    for counter in &counters {
+        *by_counter.entry(counter.key.clone()).or_default() += counter.count();
+    }
+    outcome.assert_counted(&by_counter);
     let delays = tail.delays();
     println!(
         "{kills} kills, {} windows, {counted} ids; readable {:?} after the end in the median, at worst {:?}",

@@ -42,7 +42,7 @@ async fn send(connection: &mut Connection, from: u64, counters: &[&str]) {
 
 /// Asserts that each window has as many counters as its header says, and that no counter is there twice or without its window.
 #[track_caller]
-fn assert_agree(windows: &[Record], counters: &[Record]) {
+pub fn assert_agree(windows: &[Record], counters: &[Record]) {
     let mut names = BTreeMap::<u64, BTreeSet<&str>>::new();
     for counter in counters {
         assert!(names.entry(counter.start()).or_default().insert(&counter.key), "twice: {counter:?}");

@@ -188,15 +188,44 @@ impl Outcome {
     pub fn total(&self) -> u64 {
         self.ok.values().sum()
     }
+
+    pub fn add(&mut self, other: Self) {
+        for (counter, ids) in other.ok {
+            *self.ok.entry(counter).or_default() += ids;
+        }
+        for (counter, ids) in other.unanswered {
+            *self.unanswered.entry(counter).or_default() += ids;
+        }
+        self.refused += other.refused;
+        self.last = self.last.max(other.last);
+    }
+
+    /// Asserts that each counter has all ids that were answered `ok`, and none that was not sent.
+    pub fn assert_counted(&self, counted: &BTreeMap<String, u64>) {
+        for counter in self.ok.keys().chain(self.unanswered.keys()) {
+            let of = |ids: &BTreeMap<String, u64>| ids.get(counter).copied().unwrap_or_default();
+            let (ok, unanswered, found) = (of(&self.ok), of(&self.unanswered), of(counted));
+            assert!(
+                (ok..=ok + unanswered).contains(&found),
+                "{counter}: {ok} + {unanswered}, counted {found}"
+            );
+        }
+        assert!(
+            counted
+                .keys()
+                .all(|counter| self.ok.contains_key(counter) || self.unanswered.contains_key(counter))
+        );
+    }
 }
 
 impl CounterLoad {
-    pub fn start(addresses: &[SocketAddr], connections: u64, pause: Duration) -> Self {
+    /// Starts with the id `first`, so that several loads send different ids.
+    pub fn start(address: SocketAddr, connections: u64, first: u64) -> Self {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        for (connection, address) in (0..connections).zip(addresses.iter().copied().cycle()) {
-            let ids = (connection..).step_by(connections as usize);
-            tasks.spawn(send(address, ids, pause, stop.clone()));
+        for connection in 0..connections {
+            let ids = (first + connection..).step_by(connections as usize);
+            tasks.spawn(send(address, ids, stop.clone()));
         }
         Self { stop, tasks }
     }
@@ -206,23 +235,14 @@ impl CounterLoad {
         self.stop.cancel();
         let mut all = Outcome::default();
         for outcome in self.tasks.join_all().await {
-            outcome.ok.into_iter().for_each(|(counter, ids)| *all.ok.entry(counter).or_default() += ids);
-            let unanswered = outcome.unanswered.into_iter();
-            unanswered.for_each(|(counter, ids)| *all.unanswered.entry(counter).or_default() += ids);
-            all.refused += outcome.refused;
-            all.last = all.last.max(outcome.last);
+            all.add(outcome);
         }
         all
     }
 }
 
-/// Opens the connection again when the server has closed it.
-async fn send(
-    address: SocketAddr,
-    ids: impl Iterator<Item = u64>,
-    pause: Duration,
-    stop: CancellationToken,
-) -> Outcome {
+/// Opens the connection again when the server has closed it, until the server is gone.
+async fn send(address: SocketAddr, ids: impl Iterator<Item = u64>, stop: CancellationToken) -> Outcome {
     let (zipf, mut outcome, mut connection) = (Zipf::new(NAMES), Outcome::default(), None);
     for id in ids {
         if stop.is_cancelled() {
@@ -231,23 +251,23 @@ async fn send(
         if connection.is_none() {
             connection = Connection::open(address).await.ok();
         }
-        let Some(open) = &mut connection else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
+        let Some(open) = &mut connection else { break };
         let counter = name(zipf.draw(&mut SplitMix(id)));
         match open.get(&target(id, std::slice::from_ref(&counter))).await {
             Ok(answer) if answer.status == 200 && answer.body == "ok" => {
                 *outcome.ok.entry(counter).or_default() += 1;
                 outcome.last = seconds(SystemTime::now());
             }
-            Ok(_) => outcome.refused += 1,
+            // It may be counted in part.
+            Ok(_) => {
+                outcome.refused += 1;
+                *outcome.unanswered.entry(counter).or_default() += 1;
+            }
             Err(NoAnswer::Torn | NoAnswer::Closed) => {
                 *outcome.unanswered.entry(counter).or_default() += 1;
                 connection = None;
             }
         }
-        tokio::time::sleep(pause).await;
     }
     outcome
 }
