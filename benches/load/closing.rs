@@ -19,7 +19,7 @@ use crate::support::{SplitMix, wait_blocking};
 use crate::{client, service};
 
 const WINDOW: Duration = Duration::from_secs(10);
-const COUNTERS: usize = 100_000;
+pub const COUNTERS: usize = 100_000;
 const IDS_A_COUNTER: usize = 10;
 /// Ids of a bulk body.
 const IDS_A_BODY: usize = 10_000;
@@ -45,7 +45,7 @@ struct Close {
 pub fn measure(rounds: u64) -> Result<Value, String> {
     let (subject, bodies, windows) = (start(), bodies(), 2 * rounds as u32);
     let resident = subject.resident();
-    let first = next_start();
+    let first = next_start(WINDOW);
     let end = first + WINDOW * windows + CALM;
     let (closes, answered) = thread::scope(|scope| {
         let answered = scope.spawn(|| open_loop::send(&subject, ARRIVALS_A_SECOND, Instant::now()..end, 0));
@@ -72,15 +72,15 @@ fn start() -> Subject {
 }
 
 /// The start of a window, after a warm-up.
-fn next_start() -> Instant {
+pub fn next_start(window: Duration) -> Instant {
     const WARM_UP: Duration = Duration::from_secs(1);
     let warm = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + WARM_UP;
-    let into = Duration::from_nanos((warm.as_nanos() % WINDOW.as_nanos()) as u64);
-    Instant::now() + WARM_UP + WINDOW.saturating_sub(into)
+    let into = Duration::from_nanos((warm.as_nanos() % window.as_nanos()) as u64);
+    Instant::now() + WARM_UP + window.saturating_sub(into)
 }
 
 /// Bodies with all ids of a window. The counters come in turn, as they do when many clients name them.
-fn bodies() -> Vec<String> {
+pub fn bodies() -> Vec<String> {
     let mut ids = SplitMix(1);
     let mut body = |first: usize| {
         let mut body = String::new();
@@ -98,7 +98,7 @@ fn fill_and_close(subject: &Subject, bodies: &[String], begun: Instant) -> Resul
     let ended = begun + WINDOW;
     sleep_until(begun + CLOSE);
     let began_to_fill = Instant::now();
-    fill(subject, bodies)?;
+    fill(subject, bodies.iter())?;
     if Instant::now() + BEFORE_THE_END > ended {
         return Err("it took too long to fill the window: the machine is busy".to_owned());
     }
@@ -114,11 +114,11 @@ fn fill_and_close(subject: &Subject, bodies: &[String], begun: Instant) -> Resul
     Ok(Close { ended, seconds_of_filling, millis, resident })
 }
 
-fn sleep_until(time: Instant) {
+pub fn sleep_until(time: Instant) {
     thread::sleep(time.saturating_duration_since(Instant::now()));
 }
 
-fn fill(subject: &Subject, bodies: &[String]) -> Result<(), String> {
+pub fn fill<'a>(subject: &Subject, bodies: impl Iterator<Item = &'a String>) -> Result<(), String> {
     let Request { prefix, answer, .. } = &subject.request;
     let path = prefix.split('?').next().expect("a path");
     let mut stream = TcpStream::connect(subject.address).map_err(|error| error.to_string())?;
@@ -133,12 +133,12 @@ fn fill(subject: &Subject, bodies: &[String]) -> Result<(), String> {
 }
 
 /// When the last closed window began. Its counters can be read at once: the service notes them first.
-fn last_closed(subject: &Subject) -> Value {
+pub fn last_closed(subject: &Subject) -> Value {
     service::json(subject.address, "/api/verve/unique")["last"]["timestamp"].take()
 }
 
 /// Checks that all counters had a place in the last closed window.
-fn check_counters(subject: &Subject) -> Result<(), String> {
+pub fn check_counters(subject: &Subject) -> Result<(), String> {
     let list = service::json(subject.address, "/api/verve/counters?limit=1");
     let right = list["total_counters"] == COUNTERS && list["complete"] == true;
     if right {
@@ -154,7 +154,7 @@ fn check_accepted(subject: &Subject, sent: usize) -> Result<(), String> {
 }
 
 /// In milliseconds, of the requests that were due in a period.
-fn p99(answered: &[Answered], from: Instant, to: Instant) -> f64 {
+pub fn p99(answered: &[Answered], from: Instant, to: Instant) -> f64 {
     let due = answered.iter().filter(|answered| (from..to).contains(&answered.due));
     let mut micros: Vec<_> = due.map(|answered| answered.micros).collect();
     micros.sort_unstable();

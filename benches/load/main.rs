@@ -19,6 +19,7 @@ mod arrivals;
 mod bulk;
 mod client;
 mod closing;
+mod closing_together;
 mod compare;
 mod footprint;
 mod growth;
@@ -80,6 +81,8 @@ enum Part {
     Arrivals,
     /// The close of a window with many counters
     Closing,
+    /// The same of three instances, through Redis and Kafka
+    ClosingTogether,
     /// With more connections, processes and shards
     Growth,
     /// Resident memory
@@ -104,6 +107,7 @@ impl Part {
             Self::Bulk => bulk::measure(effort),
             Self::Arrivals => arrivals::measure(effort),
             Self::Closing => closing::measure(effort.rounds),
+            Self::ClosingTogether => closing_together::measure(effort.rounds),
             Self::Growth => growth::measure(effort),
             Self::Footprint => footprint::measure(),
             Self::Lines => lines::measure(),
@@ -117,7 +121,8 @@ impl Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let effort = Effort { rounds: args.rounds, duration: Duration::from_secs(args.seconds) };
-    let all = Part::value_variants().iter().copied().filter(|part| *part != Part::Compare).collect();
+    let is_usual = |part: &Part| !matches!(part, Part::Compare | Part::ClosingTogether);
+    let all = Part::value_variants().iter().copied().filter(is_usual).collect();
     let parts = if args.parts.is_empty() { all } else { args.parts.clone() };
     let mut figures = Map::new();
     for part in parts {

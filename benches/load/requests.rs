@@ -1,5 +1,7 @@
 //! An id a request.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::Effort;
@@ -14,6 +16,9 @@ struct Row {
     samples: Vec<Sample>,
 }
 
+/// How long the windows of some rows are filled first, with ids of other seeds than those of the rounds.
+const WARM_UP: Duration = Duration::from_secs(8);
+const SEEDS: u64 = 10_000;
 /// Every way of counting must reach this many requests a second.
 const AT_LEAST_A_SECOND: f64 = 10_000.0;
 
@@ -38,6 +43,9 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
         Row::new(Kind::UUIDS, Target::None, Target::None),
         Row::new(Kind::CHANGED, AtMost(1.10), AtLeast(0.95)),
         Row::new(Kind::HLL, AtMost(1.40), AtLeast(0.88)),
+        Row::new(Kind::HLL_COUNTERS, Target::None, Target::None),
+        Row::new(Kind::WARM, Target::None, Target::None),
+        Row::new(Kind::WARM_COUNTERS, Target::None, Target::None),
         Row::new(Kind::FOUR_SHARDS, Target::None, Target::None),
         Row::new(Kind::EXACT, AtMost(1.60), AtLeast(0.80)),
     ];
@@ -51,6 +59,9 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
     for round in 0..effort.rounds {
         for row in &mut rows {
             let subject = row.kind.start(false);
+            if matches!(row.kind, Kind::WARM | Kind::WARM_COUNTERS) {
+                wrk::measure(&subject, Load::new(WARM_UP, round + SEEDS))?;
+            }
             let sample = wrk::measure(&subject, Load::new(effort.duration, round));
             row.samples.push(sample.map_err(|error| format!("{}: {error}", row.kind.name()))?);
         }
@@ -97,6 +108,8 @@ fn compare(rows: &[Row]) {
     let compared = [
         (Kind::Noop, Kind::Plain, AtMost(1.05)),
         (Kind::COUNTERS, Kind::MEMORY, AtMost(1.15)),
+        (Kind::HLL_COUNTERS, Kind::HLL, AtMost(1.35)),
+        (Kind::WARM_COUNTERS, Kind::WARM, AtMost(1.15)),
         // A part of this is the longer URL. The next one has only what it costs that an id is a text.
         (Kind::UUIDS, Kind::MEMORY, AtMost(1.05)),
         (Kind::SHORT_TEXTS, Kind::MEMORY, Target::None),

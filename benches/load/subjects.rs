@@ -12,12 +12,15 @@ use crate::support::process::{Process, headcount};
 use crate::support::redis::Redis;
 use crate::support::{free_port, wait_blocking};
 
+const CHANGED: &[&str] = &["--redis-writes", "changed"];
 const ACCEPT: &str = "/api/verve/accept";
 const UUID_WITHOUT_SEVEN: &str = "0b3f9c1e-6a0d-4a51-9d0e-2f6b1";
 /// The Redis key in which the other programs count.
 const PEER_KEY: &str = "hll";
 /// wrk draws its ids from so many.
-const IDS: f64 = 1e6;
+const IDS: u64 = 1_000_000;
+/// The same where all pairs of an id and a counter soon have come.
+const FEW_IDS: u64 = 10;
 /// The tolerance of counts, in standard errors. A correct count exceeds it once in a million runs.
 const STANDARD_ERRORS: f64 = 5.0;
 const NGINX_MODULES: &str = "/usr/lib/nginx/modules";
@@ -32,13 +35,15 @@ pub struct Request {
     pub bulk: u64,
     /// A GET names one of so many counters.
     pub counters: u64,
+    /// How many different ids there are.
+    pub ids: u64,
     /// The body that every answer has.
     pub answer: &'static str,
 }
 
 impl Request {
     pub fn one() -> Self {
-        Self { prefix: format!("{ACCEPT}?id="), first: 0, bulk: 0, counters: 0, answer: "ok" }
+        Self { prefix: format!("{ACCEPT}?id="), first: 0, bulk: 0, counters: 0, ids: IDS, answer: "ok" }
     }
 
     fn many() -> Self {
@@ -68,15 +73,20 @@ pub struct Counter {
     redis: bool,
     args: &'static [&'static str],
     says: Says,
+    ids: u64,
 }
 
 impl Counter {
     pub const fn in_memory(args: &'static [&'static str]) -> Self {
-        Self { redis: false, args, says: Says::Integer }
+        Self { redis: false, args, says: Says::Integer, ids: IDS }
     }
 
-    const fn in_redis(args: &'static [&'static str]) -> Self {
-        Self { redis: true, args, says: Says::Integer }
+    pub const fn in_redis(args: &'static [&'static str]) -> Self {
+        Self { redis: true, args, says: Says::Integer, ids: IDS }
+    }
+
+    const fn of_few_ids(self) -> Self {
+        Self { ids: FEW_IDS, ..self }
     }
 
     const fn saying(self, says: Says) -> Self {
@@ -86,8 +96,8 @@ impl Counter {
     fn request(self, bulk: bool) -> Request {
         match self.says {
             _ if bulk => Request::many(),
-            Says::Integer => Request::one(),
-            Says::Counter(counters) => Request { counters, ..Request::one() },
+            Says::Integer => Request { ids: self.ids, ..Request::one() },
+            Says::Counter(counters) => Request { counters, ids: self.ids, ..Request::one() },
             Says::Uuid => Request::uuid(),
         }
     }
@@ -112,7 +122,12 @@ impl Kind {
     pub const SHORT_TEXTS: Self = Self::Service(Counter::in_memory(&["--ids", "text"]));
     pub const UUIDS: Self = Self::Service(Counter::in_memory(&["--ids", "text"]).saying(Says::Uuid));
     pub const HLL: Self = Self::Service(Counter::in_redis(&[]));
-    pub const CHANGED: Self = Self::Service(Counter::in_redis(&["--redis-writes", "changed"]));
+    pub const CHANGED: Self = Self::Service(Counter::in_redis(CHANGED));
+    pub const HLL_COUNTERS: Self = Self::Service(Counter::in_redis(&[]).saying(Says::Counter(1_000)));
+    /// The sketches soon have all ids, so none is sent to Redis.
+    pub const WARM: Self = Self::Service(Counter::in_redis(CHANGED).of_few_ids());
+    pub const WARM_COUNTERS: Self =
+        Self::Service(Counter::in_redis(CHANGED).of_few_ids().saying(Says::Counter(1_000)));
     pub const FOUR_SHARDS: Self = Self::Service(Counter::in_redis(&["--shards", "4"]));
     pub const EIGHT_SHARDS: Self = Self::Service(Counter::in_redis(&["--shards", "8"]));
     /// Allows ten thousand connections from one address.
@@ -134,6 +149,9 @@ impl Kind {
             Self::UUIDS => "memory, text ids of 36 bytes",
             Self::HLL => "Redis hll",
             Self::CHANGED => "Redis hll, changed",
+            Self::HLL_COUNTERS => "Redis hll, one of 1 000 counters",
+            Self::WARM => "Redis hll, changed, warm",
+            Self::WARM_COUNTERS => "the same, one of 1 000 counters",
             Self::FOUR_SHARDS => "Redis hll, 4 shards",
             Self::EIGHT_SHARDS => "Redis hll, 8 shards",
             Self::EXACT => "Redis exact",
@@ -200,7 +218,7 @@ pub struct Subject {
     pub address: SocketAddr,
     pub request: Request,
     processes: Vec<Process>,
-    redis: Option<Redis>,
+    pub redis: Option<Redis>,
     counted: Counted,
     _dir: Option<TempDir>,
 }
@@ -240,7 +258,7 @@ impl Subject {
             return Ok(());
         }
         let [least, most] = [requests, requests + more].map(|draws| draws as f64);
-        check_unique(unique, [least, most])?;
+        check_unique(unique, [least, most], self.request.ids)?;
         self.check_first_counter([least, most])
     }
 
@@ -254,7 +272,7 @@ impl Subject {
         let share = 1.0 / (1..=self.request.counters).map(|k| 1.0 / k as f64).sum::<f64>();
         let off = STANDARD_ERRORS / (requests[0] * share).sqrt();
         let [least, most] = requests.map(|requests| requests * share);
-        check_unique(unique, [least * (1.0 - off), most * (1.0 + off)])
+        check_unique(unique, [least * (1.0 - off), most * (1.0 + off)], self.request.ids)
             .map_err(|error| format!("the first counter: {error}"))
     }
 
@@ -274,8 +292,9 @@ impl Subject {
 }
 
 /// Checks the number of different ids among so many random ones, from the least to the most.
-fn check_unique(unique: f64, draws: [f64; 2]) -> Result<(), String> {
-    let [least, most] = draws.map(|draws| -IDS * (-draws / IDS).exp_m1());
+fn check_unique(unique: f64, draws: [f64; 2], ids: u64) -> Result<(), String> {
+    let ids = ids as f64;
+    let [least, most] = draws.map(|draws| -ids * (-draws / ids).exp_m1());
     let off = STANDARD_ERRORS * 0.0081;
     if (least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
         Ok(())

@@ -1,11 +1,10 @@
 -- wrk's script for benches/load and benches/load/demo. It sends GETs of PREFIX<id>, or POSTs of BULK ids, with random ids:
--- a million different ones from FIRST on.
--- Arguments: PREFIX BULK SEED [FIRST [COUNTERS [SKEW]]]. The last line of the output is the result, in JSON.
+-- IDS different ones from FIRST on, a million by default.
+-- Arguments: PREFIX BULK SEED [FIRST [COUNTERS [SKEW [IDS]]]]. The last line of the output is the result, in JSON.
 --
 -- With COUNTERS, a GET also names one of so many counters, campaign-1 and on, by Zipf's law: campaign-<k> has a share in
 -- proportion to 1 / k^SKEW. SKEW is 1 by default.
 
-local IDS = 1000000
 -- Bodies are made before the measurement: to make a body takes longer than to count its ids.
 local BODIES = 256
 
@@ -47,12 +46,12 @@ local function tails_of(names, tail)
   return tails
 end
 
-local function bodies_of(prefix, bulk, first)
+local function bodies_of(prefix, bulk, first, last)
   local bodies = {}
   for body = 1, BODIES do
     local ids = {}
     for place = 1, bulk do
-      ids[place] = ("%d\n"):format(math.random(first, first + IDS - 1))
+      ids[place] = ("%d\n"):format(math.random(first, last))
     end
     bodies[body] = wrk.format("POST", prefix, {["content-type"] = "text/plain"}, table.concat(ids))
   end
@@ -65,9 +64,9 @@ function init(args)
   math.randomseed(tonumber(args[3]) * 7919 + number)
   -- Not with wrk.format: it takes longer than the server.
   local head, tail = "GET " .. prefix, " HTTP/1.1\r\nhost: localhost\r\n\r\n"
-  local random, floor, last = math.random, math.floor, first + IDS - 1
+  local random, floor, last = math.random, math.floor, first + tonumber(args[7] or 1000000) - 1
   if bulk > 0 then
-    local bodies, turn = bodies_of(prefix, bulk, first), 0
+    local bodies, turn = bodies_of(prefix, bulk, first, last), 0
     request = function()
       turn = turn % BODIES + 1
       return bodies[turn]

@@ -90,7 +90,7 @@ fn share([accepted, changed]: [u64; 2], before: [u64; 2]) -> f64 {
 
 fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
     let threads = load.connections.min(2);
-    let Request { prefix, bulk, first, counters, .. } = &subject.request;
+    let Request { prefix, bulk, first, counters, ids, .. } = &subject.request;
     let output = Command::new("wrk")
         .args(["-t", &threads.to_string(), "-c", &load.connections.to_string()])
         .args(["-d", &format!("{}s", load.duration.as_secs()), "--timeout", "10s"])
@@ -98,6 +98,7 @@ fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
         .arg("--")
         .arg(prefix)
         .args([bulk, &load.seed, first, counters].map(u64::to_string))
+        .args(["1", &ids.to_string()])
         .output()
         .map_err(|error| format!("wrk does not start: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
