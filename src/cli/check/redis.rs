@@ -126,7 +126,7 @@ async fn look_at_rights(
 ) -> io::Result<()> {
     let user = address.user();
     let (namespace, mode) = (&settings.namespace, settings.counting.mode);
-    let with_counters = settings.counting.counters.is_some_and(|limits| limits.most > 0);
+    let with_counters = settings.counting.may_count().is_ok();
     let stream = settings.sinks.stream.as_deref().map(|key| StreamKeys { key, with_counters });
     match rights::of(redis, namespace, mode, stream).await {
         Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
