@@ -81,8 +81,9 @@ async fn start(
     };
     let closed = ClosedWindows::new(Arc::clone(&metrics)).exporting(&counting.exported_counters);
     let origin = settings.origin(backend.instance_id.clone());
-    let sinks =
-        settings.sinks.clone().open(&origin, backend.redis.as_ref(), counting.retention, log, &metrics)?;
+    let (retention, counter_retention) = (counting.retention, counting.counter_retention);
+    let sinks = settings.sinks.clone();
+    let sinks = sinks.open(&origin, backend.redis.as_ref(), retention, counter_retention, log, &metrics)?;
     let sealer = tokio::select! {
         sealer = introduce(&backend, &clock, counting.window, &metrics, &closed, deadline) => sealer?,
         () = shutdown.cancelled() => {

@@ -25,7 +25,7 @@ pub(super) async fn look(
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let (origin, to_look_at) = (settings.origin(instance_id()), kafka.clone());
-    let with_counters = settings.counting.counters.most > 0;
+    let with_counters = settings.counting.may_count().is_ok();
     let look = move || preflight(&to_look_at, &origin, with_counters);
     let looked = tokio::task::spawn_blocking(look).await;
     let Preflight { windows, last, counters } =

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use ::redis::Pipeline;
 
-use super::rights::{self, Rights};
+use super::rights::{self, Rights, StreamKeys};
 use crate::cli::backend::{Coordination, instance_id};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
@@ -42,8 +42,9 @@ async fn look_at_stream(
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let Some(key) = &settings.sinks.stream else { return Ok(()) };
-    let sink =
-        StreamSink::new(redis, key.clone(), settings.origin(instance_id()), settings.counting.retention);
+    let (retention, counter_retention) = (settings.counting.retention, settings.counting.counter_retention);
+    let origin = settings.origin(instance_id());
+    let sink = StreamSink::new(redis, key.clone(), origin, retention, counter_retention);
     match sink.preflight().await {
         Err(error) => findings.add(Verdict::Fail, "stream", error),
         Ok(StreamPreflight { holds_up: Some(reason), .. }) => findings.add(Verdict::Warn, "stream", reason),
@@ -125,7 +126,9 @@ async fn look_at_rights(
 ) -> io::Result<()> {
     let user = address.user();
     let (namespace, mode) = (&settings.namespace, settings.counting.mode);
-    match rights::of(redis, namespace, mode, settings.sinks.stream.as_deref()).await {
+    let with_counters = settings.counting.may_count().is_ok();
+    let stream = settings.sinks.stream.as_deref().map(|key| StreamKeys { key, with_counters });
+    match rights::of(redis, namespace, mode, stream).await {
         Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
             Verdict::Ok,
             "rights",

@@ -12,6 +12,7 @@ use ::redis::{Cmd, Pipeline, RedisResult, Script, ServerError, Value};
 
 use crate::model::mode::Mode;
 use crate::platform::unavailable::Unavailable;
+use crate::publish::sinks::stream::key_of;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 
@@ -24,6 +25,13 @@ pub(super) struct Rights {
     pub(super) reason: String,
 }
 
+/// The streams that an instance writes to.
+pub(super) struct StreamKeys<'a> {
+    pub(super) key: &'a str,
+    /// Counters go to a stream of their own.
+    pub(super) with_counters: bool,
+}
+
 /// A command, with the name that access rules use.
 type Try = (&'static str, Cmd);
 
@@ -32,7 +40,7 @@ pub(super) async fn of(
     redis: &Redis,
     namespace: &str,
     mode: Mode,
-    stream: Option<&str>,
+    stream: Option<StreamKeys<'_>>,
 ) -> Result<Rights, Unavailable> {
     let name = format!("{:016x}", RandomState::new().hash_one(namespace));
     let keys = Keys::new(namespace);
@@ -47,8 +55,11 @@ pub(super) async fn of(
     } else {
         rights.reason += "; without DEL, commands that make keys are not tried";
     }
-    if let Some(stream) = stream {
-        rights.try_all(redis, on_stream(stream)).await?;
+    if let Some(StreamKeys { key, with_counters }) = stream {
+        rights.try_all(redis, on_stream(key)).await?;
+        if with_counters {
+            rights.try_all(redis, on_stream_of_counters(&key_of(key))).await?;
+        }
     }
     Ok(rights)
 }
@@ -140,6 +151,14 @@ fn on_stream(key: &str) -> Vec<Try> {
         ("XINFO STREAM", about),
         command("XSETID", key, &[NO_ID]),
     ]
+}
+
+/// The commands of the stream sink on the stream of counters.
+fn on_stream_of_counters(key: &str) -> Vec<Try> {
+    let mut tries = on_stream(key);
+    tries.retain(|(name, _)| *name != "XSETID");
+    tries.extend([("MULTI", ::redis::cmd("MULTI")), ("EXEC", ::redis::cmd("EXEC"))]);
+    tries
 }
 
 /// Whether the user may use a command on a stream: Redis refused only its arguments.

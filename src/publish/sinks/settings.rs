@@ -39,6 +39,7 @@ impl Sinks {
         origin: &Origin,
         redis: Option<&Redis>,
         retention: Duration,
+        counter_retention: Duration,
         log: Option<WindowLog>,
         metrics: &Metrics,
     ) -> Result<Vec<Box<dyn CountSink>>, SinkError> {
@@ -53,7 +54,8 @@ impl Sinks {
             sinks.push(Box::new(KafkaSink::new(settings, origin.clone(), metrics)));
         }
         if let Some((key, redis)) = self.stream.zip(redis) {
-            sinks.push(Box::new(StreamSink::new(redis, key, origin.clone(), retention)));
+            let sink = StreamSink::new(redis, key, origin.clone(), retention, counter_retention);
+            sinks.push(Box::new(sink));
         }
         Ok(sinks)
     }

@@ -3,23 +3,27 @@
 //! An entry's id is its window's start in milliseconds. Redis takes ids only in ascending order. So the server refuses a
 //! repeat, even of an entry that was read and deleted. The stream keeps as many entries as there are windows in
 //! `--retention`.
+//!
+//! The counts of a window's counters go to a stream of their own, and before their window.
+
+mod counters;
+mod entry;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::redis::{FromRedisValue, ParsingError, RedisError, Value, from_redis_value, from_redis_value_ref};
+use ::redis::{Value, from_redis_value_ref};
 use async_trait::async_trait;
 
+use self::counters::CounterStream;
+pub(crate) use self::counters::key_of;
+use self::entry::{Id, NAMESPACE, is_missing, is_not_newer, is_wrong_type};
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::window::{UniqueCount, Window, WindowCount};
 use crate::publish::record::{Record, WINDOW_SECONDS};
 use crate::redis::{Call, Redis};
-
-/// The field with the namespace that an entry belongs to.
-const NAMESPACE: &str = "namespace";
 
 /// Clocks of instances may differ by so much, even if windows are shorter.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5);
@@ -29,13 +33,7 @@ pub(crate) struct StreamSink {
     key: String,
     origin: Origin,
     length: u64,
-}
-
-/// Where an entry is in a stream.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Id {
-    milliseconds: u64,
-    sequence: u64,
+    counters: CounterStream,
 }
 
 /// An entry: its id and its fields.
@@ -57,9 +55,17 @@ pub(crate) struct StreamPreflight {
 }
 
 impl StreamSink {
-    pub(crate) fn new(redis: &Redis, key: String, origin: Origin, retention: Duration) -> Self {
+    pub(crate) fn new(
+        redis: &Redis,
+        key: String,
+        origin: Origin,
+        retention: Duration,
+        counter_retention: Duration,
+    ) -> Self {
         let length = retention.as_secs() / u64::from(origin.window.seconds());
-        Self { redis: redis.another(), key, origin, length }
+        let redis = redis.another();
+        let counters = CounterStream::new(redis.clone(), &key, counter_retention);
+        Self { redis, key, origin, length, counters }
     }
 
     /// Reads the stream as the sink would, and changes nothing.
@@ -185,6 +191,9 @@ impl CountSink for StreamSink {
 
     async fn publish(&mut self, window: &ClosedWindow, term: &Term) -> Result<(), SinkError> {
         let count = &window.count;
+        if let Some(counters) = window.counters.counts() {
+            self.counters.add(counters, &self.origin).await?;
+        }
         let record = Record::new(window, &self.origin, term);
         let UniqueCount { timestamp, unique_request_count } = record.value();
         let mut add = ::redis::cmd("XADD");
@@ -210,37 +219,6 @@ impl CountSink for StreamSink {
     }
 }
 
-impl Id {
-    /// The lowest id that Redis takes.
-    const FIRST: Self = Self { milliseconds: 0, sequence: 1 };
-
-    /// The id of a window's count.
-    fn of(window: Window) -> Self {
-        Self { milliseconds: window.unix_seconds() * 1000, sequence: 0 }
-    }
-
-    /// Just before the id of a window's count, and not before those of earlier counts.
-    fn before(window: Window) -> Self {
-        Self { milliseconds: Self::of(window).milliseconds.saturating_sub(1), sequence: 0 }
-    }
-}
-
-impl FromRedisValue for Id {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let text: String = from_redis_value(value)?;
-        let parts = text.split_once('-').and_then(|(milliseconds, sequence)| {
-            Some(Self { milliseconds: milliseconds.parse().ok()?, sequence: sequence.parse().ok()? })
-        });
-        parts.ok_or_else(|| format!("'{text}' is no id of a stream").into())
-    }
-}
-
-impl fmt::Display for Id {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.milliseconds, self.sequence)
-    }
-}
-
 /// The error for a stream whose entry `later` was deleted.
 fn deleted_later(key: &str, later: Id) -> String {
     format!(
@@ -251,16 +229,4 @@ fn deleted_later(key: &str, later: Id) -> String {
 
 fn unix_milliseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
-fn is_not_newer(error: &RedisError) -> bool {
-    error.detail().is_some_and(|detail| detail.contains("equal or smaller"))
-}
-
-fn is_wrong_type(error: &RedisError) -> bool {
-    error.code() == Some("WRONGTYPE")
-}
-
-fn is_missing(error: &RedisError) -> bool {
-    error.detail().is_some_and(|detail| detail.contains("no such key"))
 }
