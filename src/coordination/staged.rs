@@ -26,8 +26,8 @@ use crate::redis::{Call, Redis};
 const IN_A_CHUNK: usize = 500;
 /// Chunks that are read by one command.
 const READ_AT_ONCE: isize = 4;
-/// How long Redis keeps counts whose list is not stored, in seconds.
-const STAGED_EXPIRES: u64 = 600;
+/// How long Redis keeps counts whose list is not stored, in milliseconds.
+const STAGED_EXPIRES: u64 = 600_000;
 
 /// Where the counts of a window's counters are. It is stored beside the window's own count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +83,7 @@ impl Staging {
             let mut push = ::redis::Pipeline::new();
             push.atomic();
             push.cmd("RPUSH").arg(&key).arg(json!(entries).to_string());
-            push.cmd("EXPIRE").arg(&key).arg(STAGED_EXPIRES);
+            push.cmd("PEXPIRE").arg(&key).arg(STAGED_EXPIRES);
             self.redis.run(Call::Close, async |connection| push.exec_async(connection).await).await?;
         }
         Ok(Some(StoredCounters { key, names: all.len() as u64, overflow, lacks_names }))

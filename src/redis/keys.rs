@@ -12,7 +12,7 @@
 //! | `{<ns>:c<b>}:merge:<instance id>` | HLL string | the sketch of a counter that an instance is merging, for a moment |
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
 //! | `{<ns>:c<b>}:damaged:<rest of the key>` | any | the same for a key in a bucket. A counter may have a name that ends in `:damaged` |
-//! | `{<ns>:0/1}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
+//! | `{<ns>:0/1}:check:<random>`, `{<ns>:c0}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
 //! | `{<ns>}:accepted:<window>` | hash | instance id → how many ids it had accepted when it sealed the window |
 //! | `{<ns>}:lease` | string | the id of the leader |
 //! | `{<ns>}:token` | string | the newest fencing token |
@@ -148,6 +148,11 @@ impl Keys {
     /// A key of a shard for `headcount check` to try its rights on.
     pub fn trial_of_shard(&self, name: &str) -> String {
         format!("{{{}:0/1}}:check:{name}", self.namespace)
+    }
+
+    /// A key of a bucket for `headcount check` to try its rights on.
+    pub fn trial_of_bucket(&self, name: &str) -> String {
+        format!("{}:check:{name}", self.bucket(0))
     }
 
     /// A key of the namespace for `headcount check` to try its rights on.

@@ -13,8 +13,8 @@ use crate::support::redis::{Flavour, Redis};
 use crate::support::server::Server;
 
 /// All that an instance needs, in either mode; as in docs/instances.md.
-const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +set +get +exists +del +expire \
-                      +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
+const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +sscan \
+                      +rpush +lrange +set +get +mget +exists +del +expire +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select +multi +exec";
 
 /// The output of a run: a line for each finding.
@@ -186,7 +186,7 @@ async fn the_documented_rights_are_enough() {
     // Not with a flag: check would warn about the password.
     command.env("HEADCOUNT_REDIS_URL", &url).args(["--listen", "127.0.0.1:0", "--window", "1s"]);
     let mut server = Server::run(command).await;
-    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    assert_eq!(server.get("/api/verve/accept?id=1&counter=a").await.body, "ok");
     let closed = server.wait_closed(3).await;
     assert_eq!(closed.iter().map(|closed| closed.unique).sum::<u64>(), 1, "{closed:?}");
     assert!(server.stop().await.success());
@@ -337,7 +337,7 @@ fn the_stream_is_tried() {
         assert_eq!(redis_cli(&["XLEN", "counts"]), ::redis::Value::Int(1));
 
         let rights = RIGHTS.split_whitespace();
-        let term = ["ACL", "SETUSER", "half", "on", "nopass", "~counts"];
+        let term = ["ACL", "SETUSER", "half", "on", "nopass", "~counts", "~counts:counters"];
         redis_cli(&term.into_iter().chain(rights).collect::<Vec<_>>());
         let as_half = url.replace("redis://", "redis://half:none@");
         let refused = "cannot use XADD, XINFO STREAM, XSETID";

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use ::redis::Pipeline;
 
-use super::rights::{self, Rights, StreamKeys};
+use super::rights::{self, Rights, Uses};
 use crate::cli::backend::{Coordination, instance_id};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
@@ -125,10 +125,9 @@ async fn look_at_rights(
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
     let user = address.user();
-    let (namespace, mode) = (&settings.namespace, settings.counting.mode);
-    let with_counters = settings.counting.may_count().is_ok();
-    let stream = settings.sinks.stream.as_deref().map(|key| StreamKeys { key, with_counters });
-    match rights::of(redis, namespace, mode, stream).await {
+    let (counting, stream) = (&settings.counting, settings.sinks.stream.as_deref());
+    let needed = Uses { mode: counting.mode, counters: counting.may_count().is_ok(), stream };
+    match rights::of(redis, &settings.namespace, needed).await {
         Ok(Rights { refused, tried, .. }) if refused.is_empty() => findings.add(
             Verdict::Ok,
             "rights",

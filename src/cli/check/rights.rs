@@ -25,11 +25,12 @@ pub(super) struct Rights {
     pub(super) reason: String,
 }
 
-/// The streams that an instance writes to.
-pub(super) struct StreamKeys<'a> {
-    pub(super) key: &'a str,
-    /// Counters go to a stream of their own.
-    pub(super) with_counters: bool,
+/// What an instance uses Redis for.
+pub(super) struct Uses<'a> {
+    pub(super) mode: Mode,
+    pub(super) counters: bool,
+    /// The key of the stream that it writes to. Counters go to a stream of their own.
+    pub(super) stream: Option<&'a str>,
 }
 
 /// A command, with the name that access rules use.
@@ -39,25 +40,32 @@ type Try = (&'static str, Cmd);
 pub(super) async fn of(
     redis: &Redis,
     namespace: &str,
-    mode: Mode,
-    stream: Option<StreamKeys<'_>>,
+    Uses { mode, counters, stream }: Uses<'_>,
 ) -> Result<Rights, Unavailable> {
     let name = format!("{:016x}", RandomState::new().hash_one(namespace));
     let keys = Keys::new(namespace);
-    let (ids, shared) = (keys.trial_of_shard(&name), keys.trial(&name));
+    let (ids, shared, counter) = (keys.trial_of_shard(&name), keys.trial(&name), keys.trial_of_bucket(&name));
     let mut rights = Rights::default();
-    let delete = vec![delete(&ids), delete(&shared)];
+    let delete = vec![delete(&ids), delete(&shared), delete(&counter)];
     rights.try_all(redis, delete).await?;
     let may_delete = rights.refused.is_empty();
     rights.try_all(redis, harmless(mode, &ids, &shared)).await?;
+    // Every leader asks for them. Whether there are any, other instances decide too.
+    rights.try_all(redis, vec![command("SCARD", &counter, &[])]).await?;
+    if counters {
+        rights.try_all(redis, harmless_of_counters(mode, &counter, &shared)).await?;
+    }
     if may_delete {
         rights.try_all(redis, writing(mode, &ids, &shared)).await?;
+        if counters {
+            rights.try_all(redis, writing_counters(mode, &counter, &shared)).await?;
+        }
     } else {
         rights.reason += "; without DEL, commands that make keys are not tried";
     }
-    if let Some(StreamKeys { key, with_counters }) = stream {
+    if let Some(key) = stream {
         rights.try_all(redis, on_stream(key)).await?;
-        if with_counters {
+        if counters {
             rights.try_all(redis, on_stream_of_counters(&key_of(key))).await?;
         }
     }
@@ -107,6 +115,44 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
             ("EXEC", ::redis::cmd("EXEC")),
         ],
         Mode::Exact => vec![command("SCARD", ids, &[]), command("EXPIRE", ids, &["1"])],
+    });
+    tries
+}
+
+/// The same of counters.
+fn harmless_of_counters(mode: Mode, counter: &str, shared: &str) -> Vec<Try> {
+    let mut tries = vec![
+        ("MULTI", ::redis::cmd("MULTI")),
+        ("EXEC", ::redis::cmd("EXEC")),
+        command("PEXPIRE", counter, &["1"]),
+        command("EXISTS", counter, &[]),
+        command("TYPE", counter, &[]),
+        command("SSCAN", counter, &["0"]),
+        command("LRANGE", shared, &["0", "1"]),
+    ];
+    tries.extend(match mode {
+        Mode::Hll => vec![command("PFCOUNT", counter, &[]), command("MGET", counter, &[])],
+        Mode::Exact => Vec::new(),
+    });
+    tries
+}
+
+/// The commands for counters that make a key, followed by `DEL`.
+fn writing_counters(mode: Mode, counter: &str, shared: &str) -> Vec<Try> {
+    let mut tries = vec![
+        command("RPUSH", shared, &["1"]),
+        delete(shared),
+        command("SADD", counter, &["1"]),
+        delete(counter),
+        command("SET", counter, &["1", "PX", "1000"]),
+        command("RENAME", counter, &[counter]),
+        delete(counter),
+    ];
+    tries.extend(match mode {
+        Mode::Hll => {
+            vec![command("PFADD", counter, &["1"]), command("PFMERGE", counter, &[counter]), delete(counter)]
+        }
+        Mode::Exact => Vec::new(),
     });
     tries
 }
