@@ -344,6 +344,11 @@ fn the_stream_is_tried() {
         let (code, _, checked) = stream(&as_half);
         assert!(code == 1 && checked.about("rights").contains(refused), "{:?}", checked.lines);
         redis_cli(&["ACL", "SETUSER", "half", "+xadd", "+xinfo", "+xsetid"]);
+        let (code, _, checked) = stream(&as_half);
+        let refused = "cannot use XADD, XINFO STREAM: NOPERM";
+        assert!(code == 1 && checked.about("rights").contains(refused), "of counters: {:?}", checked.lines);
+        redis_cli(&["ACL", "SETUSER", "half", "~counts:counters"]);
         assert_eq!(stream(&as_half).0, 0, "{flavour:?}");
+        assert_eq!(redis_cli(&["EXISTS", "counts:counters"]), ::redis::Value::Int(0));
     }
 }

@@ -64,6 +64,7 @@ mod sketch_agreement;
 mod sketch_properties;
 mod status;
 mod store_contract;
+mod stream_counters;
 mod stream_sink;
 mod test_support;
 mod text_ids;
