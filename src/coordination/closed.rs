@@ -92,8 +92,8 @@ pub struct ClosedWindows {
 /// The counts of the counters of a closed window.
 #[derive(Debug)]
 pub struct ClosedCounters {
-    /// The total.
-    of_total: WindowCount,
+    /// The window, as it is stored.
+    of: StoredWindow,
     /// Whether all are complete.
     pub complete: bool,
     /// The counts.
@@ -121,19 +121,19 @@ pub enum WindowCounters {
 }
 
 impl ClosedCounters {
-    /// Of a window with this total.
-    pub(crate) fn new(of_total: WindowCount, counts: Arc<CounterCounts>) -> Self {
-        Self { of_total, complete: completeness::of_counters(&of_total, &counts), counts }
+    /// Of a window that is stored like this.
+    pub(crate) fn new(of: StoredWindow, counts: Arc<CounterCounts>) -> Self {
+        Self { complete: completeness::of_counters(&of.count, &counts), of, counts }
     }
 
     /// The window.
     pub fn window(&self) -> Window {
-        self.of_total.window
+        self.of.count.window
     }
 
     /// Whether the count of a counter is complete.
     pub fn is_complete(&self, name: &str) -> bool {
-        completeness::of_counter(&self.of_total, &self.counts, name)
+        completeness::of_counter(&self.of.count, &self.counts, name)
     }
 }
 
@@ -224,15 +224,16 @@ impl ClosedWindows {
         self.counters.lock().clone()
     }
 
-    /// The counters of a window, if they are remembered.
-    pub(crate) fn counters_of(&self, window: Window) -> Option<Arc<ClosedCounters>> {
-        self.counters().filter(|counters| counters.window() == window)
+    /// The counters of a window, if they are remembered. A window that Redis has lost is counted again: these are not its counters
+    /// then.
+    pub(crate) fn counters_of(&self, window: &StoredWindow) -> Option<Arc<ClosedCounters>> {
+        self.counters().filter(|counters| counters.of == *window)
     }
 
     /// The newest closed window, if its counters are not known here.
     pub(super) fn lacking_counters(&self) -> Option<StoredWindow> {
         let newest = self.newest.lock().clone()?;
-        self.counters_of(newest.count.window).is_none().then_some(newest)
+        self.counters_of(&newest).is_none().then_some(newest)
     }
 
     /// Remembers the counters of a window, instead of those of an older one.

@@ -91,7 +91,7 @@ impl Coordinator {
             (Self::Redis(redis), Some(stored)) => redis.counters_of(stored).await?,
             (Self::Standalone(_), Some(_)) => None,
         };
-        Ok(counts.map(|counts| Arc::new(ClosedCounters::new(window.count, Arc::new(counts)))))
+        Ok(counts.map(|counts| Arc::new(ClosedCounters::new(window.clone(), Arc::new(counts)))))
     }
 
     /// Lets the counts of these windows' counters expire soon: sinks do not need them any more.

@@ -311,11 +311,14 @@ impl RedisCoordinator {
         let ours = StoredWindow { count: *count, counters: staged };
         let stored = self.store(term, &ours, view).await;
         let is_ours = stored.as_ref().is_ok_and(|stored| *stored == ours);
-        match (&ours.counters, &stored) {
-            // They may be stored.
-            (_, Err(CloseError::Unavailable(_))) => {}
-            (Some(staged), _) if !is_ours => self.staging.delete(staged).await,
+        let staged = ours.counters.as_ref();
+        match (staged, &stored) {
+            (Some(staged), Err(CloseError::Unavailable(_))) => self.staging.note_doubt(count.window, staged),
+            (Some(staged), _) if !is_ours => self.staging.delete(count.window, staged).await,
             _ => {}
+        }
+        if let Ok(stored) = &stored {
+            self.staging.note_stored(count.window, stored.counters.as_ref()).await;
         }
         stored.map(|stored| (stored, is_ours))
     }

@@ -235,7 +235,7 @@ impl Sealer {
             (Ok(None), window) => {
                 warn!(window = %window.count.window, "the counts of counters of the last closed window are lost");
                 let none = CounterCounts::default().lacking_names(true);
-                self.closed.note_counters(&Arc::new(ClosedCounters::new(window.count, Arc::new(none))));
+                self.closed.note_counters(&Arc::new(ClosedCounters::new(window, Arc::new(none))));
             }
             (Err(error), _) => debug!(%error, "cannot read the counts of counters"),
         }

@@ -11,6 +11,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::debug;
@@ -42,6 +43,9 @@ pub struct StoredCounters {
     pub(super) lacks_names: bool,
 }
 
+/// Lists that are remembered until they are deleted, at most.
+const MOST_LEFT: usize = 16;
+
 /// The count of a counter in a list: name, different ids, and whether Redis has all of them.
 type Entry = (String, u64, bool);
 
@@ -58,11 +62,21 @@ pub(super) struct Staging {
     keys: Keys,
     /// How many there were so far.
     tries: AtomicU64,
+    /// Lists of tries that had no clear end.
+    left: Mutex<Vec<Left>>,
+}
+
+/// A list of a try that had no clear end.
+struct Left {
+    window: Window,
+    key: String,
+    /// The script that stores its name was not answered.
+    may_be_stored: bool,
 }
 
 impl Staging {
     pub(super) fn new(redis: &Redis, keys: Keys) -> Self {
-        Self { redis: redis.another(), keys, tries: AtomicU64::new(0) }
+        Self { redis: redis.another(), keys, tries: AtomicU64::new(0), left: Mutex::default() }
     }
 
     /// Writes counts to a new list. None if there is nothing to say about counters.
@@ -77,6 +91,9 @@ impl Staging {
             return Ok(None);
         }
         let key = self.keys.counter_counts(window, term.token(), self.tries.fetch_add(1, Ordering::Relaxed));
+        self.delete_left().await;
+        // Taken back below, unless an error ends this function.
+        self.leave(Left { window, key: key.clone(), may_be_stored: false });
         for some in all.chunks(IN_A_CHUNK) {
             let entries: Vec<_> =
                 some.iter().map(|count| json!([count.name, count.unique_ids, count.is_whole])).collect();
@@ -86,17 +103,54 @@ impl Staging {
             push.cmd("PEXPIRE").arg(&key).arg(STAGED_EXPIRES);
             self.redis.run(Call::Close, async |connection| push.exec_async(connection).await).await?;
         }
+        self.left.lock().retain(|left| left.key != key);
         Ok(Some(StoredCounters { key, names: all.len() as u64, overflow, lacks_names }))
     }
 
-    /// Deletes a list that was not stored. If that fails, it expires.
-    pub(super) async fn delete(&self, staged: &StoredCounters) {
+    /// Notes that it is not known whether a list is stored.
+    pub(super) fn note_doubt(&self, window: Window, staged: &StoredCounters) {
+        self.leave(Left { window, key: staged.key.clone(), may_be_stored: true });
+    }
+
+    /// Notes which list of a window is stored, if any, and deletes those of other tries.
+    pub(super) async fn note_stored(&self, window: Window, stored: Option<&StoredCounters>) {
+        self.left.lock().retain_mut(|left| {
+            let is_stored = stored.is_some_and(|stored| stored.key == left.key);
+            // Another leader may publish those of other windows.
+            let is_of_another = left.window != window && left.may_be_stored;
+            left.may_be_stored = false;
+            !is_stored && !is_of_another
+        });
+        self.delete_left().await;
+    }
+
+    /// Deletes a list that is not stored. If that fails, it expires.
+    pub(super) async fn delete(&self, window: Window, staged: &StoredCounters) {
+        self.leave(Left { window, key: staged.key.clone(), may_be_stored: false });
+        self.delete_left().await;
+    }
+
+    /// Remembers a list. The oldest is forgotten, if Redis is away for long: it expires.
+    fn leave(&self, list: Left) {
+        let mut left = self.left.lock();
+        if left.len() == MOST_LEFT {
+            left.remove(0);
+        }
+        left.push(list);
+    }
+
+    /// Deletes lists that are not stored. Otherwise they would pile up while Redis is slow.
+    async fn delete_left(&self) {
+        let is_unstored = |left: &&Left| !left.may_be_stored;
+        let keys: Vec<_> = self.left.lock().iter().filter(is_unstored).map(|left| left.key.clone()).collect();
+        if keys.is_empty() {
+            return;
+        }
         let mut delete = ::redis::cmd("DEL");
-        delete.arg(&staged.key);
-        if let Err(error) =
-            self.redis.run(Call::Close, async |connection| delete.exec_async(connection).await).await
-        {
-            debug!(key = staged.key, %error, "counts that are not needed expire later than they could");
+        delete.arg(&keys);
+        match self.redis.run(Call::Close, async |connection| delete.exec_async(connection).await).await {
+            Ok(()) => self.left.lock().retain(|left| !keys.contains(&left.key)),
+            Err(error) => debug!(%error, "counts that are not needed are still there"),
         }
     }
 
@@ -107,7 +161,9 @@ impl Staging {
         soon: Duration,
     ) {
         let mut expire = ::redis::Pipeline::new();
-        lists.for_each(|list| _ = expire.cmd("PEXPIRE").arg(&list.key).arg(soon.as_millis() as u64));
+        for list in lists {
+            expire.cmd("PEXPIRE").arg(&list.key).arg(soon.as_millis() as u64);
+        }
         if expire.is_empty() {
             return;
         }

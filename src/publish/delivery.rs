@@ -155,7 +155,7 @@ impl Delivery {
             PendingCounters::Here(counters) => return Ok(ClosedWindow { count, counters: counters.clone() }),
             PendingCounters::Stored(stored) => StoredWindow { count, counters: Some(stored.clone()) },
         };
-        let known = match self.publisher.closed.counters_of(count.window) {
+        let known = match self.publisher.closed.counters_of(&stored) {
             Some(known) => Some(known),
             None => self.publisher.coordinator.counters_of(&stored).await.map_err(SinkError::unavailable)?,
         };
@@ -166,7 +166,7 @@ impl Delivery {
         Ok(ClosedWindow { count, counters })
     }
 
-    /// Publishes windows that the sink lacks, as incomplete, with the counts that the store still has. The sink lacks windows
+    /// Publishes windows that the sink lacks, as incomplete, with the counts that the store still has, and without counters. The sink lacks windows
     /// from before it was in use, and from times when no instance was there to close them.
     async fn fill(&mut self, from: Window, to: Window, term: &Term) -> Result<(), SinkError> {
         if from >= to {
@@ -190,11 +190,12 @@ impl Delivery {
             let known = known.unwrap_or_default();
             let count = WindowCount {
                 window,
-                unique_request_count: known.unique_ids,
-                accepted_ids: known.accepted_ids,
+                unique_request_count: known.count.unique_ids,
+                accepted_ids: known.count.accepted_ids,
                 complete: false,
             };
-            self.sink.publish(&count.into(), term).await?;
+            let counters = if known.had_counters { WindowCounters::Skipped } else { WindowCounters::None };
+            self.sink.publish(&ClosedWindow { count, counters }, term).await?;
             window = window.next();
         }
         Ok(())

@@ -198,7 +198,7 @@ impl<'a> Leading<'a> {
         match self.publisher.coordinator.close(&self.term, &count, &counters, view).await {
             Ok((stored, is_ours)) => {
                 self.publisher.metrics.closed_windows(stored.count.complete).increment(1);
-                let counted = Arc::new(ClosedCounters::new(stored.count, counters));
+                let counted = Arc::new(ClosedCounters::new(stored.clone(), counters));
                 if is_ours {
                     self.publisher.closed.note_counters(&counted);
                 }

@@ -52,6 +52,15 @@ pub struct Settled {
     pub counters: Arc<CounterCounts>,
 }
 
+/// What the store still knows of a window that was counted before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recalled {
+    /// Of all ids.
+    pub count: StoreCount,
+    /// It had counters.
+    pub had_counters: bool,
+}
+
 /// What a window holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StoreCount {

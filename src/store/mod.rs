@@ -11,7 +11,7 @@ mod windows;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-pub use self::answers::{AddError, Added, CountError, Settled, StoreCount};
+pub use self::answers::{AddError, Added, CountError, Recalled, Settled, StoreCount};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
@@ -206,7 +206,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub async fn recall(&self, window: Window) -> Result<Option<StoreCount>, Unavailable> {
+    pub async fn recall(&self, window: Window) -> Result<Option<Recalled>, Unavailable> {
         match self {
             Self::Memory(_) => Ok(None),
             Self::Redis(store) => store.recall(window).await,

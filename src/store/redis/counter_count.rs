@@ -64,6 +64,11 @@ impl Replay {
         Ok(CounterCounts::new(counts, has_overflowed).lacking_names(lacks_names))
     }
 
+    /// Whether Redis has names of counters.
+    pub(super) async fn has_names(&self, window: Window) -> Result<bool, Unavailable> {
+        Ok(self.numbers_of_names(window).await?.iter().any(|names| *names > 0))
+    }
+
     /// How many names Redis has of each bucket.
     async fn numbers_of_names(&self, window: Window) -> Result<Vec<u64>, Unavailable> {
         let keys: Vec<_> = (0..BUCKETS).map(|bucket| self.config.keys.names(bucket, window)).collect();

@@ -66,7 +66,7 @@ use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
-use super::answers::{AddError, Added, CountError, Settled, StoreCount};
+use super::answers::{AddError, Added, CountError, Recalled, Settled, StoreCount};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
@@ -316,12 +316,13 @@ impl RedisStore {
         self.local.counter_memory.used()
     }
 
-    pub(super) async fn recall(&self, window: Window) -> Result<Option<StoreCount>, Unavailable> {
+    pub(super) async fn recall(&self, window: Window) -> Result<Option<Recalled>, Unavailable> {
         if self.unique_ids(window).await?.is_none() {
             return Ok(None);
         }
         let stats = self.replay.stats(window).await?;
-        self.counted(window, stats).await.map(Some)
+        let had_counters = self.replay.has_names(window).await?;
+        Ok(Some(Recalled { count: self.counted(window, stats).await?, had_counters }))
     }
 
     /// What a window holds, by the stats of the instances that sealed it, and those of this one so far.
