@@ -337,7 +337,7 @@ fn the_stream_is_tried() {
         assert_eq!(redis_cli(&["XLEN", "counts"]), ::redis::Value::Int(1));
 
         let rights = RIGHTS.split_whitespace();
-        let term = ["ACL", "SETUSER", "half", "on", "nopass", "~counts", "~counts:counters"];
+        let term = ["ACL", "SETUSER", "half", "on", "nopass", "~counts"];
         redis_cli(&term.into_iter().chain(rights).collect::<Vec<_>>());
         let as_half = url.replace("redis://", "redis://half:none@");
         let refused = "cannot use XADD, XINFO STREAM, XSETID";
