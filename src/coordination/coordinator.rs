@@ -94,10 +94,10 @@ impl Coordinator {
         Ok(counts.map(|counts| Arc::new(ClosedCounters::new(window.clone(), Arc::new(counts)))))
     }
 
-    /// Lets the counts of these windows' counters expire soon: sinks do not need them any more.
-    pub(crate) async fn let_counters_expire(&self, windows: &[StoredWindow]) {
+    /// Lets the lists with the counts of these windows' counters expire soon: sinks do not need them any more.
+    pub(crate) async fn let_lists_expire(&self, windows: &[StoredWindow]) {
         if let Self::Redis(redis) = self {
-            redis.let_counters_expire(windows).await;
+            redis.let_lists_expire(windows).await;
         }
     }
 

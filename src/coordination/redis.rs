@@ -349,7 +349,7 @@ impl RedisCoordinator {
         });
         let mut call = scripts::CLOSE.prepare_invoke();
         call.key(keys.token()).key(keys.counts()).key(keys.instances()).key(keys.config());
-        if let Some(staged) = ours.counters.as_ref().filter(|staged| staged.names() > 0) {
+        if let Some(staged) = ours.counters.as_ref().filter(|staged| staged.number() > 0) {
             call.key(&staged.key);
         }
         call.arg(ask.to_string());
@@ -374,7 +374,7 @@ impl RedisCoordinator {
         self.staging.read(stored).await
     }
 
-    pub(super) async fn let_counters_expire(&self, windows: &[StoredWindow]) {
+    pub(super) async fn let_lists_expire(&self, windows: &[StoredWindow]) {
         let lists = windows.iter().filter_map(|window| window.counters.as_ref());
         self.staging.let_expire(lists, closed_keys_live(self.config.window)).await;
     }

@@ -50,8 +50,8 @@ const MOST_LEFT: usize = 16;
 type Entry = (String, u64, bool);
 
 impl StoredCounters {
-    /// How many counters had ids.
-    pub fn names(&self) -> u64 {
+    /// How many counters had ids, `_other` included.
+    pub fn number(&self) -> u64 {
         self.names
     }
 }
@@ -94,14 +94,18 @@ impl Staging {
         self.delete_left().await;
         // Taken back below, unless an error ends this function.
         self.leave(Left { window, key: key.clone(), may_be_stored: false });
-        for some in all.chunks(IN_A_CHUNK) {
+        for (number, some) in all.chunks(IN_A_CHUNK).enumerate() {
             let entries: Vec<_> =
                 some.iter().map(|count| json!([count.name, count.unique_ids, count.is_whole])).collect();
             let mut push = ::redis::Pipeline::new();
             push.atomic();
             push.cmd("RPUSH").arg(&key).arg(json!(entries).to_string());
-            push.cmd("PEXPIRE").arg(&key).arg(STAGED_EXPIRES);
-            self.redis.run(Call::Close, async |connection| push.exec_async(connection).await).await?;
+            push.cmd("PEXPIRE").arg(&key).arg(STAGED_EXPIRES).ignore();
+            let (length,): (usize,) =
+                self.redis.run(Call::Close, async |connection| push.query_async(connection).await).await?;
+            if length != number + 1 {
+                return Err(Unavailable::because("Redis has lost counts of counters that were just written"));
+            }
         }
         self.left.lock().retain(|left| left.key != key);
         Ok(Some(StoredCounters { key, names: all.len() as u64, overflow, lacks_names }))

@@ -1,6 +1,6 @@
 //! Leading: the loop that closes windows while this instance holds the lease.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ pub(super) struct Leading<'a> {
     committed: Option<Window>,
     /// Windows that are queued for the sinks, and not committed as published.
     queued: Vec<StoredWindow>,
+    /// Windows whose counters expire later than they need to.
+    closed: VecDeque<StoredWindow>,
     /// What instances with a window open have left to do, and since when that has not changed.
     left: (BTreeSet<(u64, u64)>, Instant),
     failing: bool,
@@ -54,6 +56,7 @@ impl<'a> Leading<'a> {
             stored: BTreeMap::new(),
             committed: None,
             queued: Vec::new(),
+            closed: VecDeque::new(),
             left: (BTreeSet::new(), Instant::now()),
             failing: false,
         }
@@ -102,6 +105,7 @@ impl<'a> Leading<'a> {
             closed += 1;
         }
         self.commit_published().await?;
+        self.let_counters_expire().await?;
         Ok(closed == WINDOWS_A_ROUND)
     }
 
@@ -203,10 +207,8 @@ impl<'a> Leading<'a> {
                     self.publisher.closed.note_counters(&counted);
                 }
                 let counters = stored.counters.clone();
-                let counts = Arc::clone(&counted.counts);
                 let here = PendingCounters::Here(if is_ours { counted.into() } else { WindowCounters::None });
                 self.enqueue(stored, counters.map_or(here, PendingCounters::Stored));
-                self.publisher.store.let_counters_expire(window, &counts).await;
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),
@@ -248,6 +250,9 @@ impl<'a> Leading<'a> {
         let count = window.count;
         self.unpublished.push(Pending { count, counters, term, since });
         self.queued.push(window.clone());
+        if window.counters.is_some() {
+            self.closed.push_back(window.clone());
+        }
         self.publisher.closed.advance(window);
         self.next = Some(count.window.next());
     }
@@ -283,6 +288,22 @@ impl<'a> Leading<'a> {
         self.unpublished.skip_unlisted(windows);
     }
 
+    /// Lets the counters of closed windows expire soon, also of those that an earlier leader closed.
+    async fn let_counters_expire(&mut self) -> Result<(), CloseError> {
+        let publisher = self.publisher;
+        while let Some(window) = self.closed.front() {
+            let known = match publisher.closed.counters_of(window) {
+                Some(known) => Some(known),
+                None => publisher.coordinator.counters_of(window).await?,
+            };
+            if let Some(counters) = known {
+                publisher.store.let_counters_expire(window.count.window, &counters.counts).await?;
+            }
+            self.closed.pop_front();
+        }
+        Ok(())
+    }
+
     async fn commit_published(&mut self) -> Result<(), CloseError> {
         let delivered = self.unpublished.delivered();
         if let Some(window) = delivered
@@ -293,7 +314,7 @@ impl<'a> Leading<'a> {
             self.committed = delivered;
             let published =
                 self.queued.extract_if(.., |queued| queued.count.window <= window).collect::<Vec<_>>();
-            self.publisher.coordinator.let_counters_expire(&published).await;
+            self.publisher.coordinator.let_lists_expire(&published).await;
         }
         Ok(())
     }

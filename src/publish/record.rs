@@ -18,6 +18,7 @@ pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
 pub(super) const COMPLETE: &str = "complete";
 pub(super) const COUNTERS: &str = "counters";
+const COUNTERS_COMPLETE: &str = "counters_complete";
 /// The value of [`COUNTERS`] for counters that waited too long.
 pub(super) const SKIPPED: &str = "skipped";
 
@@ -127,6 +128,10 @@ impl<'a> Record<'a> {
         ];
         if !matches!(counters, WindowCounters::None) {
             attributes.push((COUNTERS, counters.to_string()));
+        }
+        // Perhaps the names of some are lost, so that no record of theirs says so.
+        if counters.counts().is_some_and(|counters| !counters.complete) {
+            attributes.push((COUNTERS_COMPLETE, false.to_string()));
         }
         attributes
     }

@@ -42,7 +42,7 @@ impl PendingCounters {
     pub(super) fn number(&self) -> u64 {
         match self {
             Self::Here(counters) => counters.number() as u64,
-            Self::Stored(stored) => stored.names(),
+            Self::Stored(stored) => stored.number(),
         }
     }
 }
@@ -140,11 +140,12 @@ impl Unpublished {
         }
     }
 
-    /// Redis has lost the counts of a window's counters. Its total still waits.
+    /// Redis does not have the counts of a window's counters any more. Its total still waits.
     pub(super) fn lose_counters(&self, window: Window) {
         self.update(|list| {
             for window in self.skip_counters(list, |pending| pending.count.window == window) {
-                error!(%window, "Redis has lost the counts of a window's counters: it is published without them");
+                error!(%window, "Redis does not have the counts of a window's counters any more: they waited for longer than \
+                     --counter-retention, or were deleted. The window is published without them");
             }
         });
     }

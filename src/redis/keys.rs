@@ -13,7 +13,7 @@
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
 //! | `{<ns>:c<b>}:damaged:<rest of the key>` | any | the same for a key in a bucket. A counter may have a name that ends in `:damaged` |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>:c0}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
-//! | `{<ns>}:accepted:<window>` | hash | instance id → how many ids it had accepted when it sealed the window |
+//! | `{<ns>}:accepted:<window>` | hash | instance id → its stats when it sealed the window, as JSON: how many ids it had accepted, and what it knows of its counters. They name counters of which Redis lost ids |
 //! | `{<ns>}:lease` | string | the id of the leader |
 //! | `{<ns>}:token` | string | the newest fencing token |
 //! | `{<ns>}:instances` | hash | instance id → its heartbeat |

@@ -194,9 +194,18 @@ impl Store {
     }
 
     /// Lets what a closed window's counters were counted from expire soon. The caller has stored these counts.
-    pub(crate) async fn let_counters_expire(&self, window: Window, counts: &CounterCounts) {
-        if let Self::Redis(store) = self {
-            store.let_counters_expire(window, counts).await;
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: some expire later.
+    pub(crate) async fn let_counters_expire(
+        &self,
+        window: Window,
+        counts: &CounterCounts,
+    ) -> Result<(), Unavailable> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Redis(store) => store.let_counters_expire(window, counts).await,
         }
     }
 

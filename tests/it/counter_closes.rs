@@ -17,8 +17,8 @@ use crate::support::server::Server;
 use crate::support::{soak, wait_for, wait_until};
 
 const NAMESPACE: &str = "closes";
-/// More than go into one chunk of a close.
-const MANY: u64 = 1_200;
+/// Six chunks of a close: more than are read at once.
+const MANY: u64 = 2_600;
 
 fn name(counter: u64) -> String {
     format!("c-{counter:04}")
@@ -89,7 +89,7 @@ async fn a_leader_that_dies_in_a_close_leaves_nothing_out() {
         "--lease-ttl",
         "2s",
         "--max-counters",
-        "2000",
+        "4000",
         "--log-dir",
         files.path().to_str().unwrap(),
     ];
@@ -135,7 +135,7 @@ async fn an_instance_that_joins_in_a_close_makes_the_leader_count_again() {
     let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
     let proxy = Proxy::start(redis.address()).await;
     let dir = files.path().to_str().unwrap();
-    let args = ["--redis-timeout", "20s", "--max-counters", "2000", "--log-dir", dir];
+    let args = ["--redis-timeout", "20s", "--max-counters", "4000", "--log-dir", dir];
     let mut fleet = Fleet::behind(&proxy.url(), 2, NAMESPACE, &args).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
     let start = next_window(Duration::from_millis(100)).await;

@@ -205,6 +205,41 @@ async fn a_counter_whose_key_was_made_anew_is_not_whole() {
     }
 }
 
+/// A key is gone after one instance has sealed the window, and another one merges its counters: because ids of theirs are
+/// pending, or because Redis was away for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_notices_that_the_key_of_its_counter_is_gone() {
+    for (mode, writes) in WAYS {
+        for fault in [Fault::Cut, Fault::Refuse] {
+            let server = RedisServer::start();
+            let proxy = Proxy::start(server.address()).await;
+            let one = in_redis(&connect(&server.url()).await, mode, writes, NAMESPACE, "one");
+            let other = in_redis(&connect(&proxy.url()).await, mode, writes, NAMESPACE, "other");
+            let window = windows().next().unwrap();
+            add_to_all(&one, window, 0..30).await;
+            add_to_all(&other, window, 20..40).await;
+            one.seal(window).await.unwrap();
+            let key = Keys::new(NAMESPACE).counter(mode, &name(3), window);
+            damage(&server, &key, DAMAGES[0]);
+            proxy.set(fault);
+            // With `Refuse`, these ids wait in the instance.
+            add_to_all(&other, window, 40..45).await;
+            proxy.set(Fault::None);
+            wait_until("Redis to be back", async || !other.is_degraded()).await;
+            seal_in_the_end(&other, window).await;
+            let parties = ["one", "other"].map(str::to_owned).into();
+            let settled = one.settle(window, &parties).await.unwrap();
+            assert_eq!(settled.total.lost_ids, 0, "{mode:?} {fault:?}");
+            assert!(!settled.counters.is_whole(&name(3)), "{mode:?} {writes:?} {fault:?}");
+            if mode == Mode::Hll {
+                for counter in (0..COUNTERS).filter(|counter| *counter != 3) {
+                    assert!(settled.counters.is_whole(&name(counter)), "{writes:?} {fault:?} {counter}");
+                }
+            }
+        }
+    }
+}
+
 /// The names of a bucket are lost in the middle of a window.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_that_are_lost_are_added_again_at_the_seal() {

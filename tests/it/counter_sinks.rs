@@ -140,7 +140,9 @@ async fn a_total_whose_counters_are_lost_says_so() {
     assert_eq!((&total["counters"], &total["unique_request_count"]), (&"skipped".into(), &2.into()));
     let said = |server: &Server| {
         let log = server.log();
-        log.iter().filter(|event| event["fields"]["message"].to_string().contains("Redis has lost")).count()
+        log.iter()
+            .filter(|event| event["fields"]["message"].to_string().contains("Redis does not have"))
+            .count()
     };
     assert_eq!(said(&site.fleet.servers[1 - leader]), 1);
     assert_eq!(site.fleet.servers[1 - leader].metric(SKIPPED).await, COUNTERS as f64);

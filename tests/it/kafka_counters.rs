@@ -2,21 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use crate::support::fleet::seconds;
+use crate::support::fleet::{Fleet, next_window, seconds};
 use crate::support::http::Connection;
 use crate::support::kafka::{
-    Record, admin, assert_each_once, committed, committed_in, make, namespace, offsets, partitions, shared,
+    Kafka, Record, admin, assert_each_once, committed, committed_in, make, namespace, offsets, partitions, shared,
     wait_recorded,
 };
 use crate::support::process::{headcount, output_of};
+use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::wait_until;
+use crate::support::{free_port, wait_until};
 
 const SKIPPED: &str = r#"headcount_skipped_counters_total{sink="kafka"}"#;
 
@@ -360,4 +361,51 @@ async fn counters_wait_for_room_in_the_queue() {
     assert!(server.stop().await.success());
     assert_no_complaints(&server);
     assert_one_transaction(&brokers, &namespace, &names);
+}
+
+/// Brokers are away for longer than `--counter-retention`, while instances count counters together in Redis. The windows of that
+/// time follow without their counters, and say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_may_be_away_for_longer_than_counters_wait() {
+    let (port, redis) = (free_port(), Redis::start());
+    let (brokers, mut kafka) = (format!("127.0.0.1:{port}"), Kafka::start_on(port));
+    let (topic, of_counters) = topics("away");
+    let args = ["--kafka-brokers", &brokers, "--counter-retention", "8s"];
+    let fleet = Fleet::start(2, &redis, "away", &args).await;
+    let fill = async |first: u64| {
+        let start = next_window(Duration::from_millis(50)).await;
+        for (server, id) in fleet.servers.iter().zip(first..) {
+            let mut connection = Connection::open(server.address).await.unwrap();
+            send(&mut connection, id, &["a", "b", "c"]).await;
+        }
+        start
+    };
+    let before = fill(0).await;
+    wait_recorded(&brokers, &topic, before).await;
+    kafka.kill();
+    let away = fill(100).await;
+    let skipped = async || {
+        let mut sum = 0.0;
+        for server in &fleet.servers {
+            sum += server.metric(SKIPPED).await;
+        }
+        sum
+    };
+    wait_until("counters to wait for too long", async || skipped().await >= 3.0).await;
+    kafka.restart();
+    wait_recorded(&brokers, &topic, away).await;
+    let after = fill(200).await;
+    let windows = wait_recorded(&brokers, &topic, after).await;
+    let counters = committed(&brokers, &of_counters);
+    assert_each_once(&windows, 2);
+    let said = |start| {
+        let window = windows.iter().find(|window| window.start() == start).expect("a window");
+        (window.headers.get("counters").map(String::as_str), window.headers["complete"].as_str())
+    };
+    assert_eq!(said(before).0, Some("3"));
+    assert_eq!(said(away), (Some("skipped"), "true"));
+    assert_eq!(said(after), (Some("3"), "true"));
+    let of = |start| counters.iter().filter(|counter| counter.start() == start).count();
+    assert_eq!((of(before), of(away), of(after)), (3, 0, 3));
+    assert_eq!(counters.len(), 6, "each once");
 }

@@ -316,9 +316,11 @@ async fn counters_are_compared_with_redis() {
         put(keys.counter(mode, "fewer", later), 0..2);
     }
     for window in [earlier, later] {
-        let accepted = if window == earlier { "9" } else { "5" };
+        let accepted = if window == earlier { 9 } else { 5 };
+        // As an instance stores them.
+        let stats = serde_json::json!({ "accepted": accepted, "new": 0, "lost": 0, "parts": 1 });
         let (key, field) = (keys.accepted(window), "instance");
-        ::redis::cmd("HSET").arg(key).arg(field).arg(accepted).exec(&mut redis.connect()).unwrap();
+        ::redis::cmd("HSET").arg(key).arg(field).arg(stats.to_string()).exec(&mut redis.connect()).unwrap();
     }
     let of_total = [("complete", "true"), ("accepted_ids", "9"), ("counters", "2")];
     let totals = [earlier, later].map(|window| (&*namespace, of_window(window, 5), &of_total[..]));

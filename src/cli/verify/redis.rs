@@ -17,7 +17,7 @@ use crate::publish::sinks::kafka::counters::CounterEntry;
 use crate::publish::sinks::kafka::ledger::Entry;
 use crate::redis::keys::Keys;
 use crate::redis::{self, Call, Redis, Text, Texts};
-use crate::store::redis::{count_commands, sum_counts};
+use crate::store::redis::{accepted_ids, count_commands, sum_counts};
 use crate::telemetry::metrics::Metrics;
 
 const LOST: &str = "lost by Redis since they were counted, so not compared";
@@ -182,8 +182,7 @@ impl<'a> Comparison<'a> {
         ask.arg(self.keys.accepted(window));
         let Texts(accepted): Texts =
             self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
-        let first_number = |said: &String| said.split(' ').next()?.parse::<u64>().ok();
-        let accepted: u64 = accepted.values().filter_map(first_number).sum();
+        let accepted: u64 = accepted.values().filter_map(|stats| accepted_ids(stats)).sum();
         Ok(published.is_some_and(|published| accepted < published))
     }
 

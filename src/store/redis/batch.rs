@@ -146,6 +146,9 @@ impl Batch {
         for (owner, reply) in std::mem::take(&mut self.owners).iter().zip(&replies) {
             let target = &self.touched[usize::from(*owner)].target;
             target.note_ended(reply.is_ok().then_some(epoch));
+            if reply.is_ok() {
+                target.note_acknowledged(generation);
+            }
             if let Ok(new @ 1..) = reply {
                 target.note_new(*new);
             }

@@ -116,6 +116,7 @@ impl Replay {
         some: &[Arc<LocalCounter>],
         epoch: u64,
     ) -> Result<(), Unavailable> {
+        self.note_gone(some).await?;
         let mine = self.config.keys.merge_of_bucket(bucket, &self.config.instance_id);
         let (mut commands, mut keys, mut pending) = (Pipeline::new(), vec![mine.clone()], Vec::new());
         // No other merge may come in between, which uses the same key.
@@ -140,6 +141,28 @@ impl Replay {
         }
         for (counter, (ids, acknowledged)) in some.iter().zip(pending) {
             counter.note_merged(ids, acknowledged, epoch);
+            counter.target.note_acknowledged(self.redis.generation());
+        }
+        Ok(())
+    }
+
+    /// Notes which counters have no key any more, though this server acknowledged ids of them. A merge makes the key anew, without
+    /// what other instances had added.
+    async fn note_gone(&self, counters: &[Arc<LocalCounter>]) -> Result<(), Unavailable> {
+        let generation = self.redis.generation();
+        let expected: Vec<_> =
+            counters.iter().filter(|counter| counter.target.must_exist(generation)).collect();
+        if expected.is_empty() {
+            return Ok(());
+        }
+        let mut look = Pipeline::new();
+        for counter in &expected {
+            look.cmd("EXISTS").arg(&counter.target.key);
+        }
+        let are_there: Vec<bool> =
+            self.redis.run(Call::Seal, async |connection| look.query_async(connection).await).await?;
+        for (counter, _) in expected.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
+            counter.note_damage();
         }
         Ok(())
     }
@@ -155,7 +178,9 @@ impl Replay {
             let CounterIds::Exact(pending) = &counter.ids else { continue };
             loop {
                 let ids: Vec<TextId> = pending.lock().iter().take(IDS_AT_ONCE).cloned().collect();
-                let new = if ids.is_empty() { 0 } else { self.add_ids(counter, &ids).await? };
+                let added = if ids.is_empty() { Ok(0) } else { self.add_ids(counter, &ids).await };
+                // Redis may have added them all the same, and calls none of them new the next time.
+                let new = added.inspect_err(|_| counter.target.note_doubt())?;
                 counters.note_replayed(counter, &ids, new, epoch);
                 counter.target.note_answer(self.redis.generation());
                 if ids.len() < IDS_AT_ONCE {

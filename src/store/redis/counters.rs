@@ -128,6 +128,11 @@ impl LocalCounters {
         names
     }
 
+    /// Whether there are counters that clients named, and that were not given up.
+    pub(super) fn has_some(&self) -> bool {
+        self.places.count() > 0
+    }
+
     /// Frees the counters of a closed window, slowly: an allocator that is busy holds up threads that serve requests. If Redis loses
     /// them and their counts before those are published, they are lost.
     pub(super) fn give_up(&self) {
@@ -249,6 +254,7 @@ impl LocalCounters {
         // Every name is sent once more, in the new epoch. Then those count that the server calls new.
         self.names.get().into_iter().flatten().for_each(|names| names.forget_new());
         for counter in self.all() {
+            counter.target.forget_acknowledged();
             if let CounterIds::Exact(_) = &counter.ids
                 && counter.target.may_hide_a_loss(generation)
             {

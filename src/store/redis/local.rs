@@ -45,6 +45,8 @@ pub(super) struct LocalWindows {
     pub(super) table: WindowTable<LocalWindow, Sealed>,
     pub(super) counter_memory: Arc<Budget>,
     last_names: LastNames,
+    /// A task frees counters.
+    is_giving_up: AtomicBool,
 }
 
 /// A window that was sealed here.
@@ -98,7 +100,8 @@ impl LocalWindows {
         let pending = Arc::new(PendingIds::new(config.pending_max));
         let counter_memory = Budget::new(config.counters.memory);
         let (table, last_names) = (WindowTable::default(), LastNames::default());
-        Self { config, pending, missed_ids, table, counter_memory, last_names }
+        let is_giving_up = AtomicBool::new(false);
+        Self { config, pending, missed_ids, table, counter_memory, last_names, is_giving_up }
     }
 
     /// Enters a window: until the token is dropped, it cannot be sealed.
@@ -162,9 +165,10 @@ impl LocalWindows {
         }
     }
 
-    /// The counters of windows up to `last` that are sealed, oldest first.
+    /// Sealed windows up to `last` with counters, oldest first.
     fn counters_up_to(&self, last: Window) -> impl Iterator<Item = Arc<LocalWindow>> {
-        self.kept().filter(move |local| local.window <= last && local.counters.is_some())
+        let has_counters = |local: &LocalWindow| local.counters.as_ref().is_some_and(LocalCounters::has_some);
+        self.kept().filter(move |local| local.window <= last && has_counters(local))
     }
 
     /// Evicts a window and all before it. Returns them.
@@ -186,7 +190,10 @@ impl LocalWindows {
     /// need the memory, also when a sink is away for long.
     pub(super) fn give_up_counters(self: &Arc<Self>, closed: Window) {
         let is_scarce = |local: &Self| local.counter_memory.used() > local.counter_memory.most() / 2;
-        if !is_scarce(self) {
+        if !is_scarce(self)
+            || self.counters_up_to(closed).next().is_none()
+            || self.is_giving_up.swap(true, Ordering::Relaxed)
+        {
             return;
         }
         let local = Arc::clone(self);
@@ -194,6 +201,7 @@ impl LocalWindows {
             for window in local.counters_up_to(closed).take_while(|_| is_scarce(&local)) {
                 window.counters.iter().for_each(LocalCounters::give_up);
             }
+            local.is_giving_up.store(false, Ordering::Relaxed);
         });
     }
 

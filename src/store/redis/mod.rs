@@ -66,6 +66,7 @@ use self::pipeline::{Pipeline, PipelineTask, pipelines};
 use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
+pub use self::stats::accepted_ids;
 use super::answers::{AddError, Added, CountError, Recalled, Settled, StoreCount};
 use super::ids::Ids;
 use super::windows::Entry;
@@ -368,10 +369,12 @@ impl RedisStore {
         }
     }
 
-    pub(super) async fn let_counters_expire(&self, window: Window, counts: &CounterCounts) {
-        if let Err(error) = self.replay.let_counters_expire(window, counts).await {
-            debug!(%window, %error, "counters of a closed window expire later than they could");
-        }
+    pub(super) async fn let_counters_expire(
+        &self,
+        window: Window,
+        counts: &CounterCounts,
+    ) -> Result<(), Unavailable> {
+        self.replay.let_counters_expire(window, counts).await
     }
 
     pub(super) async fn evict(&self, window: Window) {

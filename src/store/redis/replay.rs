@@ -232,7 +232,9 @@ impl Replay {
             if some.is_empty() {
                 break;
             }
-            self.add_some(local, &some).await?;
+            // Redis may have added them all the same, and calls none of them new the next time.
+            let in_doubt = |_: &Unavailable| local.targets.iter().for_each(|target| target.note_doubt());
+            self.add_some(local, &some).await.inspect_err(in_doubt)?;
             left = left.saturating_sub(some.len() as u64);
         }
         Ok(())

@@ -74,6 +74,11 @@ impl BucketStats {
     }
 }
 
+/// How many ids an instance had accepted, by its stored stats; none if the text is none.
+pub fn accepted_ids(stored: &str) -> Option<u64> {
+    serde_json::from_str::<WindowStats>(stored).ok().map(|stats| stats.accepted)
+}
+
 impl CounterStats {
     fn is_empty(&self) -> bool {
         *self == Self::default()

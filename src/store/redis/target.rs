@@ -24,6 +24,8 @@ pub(super) struct Target {
     /// One more than the [generation](crate::redis::Redis::generation) of the server that answered a write after that; 0 for
     /// none.
     answered_in_doubt: AtomicU64,
+    /// One more than the generation of the server that last acknowledged a write; 0 for none.
+    acknowledged_by: AtomicU64,
 }
 
 /// What the server has of the ids that this instance has.
@@ -66,6 +68,7 @@ impl Target {
             new: AtomicU64::new(0),
             in_doubt: AtomicBool::new(false),
             answered_in_doubt: AtomicU64::new(0),
+            acknowledged_by: AtomicU64::new(0),
         }
     }
 
@@ -82,6 +85,24 @@ impl Target {
                 self.answered_in_doubt.store(generation + 1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Notes that a server has acknowledged a write.
+    pub(super) fn note_acknowledged(&self, generation: u64) {
+        // Nearly always it is there already.
+        if self.acknowledged_by.load(Ordering::Relaxed) != generation + 1 {
+            self.acknowledged_by.store(generation + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets it: the server may have lost everything, and all instances give it again what they have.
+    pub(super) fn forget_acknowledged(&self) {
+        self.acknowledged_by.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether this server has acknowledged a write, so that the key exists unless something happened to it.
+    pub(super) fn must_exist(&self, generation: u64) -> bool {
+        self.acknowledged_by.load(Ordering::Relaxed) == generation + 1
     }
 
     /// Whether a server before this generation may have lost ids unnoticed. It had ids that it never called new, so it may
