@@ -463,11 +463,11 @@ async fn a_window_with_only_its_accepted_ids_left_is_unknown() {
         }
         let recall = async |run: &Run| run.living[0].1.recall(Run::window()).await.unwrap();
         let known = recall(&run).await.expect("it is known");
-        assert_eq!((known.unique_ids, known.accepted_ids), (3, 3), "{mode:?}");
+        assert_eq!((known.count.unique_ids, known.count.accepted_ids), (3, 3), "{mode:?}");
         ::redis::cmd("DEL").arg(ids).exec(&mut run.server).unwrap();
         let fields: u64 = ::redis::cmd("HLEN").arg(accepted).query(&mut run.server).unwrap();
         assert!(fields > 0, "{mode:?}: what was accepted is there");
-        assert_eq!(recall(&run).await.map(|stats| stats.unique_ids), None, "{mode:?}");
+        assert_eq!(recall(&run).await.map(|stats| stats.count.unique_ids), None, "{mode:?}");
     }
 }
 

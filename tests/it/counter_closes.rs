@@ -69,12 +69,8 @@ fn assert_all_expire(redis: &Redis) {
 async fn assert_published(files: &Path, start: u64, expected: u64) {
     let counters = wait_by_window(files, &window(start).to_string()).await;
     let found = &counters[&window(start).to_string()];
-    let counts: BTreeMap<_, _> = (0..MANY).map(|counter| (name(counter), expected)).collect();
-    assert_eq!(
-        found.iter().map(|(name, (count, _))| (name.clone(), *count)).collect::<BTreeMap<_, _>>(),
-        counts
-    );
-    assert!(found.values().all(|(_, complete)| *complete), "{start} is incomplete");
+    let right = (0..MANY).map(name).filter(|name| found.get(name) == Some(&(expected, true))).count();
+    assert_eq!((found.len(), right), (MANY as usize, MANY as usize), "{start}");
 }
 
 /// The leader is killed after it wrote the first chunk of counts, or after it stored them. The next leader publishes the

@@ -11,8 +11,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use crate::support::fleet::{Fleet, next_window, seconds};
 use crate::support::http::Connection;
 use crate::support::kafka::{
-    Kafka, Record, admin, assert_each_once, committed, committed_in, make, namespace, offsets, partitions, shared,
-    wait_recorded,
+    Kafka, Record, admin, assert_each_once, committed, committed_in, make, namespace, offsets, partitions,
+    shared, wait_recorded,
 };
 use crate::support::process::{headcount, output_of};
 use crate::support::redis::Redis;

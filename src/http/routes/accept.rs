@@ -2,13 +2,14 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::join_all;
 use quanta::Instant;
 use smallvec::SmallVec;
 
@@ -58,6 +59,9 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     }
 }
 
+/// Elements of a list that are counted at a time.
+const AT_ONCE: usize = 30;
+
 /// Count one id
 ///
 /// Answers `ok` once the id is counted. This GET changes something, but a client may repeat it: within a window an id
@@ -92,7 +96,7 @@ pub(super) async fn accept_one(routes: &Routes, headers: &HeaderMap, uri: &Uri) 
 async fn accept_id<I: Id>(routes: &Routes, window: Window, query: &str) -> Result<(), Failure> {
     let callbacks = &routes.api.callbacks;
     let Query { id, counters, endpoint } = Query::<I>::parse(query, &routes.api.counting, callbacks.guard())?;
-    let place = count(routes, window, &[id], &counters, &mut None).await?;
+    let place = count(routes, window, &[id], &counters, &OnceLock::new()).await?;
     if let Some(endpoint) = endpoint {
         let counter = counters.only_one().map(|name| if place.overflow > 0 { OTHER } else { name });
         callbacks.submit(endpoint, place.window, counter);
@@ -143,21 +147,27 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
     }
 }
 
-/// Counts a list piece by piece, so that other requests do not wait for all of it.
+/// Counts a list piece by piece, so that other requests do not wait for all of it. Elements that name counters of their own are
+/// counted some at a time: one by one, each would wait for Redis.
 async fn count_all<I: ListedId>(
     routes: &Routes,
     mut window: Window,
     mut ids: ListOf<I>,
 ) -> Result<(), Failure> {
-    let (mut piece, mut permit) = (Piece::default(), None);
+    let (mut piece, permit) = (Piece::default(), OnceLock::new());
     loop {
         ids.take(&mut piece);
         if piece.ids().is_empty() {
             return Ok(());
         }
-        for (some, counters) in piece.runs() {
-            let counters = counters.unwrap_or(ids.counters());
-            window = count(routes, window, some, counters, &mut permit).await?.window;
+        let mut runs = piece.runs().peekable();
+        while runs.peek().is_some() {
+            let some = runs.by_ref().take(AT_ONCE).map(|(some, counters)| {
+                count(routes, window, some, counters.unwrap_or(ids.counters()), &permit)
+            });
+            for counted in join_all(some).await {
+                window = window.max(counted?.window);
+            }
         }
         if piece.ids().len() == PIECE {
             // A store in memory never waits. So yield here, or this request would block its thread.
@@ -227,7 +237,7 @@ async fn count<'a, I: Id>(
     window: Window,
     ids: &[I],
     counters: &CounterNames<'_>,
-    permit: &mut Option<Permit<'a>>,
+    permit: &OnceLock<Permit<'a>>,
 ) -> Result<Place, Failure> {
     let Some(key) = &routes.api.counting.id_key else {
         return add(routes, window, ids, counters, permit).await;
@@ -247,7 +257,7 @@ async fn add<'a, I: Id>(
     mut window: Window,
     ids: &[I],
     counters: &CounterNames<'_>,
-    permit: &mut Option<Permit<'a>>,
+    permit: &OnceLock<Permit<'a>>,
 ) -> Result<Place, Failure> {
     let api = &routes.api;
     let arrived_in = window;
@@ -256,7 +266,7 @@ async fn add<'a, I: Id>(
         let added = poll_fn(|context| {
             let added = adding.as_mut().poll(context);
             if added.is_pending() {
-                permit.get_or_insert_with(|| routes.in_flight.wait());
+                permit.get_or_init(|| routes.in_flight.wait());
             }
             added
         });

@@ -49,7 +49,9 @@ impl Replay {
         }
         let (mut counts, mut lacks_names) = (Vec::new(), stats.values().any(|stats| stats.counters.lost));
         if lacks_names {
-            expected.iter_mut().for_each(|expected| expected.lost = true);
+            for expected in &mut expected {
+                expected.lost = true;
+            }
         }
         // All buckets: the stats of an instance may be lost, and its names not.
         for (bucket, names) in self.numbers_of_names(window).await?.into_iter().enumerate() {

@@ -44,7 +44,7 @@ impl Replay {
                 self.list(counters.names_of(bucket), some).await?;
             }
             let (mut lacking, there): (Vec<_>, Vec<_>) =
-                of_bucket.into_iter().partition(|counter| counter.is_lacking(epoch));
+                of_bucket.into_iter().partition(|counter| counter.is_lacking());
             let lost = self.lost_of(&there).await?;
             self.note_given(there.len() - lost.len());
             lacking.extend(lost);
@@ -68,14 +68,17 @@ impl Replay {
     /// Counters of which Redis acknowledged all ids, and does not have them all any more: another program deleted the key or
     /// wrote to it, or Redis evicted it. What other instances had added may be lost as well.
     async fn lost_of(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<Arc<LocalCounter>>, Unavailable> {
-        let mut lost = Vec::new();
+        let (mut lost, generation) = (Vec::new(), self.redis.generation());
         for some in counters.chunks(READ_AT_ONCE) {
             let are_there = match self.config.mode {
                 Mode::Hll => self.are_covered(some).await?,
                 Mode::Exact => self.are_there(some).await?,
             };
             for (counter, _) in some.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
-                counter.note_damage();
+                // After a loss that the heartbeat has noticed, all instances give again what they have.
+                if counter.target.must_exist(generation) {
+                    counter.note_damage();
+                }
                 lost.push(Arc::clone(counter));
             }
         }
@@ -124,7 +127,7 @@ impl Replay {
         for counter in some {
             let CounterIds::Hll(sketch) = &counter.ids else { continue };
             // Before the registers are read: they have at least these ids.
-            pending.push((counter.unmerged(), counter.target.acknowledged()));
+            pending.push((counter.unmerged(), counter.target.before_merge()));
             let key = &counter.target.key;
             commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("EX").arg(MERGE_EXPIRES).ignore();
             commands.cmd("PFMERGE").arg(key).arg(&mine).ignore();
@@ -139,8 +142,8 @@ impl Replay {
             some.iter().filter(is_aside).for_each(|counter| counter.note_damage());
             self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await).await?;
         }
-        for (counter, (ids, acknowledged)) in some.iter().zip(pending) {
-            counter.note_merged(ids, acknowledged, epoch);
+        for (counter, (ids, before)) in some.iter().zip(pending) {
+            counter.note_merged(ids, before, epoch);
             counter.target.note_acknowledged(self.redis.generation());
         }
         Ok(())

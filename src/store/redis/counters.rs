@@ -5,7 +5,7 @@
 //! first writes to the counter, and once more when the server may be another one (a new [epoch](super::pipeline)).
 //!
 //! At the seal, the total is always merged. Counters may be many, so a counter is merged only if Redis does not have all its
-//! ids, or acknowledged some of them in an earlier epoch.
+//! ids. Those of which it should have all are read back.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use super::config::{IDS_A_COMMAND, RedisStoreConfig};
 use super::pending::PendingIds;
 use super::pipeline::Pipeline;
 use super::stats::{BucketStats, CounterStats};
-use super::target::{All, Knowledge, Target};
+use super::target::{All, BeforeMerge, Knowledge, Target};
 use crate::hll::{GrowingSketch, Observation};
 use crate::model::counter::{BUCKETS, CounterNames, OTHER, bucket_of};
 use crate::model::id::{Id, TextId};
@@ -254,7 +254,7 @@ impl LocalCounters {
         // Every name is sent once more, in the new epoch. Then those count that the server calls new.
         self.names.get().into_iter().flatten().for_each(|names| names.forget_new());
         for counter in self.all() {
-            counter.target.forget_acknowledged();
+            counter.target.note_loss();
             if let CounterIds::Exact(_) = &counter.ids
                 && counter.target.may_hide_a_loss(generation)
             {
@@ -381,12 +381,11 @@ impl LocalCounter {
         self.target.has_all_but(own, epoch) && self.unmerged() == 0
     }
 
-    /// Whether Redis may lack the name, or ids that this instance has.
-    pub(super) fn is_lacking(&self, epoch: u64) -> bool {
-        let is_listed = self.listed.load(Ordering::Relaxed) == epoch;
+    /// Whether Redis may lack some of the ids: it never acknowledged them, or lost everything.
+    pub(super) fn is_lacking(&self) -> bool {
         match &self.ids {
-            CounterIds::Hll(_) => !is_listed || !self.is_in_redis(0, epoch),
-            CounterIds::Exact(_) => !is_listed || self.has_pending(),
+            CounterIds::Hll(_) => self.has_pending() || self.target.is_lacking(),
+            CounterIds::Exact(_) => self.has_pending(),
         }
     }
 
@@ -409,9 +408,9 @@ impl LocalCounter {
     }
 
     /// Notes that Redis has the name, and so many pending ids of the sketch with all before them.
-    pub(super) fn note_merged(&self, ids: u64, acknowledged: u64, epoch: u64) {
+    pub(super) fn note_merged(&self, ids: u64, before: BeforeMerge, epoch: u64) {
         self.unmerged.fetch_sub(ids, Ordering::Relaxed);
-        self.target.note_merged(acknowledged, epoch);
+        self.target.note_merged(before, epoch);
         self.listed.store(epoch, Ordering::Relaxed);
     }
 

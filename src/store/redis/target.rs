@@ -45,6 +45,15 @@ pub(super) struct All {
     outstanding: AtomicU32,
     /// The epoch in which the server acknowledged all others: 0 for no write, [`MIXED`] if there is none.
     epoch: AtomicU64,
+    /// Writes that failed, and losses of the server, since the last merge.
+    lacking: AtomicU64,
+}
+
+/// What was known of a counter's acknowledged ids when a merge began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BeforeMerge {
+    epoch: u64,
+    lacking: u64,
 }
 
 /// No epoch.
@@ -95,9 +104,12 @@ impl Target {
         }
     }
 
-    /// Forgets it: the server may have lost everything, and all instances give it again what they have.
-    pub(super) fn forget_acknowledged(&self) {
+    /// Notes that the server may have lost everything. All instances give it again what they have.
+    pub(super) fn note_loss(&self) {
         self.acknowledged_by.store(0, Ordering::Relaxed);
+        if let Knowledge::All(all) = &self.knowledge {
+            all.lacking.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Whether this server has acknowledged a write, so that the key exists unless something happened to it.
@@ -147,6 +159,7 @@ impl Target {
                 _ => Some(MIXED),
             };
             let _ = all.epoch.fetch_update(Ordering::Relaxed, Ordering::Relaxed, known);
+            all.lacking.fetch_add(u64::from(in_epoch.is_none()), Ordering::Relaxed);
             all.outstanding.fetch_sub(1, Ordering::Release);
         }
     }
@@ -162,18 +175,27 @@ impl Target {
     }
 
     /// What is known of the acknowledged ids, for [`Self::note_merged`].
-    pub(super) fn acknowledged(&self) -> u64 {
+    pub(super) fn before_merge(&self) -> BeforeMerge {
         match &self.knowledge {
-            Knowledge::All(all) => all.epoch.load(Ordering::Acquire),
-            Knowledge::Unknown | Knowledge::Registers(_) => 0,
+            Knowledge::All(all) => BeforeMerge {
+                epoch: all.epoch.load(Ordering::Acquire),
+                lacking: all.lacking.load(Ordering::Acquire),
+            },
+            Knowledge::Unknown | Knowledge::Registers(_) => BeforeMerge { epoch: 0, lacking: 0 },
         }
     }
 
-    /// Notes that the server got all ids at once. The caller read them after it read what was [acknowledged](Self::acknowledged).
+    /// Whether writes have failed, or the server may have lost ids, since the last merge.
+    pub(super) fn is_lacking(&self) -> bool {
+        matches!(&self.knowledge, Knowledge::All(all) if all.lacking.load(Ordering::Acquire) > 0)
+    }
+
+    /// Notes that the server got all ids at once. The caller read them after it read what was known [before](Self::before_merge).
     /// If a write has failed since, the server may lack its ids.
-    pub(super) fn note_merged(&self, acknowledged: u64, epoch: u64) {
+    pub(super) fn note_merged(&self, before: BeforeMerge, epoch: u64) {
         if let Knowledge::All(all) = &self.knowledge {
-            let _ = all.epoch.compare_exchange(acknowledged, epoch, Ordering::AcqRel, Ordering::Relaxed);
+            all.lacking.fetch_sub(before.lacking, Ordering::Relaxed);
+            let _ = all.epoch.compare_exchange(before.epoch, epoch, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
