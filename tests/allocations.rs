@@ -149,7 +149,8 @@ fn counting_hardly_allocates() {
         );
     }
     for [memory, all, changed, exact] in figures {
-        assert!(memory < 0.05, "{memory}");
+        // What the service allocates in the background is among it. One more a request would be 1.
+        assert!(memory < 0.25, "{memory}");
         assert!(all <= 2.0 && exact <= 2.0, "{all} and {exact}");
         assert!(changed <= all, "{changed} and {all}");
     }
