@@ -155,10 +155,7 @@ impl Delivery {
             PendingCounters::Here(counters) => return Ok(ClosedWindow { count, counters: counters.clone() }),
             PendingCounters::Stored(stored) => StoredWindow { count, counters: Some(stored.clone()) },
         };
-        let known = match self.publisher.closed.counters_of(&stored) {
-            Some(known) => Some(known),
-            None => self.publisher.coordinator.counters_of(&stored).await.map_err(SinkError::unavailable)?,
-        };
+        let known = self.publisher.counters_of(&stored).await.map_err(SinkError::unavailable)?;
         let counters = known.map_or(WindowCounters::Skipped, Into::into);
         if counters.is_skipped() {
             self.unpublished.lose_counters(count.window);
@@ -166,8 +163,8 @@ impl Delivery {
         Ok(ClosedWindow { count, counters })
     }
 
-    /// Publishes windows that the sink lacks, as incomplete, with the counts that the store still has, and without counters. The sink lacks windows
-    /// from before it was in use, and from times when no instance was there to close them.
+    /// Publishes windows that the sink lacks, as incomplete, with the counts that the store still has, and without counters. The
+    /// sink lacks windows from before it was in use, and from times when no instance was there to close them.
     async fn fill(&mut self, from: Window, to: Window, term: &Term) -> Result<(), SinkError> {
         if from >= to {
             return Ok(());

@@ -143,9 +143,7 @@ impl<'a> Leading<'a> {
             return Ok(false);
         }
         if let Some(stored) = self.stored.remove(&next) {
-            let counters = stored.counters.clone();
-            let none = PendingCounters::Here(WindowCounters::None);
-            self.enqueue(stored, counters.map_or(none, PendingCounters::Stored));
+            self.enqueue(stored, WindowCounters::None);
             return Ok(true);
         }
         let ended = next.end() <= self.publisher.clock.now();
@@ -206,9 +204,7 @@ impl<'a> Leading<'a> {
                 if is_ours {
                     self.publisher.closed.note_counters(&counted);
                 }
-                let counters = stored.counters.clone();
-                let here = PendingCounters::Here(if is_ours { counted.into() } else { WindowCounters::None });
-                self.enqueue(stored, counters.map_or(here, PendingCounters::Stored));
+                self.enqueue(stored, if is_ours { counted.into() } else { WindowCounters::None });
                 Ok(true)
             }
             Err(CloseError::Open) => Ok(false),
@@ -245,9 +241,12 @@ impl<'a> Leading<'a> {
         }
     }
 
-    fn enqueue(&mut self, window: StoredWindow, counters: PendingCounters) {
+    /// Queues a window for the sinks. Its counters are `here` if they are not stored.
+    fn enqueue(&mut self, window: StoredWindow, here: WindowCounters) {
         let (term, since) = (self.term.clone(), self.publisher.clock.now());
         let count = window.count;
+        let stored = window.counters.clone();
+        let counters = stored.map_or(PendingCounters::Here(here), PendingCounters::Stored);
         self.unpublished.push(Pending { count, counters, term, since });
         self.queued.push(window.clone());
         if window.counters.is_some() {
@@ -292,11 +291,7 @@ impl<'a> Leading<'a> {
     async fn let_counters_expire(&mut self) -> Result<(), CloseError> {
         let publisher = self.publisher;
         while let Some(window) = self.closed.front() {
-            let known = match publisher.closed.counters_of(window) {
-                Some(known) => Some(known),
-                None => publisher.coordinator.counters_of(window).await?,
-            };
-            if let Some(counters) = known {
+            if let Some(counters) = publisher.counters_of(window).await? {
                 publisher.store.let_counters_expire(window.count.window, &counters.counts).await?;
             }
             self.closed.pop_front();

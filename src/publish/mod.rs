@@ -30,6 +30,8 @@ pub use self::dependencies::Publisher;
 use self::leading::Leading;
 use self::unpublished::{Skipped, Unpublished};
 use crate::coordination::term::Term;
+use crate::coordination::{ClosedCounters, StoredWindow};
+use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::CountSink;
 
 /// How long a stop waits for sinks that are behind, if another instance can publish to them instead.
@@ -103,6 +105,14 @@ impl Publisher {
             unpublished.clear();
             self.metrics.leader.set(0.0);
             warn!("this instance no longer leads");
+        }
+    }
+
+    /// The counts of a closed window's counters. None if Redis does not have them any more.
+    async fn counters_of(&self, window: &StoredWindow) -> Result<Option<Arc<ClosedCounters>>, Unavailable> {
+        match self.closed.counters_of(window) {
+            Some(known) => Ok(Some(known)),
+            None => self.coordinator.counters_of(window).await,
         }
     }
 

@@ -172,8 +172,8 @@ impl Store {
         }
     }
 
-    /// The final counts of a window that every instance has sealed, and of its counters. Before it counts, the store gives Redis back what Redis
-    /// lost, as far as the parts of the instances have it. `parties` are the instances that are known to have sealed the
+    /// The final counts of a window that every instance has sealed, and of its counters. Before it counts, the store gives Redis
+    /// back what Redis lost, as far as the parts of the instances have it. `parties` are the instances that are known to have sealed the
     /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be.
     ///
     /// # Errors

@@ -177,18 +177,8 @@ pub fn in_redis(
     store_in_redis(redis, mode, writes, OnRedisDown::Count, namespace, instance)
 }
 
-/// The same, and it refuses ids while Redis is away.
-pub fn in_redis_that_refuses(
-    redis: &Redis,
-    mode: Mode,
-    writes: RedisWrites,
-    namespace: &str,
-    instance: &str,
-) -> Arc<Store> {
-    store_in_redis(redis, mode, writes, OnRedisDown::Fail, namespace, instance)
-}
-
-fn store_in_redis(
+/// The same, with what it does with ids while Redis is away.
+pub fn store_in_redis(
     redis: &Redis,
     mode: Mode,
     writes: RedisWrites,

@@ -9,12 +9,10 @@ use headcount::model::mode::Mode;
 use headcount::model::window::Window;
 use headcount::redis::keys::Keys;
 use headcount::store::Store;
-use headcount::store::redis::RedisWrites;
+use headcount::store::redis::{OnRedisDown, RedisWrites};
 use redis::cmd;
 
-use crate::counter_contract::{
-    self, WAYS, add, connect, in_redis, in_redis_that_refuses, names, settle, windows,
-};
+use crate::counter_contract::{self, WAYS, add, connect, in_redis, names, settle, store_in_redis, windows};
 use crate::redis_writes::seal_in_the_end;
 use crate::support::fleet::assert_same_registers;
 use crate::support::proxy::{Fault, Proxy};
@@ -299,7 +297,7 @@ async fn an_id_that_was_refused_counts_when_it_comes_again() {
         let server = RedisServer::start();
         let proxy = Proxy::start(server.address()).await;
         let redis = connect(&proxy.url()).await;
-        let store = in_redis_that_refuses(&redis, mode, writes, NAMESPACE, "one");
+        let store = store_in_redis(&redis, mode, writes, OnRedisDown::Fail, NAMESPACE, "one");
         let window = windows().next().unwrap();
         add_to_all(&store, window, 0..20).await;
         proxy.set(Fault::Refuse);

@@ -134,8 +134,8 @@ impl KafkaSettings {
             .set("client.id", "headcount")
             .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
             .set("batch.size", BATCH_BYTES.to_string())
-            // As long as all calls of one transaction: the counters, the window, the commit. If a leader dies and no other follows, readers wait for so
-            // long.
+            // As long as all calls of one transaction: the counters, the window, the commit. If a leader dies and no
+            // other follows, readers wait for so long.
             .set("transaction.timeout.ms", (3 * TIMEOUT).as_millis().to_string())
             .set("allow.auto.create.topics", "false")
             .set("socket.timeout.ms", TIMEOUT.as_millis().to_string())

@@ -4,12 +4,11 @@
 //! middle may have left some entries. The last id that the stream ever had says how many, even if a consumer has deleted them.
 //! So the next try goes on after it, and no entry comes twice.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use ::redis::{Pipeline, Value, from_redis_value_ref};
+use ::redis::{Pipeline, from_redis_value_ref};
 
-use super::entry::{Id, NAMESPACE, is_missing, is_not_newer, is_wrong_type};
+use super::entry::{Id, NAMESPACE, about, is_not_newer};
 use crate::coordination::ClosedCounters;
 use crate::model::window::Window;
 use crate::publish::record::{CounterRecord, counter_attributes, counter_records};
@@ -92,18 +91,8 @@ impl CounterStream {
 
     /// The last id that the stream ever had.
     async fn last(&self) -> Result<Id, SinkError> {
-        let mut about = ::redis::cmd("XINFO");
-        about.arg("STREAM").arg(&self.key);
-        let asked = self.redis.run(Call::Publish, async |connection| {
-            match about.query_async::<HashMap<String, Value>>(connection).await {
-                Err(error) if is_missing(&error) => Ok(Some(HashMap::new())),
-                Err(error) if is_wrong_type(&error) => Ok(None),
-                about => about.map(Some),
-            }
-        });
-        let Some(about) = asked.await.map_err(SinkError::unavailable)? else {
-            return Err(self.refusal("is no stream"));
-        };
+        let about = about(&self.redis, &self.key).await.map_err(SinkError::unavailable)?;
+        let about = about.map_err(|_| self.refusal("is no stream"))?;
         let last = about.get("last-generated-id").map(from_redis_value_ref).transpose();
         Ok(last.map_err(SinkError::unavailable)?.unwrap_or_default())
     }

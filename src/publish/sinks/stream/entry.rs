@@ -1,10 +1,14 @@
 //! What the entries of both streams have in common: ids, a field, and the errors of Redis about them.
 
+use std::collections::HashMap;
 use std::fmt;
 
+use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, ParsingError, RedisError, Value, from_redis_value};
 
 use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
+use crate::redis::{Call, Redis};
 
 /// The field with the namespace that an entry belongs to.
 pub(super) const NAMESPACE: &str = "namespace";
@@ -47,14 +51,29 @@ impl fmt::Display for Id {
     }
 }
 
+/// What Redis says about a stream: nothing if there is none. The inner error: the key holds something else.
+pub(super) async fn about(
+    redis: &Redis,
+    key: &str,
+) -> Result<Result<HashMap<String, Value>, RedisError>, Unavailable> {
+    let mut about = ::redis::cmd("XINFO");
+    about.arg("STREAM").arg(key);
+    let ask = async |connection: &mut MultiplexedConnection| match about.query_async(connection).await {
+        Err(error) if is_missing(&error) => Ok(Ok(HashMap::new())),
+        Err(error) if is_wrong_type(&error) => Ok(Err(error)),
+        about => about.map(Ok),
+    };
+    redis.run(Call::Publish, ask).await
+}
+
 pub(super) fn is_not_newer(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.contains("equal or smaller"))
 }
 
-pub(super) fn is_wrong_type(error: &RedisError) -> bool {
+fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
 }
 
-pub(super) fn is_missing(error: &RedisError) -> bool {
+fn is_missing(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.contains("no such key"))
 }

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 
 use self::counters::CounterStream;
 pub(crate) use self::counters::key_of;
-use self::entry::{Id, NAMESPACE, is_missing, is_not_newer, is_wrong_type};
+use self::entry::{Id, NAMESPACE, about, is_not_newer};
 use super::{CountSink, Origin, SinkError};
 use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
@@ -82,18 +82,8 @@ impl StreamSink {
 
     /// Reads the stream. A key that holds something else is a fatal error.
     async fn contents(&self) -> Result<Contents, SinkError> {
-        let mut about = ::redis::cmd("XINFO");
-        about.arg("STREAM").arg(&self.key);
-        let asked = self.redis.run(Call::Publish, async |connection| {
-            match about.query_async::<HashMap<String, Value>>(connection).await {
-                Err(error) if is_missing(&error) => Ok(Ok(HashMap::new())),
-                Err(error) if is_wrong_type(&error) => {
-                    Ok(Err(SinkError::Fatal(format!("{}: {error}", self.key))))
-                }
-                about => about.map(Ok),
-            }
-        });
-        let about = asked.await.map_err(SinkError::unavailable)??;
+        let about = about(&self.redis, &self.key).await.map_err(SinkError::unavailable)?;
+        let about = about.map_err(|error| SinkError::Fatal(format!("{}: {error}", self.key)))?;
         let Some(remembered) = about.get("last-generated-id") else { return Ok(Contents::default()) };
         let newest = about.get("last-entry").unwrap_or(&Value::Nil);
         Ok(Contents {
