@@ -137,9 +137,13 @@ pub fn last_closed(subject: &Subject) -> Value {
     service::json(subject.address, "/api/verve/unique")["last"]["timestamp"].take()
 }
 
-/// Checks that all counters had a place in the last closed window.
+/// Checks that all counters had a place in the last closed window. An instance that did not count them learns them a moment after
+/// the total.
 pub fn check_counters(subject: &Subject) -> Result<(), String> {
-    let list = service::json(subject.address, "/api/verve/counters?limit=1");
+    let list = || service::json(subject.address, "/api/verve/counters?limit=1");
+    let closed = last_closed(subject);
+    wait_blocking("the counters of the window", || list()["timestamp"] == closed);
+    let list = list();
     let right = list["total_counters"] == COUNTERS && list["complete"] == true;
     if right {
         Ok(())

@@ -2,7 +2,7 @@
 //! of that name. Each needs a process of its own, because the allocator keeps memory that an earlier one has freed.
 
 use std::future::Future;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use headcount::model::window::{Window, WindowLength};
 use headcount::store::Store;
@@ -15,6 +15,8 @@ const DENSE: usize = 10_000;
 const IDS_OF_A_DENSE_ONE: usize = 3_000;
 /// Windows with little that come after a peak.
 const WINDOWS_AFTER: usize = 3;
+/// Counters are freed slowly, so that requests do not wait.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
 /// What Redis takes for a dense HyperLogLog: six bits a register.
 const REDIS_DENSE: f64 = 12.0 * 1024.0;
 const MOST_OF_REDIS: f64 = 1.3;
@@ -91,6 +93,7 @@ fn print_after_a_peak() {
             now(store.evict(window));
             window = window.next();
         }
+        std::thread::sleep(FREED_WITHIN);
         println!("{WINDOWS_AFTER} windows after it: {}", memory(&store, before));
     }
 }

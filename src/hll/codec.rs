@@ -1,5 +1,8 @@
 //! The strings that Redis keeps: see [the formats](super).
 
+use std::iter::repeat_n;
+use std::ops::Range;
+
 use thiserror::Error;
 
 use super::observation::{MAX_RANK, REGISTERS};
@@ -39,9 +42,15 @@ pub enum InvalidSketch {
     BrokenRuns,
 }
 
-/// Writes registers, which `ranks` lists from the first to the last.
-pub(super) fn write<I: Iterator<Item = u8>>(ranks: impl Fn() -> I) -> Vec<u8> {
-    write_sparse(ranks()).unwrap_or_else(|| write_dense(ranks()))
+/// Neighbouring registers with the same rank.
+pub(super) struct Run {
+    pub(super) rank: u8,
+    pub(super) length: usize,
+}
+
+/// Writes registers, which `runs` lists from the first to the last. Neighbouring runs may have the same rank.
+pub(super) fn write<I: Iterator<Item = Run>>(runs: impl Fn() -> I) -> Vec<u8> {
+    write_sparse(runs()).unwrap_or_else(|| write_dense(runs()))
 }
 
 fn with_header(encoding: u8, capacity: usize) -> Vec<u8> {
@@ -53,20 +62,23 @@ fn with_header(encoding: u8, capacity: usize) -> Vec<u8> {
 }
 
 /// None if a dense string is as short or shorter, or if a register exceeds 32.
-fn write_sparse(ranks: impl Iterator<Item = u8>) -> Option<Vec<u8>> {
+fn write_sparse(runs: impl Iterator<Item = Run>) -> Option<Vec<u8>> {
     let mut bytes = with_header(SPARSE, HEADER_LEN);
-    let mut ranks = ranks.peekable();
-    while let Some(rank) = ranks.next() {
-        let mut run = 1;
-        let longest = if rank == 0 { XZERO_MAX } else { VAL_MAX };
-        while run < longest && ranks.next_if_eq(&rank).is_some() {
-            run += 1;
+    let mut runs = runs.peekable();
+    while let Some(Run { rank, mut length }) = runs.next() {
+        while let Some(next) = runs.next_if(|next| next.rank == rank) {
+            length += next.length;
         }
-        match rank {
-            0 if run <= ZERO_MAX => bytes.push((run - 1) as u8),
-            0 => bytes.extend_from_slice(&(0b0100_0000 << 8 | (run - 1) as u16).to_be_bytes()),
-            1..=VAL_MAX_RANK => bytes.push(0b1000_0000 | (rank - 1) << 2 | (run - 1) as u8),
-            _ => return None,
+        let longest = if rank == 0 { XZERO_MAX } else { VAL_MAX };
+        while length > 0 {
+            let run = length.min(longest);
+            match rank {
+                0 if run <= ZERO_MAX => bytes.push((run - 1) as u8),
+                0 => bytes.extend_from_slice(&(0b0100_0000 << 8 | (run - 1) as u16).to_be_bytes()),
+                1..=VAL_MAX_RANK => bytes.push(0b1000_0000 | (rank - 1) << 2 | (run - 1) as u8),
+                _ => return None,
+            }
+            length -= run;
         }
         if bytes.len() >= DENSE_LEN {
             return None;
@@ -75,9 +87,9 @@ fn write_sparse(ranks: impl Iterator<Item = u8>) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn write_dense(ranks: impl Iterator<Item = u8>) -> Vec<u8> {
+fn write_dense(runs: impl Iterator<Item = Run>) -> Vec<u8> {
     let mut bytes = with_header(DENSE, DENSE_LEN);
-    let mut ranks = ranks;
+    let mut ranks = runs.flat_map(|run| repeat_n(run.rank, run.length));
     while let Some(a) = ranks.next() {
         let [b, c, d] = [(); 3].map(|()| ranks.next().unwrap_or_default());
         bytes.extend_from_slice(&[a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2]);
@@ -85,37 +97,39 @@ fn write_dense(ranks: impl Iterator<Item = u8>) -> Vec<u8> {
     bytes
 }
 
-/// Reads the registers of a string.
-pub(super) fn read(bytes: &[u8]) -> Result<Vec<u8>, InvalidSketch> {
+/// Reads a string, from the first register to the last. `each` gets neighbouring registers with the same rank. Before an error it
+/// may have got some.
+pub(super) fn read(bytes: &[u8], each: impl FnMut(Range<usize>, u8)) -> Result<(), InvalidSketch> {
     let (header, body) = bytes.split_at_checked(HEADER_LEN).ok_or(InvalidSketch::NoHeader)?;
     if !header.starts_with(MAGIC) {
         return Err(InvalidSketch::NoHeader);
     }
-    let ranks = match header[MAGIC.len()] {
-        DENSE if bytes.len() == DENSE_LEN => read_dense(body),
-        DENSE => return Err(InvalidSketch::DenseLength(bytes.len())),
-        SPARSE => read_sparse(body)?,
-        unknown => return Err(InvalidSketch::UnknownEncoding(unknown)),
-    };
-    match ranks.iter().find(|rank| **rank > MAX_RANK) {
-        Some(rank) => Err(InvalidSketch::ImpossibleRegister(*rank)),
-        None => Ok(ranks),
+    match header[MAGIC.len()] {
+        DENSE if bytes.len() == DENSE_LEN => read_dense(body, each),
+        DENSE => Err(InvalidSketch::DenseLength(bytes.len())),
+        SPARSE => read_sparse(body, each),
+        unknown => Err(InvalidSketch::UnknownEncoding(unknown)),
     }
 }
 
 /// Four registers of six bits from every three bytes.
-fn read_dense(body: &[u8]) -> Vec<u8> {
-    let mut ranks = Vec::with_capacity(REGISTERS);
-    for three in body.chunks_exact(3) {
+fn read_dense(body: &[u8], mut each: impl FnMut(Range<usize>, u8)) -> Result<(), InvalidSketch> {
+    for (three, first) in body.chunks_exact(3).zip((0..).step_by(4)) {
         let [a, b, c] = [three[0], three[1], three[2]];
-        ranks.extend([a, a >> 6 | b << 2, b >> 4 | c << 4, c >> 2].map(|bits| bits & 0b11_1111));
+        let ranks = [a, a >> 6 | b << 2, b >> 4 | c << 4, c >> 2].map(|bits| bits & 0b11_1111);
+        for (register, rank) in (first..).zip(ranks) {
+            if rank > MAX_RANK {
+                return Err(InvalidSketch::ImpossibleRegister(rank));
+            }
+            each(register..register + 1, rank);
+        }
     }
-    ranks
+    Ok(())
 }
 
 /// Registers from the runs of a sparse string.
-fn read_sparse(mut body: &[u8]) -> Result<Vec<u8>, InvalidSketch> {
-    let mut ranks = Vec::with_capacity(REGISTERS);
+fn read_sparse(mut body: &[u8], mut each: impl FnMut(Range<usize>, u8)) -> Result<(), InvalidSketch> {
+    let mut first = 0;
     loop {
         let (run, rank, rest) = match body {
             [] => break,
@@ -124,12 +138,12 @@ fn read_sparse(mut body: &[u8]) -> Result<Vec<u8>, InvalidSketch> {
             [op, low, rest @ ..] => (usize::from(op & 0b11_1111) << 8 | usize::from(*low), 0, rest),
             [_] => return Err(InvalidSketch::BrokenRuns),
         };
-        let run = run + 1;
-        if run > REGISTERS - ranks.len() {
+        let end = first + run + 1;
+        if end > REGISTERS {
             return Err(InvalidSketch::BrokenRuns);
         }
-        ranks.resize(ranks.len() + run, rank);
-        body = rest;
+        each(first..end, rank);
+        (first, body) = (end, rest);
     }
-    if ranks.len() == REGISTERS { Ok(ranks) } else { Err(InvalidSketch::BrokenRuns) }
+    if first == REGISTERS { Ok(()) } else { Err(InvalidSketch::BrokenRuns) }
 }

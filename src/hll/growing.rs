@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
-use super::codec;
+use super::codec::{self, Run};
 use super::estimate::estimate;
 use super::observation::{Observation, RANKS, REGISTERS};
 use super::sketch::Sketch;
@@ -100,14 +100,27 @@ impl GrowingSketch {
 
     /// Whether a string of Redis has every register at least as high. A string that is no sketch has none.
     pub(crate) fn is_within(&self, stored: &[u8]) -> bool {
-        let Ok(stored) = codec::read(stored) else { return false };
-        let has = |observation: Observation| stored[usize::from(observation.register)] >= observation.rank;
-        self.read(|listed| observations(listed).all(has), |sketch| sketch.is_within(&stored))
+        let is_above = |listed: &[u32]| {
+            let (mut rest, mut is_above) = (observations(listed).peekable(), true);
+            let read = codec::read(stored, |registers, rank| {
+                while let Some(known) = rest.next_if(|known| registers.contains(&usize::from(known.register)))
+                {
+                    is_above &= known.rank <= rank;
+                }
+            });
+            read.is_ok() && is_above
+        };
+        let is_above_all = |sketch: &Sketch| {
+            let mut is_above = true;
+            let read = codec::read(stored, |registers, rank| is_above &= sketch.is_at_most(registers, rank));
+            read.is_ok() && is_above
+        };
+        self.read(is_above, is_above_all)
     }
 
     /// The string that Redis would keep: sparse while that is the shorter one and can hold the registers.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.read(|listed| codec::write(|| ranks(listed)), Sketch::to_bytes)
+        self.read(|listed| codec::write(|| runs(listed)), Sketch::to_bytes)
     }
 
     fn read<T>(&self, list: impl FnOnce(&[u32]) -> T, dense: impl FnOnce(&Sketch) -> T) -> T {
@@ -135,10 +148,41 @@ fn sketch_of(listed: &[u32]) -> Sketch {
 }
 
 /// All registers, those that are 0 included.
-fn ranks(listed: &[u32]) -> impl Iterator<Item = u8> {
-    let mut next = observations(listed).peekable();
-    (0..REGISTERS).map(move |register| {
-        next.next_if(|observation| usize::from(observation.register) == register)
-            .map_or(0, |observation| observation.rank)
-    })
+fn runs(listed: &[u32]) -> impl Iterator<Item = Run> {
+    let mut next = 0;
+    let runs = observations(listed).flat_map(move |known| {
+        let zeros = usize::from(known.register) - next;
+        next += zeros + 1;
+        [Run { rank: 0, length: zeros }, Run { rank: known.rank, length: 1 }]
+    });
+    let last = observations(listed).last().map_or(0, |known| usize::from(known.register) + 1);
+    runs.chain([Run { rank: 0, length: REGISTERS - last }]).filter(|run| run.length > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that lists its registers, and one that has all of them, beside sparse and dense strings.
+    #[test]
+    fn a_sketch_is_within_a_string_that_has_all_its_elements() {
+        for elements in [0, 1, 50, 5_000_u32] {
+            let (sketch, string) = (GrowingSketch::default(), Sketch::new());
+            for element in 0..elements {
+                sketch.add(&element.to_be_bytes());
+            }
+            assert_eq!(sketch.is_within(&string.to_bytes()), elements == 0, "{elements}, none of them");
+            sketch.merge_into(&string);
+            assert!(sketch.is_within(&string.to_bytes()), "{elements}, all of them");
+            (elements..2 * elements).for_each(|element| _ = string.add(&element.to_be_bytes()));
+            assert!(sketch.is_within(&string.to_bytes()), "{elements}, and more");
+            assert!(sketch.is_within(&sketch.to_bytes()), "{elements}, its own string");
+            let before = string.to_bytes();
+            let new = (2 * elements..1_000_000).find(|element| string.add(&element.to_be_bytes()));
+            sketch.add(&new.expect("some element raises a register").to_be_bytes());
+            assert!(!sketch.is_within(&before), "{elements}, all but one");
+            let cut = &string.to_bytes()[..17];
+            assert!(!sketch.is_within(cut) && !sketch.is_within(b"other"), "{elements}, no sketch");
+        }
+    }
 }

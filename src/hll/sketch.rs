@@ -1,9 +1,10 @@
 //! The sketch that takes the same memory for any number of elements.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::codec::{self, InvalidSketch};
+use super::codec::{self, InvalidSketch, Run};
 use super::estimate::estimate;
 use super::observation::{Observation, RANKS, REGISTERS};
 
@@ -68,7 +69,7 @@ impl Sketch {
 
     /// The string that Redis would keep: sparse while that is the shorter one and can hold the registers.
     pub fn to_bytes(&self) -> Vec<u8> {
-        codec::write(|| self.ranks())
+        codec::write(|| self.ranks().map(|rank| Run { rank, length: 1 }))
     }
 
     /// Reads a string of Redis, dense or sparse.
@@ -78,15 +79,17 @@ impl Sketch {
     /// [`InvalidSketch`] for anything that Redis could not have written.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidSketch> {
         let sketch = Self::new();
-        for (register, rank) in sketch.registers.iter().zip(codec::read(bytes)?) {
-            register.store(rank, Ordering::Relaxed);
-        }
+        codec::read(bytes, |registers, rank| {
+            for register in &sketch.registers[registers] {
+                register.store(rank, Ordering::Relaxed);
+            }
+        })?;
         Ok(sketch)
     }
 
-    /// Whether each of these registers is at least as high.
-    pub(super) fn is_within(&self, registers: &[u8]) -> bool {
-        self.ranks().zip(registers).all(|(rank, register)| rank <= *register)
+    /// Whether none of some registers is higher than a rank.
+    pub(super) fn is_at_most(&self, registers: Range<usize>, rank: u8) -> bool {
+        self.registers[registers].iter().all(|register| register.load(Ordering::Relaxed) <= rank)
     }
 
     fn ranks(&self) -> impl Iterator<Item = u8> {

@@ -1,5 +1,6 @@
 //! Helpers that know nothing of counting: threads, memory, bytes, TLS and secrets.
 
+mod allocator;
 pub(crate) mod budget;
 pub(crate) mod pace;
 pub mod secret;

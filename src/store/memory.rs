@@ -88,6 +88,7 @@ impl MemoryStore {
     }
 
     pub(super) async fn seal(&self, window: Window) -> Result<(), Unavailable> {
+        self.memory.give_back_after_peak();
         // The ids are counted and freed outside the lock, so that no addition waits for it. Counters may be many: that takes time.
         for (window, open) in self.windows.close_up_to(window) {
             let counting = tokio::task::spawn_blocking(move || (open.seal(), open));

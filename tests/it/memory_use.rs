@@ -1,5 +1,7 @@
 //! How much memory the service takes.
 
+use std::fmt::Write;
+
 use crate::support::http::Connection;
 use crate::support::server::Server;
 use crate::support::{lines, wait_for};
@@ -61,4 +63,27 @@ async fn closed_windows_release_their_memory() {
     assert!(resident < 100_000_000, "{resident}");
     let counted = || server.closed().iter().map(|closed| closed.unique).sum::<u64>();
     wait_for("all of them to be counted", || (counted() == first).then_some(())).await;
+}
+
+/// The allocator keeps what is freed between other things. A window with many counters would otherwise be felt for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_goes_back_after_a_window_with_many_counters() {
+    let args = ["--window", "5s", "--max-counters", "600000", "--counter-memory", "1GiB"];
+    let server = Server::start(&args).await;
+    let resident = || server.process.resident();
+    let before = resident();
+    let mut connection = Connection::open(server.address).await.unwrap();
+    let mut grown = 0;
+    for first in (0..500_000).step_by(2_000) {
+        let mut body = String::new();
+        for counter in first..first + 2_000 {
+            let _ = writeln!(body, r#"{{"id":7,"counters":["{counter:0>100}"]}}"#);
+        }
+        assert_eq!(connection.post("application/x-ndjson", body.as_bytes()).await.unwrap().body, "ok");
+        grown = grown.max(resident() - before);
+    }
+    assert!(grown > 40_000_000, "{grown}");
+    let back = || Some(resident()).filter(|resident| *resident < before + grown / 4);
+    let after = wait_for("memory to go back", back).await;
+    println!("{before} bytes resident, {grown} more with 500 000 counters, {after} after it");
 }

@@ -150,21 +150,27 @@ impl Replay {
     }
 
     /// Lets the counters of a closed window expire soon: their counts are stored. Until then `headcount verify` can compare them.
+    ///
+    /// They expire one after another, over the length of a window. Redis serves nobody while it deletes many keys at once: for up
+    /// to 25 ms, ten times a second.
     pub(super) async fn let_counters_expire(
         &self,
         window: Window,
         counts: &CounterCounts,
     ) -> Result<(), Unavailable> {
         let RedisStoreConfig { mode, keys, retention, .. } = &*self.config;
-        let soon = closed_keys_live(window.length()).min(*retention).as_millis() as u64;
+        let soon = closed_keys_live(window.length()).as_millis() as u64;
+        let later = window.length().duration().as_millis() as u64;
+        let longest = retention.as_millis() as u64;
         let buckets: BTreeSet<_> = counts.all().iter().map(|count| bucket_of(&count.name)).collect();
         let of_names = counts.all().iter().map(|count| keys.counter(*mode, &count.name, window));
         let of_buckets = buckets.into_iter().map(|bucket| keys.names(bucket, window));
-        let all: Vec<_> = of_names.chain(of_buckets).collect();
+        let all: Vec<_> = of_names.chain(of_buckets).enumerate().collect();
         for some in all.chunks(EXPIRE_AT_ONCE) {
             let mut expire = Pipeline::new();
-            for key in some {
-                expire.cmd("PEXPIRE").arg(key).arg(soon);
+            for (number, key) in some {
+                let keep_for = soon + later * *number as u64 / all.len() as u64;
+                expire.cmd("PEXPIRE").arg(key).arg(keep_for.min(longest));
             }
             let () =
                 self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await?;

@@ -23,7 +23,7 @@ use crate::redis::damage::{self, Holds};
 /// Counters that are merged in one transaction, of four commands each.
 const MERGED_AT_ONCE: usize = 16;
 /// Counters that are looked for in one pipeline.
-const READ_AT_ONCE: usize = 100;
+const READ_AT_ONCE: usize = 50;
 /// Names that are added by one command.
 const LISTED_AT_ONCE: usize = 200;
 /// Exact ids that are replayed in one pipeline.

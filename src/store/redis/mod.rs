@@ -261,6 +261,7 @@ impl RedisStore {
     }
 
     pub(super) async fn seal(&self, window: Window) -> Result<(), Unavailable> {
+        self.local.counter_memory.give_back_after_peak();
         let sealing = self.local.table.close_up_to(window);
         // First, because a later call begins after the last sealed window.
         for idle in self.local.idle_up_to(window) {
