@@ -14,7 +14,7 @@ use crate::cli::settings::Settings;
 use crate::coordination::lease::Lease;
 use crate::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
 use crate::coordination::term::Term;
-use crate::coordination::{self, Coordinator};
+use crate::coordination::{self, Coordinator, KeptSeries};
 use crate::model::id::IdKind;
 use crate::model::mode::Mode;
 use crate::platform::workers::Workers;
@@ -80,7 +80,7 @@ impl Backend {
                 counting.shards,
                 counting.counters,
             ))),
-            coordinator: Arc::new(Coordinator::standalone(draining)),
+            coordinator: Arc::new(Coordinator::standalone(kept_series(counting), draining)),
             term: watch::channel(Some(Term::for_ever())).1,
             counting: tokio::spawn(std::future::pending()),
             lease: tokio::spawn(std::future::pending()),
@@ -191,6 +191,7 @@ impl Coordination {
             window: counting.window,
             retention: counting.retention,
             counter_retention: counting.counter_retention,
+            series: kept_series(counting),
             settings: coordination::Settings::new(
                 counting.ids,
                 counting.mode,
@@ -204,6 +205,10 @@ impl Coordination {
             lease: Lease::new(redis, keys, instance_id.to_owned(), settings.lease_ttl),
         }
     }
+}
+
+pub(super) fn kept_series(counting: &Counting) -> KeptSeries {
+    KeptSeries::new(counting.window, counting.keep_days)
 }
 
 /// The machine's name and a random number.

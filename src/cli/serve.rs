@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::callback::{self, Callbacks, Dependencies};
-use crate::cli::backend::Backend;
+use crate::cli::backend::{Backend, kept_series};
 use crate::cli::listeners::Listeners;
 use crate::cli::service::{LEAVING, Server, Service};
 use crate::cli::settings::Settings;
@@ -117,6 +117,8 @@ async fn start(
     let (phase, phase_receiver) = watch::channel(Phase::Starting);
     let routers = http::routers(Api {
         store: Arc::clone(&backend.store),
+        coordinator: Arc::clone(&backend.coordinator),
+        series: kept_series(counting),
         callbacks,
         clock,
         closed,

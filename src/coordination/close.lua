@@ -3,7 +3,8 @@
 -- A script, because the checks and the write have to be one step. A leader that was asleep must not store a count. And
 -- an instance that joins meanwhile, with the window open, would add ids to a closed window.
 --
--- KEYS: token, counts, instances, config, and the list with the counts of the window's counters, if it has any.
+-- KEYS: token, counts, instances, config, the series of the day, and the list with the counts of the window's counters, if it
+-- has any.
 -- ARGV: a JSON object. Windows are the seconds of their starts:
 --   instance_id, token
 --   window, window_end
@@ -12,8 +13,10 @@
 --   joined: how many instances had joined when the leader read the membership view
 --   keep_for: milliseconds to keep the counts
 --   keep_counters_for: milliseconds to keep the list
+--   past: the count in the form of the series
+--   keep_series_until: milliseconds since 1970; 0 if there is no series
 -- Returns {'stored', the stored count}, {'fenced'}, or {'open'}.
-local TOKEN, COUNTS, INSTANCES, CONFIG, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local TOKEN, COUNTS, INSTANCES, CONFIG, SERIES, COUNTERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ask = cjson.decode(ARGV[1])
 local window = ask.window
 
@@ -50,6 +53,11 @@ end
 -- A list that is gone, or expires soon, would leave the window without its counters.
 if COUNTERS and redis.call('PEXPIRE', COUNTERS, json(ask.keep_counters_for)) == 0 then
   return {'open'}
+end
+-- A window that is closed very late may be too old for the series.
+if ask.keep_series_until * 1000 > now then
+  redis.call('HSET', SERIES, json(window), ask.past)
+  redis.call('PEXPIRE', SERIES, json(ask.keep_series_until - math.floor(now / 1000)))
 end
 redis.call('HSET', COUNTS, json(window), ask.count)
 -- A `last` that is a year ahead is not headcount's: it is overwritten.

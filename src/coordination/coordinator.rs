@@ -1,5 +1,6 @@
 //! The coordinator: where the instances agree on heartbeats, counts and the published position.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -8,10 +9,12 @@ use super::closed::{CloseError, ClosedCounters, Resume, StoredWindow};
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
 use super::redis::RedisCoordinator;
+use super::series::{KeptSeries, PastCount};
 use super::settings::HeartbeatError;
 use super::standalone::Standalone;
 use super::term::Term;
 use crate::model::counter::CounterCounts;
+use crate::model::range::Range;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
 
@@ -25,8 +28,8 @@ pub enum Coordinator {
 
 impl Coordinator {
     /// For a standalone instance. It cancels `draining` when it begins to drain.
-    pub fn standalone(draining: CancellationToken) -> Self {
-        Self::Standalone(Standalone::new(draining))
+    pub fn standalone(series: KeptSeries, draining: CancellationToken) -> Self {
+        Self::Standalone(Standalone::new(series, draining))
     }
 
     /// Says that this instance lives, and how far it has sealed. As long as its heartbeats go on, the leader waits with
@@ -78,6 +81,14 @@ impl Coordinator {
         match self {
             Self::Redis(redis) => redis.close(term, count, counters, view).await,
             Self::Standalone(standalone) => Ok((standalone.close(*count), true)),
+        }
+    }
+
+    /// The counts of closed windows. A window that was never closed, or whose count is lost, is left out.
+    pub(crate) async fn series(&self, range: Range) -> Result<BTreeMap<Window, PastCount>, Unavailable> {
+        match self {
+            Self::Redis(redis) => redis.series(range).await,
+            Self::Standalone(standalone) => Ok(standalone.series(range)),
         }
     }
 

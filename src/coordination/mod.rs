@@ -18,6 +18,7 @@ mod presence;
 pub mod redis;
 pub mod scripts;
 pub mod sealer;
+mod series;
 mod settings;
 mod staged;
 mod standalone;
@@ -29,5 +30,6 @@ pub use self::closed::{
 pub use self::coordinator::Coordinator;
 pub use self::heartbeat::{Heartbeat, HeartbeatAnswer};
 pub use self::membership::MembershipView;
+pub use self::series::{KeptSeries, PastCount};
 pub use self::settings::{HeartbeatError, LAYOUT, Settings};
 pub use self::staged::StoredCounters;

@@ -22,8 +22,10 @@
 //! first instance that comes back. That instance also restores the last known heartbeats of the others. So the leader
 //! notices an instance that vanished together with its heartbeat.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use ::redis::aio::MultiplexedConnection;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -35,10 +37,12 @@ use super::heartbeat::{
 };
 use super::membership::{Members, MembershipView};
 use super::scripts;
+use super::series::{self, KeptSeries, PastCount, day_of};
 use super::settings::{HeartbeatError, Settings};
 use super::staged::{Staging, StoredCounters};
 use super::term::Term;
 use crate::model::counter::CounterCounts;
+use crate::model::range::Range;
 use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE, closed_keys_live};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
@@ -58,6 +62,8 @@ pub struct RedisCoordinatorConfig {
     pub retention: Duration,
     /// The same for the counts of its counters.
     pub counter_retention: Duration,
+    /// How long the series is kept.
+    pub series: KeptSeries,
     /// What all instances have to agree on.
     pub settings: Settings,
 }
@@ -66,6 +72,8 @@ pub struct RedisCoordinatorConfig {
 pub struct RedisCoordinator {
     config: RedisCoordinatorConfig,
     redis: Redis,
+    /// For requests, so that no heartbeat waits for one.
+    reader: Redis,
     staging: Staging,
     memory: Mutex<Memory>,
 }
@@ -123,7 +131,7 @@ impl RedisCoordinator {
     /// Sends nothing yet: the first heartbeat introduces the instance.
     pub fn new(config: RedisCoordinatorConfig, redis: &Redis) -> Self {
         let staging = Staging::new(redis, config.keys.clone());
-        Self { config, redis: redis.another(), staging, memory: Mutex::default() }
+        Self { config, redis: redis.another(), reader: redis.another(), staging, memory: Mutex::default() }
     }
 
     /// Whether this instance must not trust the heartbeats. After a pause it knows only once its next one is taken.
@@ -334,8 +342,10 @@ impl RedisCoordinator {
             return Err(CloseError::Open);
         }
         let count = &ours.count;
-        let RedisCoordinatorConfig { keys, instance_id, window, retention, counter_retention, .. } =
-            &self.config;
+        let RedisCoordinatorConfig {
+            keys, instance_id, window, retention, counter_retention, series, ..
+        } = &self.config;
+        let of_day = keys.series(day_of(count.window));
         let ask = json!({
             "instance_id": instance_id,
             "token": term.token(),
@@ -346,15 +356,25 @@ impl RedisCoordinator {
             "joined": view.joined,
             "keep_for": (*retention + window.duration()).as_millis() as u64,
             "keep_counters_for": (*counter_retention + window.duration()).as_millis() as u64,
+            "past": PastCount::from(*count).to_stored(),
+            "keep_series_until": series.until(count.window).map_or(0, |until| until * 1000),
         });
         let mut call = scripts::CLOSE.prepare_invoke();
-        call.key(keys.token()).key(keys.counts()).key(keys.instances()).key(keys.config());
+        call.key(keys.token()).key(keys.counts()).key(keys.instances()).key(keys.config()).key(&of_day);
         if let Some(staged) = ours.counters.as_ref().filter(|staged| staged.number() > 0) {
             call.key(&staged.key);
         }
         call.arg(ask.to_string());
-        let answer: Vec<String> =
-            self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
+        let close = async |connection: &mut MultiplexedConnection| match call.invoke_async(connection).await {
+            Err(error) if is_damage(&error) => Ok(None),
+            answer => answer.map(Some),
+        };
+        let mut answer: Option<Vec<String>> = self.redis.run(Call::Close, close).await?;
+        if answer.is_none() {
+            damage::put_aside(&self.redis, Call::Close, Holds::Hash, &[of_day]).await?;
+            answer = self.redis.run(Call::Close, close).await?;
+        }
+        let answer = answer.ok_or_else(|| unexpected("close", "a key holds something else"))?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
             ["stored", stored] => {
@@ -364,6 +384,15 @@ impl RedisCoordinator {
             ["open"] => Err(CloseError::Open),
             _ => Err(unexpected("close", &answer.join(" ")).into()),
         }
+    }
+
+    /// [`super::Coordinator::series`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub(super) async fn series(&self, range: Range) -> Result<BTreeMap<Window, PastCount>, Unavailable> {
+        series::read(&self.reader, &self.config.keys, range).await
     }
 
     /// The counts of counters. None if Redis does not have them any more.

@@ -9,10 +9,13 @@ use super::closed::{Resume, StoredWindow};
 use super::completeness::Attendance;
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
+use super::series::{KeptSeries, LocalSeries, PastCount};
+use crate::model::range::Range;
 use crate::model::window::{Window, WindowCount};
 
 /// Coordinates the only instance, in its memory.
 pub struct Standalone {
+    kept: KeptSeries,
     state: Mutex<State>,
     /// Cancelled when the instance begins to drain. It may refuse clients from then on, and no other instance takes their
     /// ids. So windows that it closes later are incomplete.
@@ -24,11 +27,12 @@ struct State {
     first: Option<Window>,
     heartbeat: Option<Heartbeat>,
     last: Option<Window>,
+    series: LocalSeries,
 }
 
 impl Standalone {
-    pub(super) fn new(draining: CancellationToken) -> Self {
-        Self { state: Mutex::default(), draining }
+    pub(super) fn new(kept: KeptSeries, draining: CancellationToken) -> Self {
+        Self { kept, state: Mutex::default(), draining }
     }
 
     pub(super) fn heartbeat(&self, heartbeat: &Heartbeat) -> HeartbeatAnswer {
@@ -58,7 +62,13 @@ impl Standalone {
     }
 
     pub(super) fn close(&self, count: WindowCount) -> StoredWindow {
-        self.state.lock().last = Some(count.window);
+        let mut state = self.state.lock();
+        state.last = Some(count.window);
+        state.series.add(self.kept, count);
         count.into()
+    }
+
+    pub(super) fn series(&self, range: Range) -> BTreeMap<Window, PastCount> {
+        self.state.lock().series.get(range)
     }
 }

@@ -1,6 +1,5 @@
 //! The strings that Redis keeps: see [the formats](super).
 
-use std::iter::repeat_n;
 use std::ops::Range;
 
 use thiserror::Error;
@@ -88,10 +87,14 @@ fn write_sparse(runs: impl Iterator<Item = Run>) -> Option<Vec<u8>> {
 }
 
 fn write_dense(runs: impl Iterator<Item = Run>) -> Vec<u8> {
+    let (mut ranks, mut next) = ([0; REGISTERS], 0);
+    for Run { rank, length } in runs {
+        ranks[next..next + length].fill(rank);
+        next += length;
+    }
     let mut bytes = with_header(DENSE, DENSE_LEN);
-    let mut ranks = runs.flat_map(|run| repeat_n(run.rank, run.length));
-    while let Some(a) = ranks.next() {
-        let [b, c, d] = [(); 3].map(|()| ranks.next().unwrap_or_default());
+    for four in ranks.chunks_exact(4) {
+        let [a, b, c, d] = [four[0], four[1], four[2], four[3]];
         bytes.extend_from_slice(&[a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2]);
     }
     bytes

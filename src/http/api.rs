@@ -10,7 +10,7 @@ use super::error::Failure;
 use super::settings::Settings;
 use super::token::ApiToken;
 use crate::callback::Callbacks;
-use crate::coordination::ClosedWindows;
+use crate::coordination::{ClosedWindows, Coordinator, KeptSeries};
 use crate::model::window::{Clock, Window};
 use crate::store::{Counting, Store};
 use crate::telemetry::metrics::Metrics;
@@ -19,6 +19,10 @@ use crate::telemetry::metrics::Metrics;
 pub struct Api {
     /// Remembers the ids.
     pub store: Arc<Store>,
+    /// Has the series of past counts.
+    pub coordinator: Arc<Coordinator>,
+    /// How long the series is kept.
+    pub series: KeptSeries,
     /// Sends counts to the endpoints that requests name.
     pub callbacks: Callbacks,
     /// Tells in which window a request arrived.

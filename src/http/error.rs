@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use crate::callback::guard::Refused;
 use crate::model::counter::InvalidCounter;
 use crate::model::id_list::InvalidIdList;
+use crate::model::range::InvalidRange;
+use crate::model::window::Window;
 
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_DETAIL: HeaderName = HeaderName::from_static("failure-detail");
@@ -41,6 +43,14 @@ pub enum Failure {
     InvalidParameter {
         detail: &'static str,
     },
+    /// `why` says which parameter, and what would do.
+    InvalidRange {
+        why: InvalidRange,
+    },
+    /// `oldest` is the oldest window that is kept.
+    RangeNotKept {
+        oldest: Window,
+    },
     InvalidEndpoint,
     ForbiddenEndpoint,
     /// `line` as that of `InvalidId`, if it is an element.
@@ -61,12 +71,14 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
         Self::InvalidCounter { why: InvalidCounter::Name, line: None },
         Self::InvalidParameter { detail: "" },
+        Self::InvalidRange { why: InvalidRange::Empty },
+        Self::RangeNotKept { oldest: Window::FIRST_OF_DAYS },
         Self::InvalidEndpoint,
         Self::ForbiddenEndpoint,
         Self::InvalidBody { line: None },
@@ -103,6 +115,14 @@ impl Failure {
             }
             Self::InvalidParameter { .. } => {
                 (S::BAD_REQUEST, "invalid_parameter", "a parameter of the query is not what it may be.")
+            }
+            Self::InvalidRange { .. } => {
+                let meaning = "a range of time is not from the start of a window until a later one, begins in the future, \
+                    or has too many steps.";
+                (S::BAD_REQUEST, "invalid_range", meaning)
+            }
+            Self::RangeNotKept { .. } => {
+                (S::BAD_REQUEST, "range_not_kept", "the range begins before what is kept: see `--keep-days`.")
             }
             Self::InvalidEndpoint => {
                 let meaning = "the endpoint is not an http or https URL, is too long, or is given twice.";
@@ -169,6 +189,12 @@ impl From<InvalidCounter> for Failure {
     }
 }
 
+impl From<InvalidRange> for Failure {
+    fn from(why: InvalidRange) -> Self {
+        Self::InvalidRange { why }
+    }
+}
+
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         match refused {
@@ -201,6 +227,10 @@ impl IntoResponse for Failure {
         let detail = match self {
             Self::InvalidCounter { why, .. } => HeaderValue::from_str(&why.to_string()).ok(),
             Self::InvalidParameter { detail } => Some(HeaderValue::from_static(detail)),
+            Self::InvalidRange { why } => HeaderValue::from_str(&why.to_string()).ok(),
+            Self::RangeNotKept { oldest } => {
+                HeaderValue::from_str(&format!("the oldest window that is kept began at {oldest}")).ok()
+            }
             _ => None,
         };
         headers.extend(detail.map(|detail| (FAILURE_DETAIL, detail)));

@@ -6,6 +6,7 @@ pub mod id;
 pub mod id_key;
 pub mod id_list;
 pub mod mode;
+pub mod range;
 pub mod shard;
 pub(crate) mod timing;
 pub mod window;

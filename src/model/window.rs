@@ -83,6 +83,9 @@ pub struct Window {
 }
 
 impl Window {
+    /// A day in 1970.
+    pub(crate) const FIRST_OF_DAYS: Self = Self { start: 0, length: WindowLength { seconds: DAY } };
+
     pub(crate) fn start(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.start)
     }

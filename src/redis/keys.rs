@@ -19,6 +19,7 @@
 //! | `{<ns>}:instances` | hash | instance id → its heartbeat |
 //! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
 //! | `{<ns>}:counter-counts:<window>:<token>:<try>` | list | what a leader counted of a window's counters. `{<ns>}:counts` names the list that counts |
+//! | `{<ns>}:series:<day>` | hash | window of a day → its count, long after its ids are gone. The day is the second of its start |
 //! | `{<ns>}:published` | hash | `first` → the window that the stream begins with; `last` → the last published one; `window` → their length |
 //! | `{<ns>}:config` | hash | the settings that all instances have to agree on |
 //!
@@ -133,6 +134,11 @@ impl Keys {
     /// What the leader with this fencing token counted of a window's counters, in one of its tries.
     pub fn counter_counts(&self, window: Window, token: u64, number: u64) -> String {
         format!("{{{}}}:counter-counts:{}:{token}:{number}", self.namespace, window.unix_seconds())
+    }
+
+    /// The counts of the windows of a day, which begins at this second.
+    pub fn series(&self, day: u64) -> String {
+        self.of_namespace(&format!("series:{day}"))
     }
 
     /// The published position.

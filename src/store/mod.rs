@@ -48,6 +48,8 @@ pub struct Counting {
     pub retention: Duration,
     /// How long the counts of their counters are kept for a sink.
     pub counter_retention: Duration,
+    /// How long counts of windows are kept for the series, after the end of their day.
+    pub keep_days: Duration,
     /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
     /// How many counters clients may name.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use headcount::coordination::lease::Lease;
 use headcount::coordination::redis::{RedisCoordinator, RedisCoordinatorConfig};
 use headcount::coordination::term::Term;
-use headcount::coordination::{CloseError, Heartbeat, MembershipView, REMEMBERED, Settings};
+use headcount::coordination::{CloseError, Heartbeat, KeptSeries, MembershipView, REMEMBERED, Settings};
 use headcount::model::counter::CounterCounts;
 use headcount::model::id::IdKind;
 use headcount::model::mode::Mode;
@@ -54,6 +54,7 @@ impl Instance {
             window: window().length(),
             retention: Duration::from_secs(600),
             counter_retention: Duration::from_secs(600),
+            series: KeptSeries::new(window().length(), Duration::from_secs(86_400)),
             settings: Settings::new(IdKind::Integer, Mode::Hll, window().length(), Shards::ONE, None),
         };
         Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }

@@ -62,6 +62,7 @@ mod redis_refusals;
 mod redis_writes;
 mod router_properties;
 mod secrets;
+mod series;
 mod shutdown;
 mod signals;
 mod sketch_agreement;

@@ -2,6 +2,7 @@
 //! requests from the description, and finds answers that the description does not allow.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use headcount::http::Failure;
 use headcount::model::id::IdKind;
@@ -126,6 +127,14 @@ async fn the_service_has_exactly_the_described_methods() {
     }
 }
 
+/// The value of the flag `--window`.
+fn window_of(server: &Server) -> Duration {
+    let command = std::fs::read(format!("/proc/{}/cmdline", server.process.0.id())).unwrap();
+    let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let flag = words.iter().position(|word| word == "--window").expect("the tests set it");
+    humantime::parse_duration(&words[flag + 1]).unwrap()
+}
+
 /// Runs schemathesis with a description against a service. It does the same in every run.
 fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String, String> {
     let dir = tempfile::tempdir().unwrap();
@@ -138,6 +147,7 @@ fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String,
         .args(["--max-examples", if soak() { "300" } else { "12" }])
         .args(args)
         .env("SCHEMATHESIS_HOOKS", in_repository("tests/python/schemathesis_hooks.py"))
+        .env("HEADCOUNT_TEST_WINDOW", window_of(server).as_secs().to_string())
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .current_dir(dir.path());
     let (status, said) = run(&mut command);

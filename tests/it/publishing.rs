@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use headcount::coordination::sealer::Sealer;
 use headcount::coordination::term::Term;
-use headcount::coordination::{ClosedWindow, ClosedWindows, Coordinator, HeartbeatError};
+use headcount::coordination::{ClosedWindow, ClosedWindows, Coordinator, HeartbeatError, KeptSeries};
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
@@ -61,7 +61,8 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let counter = Arc::new(Store::Memory(MemoryStore::new(Mode::Exact, Shards::ONE)));
     let metrics = Arc::new(Metrics::new());
     let draining = CancellationToken::new();
-    let coordinator = Arc::new(Coordinator::standalone(draining.clone()));
+    let coordinator =
+        Arc::new(Coordinator::standalone(KeptSeries::new(window_length(), Duration::ZERO), draining.clone()));
     let (stop_sealer, stop) = (CancellationToken::new(), CancellationToken::new());
     let closed = ClosedWindows::new(Arc::clone(&metrics));
     let sealer = Sealer::introduce(

@@ -9,7 +9,7 @@ use clap::Parser;
 use headcount::callback::{Callbacks, Dependencies};
 use headcount::cli::flags::ServeFlags;
 use headcount::cli::settings::Settings;
-use headcount::coordination::ClosedWindows;
+use headcount::coordination::{ClosedWindows, Coordinator, KeptSeries};
 use headcount::http::{Api, Failure, Phase, routers};
 use headcount::model::window::{Clock, Window};
 use headcount::store::Store;
@@ -19,6 +19,7 @@ use http_body_util::BodyExt;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::support::doubles::ManualClock;
@@ -43,6 +44,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let metrics = Arc::new(Metrics::new());
     // No callback is sent, because the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));
+    let series = KeptSeries::new(counting.window, counting.keep_days);
     let dependencies = Dependencies {
         own: Vec::new(),
         store: counter.clone(),
@@ -52,6 +54,8 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let (callbacks, _) = Callbacks::new(callbacks, dependencies, &metrics).expect("a client");
     let routers = routers(Api {
         store: counter.clone(),
+        coordinator: Arc::new(Coordinator::standalone(series, CancellationToken::new())),
+        series,
         callbacks,
         clock: Arc::new(clock.clone()),
         closed,
@@ -117,6 +121,7 @@ fn target() -> impl Strategy<Value = String> {
     let paths = [
         "/api/verve/accept",
         "/api/verve/unique",
+        "/api/verve/series",
         "/livez",
         "/readyz",
         "/",
@@ -241,6 +246,8 @@ fn every_failure_reason_is_listed_once() {
             | Failure::InvalidId { .. }
             | Failure::InvalidCounter { .. }
             | Failure::InvalidParameter { .. }
+            | Failure::InvalidRange { .. }
+            | Failure::RangeNotKept { .. }
             | Failure::RepeatedId
             | Failure::InvalidEndpoint
             | Failure::ForbiddenEndpoint

@@ -1,10 +1,14 @@
 """What schemathesis must know about the service beyond its description: see tests/it/openapi.rs."""
 
+import os
 import re
+import time
 
 import schemathesis
 from schemathesis.core import NOT_SET
 
+# What a parameter of a range may look like.
+TIME = re.compile(r"[0-9]{1,11}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,}(Z|[+-][0-9:]{5})")
 LINES = ["text/plain", "application/x-ndjson"]
 
 # Bodies of both types are sent unchanged.
@@ -23,6 +27,11 @@ def before_call(ctx, case, **kwargs):
     # schemathesis may generate any host, and the service would send callbacks there.
     if case.query and is_url(case.query.get("endpoint")):
         case.query = {**case.query, "endpoint": "http://hooks.invalid/"}
+    # A schema cannot say which times begin a window, nor which are kept.
+    if case.query and all(is_time(case.query.get(name)) for name in ["from", "to"]):
+        window = int(os.environ["HEADCOUNT_TEST_WINDOW"])
+        start = int(time.time()) // window * window
+        case.query = {**case.query, "from": str(start), "to": str(start + window)}
     # A schema cannot say that one parameter needs another.
     if case.query and "after" in case.query and case.query.get("order", "count") == "count":
         case.query = {**case.query, "order": "name"}
@@ -45,6 +54,10 @@ def element_of(element, query):
         id = element.get("id")
         return {**element, "id": int(id) if is_integral(id) else id, "counters": element["counters"][:max(room, 0)]}
     return element
+
+
+def is_time(value):
+    return isinstance(value, str) and TIME.fullmatch(value)
 
 
 def is_url(value):

@@ -69,6 +69,14 @@ pub(super) struct CountingFlags {
     )]
     counter_retention: Option<Duration>,
 
+    /// How long the counts of windows are kept for /api/verve/series, after the end of their day (UTC). At most 100000 windows
+    /// are kept. 0 keeps none
+    #[arg(
+        long, env = "HEADCOUNT_KEEP_DAYS", value_name = "DURATION", default_value = "35days",
+        value_parser = values::history
+    )]
+    keep_days: Duration,
+
     // Not a doc comment: help has no Markdown.
     #[arg(
         long,
@@ -133,6 +141,7 @@ impl CountingFlags {
             shards,
             retention,
             counter_retention,
+            keep_days: self.keep_days,
             id_key,
             counters,
             exported_counters: self.metrics_counter,

@@ -39,6 +39,15 @@ pub(super) fn retention(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads how long history is kept; zero is allowed.
+pub(super) fn history(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+    match humantime::parse_duration(text) {
+        Ok(kept) if kept <= LONGEST => Ok(kept),
+        _ => Err("expected a duration up to 400days, such as 0s, 7days or 35days".to_owned()),
+    }
+}
+
 /// Reads an address to listen on, such as `0.0.0.0:8080`.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()

@@ -21,14 +21,18 @@ use super::accept;
 use super::counters;
 use super::ops;
 use super::schemas;
+use super::series;
 use super::state::Routes;
 use super::status;
 use super::ui;
 use super::unique;
+use super::{COUNTERS, SERIES};
 use crate::http::api::ONLY_READ;
 use crate::http::error::{Failure, NO_STORE};
 use crate::model::counter::InvalidCounter;
 use crate::model::id::IdKind;
+use crate::model::range::InvalidRange;
+use crate::model::window::Window;
 
 /// The description of a service that counts such ids, as JSON. Each is made once, for the first client that asks.
 pub fn description(ids: IdKind) -> Bytes {
@@ -89,7 +93,7 @@ pub(super) async fn openapi(State(routes): State<Arc<Routes>>) -> Response {
     ),
     paths(
         ui::page, status::status, accept::accept_one, accept::accept_many, unique::unique,
-        counters::counters,
+        counters::counters, series::series,
         ops::livez, ops::readyz, ops::metrics, openapi
     ),
     modifiers(&Shared)
@@ -163,6 +167,9 @@ fn complete(description: &mut Value) {
     accept["callbacks"] = json!({ "count": { "{$request.query.endpoint}": { "post": callback() } } });
 }
 
+/// Seconds since 1970, or a time after RFC 3339.
+const TIME: &str = r"^([0-9]{1,11}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2}))$";
+
 fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
     for parameter in parameters.into_iter().flatten() {
@@ -172,6 +179,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         }
         if parameter["name"] == "counter" {
             schemas::describe_counter(path, &mut parameter["schema"]);
+        }
+        if parameter["name"] == "from" || parameter["name"] == "to" {
+            parameter["schema"]["pattern"] = json!(TIME);
         }
     }
     if operation["security"].is_null() {
@@ -231,7 +241,11 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
     if is_of_api || path == "/status" {
         failures.push(Failure::Unauthorized);
     }
-    if is_of_api && !is_accept {
+    if path == SERIES {
+        let oldest = Window::FIRST_OF_DAYS;
+        failures
+            .extend([Failure::InvalidRange { why: InvalidRange::Empty }, Failure::RangeNotKept { oldest }]);
+    } else if is_of_api && !is_accept {
         failures.extend([
             Failure::InvalidCounter { why: InvalidCounter::Name, line: None },
             Failure::InvalidParameter { detail: "" },
@@ -267,9 +281,9 @@ fn meaning(failure: Failure, path: &str, method: &str) -> &'static str {
             "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight`, or its \
              limit for bulk bodies."
         }
-        Failure::Overloaded if path == "/api/verve/counters" => {
+        Failure::Overloaded if path == COUNTERS || path == SERIES => {
             "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-queries`, or the \
-             list took longer than 2 s."
+             answer took longer than 2 s."
         }
         Failure::Overloaded if is_of_api => {
             "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-in-flight`."

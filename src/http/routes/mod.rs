@@ -8,6 +8,7 @@ mod in_flight;
 pub(super) mod ops;
 mod query;
 mod schemas;
+mod series;
 mod state;
 mod status;
 mod ui;
@@ -27,6 +28,7 @@ use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
 
 const COUNTERS: &str = "/api/verve/counters";
+const SERIES: &str = "/api/verve/series";
 
 /// A router for each listener. Without `--admin-listen`, `public` has all routes.
 pub struct Routers {
@@ -49,7 +51,8 @@ pub fn routers(api: Api) -> Routers {
     let public = Router::new()
         .route("/api/verve/accept", any(accept::accept))
         .route("/api/verve/unique", any(unique::unique))
-        .route(COUNTERS, any(counters::counters));
+        .route(COUNTERS, any(counters::counters))
+        .route(SERIES, any(series::series));
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))

@@ -21,6 +21,7 @@ pub(super) struct Routes {
     pub(super) bulk: RouteHandles,
     pub(super) unique: RouteHandles,
     pub(super) counters: RouteHandles,
+    pub(super) series: RouteHandles,
     /// A permit for each query that may run at a time.
     pub(super) queries: Arc<Semaphore>,
     pub(super) status: RouteHandles,
@@ -35,6 +36,7 @@ impl Routes {
             bulk: route("bulk"),
             unique: route("unique"),
             counters: route("counters"),
+            series: route("series"),
             queries: Arc::new(Semaphore::new(api.settings.max_queries as usize)),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
