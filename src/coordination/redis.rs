@@ -356,7 +356,7 @@ impl RedisCoordinator {
             "joined": view.joined,
             "keep_for": (*retention + window.duration()).as_millis() as u64,
             "keep_counters_for": (*counter_retention + window.duration()).as_millis() as u64,
-            "past": PastCount::from(*count).to_stored(),
+            "past": PastCount::from(*count).to_stored(count.window),
             "keep_series_until": series.until(count.window).map_or(0, |until| until * 1000),
         });
         let mut call = scripts::CLOSE.prepare_invoke();

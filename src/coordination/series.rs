@@ -45,10 +45,24 @@ impl From<WindowCount> for PastCount {
     }
 }
 
+/// The stored form. After a change of `--window`, Redis still has windows of another length.
+#[derive(Serialize, Deserialize)]
+struct StoredCount {
+    #[serde(flatten)]
+    count: PastCount,
+    window_seconds: u32,
+}
+
 impl PastCount {
-    /// The stored form.
-    pub(super) fn to_stored(self) -> String {
-        json!(self).to_string()
+    /// The stored form of a window's count.
+    pub(super) fn to_stored(self, window: Window) -> String {
+        json!(StoredCount { count: self, window_seconds: window.length().seconds() }).to_string()
+    }
+
+    /// None for a window of another length, and for what is not headcount's.
+    fn from_stored(stored: &[u8], window: Window) -> Option<Self> {
+        let StoredCount { count, window_seconds } = serde_json::from_slice(stored).ok()?;
+        (window_seconds == window.length().seconds()).then_some(count)
     }
 }
 
@@ -98,11 +112,10 @@ pub(super) async fn read(
             read.arg(&key).arg(some.iter().map(|window| window.unix_seconds()).collect::<Vec<_>>());
             let stored: Vec<Option<Vec<u8>>> =
                 redis.run(Call::Count, async |connection| read.query_async(connection).await).await?;
-            // Another program may have written something else.
-            let counts = stored.iter().map(|stored| serde_json::from_slice(stored.as_deref()?).ok());
-            series.extend(
-                some.iter().copied().zip(counts).filter_map(|(window, count)| Some((window, count?))),
-            );
+            let stored = some.iter().zip(&stored).filter_map(|(window, stored)| {
+                Some((*window, PastCount::from_stored(stored.as_deref()?, *window)?))
+            });
+            series.extend(stored);
         }
     }
     Ok(series)
@@ -160,6 +173,16 @@ mod tests {
         let none = kept("60s", 0);
         let window = none.window.starting_at(20_000 * DAY);
         assert_eq!((none.until(window), none.oldest(at(20_000 * DAY + 59))), (None, window));
+    }
+
+    #[test]
+    fn windows_of_another_length_are_not_read() {
+        let count = PastCount { unique_request_count: 7, complete: true };
+        let [minute, other] = ["60s", "120s"].map(|length| kept(length, 1).window.starting_at(20_000 * DAY));
+        let stored = count.to_stored(minute);
+        assert_eq!(PastCount::from_stored(stored.as_bytes(), minute), Some(count));
+        assert_eq!(PastCount::from_stored(stored.as_bytes(), other), None);
+        assert_eq!(PastCount::from_stored(br#"{"complete":true}"#, minute), None);
     }
 
     #[test]

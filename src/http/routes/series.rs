@@ -148,11 +148,13 @@ async fn count(
     if api.store.is_degraded() {
         return Err(Failure::StoreUnavailable);
     }
+    // First, so that a window that is closed meanwhile is in the series, or counted below.
+    let closed = api.closed.last().map(|count| count.window);
     let mut counts = api.coordinator.series(range).await.map_err(|error| {
         warn!(%error, "the counts of past windows cannot be read");
         Failure::StoreUnavailable
     })?;
-    count_unclosed(routes, range, &mut counts).await?;
+    count_unclosed(routes, range, closed, &mut counts).await;
     let unknown = PastCount { unique_request_count: 0, complete: false };
     let counts = windows.map(|window| {
         let PastCount { unique_request_count, complete } = counts.get(&window).copied().unwrap_or(unknown);
@@ -165,16 +167,15 @@ async fn count(
 async fn count_unclosed(
     routes: &Routes,
     range: Range,
+    closed: Option<Window>,
     counts: &mut BTreeMap<Window, PastCount>,
-) -> Result<(), Failure> {
-    let api = &routes.api;
-    let closed = api.closed.last().map(|count| count.window).max(counts.keys().next_back().copied());
+) {
+    let closed = closed.max(counts.keys().next_back().copied());
     let newest_first = std::iter::successors(Some(range.to.previous()), |window| Some(window.previous()));
     let unclosed = newest_first.take_while(|window| *window >= range.from && closed < Some(*window));
     for window in unclosed.take(MOST_UNCLOSED) {
         // It may have been closed and evicted meanwhile: then its count is in the next answer.
-        let Ok(counted) = api.store.count(window).await else { continue };
+        let Ok(counted) = routes.api.store.count(window).await else { continue };
         counts.insert(window, PastCount { unique_request_count: counted.unique_ids, complete: false });
     }
-    Ok(())
 }
