@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::process;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use crate::coordination::term::Term;
 use crate::coordination::{self, Coordinator, KeptSeries};
 use crate::model::id::IdKind;
 use crate::model::mode::Mode;
+use crate::model::period::Level;
 use crate::platform::workers::Workers;
 use crate::redis::keys::Keys;
 use crate::redis::server::ServerFacts;
@@ -75,12 +77,15 @@ impl Backend {
             leader: watch::channel(Some(instance_id.clone())).1,
             instance_id,
             redis: None,
-            store: Arc::new(Store::Memory(MemoryStore::with_counters(
-                counting.mode,
-                counting.shards,
-                counting.counters,
-            ))),
-            coordinator: Arc::new(Coordinator::standalone(kept_series(counting), draining)),
+            store: Arc::new(Store::Memory(
+                MemoryStore::with_counters(counting.mode, counting.shards, counting.counters)
+                    .keeping(counting.keep),
+            )),
+            coordinator: Arc::new(Coordinator::standalone(
+                kept_series(counting),
+                keep_rolled(counting),
+                draining,
+            )),
             term: watch::channel(Some(Term::for_ever())).1,
             counting: tokio::spawn(std::future::pending()),
             lease: tokio::spawn(std::future::pending()),
@@ -109,6 +114,7 @@ impl Backend {
                 mode: counting.mode,
                 shards: counting.shards,
                 retention: counting.retention,
+                keep: counting.keep,
                 writes: settings.redis_writes,
                 on_redis_down: settings.on_redis_down,
                 pending_max: settings.pending_max,
@@ -192,6 +198,8 @@ impl Coordination {
             retention: counting.retention,
             counter_retention: counting.counter_retention,
             series: kept_series(counting),
+            shards: counting.shards,
+            keep_rolled: keep_rolled(counting),
             settings: coordination::Settings::new(
                 counting.ids,
                 counting.mode,
@@ -207,8 +215,13 @@ impl Coordination {
     }
 }
 
+/// Records of a day are kept for as long as its hours, and as the day.
+fn keep_rolled(counting: &Counting) -> Duration {
+    counting.keep.longest() + Duration::from_secs(Level::Day.seconds())
+}
+
 pub(super) fn kept_series(counting: &Counting) -> KeptSeries {
-    KeptSeries::new(counting.window, counting.keep_days)
+    KeptSeries::new(counting.window, counting.keep.longest())
 }
 
 /// The machine's name and a random number.

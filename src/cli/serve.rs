@@ -103,6 +103,8 @@ async fn start(
         window: counting.window,
         retention: counting.retention,
         counter_retention: counting.counter_retention,
+        shards: counting.shards,
+        keep: counting.keep,
         close_timeout: settings.close_timeout,
         metrics: Arc::clone(&metrics),
         closed: closed.clone(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -9,11 +10,13 @@ use super::closed::{CloseError, ClosedCounters, Resume, StoredWindow};
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
 use super::redis::RedisCoordinator;
+use super::rolled::{Rolled, RolledWindow};
 use super::series::{KeptSeries, PastCount};
 use super::settings::HeartbeatError;
 use super::standalone::Standalone;
 use super::term::Term;
 use crate::model::counter::CounterCounts;
+use crate::model::period::Period;
 use crate::model::range::Range;
 use crate::model::window::{Window, WindowCount};
 use crate::platform::unavailable::Unavailable;
@@ -28,8 +31,8 @@ pub enum Coordinator {
 
 impl Coordinator {
     /// For a standalone instance. It cancels `draining` when it begins to drain.
-    pub fn standalone(series: KeptSeries, draining: CancellationToken) -> Self {
-        Self::Standalone(Standalone::new(series, draining))
+    pub fn standalone(series: KeptSeries, keep_rolled: Duration, draining: CancellationToken) -> Self {
+        Self::Standalone(Standalone::new(series, keep_rolled, draining))
     }
 
     /// Says that this instance lives, and how far it has sealed. As long as its heartbeats go on, the leader waits with
@@ -89,6 +92,25 @@ impl Coordinator {
         match self {
             Self::Redis(redis) => redis.series(range).await,
             Self::Standalone(standalone) => Ok(standalone.series(range)),
+        }
+    }
+
+    /// Notes that a window was merged into its hour and day, once. Windows are noted in order.
+    pub(crate) async fn note_rolled(&self, term: &Term, rolled: &RolledWindow) -> Result<(), CloseError> {
+        match self {
+            Self::Redis(redis) => redis.note_rolled(term, rolled).await,
+            Self::Standalone(standalone) => {
+                standalone.note_rolled(rolled);
+                Ok(())
+            }
+        }
+    }
+
+    /// How far windows are rolled up, and into some periods, which are in order.
+    pub(crate) async fn rolled(&self, periods: &[Period]) -> Result<Rolled, Unavailable> {
+        match self {
+            Self::Redis(redis) => redis.rolled(periods).await,
+            Self::Standalone(standalone) => Ok(standalone.rolled(periods)),
         }
     }
 

@@ -36,13 +36,16 @@ use super::heartbeat::{
     Answer, Heartbeat, HeartbeatAnswer, StoredHeartbeat, StoredHeartbeats, Taken, from_micros,
 };
 use super::membership::{Members, MembershipView};
+use super::rolled::{self, Rolled, RolledWindow};
 use super::scripts;
 use super::series::{self, KeptSeries, PastCount, day_of};
 use super::settings::{HeartbeatError, Settings};
 use super::staged::{Staging, StoredCounters};
 use super::term::Term;
 use crate::model::counter::CounterCounts;
+use crate::model::period::Period;
 use crate::model::range::Range;
+use crate::model::shard::Shards;
 use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE, closed_keys_live};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
@@ -64,6 +67,10 @@ pub struct RedisCoordinatorConfig {
     pub counter_retention: Duration,
     /// How long the series is kept.
     pub series: KeptSeries,
+    /// Sketches that the ids of a window are split over.
+    pub shards: Shards,
+    /// How long it is kept what was rolled up.
+    pub keep_rolled: Duration,
     /// What all instances have to agree on.
     pub settings: Settings,
 }
@@ -393,6 +400,18 @@ impl RedisCoordinator {
     /// [`Unavailable`].
     pub(super) async fn series(&self, range: Range) -> Result<BTreeMap<Window, PastCount>, Unavailable> {
         series::read(&self.reader, &self.config.keys, range).await
+    }
+
+    pub(super) async fn note_rolled(&self, term: &Term, rolled: &RolledWindow) -> Result<(), CloseError> {
+        let RedisCoordinatorConfig { keys, keep_rolled, .. } = &self.config;
+        rolled::note(&self.redis, keys, term, rolled, *keep_rolled).await
+    }
+
+    pub(super) async fn rolled(&self, periods: &[Period]) -> Result<Rolled, Unavailable> {
+        {
+            let RedisCoordinatorConfig { keys, window, shards, .. } = &self.config;
+            rolled::read(&self.reader, keys, *window, *shards, periods).await
+        }
     }
 
     /// The counts of counters. None if Redis does not have them any more.

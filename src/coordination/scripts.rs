@@ -15,6 +15,8 @@ pub(super) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| script(include_
 pub(super) static MEMBERSHIP: LazyLock<Script> = LazyLock::new(|| script(include_str!("membership.lua")));
 pub(super) static LEAVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("leave.lua")));
 pub(super) static CLOSE: LazyLock<Script> = LazyLock::new(|| script(include_str!("close.lua")));
+/// Notes that a window was merged into its hour and day, if the token is the newest.
+pub static ROLL_UP: LazyLock<Script> = LazyLock::new(|| script(include_str!("roll_up.lua")));
 /// Commits the published position, if the token is the newest.
 pub static COMMIT_PUBLISHED: LazyLock<Script> =
     LazyLock::new(|| script(include_str!("commit_published.lua")));

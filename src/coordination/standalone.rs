@@ -1,6 +1,7 @@
 //! The coordinator of a standalone instance.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -9,13 +10,16 @@ use super::closed::{Resume, StoredWindow};
 use super::completeness::Attendance;
 use super::heartbeat::{Heartbeat, HeartbeatAnswer};
 use super::membership::MembershipView;
+use super::rolled::{LocalRolled, Rolled, RolledWindow};
 use super::series::{KeptSeries, LocalSeries, PastCount};
+use crate::model::period::Period;
 use crate::model::range::Range;
 use crate::model::window::{Window, WindowCount};
 
 /// Coordinates the only instance, in its memory.
 pub struct Standalone {
     kept: KeptSeries,
+    keep_rolled: Duration,
     state: Mutex<State>,
     /// Cancelled when the instance begins to drain. It may refuse clients from then on, and no other instance takes their
     /// ids. So windows that it closes later are incomplete.
@@ -28,11 +32,12 @@ struct State {
     heartbeat: Option<Heartbeat>,
     last: Option<Window>,
     series: LocalSeries,
+    rolled: LocalRolled,
 }
 
 impl Standalone {
-    pub(super) fn new(kept: KeptSeries, draining: CancellationToken) -> Self {
-        Self { kept, state: Mutex::default(), draining }
+    pub(super) fn new(kept: KeptSeries, keep_rolled: Duration, draining: CancellationToken) -> Self {
+        Self { kept, keep_rolled, state: Mutex::default(), draining }
     }
 
     pub(super) fn heartbeat(&self, heartbeat: &Heartbeat) -> HeartbeatAnswer {
@@ -66,6 +71,15 @@ impl Standalone {
         state.last = Some(count.window);
         state.series.add(self.kept, count);
         count.into()
+    }
+
+    pub(super) fn note_rolled(&self, rolled: &RolledWindow) {
+        let oldest = rolled.window.unix_seconds().saturating_sub(self.keep_rolled.as_secs());
+        self.state.lock().rolled.note(rolled, oldest);
+    }
+
+    pub(super) fn rolled(&self, periods: &[Period]) -> Rolled {
+        self.state.lock().rolled.get(periods)
     }
 
     pub(super) fn series(&self, range: Range) -> BTreeMap<Window, PastCount> {

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use crate::callback::guard::Refused;
 use crate::model::counter::InvalidCounter;
 use crate::model::id_list::InvalidIdList;
+use crate::model::parts::NotKept;
 use crate::model::range::InvalidRange;
-use crate::model::window::Window;
 
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_DETAIL: HeaderName = HeaderName::from_static("failure-detail");
@@ -47,9 +47,13 @@ pub enum Failure {
     InvalidRange {
         why: InvalidRange,
     },
-    /// `oldest` is the oldest window that is kept.
+    /// `at` is the first moment of which nothing is kept that fits.
     RangeNotKept {
-        oldest: Window,
+        at: NotKept,
+    },
+    /// `why` says what is missing.
+    NotAvailable {
+        why: &'static str,
     },
     InvalidEndpoint,
     ForbiddenEndpoint,
@@ -71,14 +75,15 @@ pub enum Failure {
 
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
         Self::InvalidCounter { why: InvalidCounter::Name, line: None },
         Self::InvalidParameter { detail: "" },
         Self::InvalidRange { why: InvalidRange::Empty },
-        Self::RangeNotKept { oldest: Window::FIRST_OF_DAYS },
+        Self::RangeNotKept { at: NotKept { at: 0, level: None, oldest: 0 } },
+        Self::NotAvailable { why: "" },
         Self::InvalidEndpoint,
         Self::ForbiddenEndpoint,
         Self::InvalidBody { line: None },
@@ -122,7 +127,12 @@ impl Failure {
                 (S::BAD_REQUEST, "invalid_range", meaning)
             }
             Self::RangeNotKept { .. } => {
-                (S::BAD_REQUEST, "range_not_kept", "the range begins before what is kept: see `--keep-days`.")
+                let meaning = "an edge of the range falls where only hours or days are left, or nothing: see `--retention`, \
+                    `--keep-hours` and `--keep-days`.";
+                (S::BAD_REQUEST, "range_not_kept", meaning)
+            }
+            Self::NotAvailable { .. } => {
+                (S::BAD_REQUEST, "not_available", "the service does not count such a range.")
             }
             Self::InvalidEndpoint => {
                 let meaning = "the endpoint is not an http or https URL, is too long, or is given twice.";
@@ -228,9 +238,8 @@ impl IntoResponse for Failure {
             Self::InvalidCounter { why, .. } => HeaderValue::from_str(&why.to_string()).ok(),
             Self::InvalidParameter { detail } => Some(HeaderValue::from_static(detail)),
             Self::InvalidRange { why } => HeaderValue::from_str(&why.to_string()).ok(),
-            Self::RangeNotKept { oldest } => {
-                HeaderValue::from_str(&format!("the oldest window that is kept began at {oldest}")).ok()
-            }
+            Self::RangeNotKept { at } => HeaderValue::from_str(&at.to_string()).ok(),
+            Self::NotAvailable { why } => Some(HeaderValue::from_static(why)),
             _ => None,
         };
         headers.extend(detail.map(|detail| (FAILURE_DETAIL, detail)));

@@ -6,6 +6,8 @@ pub mod id;
 pub mod id_key;
 pub mod id_list;
 pub mod mode;
+pub mod parts;
+pub mod period;
 pub mod range;
 pub mod shard;
 pub(crate) mod timing;

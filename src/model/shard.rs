@@ -37,12 +37,13 @@ impl Shards {
         }
     }
 
-    pub(crate) fn count(self) -> u16 {
+    /// How many.
+    pub fn count(self) -> u16 {
         self.0.get()
     }
 
     /// The shard that `element` belongs to: the same one in every process and every release.
-    pub(crate) fn of(self, element: &[u8]) -> usize {
+    pub fn of(self, element: &[u8]) -> usize {
         if self == Self::ONE {
             return 0;
         }

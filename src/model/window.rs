@@ -32,6 +32,9 @@ pub enum InvalidWindowLength {
 }
 
 impl WindowLength {
+    /// A second: each moment begins a window.
+    pub(crate) const SECOND: Self = Self { seconds: 1 };
+
     /// # Errors
     ///
     /// [`InvalidWindowLength::NotADivisorOfADay`] for zero, for fractions of a second, for more
@@ -83,9 +86,6 @@ pub struct Window {
 }
 
 impl Window {
-    /// A day in 1970.
-    pub(crate) const FIRST_OF_DAYS: Self = Self { start: 0, length: WindowLength { seconds: DAY } };
-
     pub(crate) fn start(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.start)
     }

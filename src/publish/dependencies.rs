@@ -7,8 +7,9 @@ use tokio::sync::watch;
 
 use crate::coordination::term::Term;
 use crate::coordination::{ClosedWindows, Coordinator};
+use crate::model::shard::Shards;
 use crate::model::window::{Clock, Window, WindowLength};
-use crate::store::Store;
+use crate::store::{KeepPeriods, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Closes and publishes windows. The fields are its dependencies.
@@ -29,6 +30,10 @@ pub struct Publisher {
     pub retention: Duration,
     /// The same for the counts of its counters, at most as long.
     pub counter_retention: Duration,
+    /// Sketches that the ids of a window are split over.
+    pub shards: Shards,
+    /// How long hours and days are kept.
+    pub keep: KeepPeriods,
     /// How long after its end a window waits for a live instance that does not seal it.
     pub close_timeout: Duration,
     /// Counts what is closed and published.

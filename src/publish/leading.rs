@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::dependencies::Publisher;
+use super::roll_up::RollUp;
 use super::unpublished::{Pending, PendingCounters, Unpublished};
 use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
@@ -44,6 +45,7 @@ pub(super) struct Leading<'a> {
     /// What instances with a window open have left to do, and since when that has not changed.
     left: (BTreeSet<(u64, u64)>, Instant),
     failing: bool,
+    roll_up: RollUp,
 }
 
 impl<'a> Leading<'a> {
@@ -59,6 +61,7 @@ impl<'a> Leading<'a> {
             closed: VecDeque::new(),
             left: (BTreeSet::new(), Instant::now()),
             failing: false,
+            roll_up: RollUp::default(),
         }
     }
 
@@ -98,6 +101,7 @@ impl<'a> Leading<'a> {
         if self.next.is_none() {
             let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(false) };
             self.stored = resume.stored;
+            self.roll_up.begin(resume.next);
             self.next = Some(resume.next);
         }
         let mut closed = 0;
@@ -106,7 +110,11 @@ impl<'a> Leading<'a> {
         }
         self.commit_published().await?;
         self.let_counters_expire().await?;
-        Ok(closed == WINDOWS_A_ROUND)
+        let more_to_roll_up = match self.next {
+            Some(end) => self.roll_up.go_on(self.publisher, &self.term, end).await?,
+            None => false,
+        };
+        Ok(closed == WINDOWS_A_ROUND || more_to_roll_up)
     }
 
     /// Logs one line when rounds begin to fail, and one when they succeed again. A fenced leader gives up its term.

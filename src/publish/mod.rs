@@ -14,6 +14,7 @@ mod delivery;
 mod dependencies;
 mod leading;
 mod record;
+mod roll_up;
 pub mod sinks;
 mod unpublished;
 

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `{<ns>:<s>/<S>}:hll:<window>` | HLL string | the sketch of shard s of S |
 //! | `{<ns>:<s>/<S>}:exact:<window>` | set | the ids of shard s of S |
+//! | `{<ns>:<s>/<S>}:hour:<start>`, `{<ns>:<s>/<S>}:day:<start>` | HLL string | the sketch of the shard in an hour or a day |
 //! | `{<ns>:<s>/<S>}:merge:<instance id>` | HLL string | the sketch that an instance is merging, for a moment |
 //! | `{<ns>:<s>/<S>}:part:<window>:<instance id>` | HLL string | all that an instance added to the sketch, from its seal until the window is closed |
 //! | `{<ns>:c<b>}:hll:<window>:<counter>` | HLL string | the sketch of a counter, in bucket b of 64 |
@@ -20,6 +21,8 @@
 //! | `{<ns>}:counts` | hash | window → its count; `last` → the last window that has one |
 //! | `{<ns>}:counter-counts:<window>:<token>:<try>` | list | what a leader counted of a window's counters. `{<ns>}:counts` names the list that counts |
 //! | `{<ns>}:series:<day>` | hash | window of a day → its count, long after its ids are gone. The day is the second of its start |
+//! | `{<ns>}:rolled` | hash | `window` → the last window that was merged into its hour and day |
+//! | `{<ns>}:rolled:<day>` | hash | `hour:<start>` and `day:<start>` → what was merged into them; `window` → the last window of the day that was |
 //! | `{<ns>}:published` | hash | `first` → the window that the stream begins with; `last` → the last published one; `window` → their length |
 //! | `{<ns>}:config` | hash | the settings that all instances have to agree on |
 //!
@@ -30,6 +33,7 @@ use std::borrow::Cow;
 
 use crate::model::counter::bucket_of;
 use crate::model::mode::Mode;
+use crate::model::period::Period;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
 
@@ -53,6 +57,11 @@ impl Keys {
     /// The ids of a shard in a window.
     pub fn ids(&self, mode: Mode, shard: usize, shards: Shards, window: Window) -> String {
         format!("{}:{}:{}", self.shard(shard, shards), mode.as_str(), window.unix_seconds())
+    }
+
+    /// The sketch of a shard in an hour or a day.
+    pub fn period(&self, shard: usize, shards: Shards, period: Period) -> String {
+        format!("{}:{period}", self.shard(shard, shards))
     }
 
     /// The sketch that an instance is merging into a shard.
@@ -139,6 +148,16 @@ impl Keys {
     /// The counts of the windows of a day, which begins at this second.
     pub fn series(&self, day: u64) -> String {
         self.of_namespace(&format!("series:{day}"))
+    }
+
+    /// How far windows are rolled up.
+    pub fn rolled(&self) -> String {
+        self.of_namespace("rolled")
+    }
+
+    /// What was rolled up into the hours of a day and the day, which begins at this second.
+    pub fn rolled_periods(&self, day: u64) -> String {
+        self.of_namespace(&format!("rolled:{day}"))
     }
 
     /// The published position.

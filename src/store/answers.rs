@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::hll::Sketch;
 use crate::model::counter::CounterCounts;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
@@ -50,6 +51,33 @@ pub struct Settled {
     pub total: StoreCount,
     /// Of its counters.
     pub counters: Arc<CounterCounts>,
+}
+
+/// What a window was merged into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolledUp {
+    /// How many different ids the sketches of the window have.
+    pub window: u64,
+    /// What each period has.
+    pub periods: Vec<Grown>,
+}
+
+/// How many different ids a period has, before and after a window was merged into it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Grown {
+    /// Before.
+    pub before: u64,
+    /// After.
+    pub after: u64,
+}
+
+/// The union of parts of a range.
+#[derive(Debug, Default)]
+pub struct Union {
+    /// A sketch for each shard.
+    pub sketches: Vec<Sketch>,
+    /// How many different ids each part has. 0 for one that is not kept.
+    pub of_parts: Vec<u64>,
 }
 
 /// What the store still knows of a window that was counted before.

@@ -6,14 +6,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::answers::{AddError, Added, CountError, Settled, StoreCount};
+use super::answers::{AddError, Added, CountError, RolledUp, Settled, StoreCount, Union};
 use super::counters::Counters;
+use super::history::{self, History, KeepPeriods};
 use super::ids::Ids;
 use super::places::{Before, LastNames};
 use super::windows::{Entry, WindowTable};
+use crate::hll::Sketch;
 use crate::model::counter::{CounterCounts, CounterLimits, CounterNames};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
+use crate::model::parts::Part;
+use crate::model::period::{Level, Period};
 use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::platform::budget::Budget;
@@ -27,6 +31,7 @@ pub struct MemoryStore {
     memory: Arc<Budget>,
     windows: WindowTable<OpenWindow, SealedWindow>,
     last_names: LastNames,
+    history: Box<History>,
 }
 
 struct OpenWindow {
@@ -59,7 +64,14 @@ impl MemoryStore {
             memory,
             windows: WindowTable::default(),
             last_names: LastNames::default(),
+            history: Box::new(History::new(KeepPeriods::default(), shards)),
         }
+    }
+
+    /// Keeps hours and days for so long.
+    #[must_use]
+    pub fn keeping(self, keep: KeepPeriods) -> Self {
+        Self { history: Box::new(History::new(keep, self.shards)), ..self }
     }
 
     pub(super) fn add<I: Id>(
@@ -93,6 +105,9 @@ impl MemoryStore {
         for (window, open) in self.windows.close_up_to(window) {
             let counting = tokio::task::spawn_blocking(move || (open.seal(), open));
             let (sealed, open) = counting.await.map_err(Unavailable::because)?;
+            if let Ids::Hll { sketches, .. } = &open.ids {
+                self.history.note(window, sketches);
+            }
             let counts = Arc::clone(&sealed.counters);
             self.last_names.note(window, Arc::clone(&counts) as _);
             self.windows.note_sealed(window, sealed);
@@ -136,6 +151,46 @@ impl MemoryStore {
             None => Arc::default(),
         };
         Ok(Settled { total: self.count(window)?, counters })
+    }
+
+    pub(super) fn has_sketches(&self) -> bool {
+        self.mode == Mode::Hll
+    }
+
+    pub(super) fn roll_up(&self, window: Window, periods: &[Period]) -> RolledUp {
+        self.history.roll_up(window, periods)
+    }
+
+    /// The end of the last period of a level that is gone.
+    pub(super) fn gone_period(&self, level: Level) -> u64 {
+        self.history.gone_period(level)
+    }
+
+    /// The last window whose sketches are gone.
+    pub(super) fn gone(&self) -> Option<Window> {
+        self.history.gone()
+    }
+
+    /// The union of parts, and of open windows so far. It takes a while.
+    pub(super) fn union(&self, parts: &[Part]) -> Union {
+        let sketches: Vec<_> = (0..self.shards.count()).map(|_| Sketch::new()).collect();
+        let merge = |shard: usize, sketch: &Sketch| {
+            sketches[shard].merge(sketch);
+            sketch.estimate()
+        };
+        let mut of_parts = Vec::with_capacity(parts.len());
+        for (part, kept) in parts.iter().zip(self.history.get(parts)) {
+            let kept = kept.iter().flatten().enumerate();
+            let mut count: u64 = kept.map(|(shard, stored)| merge(shard, &history::read(stored))).sum();
+            if let Part::Window(window) = part
+                && let Ok(Some(Entry::Open(open))) = self.windows.get(*window)
+                && let Ids::Hll { sketches, .. } = &open.ids
+            {
+                count += sketches.iter().enumerate().map(|(shard, sketch)| merge(shard, sketch)).sum::<u64>();
+            }
+            of_parts.push(count);
+        }
+        Union { sketches, of_parts }
     }
 
     /// Bytes that counters take.

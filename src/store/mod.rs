@@ -2,6 +2,7 @@
 
 mod answers;
 mod counters;
+mod history;
 mod ids;
 pub mod memory;
 mod places;
@@ -9,9 +10,10 @@ pub mod redis;
 mod windows;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-pub use self::answers::{AddError, Added, CountError, Recalled, Settled, StoreCount};
+pub use self::answers::{AddError, Added, CountError, Grown, Recalled, RolledUp, Settled, StoreCount, Union};
+pub use self::history::KeepPeriods;
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
@@ -19,6 +21,8 @@ use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, InvalidC
 use crate::model::id::{Id, IdKind};
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
+use crate::model::parts::Part;
+use crate::model::period::{Level, Period};
 use crate::model::shard::Shards;
 use crate::model::window::{Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
@@ -48,8 +52,8 @@ pub struct Counting {
     pub retention: Duration,
     /// How long the counts of their counters are kept for a sink.
     pub counter_retention: Duration,
-    /// How long counts of windows are kept for the series, after the end of their day.
-    pub keep_days: Duration,
+    /// How long hours and days are kept.
+    pub keep: KeepPeriods,
     /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
     /// How many counters clients may name.
@@ -221,6 +225,57 @@ impl Store {
         match self {
             Self::Memory(_) => Ok(None),
             Self::Redis(store) => store.recall(window).await,
+        }
+    }
+
+    /// Whether there are sketches, which can be merged.
+    pub fn has_sketches(&self) -> bool {
+        match self {
+            Self::Memory(store) => store.has_sketches(),
+            Self::Redis(store) => store.has_sketches(),
+        }
+    }
+
+    /// Merges a closed window into hours and days. To do it twice changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: some may have it.
+    pub async fn roll_up(&self, window: Window, periods: &[Period]) -> Result<RolledUp, Unavailable> {
+        match self {
+            Self::Memory(store) => Ok(store.roll_up(window, periods)),
+            Self::Redis(store) => store.roll_up(window, periods).await,
+        }
+    }
+
+    /// The union of parts of a range. A part that is not kept has no ids. To read and merge many sketches keeps a thread busy for
+    /// milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub async fn union(&self, parts: &[Part]) -> Result<Union, Unavailable> {
+        match self {
+            Self::Memory(store) => Ok(store.union(parts)),
+            Self::Redis(store) => store.union(parts).await,
+        }
+    }
+
+    /// The start of the oldest period of a level whose sketch is kept. None if none are.
+    pub fn oldest_period(&self, level: Level, keep: KeepPeriods, now: SystemTime) -> Option<u64> {
+        let oldest = keep.oldest(level, now);
+        match self {
+            Self::Memory(store) => oldest.map(|oldest| oldest.max(store.gone_period(level))),
+            Self::Redis(_) => oldest,
+        }
+    }
+
+    /// The oldest window whose sketch is kept.
+    pub fn oldest_window(&self, now: SystemTime, retention: Duration, length: WindowLength) -> Window {
+        let oldest = length.window_at(now.checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH));
+        match self {
+            Self::Memory(store) => store.gone().map_or(oldest, |gone| oldest.max(gone.next())),
+            Self::Redis(_) => oldest,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::support::server::Server;
 
 /// All that an instance needs, in either mode; as in docs/instances.md.
 const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +sscan \
-                      +rpush +lrange +set +get +mget +exists +del +expire +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
+                      +rpush +lrange +set +get +mget +exists +del +expire +expireat +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select +multi +exec";
 
 /// The output of a run: a line for each finding.
@@ -148,7 +148,7 @@ fn missing_rights_of_a_redis_user_are_named() {
     let users = [
         ("nopfadd", "~* +@all -pfadd", "hll", "PFADD: NOPERM"),
         ("nosets", "~* +@all -sadd -scard", "exact", "SCARD, SADD: NOPERM"),
-        ("reader", "~* +@all -@write", "hll", "DEL, PEXPIRE, HDEL: NOPERM"),
+        ("reader", "~* +@all -@write", "hll", "DEL, PEXPIRE, HDEL, EXPIREAT: NOPERM"),
         ("noscripts", "~* +@all -@scripting", "hll", "SCRIPT LOAD, EVALSHA: NOPERM"),
         ("elsewhere", "~other:* +@all", "hll", "DEL, EVALSHA, PEXPIRE"),
     ];

@@ -55,6 +55,8 @@ impl Instance {
             retention: Duration::from_secs(600),
             counter_retention: Duration::from_secs(600),
             series: KeptSeries::new(window().length(), Duration::from_secs(86_400)),
+            shards: Shards::ONE,
+            keep_rolled: Duration::from_secs(86_400),
             settings: Settings::new(IdKind::Integer, Mode::Hll, window().length(), Shards::ONE, None),
         };
         Self { name, coordinator: RedisCoordinator::new(config, &redis), redis }

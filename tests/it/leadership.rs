@@ -1,6 +1,6 @@
 //! Leaders that die, hang and come back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use headcount::redis::keys::Keys;
 use tokio::task::JoinSet;
 
 use crate::support::disk::LinkedDir;
-use crate::support::fleet::{Fleet, assert_no_gap, next_window};
+use crate::support::fleet::{Fleet, WINDOW, assert_no_gap, next_window};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
 use crate::support::{PATIENCE, SplitMix, soak, wait_for};
@@ -86,9 +86,42 @@ async fn kill_leaders(redis: &Redis, namespace: &str, kills: u64, moment: Moment
         assert!(closed.iter().all(|(_, other)| *other == closed[0].1), "other numbers: {closed:?}");
         assert!(closed.len() == 1 || may_repeat.contains(window), "published twice: {closed:?}");
     }
+    let last = *published.last_key_value().expect("windows").0;
+    wait_for("windows to be rolled up", || {
+        let rolled = number(redis, &["HGET", &Keys::new(namespace).rolled(), "window"]);
+        (rolled >= Some(last)).then_some(())
+    })
+    .await;
+    assert_rolled_up_once(redis, namespace, published.keys());
     let repeats = published.values().filter(|closed| closed.len() > 1).count();
     println!("{namespace}: {} windows, {repeats} published twice, next after {took:?}", published.len());
     took
+}
+
+/// Asserts that hours and days have each window that was closed exactly once, up to the last one that was rolled up.
+fn assert_rolled_up_once<'a>(redis: &Redis, namespace: &str, windows: impl Iterator<Item = &'a u64>) {
+    let keys = Keys::new(namespace);
+    let days: BTreeSet<_> = windows.map(|window| window / 86_400 * 86_400).collect();
+    let (mut closed, mut of_hours, mut of_days) = (0, 0, 0);
+    for day in days {
+        let mut ask = ::redis::pipe();
+        // At one moment: windows go on.
+        ask.atomic();
+        ask.cmd("HGET").arg(keys.rolled()).arg("window");
+        ask.cmd("HKEYS").arg(keys.series(day));
+        ask.cmd("HGETALL").arg(keys.rolled_periods(day));
+        let (rolled, series, periods): (u64, Vec<u64>, BTreeMap<String, String>) =
+            ask.query(&mut redis.connect()).expect("answers");
+        closed += series.into_iter().filter(|window| *window <= rolled).count() as u64;
+        for (field, text) in &periods {
+            let record: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            let windows = record["seconds"].as_u64().unwrap_or_default() / WINDOW.as_secs();
+            of_hours += if field.starts_with("hour:") { windows } else { 0 };
+            of_days += if field.starts_with("day:") { windows } else { 0 };
+        }
+    }
+    assert!(closed > 0);
+    assert_eq!((of_hours, of_days), (closed, closed), "{namespace}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

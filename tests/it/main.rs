@@ -56,6 +56,7 @@ mod metrics;
 mod namespaces;
 mod openapi;
 mod publishing;
+mod ranges;
 mod redis_outages;
 mod redis_recovery;
 mod redis_refusals;

@@ -117,7 +117,8 @@ async fn a_silent_namespace_leaves_two_keys() {
     let redis = Redis::start();
     let mut fleets = Vec::new();
     for mode in ["hll", "exact"] {
-        let args = ["--mode", mode, "--retention", "8s", "--shards", "2", "--keep-days", "0s"];
+        let args =
+            ["--mode", mode, "--retention", "8s", "--shards", "2", "--keep-days", "0s", "--keep-hours", "0s"];
         fleets.push(Fleet::start(2, &redis, mode, &args).await);
     }
     let stay = |namespace| {

@@ -16,8 +16,8 @@ use headcount::publish::Publisher;
 use headcount::publish::sinks::CountSink;
 use headcount::publish::sinks::Origin;
 use headcount::publish::sinks::file::FileSink;
-use headcount::store::Store;
 use headcount::store::memory::MemoryStore;
+use headcount::store::{KeepPeriods, Store};
 use headcount::telemetry::metrics::Metrics;
 use rustix::fs::OFlags;
 use tokio::sync::watch;
@@ -61,8 +61,11 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
     let counter = Arc::new(Store::Memory(MemoryStore::new(Mode::Exact, Shards::ONE)));
     let metrics = Arc::new(Metrics::new());
     let draining = CancellationToken::new();
-    let coordinator =
-        Arc::new(Coordinator::standalone(KeptSeries::new(window_length(), Duration::ZERO), draining.clone()));
+    let coordinator = Arc::new(Coordinator::standalone(
+        KeptSeries::new(window_length(), Duration::ZERO),
+        Duration::ZERO,
+        draining.clone(),
+    ));
     let (stop_sealer, stop) = (CancellationToken::new(), CancellationToken::new());
     let closed = ClosedWindows::new(Arc::clone(&metrics));
     let sealer = Sealer::introduce(
@@ -83,6 +86,8 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
         window: window_length(),
         retention: RETENTION,
         counter_retention: RETENTION,
+        shards: Shards::ONE,
+        keep: KeepPeriods::default(),
         close_timeout: Duration::from_secs(10),
         metrics: Arc::clone(&metrics),
         closed: closed.clone(),

@@ -1,6 +1,7 @@
 //! Every request gets an answer that the API describes: never a 500, never a panic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -44,7 +45,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let metrics = Arc::new(Metrics::new());
     // No callback is sent, because the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));
-    let series = KeptSeries::new(counting.window, counting.keep_days);
+    let series = KeptSeries::new(counting.window, counting.keep.days);
     let dependencies = Dependencies {
         own: Vec::new(),
         store: counter.clone(),
@@ -54,7 +55,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let (callbacks, _) = Callbacks::new(callbacks, dependencies, &metrics).expect("a client");
     let routers = routers(Api {
         store: counter.clone(),
-        coordinator: Arc::new(Coordinator::standalone(series, CancellationToken::new())),
+        coordinator: Arc::new(Coordinator::standalone(series, Duration::ZERO, CancellationToken::new())),
         series,
         callbacks,
         clock: Arc::new(clock.clone()),
@@ -248,6 +249,7 @@ fn every_failure_reason_is_listed_once() {
             | Failure::InvalidParameter { .. }
             | Failure::InvalidRange { .. }
             | Failure::RangeNotKept { .. }
+            | Failure::NotAvailable { .. }
             | Failure::RepeatedId
             | Failure::InvalidEndpoint
             | Failure::ForbiddenEndpoint

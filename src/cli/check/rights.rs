@@ -111,6 +111,7 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     tries.extend(match mode {
         Mode::Hll => vec![
             command("PFCOUNT", ids, &[]),
+            command("EXPIREAT", ids, &["1"]),
             ("MULTI", ::redis::cmd("MULTI")),
             ("EXEC", ::redis::cmd("EXEC")),
         ],

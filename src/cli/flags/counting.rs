@@ -13,7 +13,7 @@ use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::WindowLength;
 use crate::platform::secret::SecretArg;
-use crate::store::Counting;
+use crate::store::{Counting, KeepPeriods};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Counting")]
@@ -69,13 +69,20 @@ pub(super) struct CountingFlags {
     )]
     counter_retention: Option<Duration>,
 
-    /// How long the counts of windows are kept for /api/verve/series, after the end of their day (UTC). At most 100000 windows
-    /// are kept. 0 keeps none
+    /// How long days are kept, after their end (UTC). The counts of windows, for /api/verve/series, are kept for the longer of
+    /// --keep-hours and --keep-days, at most 100000. 0s for both keeps none
     #[arg(
         long, env = "HEADCOUNT_KEEP_DAYS", value_name = "DURATION", default_value = "35days",
         value_parser = values::history
     )]
     keep_days: Duration,
+
+    /// How long hours are kept, after their end
+    #[arg(
+        long, env = "HEADCOUNT_KEEP_HOURS", value_name = "DURATION", default_value = "48h",
+        value_parser = values::history
+    )]
+    keep_hours: Duration,
 
     // Not a doc comment: help has no Markdown.
     #[arg(
@@ -141,7 +148,7 @@ impl CountingFlags {
             shards,
             retention,
             counter_retention,
-            keep_days: self.keep_days,
+            keep: KeepPeriods { hours: self.keep_hours, days: self.keep_days },
             id_key,
             counters,
             exported_counters: self.metrics_counter,

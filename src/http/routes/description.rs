@@ -26,13 +26,13 @@ use super::state::Routes;
 use super::status;
 use super::ui;
 use super::unique;
-use super::{COUNTERS, SERIES};
+use super::{COUNTERS, SERIES, UNIQUE};
 use crate::http::api::ONLY_READ;
 use crate::http::error::{Failure, NO_STORE};
 use crate::model::counter::InvalidCounter;
 use crate::model::id::IdKind;
+use crate::model::parts::NotKept;
 use crate::model::range::InvalidRange;
-use crate::model::window::Window;
 
 /// The description of a service that counts such ids, as JSON. Each is made once, for the first client that asks.
 pub fn description(ids: IdKind) -> Bytes {
@@ -222,6 +222,13 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     }
 }
 
+/// What can be wrong with a range.
+const OF_RANGES: [Failure; 3] = [
+    Failure::InvalidRange { why: InvalidRange::Empty },
+    Failure::RangeNotKept { at: NotKept { at: 0, level: None, oldest: 0 } },
+    Failure::NotAvailable { why: "mode exact keeps no sketches" },
+];
+
 /// The failures that an operation can answer.
 fn failures(path: &str, method: &str) -> Vec<Failure> {
     let (is_accept, is_of_api) = (path == "/api/verve/accept", path.starts_with("/api/"));
@@ -242,14 +249,15 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
         failures.push(Failure::Unauthorized);
     }
     if path == SERIES {
-        let oldest = Window::FIRST_OF_DAYS;
-        failures
-            .extend([Failure::InvalidRange { why: InvalidRange::Empty }, Failure::RangeNotKept { oldest }]);
+        failures.extend(OF_RANGES);
     } else if is_of_api && !is_accept {
         failures.extend([
             Failure::InvalidCounter { why: InvalidCounter::Name, line: None },
             Failure::InvalidParameter { detail: "" },
         ]);
+    }
+    if path == UNIQUE {
+        failures.extend(OF_RANGES);
     }
     match method {
         "get" if is_accept => failures.extend([
@@ -281,9 +289,9 @@ fn meaning(failure: Failure, path: &str, method: &str) -> &'static str {
             "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight`, or its \
              limit for bulk bodies."
         }
-        Failure::Overloaded if path == COUNTERS || path == SERIES => {
-            "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-queries`, or the \
-             answer took longer than 2 s."
+        Failure::Overloaded if [COUNTERS, SERIES, UNIQUE].contains(&path) => {
+            "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight` or \
+             `--max-queries`, or the answer took longer than 2 s."
         }
         Failure::Overloaded if is_of_api => {
             "the service has reached `--max-connections`, `--max-connections-per-address` or `--max-in-flight`."

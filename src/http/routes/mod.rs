@@ -7,6 +7,7 @@ mod description;
 mod in_flight;
 pub(super) mod ops;
 mod query;
+mod range;
 mod schemas;
 mod series;
 mod state;
@@ -28,6 +29,7 @@ use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
 
 const COUNTERS: &str = "/api/verve/counters";
+const UNIQUE: &str = "/api/verve/unique";
 const SERIES: &str = "/api/verve/series";
 
 /// A router for each listener. Without `--admin-listen`, `public` has all routes.
@@ -50,7 +52,7 @@ pub fn routers(api: Api) -> Routers {
     let routes = Arc::new(Routes::new(api));
     let public = Router::new()
         .route("/api/verve/accept", any(accept::accept))
-        .route("/api/verve/unique", any(unique::unique))
+        .route(UNIQUE, any(unique::unique))
         .route(COUNTERS, any(counters::counters))
         .route(SERIES, any(series::series));
     let operations = Router::new()

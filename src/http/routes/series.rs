@@ -13,12 +13,13 @@ use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::query::{pairs, percent_decoded};
+use super::range::RangeQuery;
 use super::state::Routes;
 use crate::coordination::PastCount;
 use crate::http::error::{Failure, NO_STORE};
 use crate::model::mode::Mode;
-use crate::model::range::{InvalidRange, Moment, Range};
+use crate::model::parts::NotKept;
+use crate::model::range::{InvalidRange, Range};
 use crate::model::window::Window;
 
 /// How long an answer may take.
@@ -93,7 +94,9 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
     let windows = range.windows()?;
     let oldest = api.series.oldest(api.clock.now());
     if range.from < oldest {
-        return Err(Failure::RangeNotKept { oldest });
+        return Err(Failure::RangeNotKept {
+            at: NotKept { at: range.from.unix_seconds(), level: None, oldest: oldest.unix_seconds() },
+        });
     }
     let _permit = routes.queries.try_acquire().map_err(|_| Failure::Overloaded)?;
     let counts = match tokio::time::timeout(PATIENCE, count(routes, range, windows)).await {
@@ -113,30 +116,14 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
 }
 
 fn parse(query: &str, running: Window) -> Result<Range, InvalidRange> {
-    let (mut from, mut to, mut step) = (None, None, None);
-    for (key, value) in pairs(query) {
-        // In a time, a `+` is a plus.
-        let value = percent_decoded(value);
-        let (name, place) = match &*key {
-            "from" => ("from", &mut from),
-            "to" => ("to", &mut to),
-            "step" => ("step", &mut step),
-            "counter" => return Err(InvalidRange::StepOfCounter),
-            _ => continue,
-        };
-        if place.replace(value).is_some() {
-            return Err(InvalidRange::Repeated(name));
-        }
+    let query = RangeQuery::parse(query)?;
+    if query.counter.is_some() {
+        return Err(InvalidRange::StepOfCounter);
     }
-    if step.is_some_and(|step| *step != *b"window") {
+    if query.step.as_ref().is_some_and(|step| **step != *b"window") {
         return Err(InvalidRange::Step);
     }
-    let moment = |text: Option<std::borrow::Cow<'_, [u8]>>, name| {
-        let text = text.ok_or(InvalidRange::Missing(name))?;
-        let text = std::str::from_utf8(&text).map_err(|_| InvalidRange::NotATime(name))?;
-        Moment::parse(text).ok_or(InvalidRange::NotATime(name))
-    };
-    Range::new(moment(from, "from")?, moment(to, "to")?, running)
+    query.range(running)
 }
 
 async fn count(

@@ -1,4 +1,4 @@
-//! `/api/verve/unique`: the running window's count so far, and that of the last closed window.
+//! `/api/verve/unique`: the running window's count so far, and that of the last closed window; or the count of a range.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::query::{form_text, pairs};
+use super::range::{self, RangeCount, RangeQuery};
 use super::state::Routes;
 use crate::http::error::{Failure, NO_STORE};
 use crate::model::counter::CounterName;
@@ -62,12 +63,26 @@ pub(super) struct ClosedCount {
     complete: bool,
 }
 
-/// The running window's count, and the last closed window
+/// What was asked for.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    /// Without a range.
+    Now(Unique),
+    /// With one.
+    Range(RangeCount),
+}
+
+/// The running window's count and the last closed window, or the count of a range
 #[utoipa::path(
     get, path = "/api/verve/unique", operation_id = "uniqueCount", tag = "counts",
     params(("counter" = Option<String>, Query, description = "The counter to count instead of the total. One that nobody has \
-        named has 0. `_other` has the ids whose counter found no place.")),
-    responses((status = 200, description = "The counts.", body = Unique)),
+        named has 0. `_other` has the ids whose counter found no place."),
+        ("from" = Option<String>, Query, description = "With `to`: the start of a range. RFC 3339, or seconds since 1970.",
+            example = "2026-11-23T00:00:00Z"),
+        ("to" = Option<String>, Query, description = "With `from`: its end. With a time in the running window, or after it, the \
+            range has that window too.", example = "2026-11-24T00:00:00Z")),
+    responses((status = 200, description = "The counts.", body = Answer)),
     security((), ("token" = []))
 )]
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
@@ -80,6 +95,21 @@ pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
+    let is_of_range = pairs(query).any(|(key, _)| key == "from" || key == "to");
+    let answer = if is_of_range { of_range(routes, query).await? } else { now(routes, query).await? };
+    Ok(([(CACHE_CONTROL, NO_STORE)], Json(answer)))
+}
+
+async fn of_range(routes: &Routes, query: &str) -> Result<Answer, Failure> {
+    let query = RangeQuery::parse(query)?;
+    if query.counter.is_some() {
+        return Err(Failure::NotAvailable { why: "ranges of counters are not counted" });
+    }
+    let range = query.range(routes.api.running_window())?;
+    range::count(routes, range).await.map(Answer::Range)
+}
+
+async fn now(routes: &Routes, query: &str) -> Result<Answer, Failure> {
     let mut counters = pairs(query).filter(|(key, _)| key == "counter");
     let answer = match counters.next() {
         None => of_total(routes).await?,
@@ -90,7 +120,7 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
         }
         Some(_) => return Err(Failure::InvalidParameter { detail: "counter is given twice" }),
     };
-    Ok(([(CACHE_CONTROL, NO_STORE)], Json(answer)))
+    Ok(Answer::Now(answer))
 }
 
 async fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, Failure> {

@@ -37,6 +37,7 @@ mod count;
 mod counter_count;
 mod counter_replay;
 mod counters;
+mod history;
 mod local;
 mod pending;
 mod pipeline;
@@ -67,13 +68,15 @@ use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
 pub use self::stats::accepted_ids;
-use super::answers::{AddError, Added, CountError, Recalled, Settled, StoreCount};
+use super::answers::{AddError, Added, CountError, Recalled, RolledUp, Settled, StoreCount, Union};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
 use crate::model::counter::{CounterCounts, CounterNames};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
+use crate::model::parts::Part;
+use crate::model::period::Period;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::{self, Workers};
@@ -376,6 +379,18 @@ impl RedisStore {
         counts: &CounterCounts,
     ) -> Result<(), Unavailable> {
         self.replay.let_counters_expire(window, counts).await
+    }
+
+    pub(super) fn has_sketches(&self) -> bool {
+        self.config.mode == Mode::Hll
+    }
+
+    pub(super) async fn roll_up(&self, window: Window, periods: &[Period]) -> Result<RolledUp, Unavailable> {
+        self.replay.roll_up(window, periods).await
+    }
+
+    pub(super) async fn union(&self, parts: &[Part]) -> Result<Union, Unavailable> {
+        self.replay.union(parts).await
     }
 
     pub(super) async fn evict(&self, window: Window) {

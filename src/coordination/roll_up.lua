@@ -1,0 +1,58 @@
+-- Notes that a window was merged into its hour and its day, if the caller leads and the window was not noted before.
+--
+-- A script, because the note and the position have to move in one step: a window that is noted twice would make up for one that
+-- is missing.
+--
+-- KEYS: token, rolled, and the records of the window's day.
+-- ARGV: a JSON object. Windows are the seconds of their starts:
+--   token, window
+--   seconds: the length of the window
+--   shards: how many sketches a window is split over
+--   complete: all ids of the window are in the hour and the day
+--   periods: a list of {field, before, after}: how many ids the period had before and after the merge. No numbers if the window
+--   had no ids
+--   keep_for: milliseconds
+-- Returns 'noted' or 'fenced'.
+local TOKEN, ROLLED, RECORDS = KEYS[1], KEYS[2], KEYS[3]
+local ask = cjson.decode(ARGV[1])
+
+if number(redis.call('GET', TOKEN)) ~= ask.token then
+  return 'fenced'
+end
+-- The records have the position, too: another program may have deleted one of both keys.
+for _, key in ipairs({ROLLED, RECORDS}) do
+  local rolled = number(redis.call('HGET', key, 'window')) or -1
+  -- A position that is a year ahead is not headcount's: it is overwritten.
+  if ask.window <= rolled and rolled <= ask.window + A_YEAR / 1000000 then
+    return 'noted'
+  end
+end
+
+-- What is stored of a period; a record that another program wrote counts as none.
+local function record_of(field)
+  local is_json, record = pcall(cjson.decode, redis.call('HGET', RECORDS, field) or '')
+  local is_record = is_json and type(record) == 'table' and type(record.seconds) == 'number'
+    and type(record.unique_request_count) == 'number' and type(record.complete) == 'boolean'
+  if not is_record then
+    return {seconds = 0, unique_request_count = 0, complete = true}
+  end
+  -- The sketches of other shards have other keys.
+  return record.shards == ask.shards and record or {seconds = 0, unique_request_count = 0, complete = false}
+end
+
+for _, period in ipairs(ask.periods) do
+  local record = record_of(period.field)
+  -- A sketch only grows. One that had fewer ids than were noted had lost some.
+  local is_whole = not period.before or period.before >= record.unique_request_count
+  redis.call('HSET', RECORDS, period.field, json({
+    seconds = record.seconds + ask.seconds,
+    shards = ask.shards,
+    unique_request_count = period.after or record.unique_request_count,
+    complete = record.complete and ask.complete and is_whole,
+  }))
+end
+for _, key in ipairs({ROLLED, RECORDS}) do
+  redis.call('HSET', key, 'window', json(ask.window), 'shards', json(ask.shards))
+  redis.call('PEXPIRE', key, json(ask.keep_for))
+end
+return 'noted'

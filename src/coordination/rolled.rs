@@ -1,0 +1,194 @@
+//! What was rolled up: how much of each hour and day, and whether all ids are in it.
+//!
+//! The leader merges each closed window into its hour and its day, in order, and then notes it here. After a crash the next
+//! leader goes on after the last window that was noted. To merge a window twice changes nothing, and a window is noted once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::closed::CloseError;
+use super::scripts;
+use super::series::day_of;
+use super::term::Term;
+use crate::model::period::{Level, Period};
+use crate::model::shard::Shards;
+use crate::model::window::{Window, WindowLength};
+use crate::platform::unavailable::Unavailable;
+use crate::redis::damage::{self, Holds, is_damage};
+use crate::redis::keys::Keys;
+use crate::redis::{Call, Redis};
+use crate::store::Grown;
+
+/// Periods that are read by one command.
+const READ_AT_ONCE: usize = 200;
+
+/// What was rolled up into an hour or a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledPeriod {
+    /// The length of its windows together, in seconds. They do not overlap.
+    pub seconds: u64,
+    /// How many different ids they have together.
+    pub unique_request_count: u64,
+    /// Whether all of these windows were complete, and all their ids are in it.
+    pub complete: bool,
+    /// How many sketches it has.
+    pub shards: u16,
+}
+
+/// A window that was merged into its hour and day.
+#[derive(Debug, Clone)]
+pub struct RolledWindow {
+    /// The window.
+    pub window: Window,
+    /// How many sketches it is split over.
+    pub shards: Shards,
+    /// Whether all ids of the window are in its hour and day.
+    pub complete: bool,
+    /// Its hour and day, and how each has grown. None if the window has no ids.
+    pub periods: Vec<(Period, Option<Grown>)>,
+}
+
+/// What was rolled up so far.
+#[derive(Debug, Clone, Default)]
+pub struct Rolled {
+    /// The last window.
+    pub last: Option<Window>,
+    /// The periods that were asked for, as far as there are any.
+    pub periods: BTreeMap<Period, RolledPeriod>,
+}
+
+impl RolledPeriod {
+    /// Whether it has so many seconds, with all their ids.
+    pub fn has_all_of(&self, seconds: u64) -> bool {
+        self.complete && self.seconds == seconds
+    }
+
+    fn add(&mut self, seconds: u64, complete: bool, grown: Option<Grown>) {
+        self.seconds += seconds;
+        self.complete &= complete;
+        if let Some(Grown { before, after }) = grown {
+            // A sketch only grows. One that had fewer ids than were noted had lost some.
+            self.complete &= before >= self.unique_request_count;
+            self.unique_request_count = after;
+        }
+    }
+}
+
+fn field(period: Period) -> String {
+    period.to_string()
+}
+
+/// Notes a window in Redis, if its term is the newest.
+pub(super) async fn note(
+    redis: &Redis,
+    keys: &Keys,
+    term: &Term,
+    rolled: &RolledWindow,
+    keep_for: Duration,
+) -> Result<(), CloseError> {
+    let periods = rolled.periods.iter().map(|(period, grown)| match grown {
+        Some(Grown { before, after }) => json!({ "field": field(*period), "before": before, "after": after }),
+        None => json!({ "field": field(*period) }),
+    });
+    let ask = json!({
+        "token": term.token(),
+        "window": rolled.window.unix_seconds(),
+        "seconds": rolled.window.length().seconds(),
+        "shards": rolled.shards.count(),
+        "complete": rolled.complete,
+        "periods": periods.collect::<Vec<_>>(),
+        "keep_for": keep_for.as_millis() as u64,
+    });
+    let hashes = [keys.rolled(), keys.rolled_periods(day_of(rolled.window))];
+    let mut call = scripts::ROLL_UP.prepare_invoke();
+    call.key(keys.token()).key(&hashes[0]).key(&hashes[1]).arg(ask.to_string());
+    let note = async |connection: &mut MultiplexedConnection| match call.invoke_async(connection).await {
+        Err(error) if is_damage(&error) => Ok(None),
+        answer => answer.map(Some),
+    };
+    let mut answer: Option<String> = redis.run(Call::Close, note).await?;
+    if answer.is_none() {
+        damage::put_aside(redis, Call::Close, Holds::Hash, &hashes).await?;
+        answer = redis.run(Call::Close, note).await?;
+    }
+    let answer = answer.unwrap_or_else(|| "a key holds something else".to_owned());
+    match &*answer {
+        "noted" => Ok(()),
+        "fenced" => Err(CloseError::Fenced),
+        _ => {
+            Err(Unavailable::because(format_args!("Redis: an unexpected answer to a roll-up: {answer:?}"))
+                .into())
+        }
+    }
+}
+
+/// Reads from Redis what was rolled up into some periods, which are in order.
+pub(super) async fn read(
+    redis: &Redis,
+    keys: &Keys,
+    length: WindowLength,
+    shards: Shards,
+    periods: &[Period],
+) -> Result<Rolled, Unavailable> {
+    let mut ask = ::redis::cmd("HMGET");
+    ask.arg(keys.rolled()).arg("window").arg("shards");
+    let (last, of_shards): (Option<String>, Option<String>) =
+        redis.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
+    // The sketches of other shards have other keys.
+    let last = last.filter(|_| of_shards == Some(shards.count().to_string()));
+    let last = last.and_then(|text| text.parse().ok()).map(|start| length.starting_at(start));
+    let mut rolled = Rolled { last, periods: BTreeMap::new() };
+    let day = |period: &Period| Level::Day.at(period.start).start;
+    for of_day in periods.chunk_by(|one, next| day(one) == day(next)) {
+        let key = keys.rolled_periods(day(&of_day[0]));
+        for some in of_day.chunks(READ_AT_ONCE) {
+            let mut read = ::redis::cmd("HMGET");
+            read.arg(&key).arg(some.iter().map(|period| field(*period)).collect::<Vec<_>>());
+            let stored: Vec<Option<Vec<u8>>> =
+                redis.run(Call::Count, async |connection| read.query_async(connection).await).await?;
+            // Another program may have written something else.
+            let found = stored.iter().map(|stored| serde_json::from_slice(stored.as_deref()?).ok());
+            rolled
+                .periods
+                .extend(some.iter().copied().zip(found).filter_map(|(period, found)| Some((period, found?))));
+        }
+    }
+    Ok(rolled)
+}
+
+/// What a standalone instance rolled up.
+#[derive(Default)]
+pub(super) struct LocalRolled {
+    last: Option<Window>,
+    periods: BTreeMap<Period, RolledPeriod>,
+}
+
+impl LocalRolled {
+    /// Notes a window. Periods that begin before `oldest` go.
+    pub(super) fn note(&mut self, rolled: &RolledWindow, oldest: u64) {
+        if self.last >= Some(rolled.window) {
+            return;
+        }
+        self.last = Some(rolled.window);
+        for (period, unique) in &rolled.periods {
+            let none = RolledPeriod {
+                seconds: 0,
+                unique_request_count: 0,
+                complete: true,
+                shards: rolled.shards.count(),
+            };
+            let seconds = rolled.window.length().seconds().into();
+            self.periods.entry(*period).or_insert(none).add(seconds, rolled.complete, *unique);
+        }
+        self.periods.retain(|period, _| period.end() > oldest);
+    }
+
+    pub(super) fn get(&self, periods: &[Period]) -> Rolled {
+        let known = periods.iter().filter_map(|period| Some((*period, *self.periods.get(period)?)));
+        Rolled { last: self.last, periods: known.collect() }
+    }
+}
