@@ -85,5 +85,7 @@ fn parse(text: &str) -> Vec<Line> {
             json,
         }
     };
-    text.lines().map(line).collect()
+    // The last line may still be written, or its leader was killed: then the next one cuts it off.
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    whole.map(|text| line(text.trim_end())).collect()
 }
