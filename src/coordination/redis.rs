@@ -25,7 +25,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use ::redis::aio::MultiplexedConnection;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -49,7 +48,7 @@ use crate::model::shard::Shards;
 use crate::model::timing::{A_YEAR, FRESH, GRACE, SHORTEST_SILENCE, SILENCE, closed_keys_live};
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
-use crate::redis::damage::{self, Holds, is_damage};
+use crate::redis::damage;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis, Text, Texts};
 
@@ -214,16 +213,7 @@ impl RedisCoordinator {
             call.key(key);
         }
         call.arg(ask);
-        let answer =
-            self.redis.run(Call::Heartbeat, async |connection| match call.invoke_async(connection).await {
-                Err(error) if is_damage(&error) => Ok(None),
-                answer => answer.map(Some),
-            });
-        if let Some(answer) = answer.await? {
-            return Ok(answer);
-        }
-        damage::put_aside(&self.redis, Call::Heartbeat, Holds::Hash, &hashes).await?;
-        self.redis.run(Call::Heartbeat, async |connection| call.invoke_async(connection).await).await
+        damage::invoke_mending(&self.redis, Call::Heartbeat, &hashes, &call).await
     }
 
     fn take_note(&self, taken: Taken) -> HeartbeatAnswer {
@@ -372,16 +362,7 @@ impl RedisCoordinator {
             call.key(&staged.key);
         }
         call.arg(ask.to_string());
-        let close = async |connection: &mut MultiplexedConnection| match call.invoke_async(connection).await {
-            Err(error) if is_damage(&error) => Ok(None),
-            answer => answer.map(Some),
-        };
-        let mut answer: Option<Vec<String>> = self.redis.run(Call::Close, close).await?;
-        if answer.is_none() {
-            damage::put_aside(&self.redis, Call::Close, Holds::Hash, &[of_day]).await?;
-            answer = self.redis.run(Call::Close, close).await?;
-        }
-        let answer = answer.ok_or_else(|| unexpected("close", "a key holds something else"))?;
+        let answer: Vec<String> = damage::invoke_mending(&self.redis, Call::Close, &[of_day], &call).await?;
         let answer: Vec<&str> = answer.iter().map(String::as_str).collect();
         match *answer {
             ["stored", stored] => {

@@ -6,25 +6,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ::redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::closed::CloseError;
 use super::scripts;
-use super::series::day_of;
+use super::series::{self, day_of};
 use super::term::Term;
 use crate::model::period::{Level, Period};
 use crate::model::shard::Shards;
 use crate::model::window::{Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
-use crate::redis::damage::{self, Holds, is_damage};
+use crate::redis::damage;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 use crate::store::Grown;
-
-/// Periods that are read by one command.
-const READ_AT_ONCE: usize = 200;
 
 /// What was rolled up into an hour or a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,10 +74,6 @@ impl RolledPeriod {
     }
 }
 
-fn field(period: Period) -> String {
-    period.to_string()
-}
-
 /// Notes a window in Redis, if its term is the newest.
 pub(super) async fn note(
     redis: &Redis,
@@ -91,8 +83,10 @@ pub(super) async fn note(
     keep_for: Duration,
 ) -> Result<(), CloseError> {
     let periods = rolled.periods.iter().map(|(period, grown)| match grown {
-        Some(Grown { before, after }) => json!({ "field": field(*period), "before": before, "after": after }),
-        None => json!({ "field": field(*period) }),
+        Some(Grown { before, after }) => {
+            json!({ "field": period.to_string(), "before": before, "after": after })
+        }
+        None => json!({ "field": period.to_string() }),
     });
     let ask = json!({
         "token": term.token(),
@@ -106,16 +100,7 @@ pub(super) async fn note(
     let hashes = [keys.rolled(), keys.rolled_periods(day_of(rolled.window))];
     let mut call = scripts::ROLL_UP.prepare_invoke();
     call.key(keys.token()).key(&hashes[0]).key(&hashes[1]).arg(ask.to_string());
-    let note = async |connection: &mut MultiplexedConnection| match call.invoke_async(connection).await {
-        Err(error) if is_damage(&error) => Ok(None),
-        answer => answer.map(Some),
-    };
-    let mut answer: Option<String> = redis.run(Call::Close, note).await?;
-    if answer.is_none() {
-        damage::put_aside(redis, Call::Close, Holds::Hash, &hashes).await?;
-        answer = redis.run(Call::Close, note).await?;
-    }
-    let answer = answer.unwrap_or_else(|| "a key holds something else".to_owned());
+    let answer: String = damage::invoke_mending(redis, Call::Close, &hashes, &call).await?;
     match &*answer {
         "noted" => Ok(()),
         "fenced" => Err(CloseError::Fenced),
@@ -145,17 +130,13 @@ pub(super) async fn read(
     let day = |period: &Period| Level::Day.at(period.start).start;
     for of_day in periods.chunk_by(|one, next| day(one) == day(next)) {
         let key = keys.rolled_periods(day(&of_day[0]));
-        for some in of_day.chunks(READ_AT_ONCE) {
-            let mut read = ::redis::cmd("HMGET");
-            read.arg(&key).arg(some.iter().map(|period| field(*period)).collect::<Vec<_>>());
-            let stored: Vec<Option<Vec<u8>>> =
-                redis.run(Call::Count, async |connection| read.query_async(connection).await).await?;
-            // Another program may have written something else.
-            let found = stored.iter().map(|stored| serde_json::from_slice(stored.as_deref()?).ok());
-            rolled
-                .periods
-                .extend(some.iter().copied().zip(found).filter_map(|(period, found)| Some((period, found?))));
-        }
+        // A day has 24 hours at most: one command reads them.
+        let fields = of_day.iter().map(Period::to_string).collect::<Vec<_>>();
+        let stored = series::read_fields(redis, &key, &fields).await?;
+        // Another program may have written something else.
+        let found = stored.iter().map(|stored| serde_json::from_slice(stored.as_deref()?).ok());
+        let found = of_day.iter().copied().zip(found);
+        rolled.periods.extend(found.filter_map(|(period, found)| Some((period, found?))));
     }
     Ok(rolled)
 }

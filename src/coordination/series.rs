@@ -6,17 +6,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ::redis::ToRedisArgs;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::model::period::Level;
 use crate::model::range::Range;
 use crate::model::window::{Window, WindowCount, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 
-/// Seconds of a day.
-const DAY: u64 = 86_400;
 /// Windows of a series, at most.
 const MOST_WINDOWS: u64 = 100_000;
 /// Windows that are read by one command.
@@ -71,7 +71,7 @@ impl KeptSeries {
     pub fn new(window: WindowLength, days: Duration) -> Self {
         let lifetime = match days.as_secs() {
             0 => 0,
-            days => (DAY + days).min(MOST_WINDOWS * u64::from(window.seconds())),
+            days => (Level::Day.seconds() + days).min(MOST_WINDOWS * u64::from(window.seconds())),
         };
         Self { window, lifetime }
     }
@@ -82,7 +82,7 @@ impl KeptSeries {
         match self.lifetime {
             0 => self.window.starting_at(now),
             // The first day that has not ended its life.
-            lifetime => self.window.starting_at((now.saturating_sub(lifetime) / DAY + 1) * DAY),
+            lifetime => self.window.starting_at(Level::Day.at(now.saturating_sub(lifetime)).end()),
         }
     }
 
@@ -94,7 +94,18 @@ impl KeptSeries {
 
 /// The day that a window is in, by the second of its start.
 pub(super) fn day_of(window: Window) -> u64 {
-    window.unix_seconds() / DAY * DAY
+    Level::Day.at(window.unix_seconds()).start
+}
+
+/// Reads fields of a hash.
+pub(super) async fn read_fields<F: ToRedisArgs>(
+    redis: &Redis,
+    key: &str,
+    fields: &[F],
+) -> Result<Vec<Option<Vec<u8>>>, Unavailable> {
+    let mut read = ::redis::cmd("HMGET");
+    read.arg(key).arg(fields);
+    redis.run(Call::Count, async |connection| read.query_async(connection).await).await
 }
 
 /// Reads a series from Redis. Windows that are not in it are left out.
@@ -108,10 +119,8 @@ pub(super) async fn read(
     for of_day in windows.chunk_by(|one, next| day_of(*one) == day_of(*next)) {
         let key = keys.series(day_of(of_day[0]));
         for some in of_day.chunks(READ_AT_ONCE) {
-            let mut read = ::redis::cmd("HMGET");
-            read.arg(&key).arg(some.iter().map(|window| window.unix_seconds()).collect::<Vec<_>>());
-            let stored: Vec<Option<Vec<u8>>> =
-                redis.run(Call::Count, async |connection| read.query_async(connection).await).await?;
+            let fields: Vec<_> = some.iter().map(|window| window.unix_seconds()).collect();
+            let stored = read_fields(redis, &key, &fields).await?;
             let stored = some.iter().zip(&stored).filter_map(|(window, stored)| {
                 Some((*window, PastCount::from_stored(stored.as_deref()?, *window)?))
             });
@@ -148,6 +157,8 @@ impl LocalSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DAY: u64 = 86_400;
 
     fn kept(window: &str, days: u64) -> KeptSeries {
         KeptSeries::new(window.parse().unwrap(), Duration::from_secs(days * DAY))

@@ -59,11 +59,6 @@ impl Period {
         self.start + self.level.seconds()
     }
 
-    /// How many windows it has.
-    pub fn windows(self, length: WindowLength) -> u64 {
-        self.level.seconds() / u64::from(length.seconds())
-    }
-
     /// The periods that a window is in.
     pub fn of(window: Window) -> impl Iterator<Item = Self> {
         let levels = Level::ALL.into_iter().filter(move |level| level.takes(window.length()));

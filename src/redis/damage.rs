@@ -6,7 +6,8 @@
 
 use std::sync::LazyLock;
 
-use ::redis::{RedisError, Script};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{FromRedisValue, RedisError, Script, ScriptInvocation};
 use tracing::error;
 
 use super::client::{Call, Redis};
@@ -65,6 +66,28 @@ pub async fn put_aside(
         say(&found[0], &found[1]);
     }
     Ok(aside.into_iter().step_by(2).collect())
+}
+
+/// Runs a script. If one of its hashes holds something else, puts that aside and runs it again. All hashes are in one slot.
+///
+/// # Errors
+///
+/// [`Unavailable`].
+pub async fn invoke_mending<T: FromRedisValue>(
+    redis: &Redis,
+    call: Call,
+    hashes: &[String],
+    script: &ScriptInvocation<'_>,
+) -> Result<T, Unavailable> {
+    let run = async |connection: &mut MultiplexedConnection| match script.invoke_async(connection).await {
+        Err(error) if is_damage(&error) => Ok(None),
+        answer => answer.map(Some),
+    };
+    if let Some(answer) = redis.run(call, run).await? {
+        return Ok(answer);
+    }
+    put_aside(redis, call, Holds::Hash, hashes).await?;
+    redis.run(call, async |connection| script.invoke_async(connection).await).await
 }
 
 /// Logs that a key was put aside, and the type of what it held.

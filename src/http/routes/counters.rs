@@ -1,26 +1,22 @@
 //! `/api/verve/counters`: the counters of the last closed window.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use quanta::Instant;
 use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
 
 use super::query::{form_text, pairs};
-use super::state::Routes;
+use super::state::{QUERY_PATIENCE, Routes};
 use crate::coordination::ClosedCounters;
 use crate::http::error::{Failure, NO_STORE};
 use crate::model::counter::{CounterCount, CounterName};
 use crate::model::window::Window;
 
-/// How long a list may take to make.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Counters of an answer, at most, and without `limit`.
 const MOST: usize = 1000;
 const DEFAULT: usize = 100;
@@ -77,12 +73,9 @@ struct Ask {
     security((), ("token" = []))
 )]
 pub(super) async fn counters(State(routes): State<Arc<Routes>>, request: Request) -> Response {
-    let started = Instant::now();
-    let result = match routes.api.admit_reader(&request) {
-        Ok(()) => read(&routes, request.uri().query().unwrap_or_default()).await,
-        Err(failure) => Err(failure),
-    };
-    routes.counters.answer(started, result)
+    let admitted = routes.api.admit_reader(&request);
+    let query = request.uri().query().unwrap_or_default();
+    routes.counters.answer_reader(admitted, read(&routes, query)).await
 }
 
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
@@ -97,7 +90,7 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
         let _permit = permit;
         list(closed.as_deref(), window_seconds, &ask)
     });
-    let list = match tokio::time::timeout(PATIENCE, make).await {
+    let list = match tokio::time::timeout(QUERY_PATIENCE, make).await {
         Ok(Ok(list)) => list,
         Ok(Err(error)) => {
             error!(%error, "the list of counters could not be made");

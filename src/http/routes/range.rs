@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -12,7 +11,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::query::{pairs, percent_decoded};
-use super::state::Routes;
+use super::state::{QUERY_PATIENCE, Routes};
 use crate::coordination::{PastCount, Rolled, RolledPeriod};
 use crate::hll::Sketch;
 use crate::http::error::Failure;
@@ -23,9 +22,6 @@ use crate::model::range::{InvalidRange, Moment, Range};
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::store::Union;
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a query says of a range, as it is written.
 #[derive(Default)]
@@ -100,7 +96,7 @@ pub(super) async fn count(routes: &Routes, range: Range) -> Result<RangeCount, F
         return Err(Failure::StoreUnavailable);
     }
     let counting = Counting { routes, range };
-    let counted = tokio::time::timeout(PATIENCE, counting.count(permit)).await;
+    let counted = tokio::time::timeout(QUERY_PATIENCE, counting.count(permit)).await;
     let (unique_request_count, complete) = counted.map_err(|_| Failure::Overloaded)??;
     Ok(RangeCount {
         mode: api.counting.mode,

@@ -2,19 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use quanta::Instant;
 use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
 use super::range::RangeQuery;
-use super::state::Routes;
+use super::state::{QUERY_PATIENCE, Routes};
 use crate::coordination::PastCount;
 use crate::http::error::{Failure, NO_STORE};
 use crate::model::mode::Mode;
@@ -22,8 +20,6 @@ use crate::model::parts::NotKept;
 use crate::model::range::{InvalidRange, Range};
 use crate::model::window::Window;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Windows that have ended and are not closed yet, of which the counts so far are answered, at most.
 const MOST_UNCLOSED: usize = 16;
 
@@ -80,12 +76,9 @@ struct StepCount {
     security((), ("token" = []))
 )]
 pub(super) async fn series(State(routes): State<Arc<Routes>>, request: Request) -> Response {
-    let started = Instant::now();
-    let result = match routes.api.admit_reader(&request) {
-        Ok(()) => read(&routes, request.uri().query().unwrap_or_default()).await,
-        Err(failure) => Err(failure),
-    };
-    routes.series.answer(started, result)
+    let admitted = routes.api.admit_reader(&request);
+    let query = request.uri().query().unwrap_or_default();
+    routes.series.answer_reader(admitted, read(&routes, query)).await
 }
 
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
@@ -99,7 +92,7 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
         });
     }
     let _permit = routes.queries.try_acquire().map_err(|_| Failure::Overloaded)?;
-    let counts = match tokio::time::timeout(PATIENCE, count(routes, range, windows)).await {
+    let counts = match tokio::time::timeout(QUERY_PATIENCE, count(routes, range, windows)).await {
         Ok(counts) => counts?,
         Err(_) => return Err(Failure::Overloaded),
     };

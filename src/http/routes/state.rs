@@ -1,6 +1,7 @@
 //! The state of the routes: the API, limits, and a metric handle for each result.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::metrics::Counter;
 use axum::response::{IntoResponse, Response};
@@ -12,6 +13,9 @@ use super::in_flight::InFlight;
 use crate::http::api::Api;
 use crate::http::error::Failure;
 use crate::telemetry::metrics::{Metrics, RouteMetrics};
+
+/// How long a list, a series or a range may take.
+pub(super) const QUERY_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Routes {
     pub(super) api: Api,
@@ -58,6 +62,20 @@ impl RouteHandles {
         let failed =
             Failure::ALL.map(|failure| (failure.reason(), metrics.requests(route, failure.reason())));
         Self { all: metrics.route(route), failed: failed.into() }
+    }
+
+    /// Answers a request that only reads. It is read if the request was `admitted`.
+    pub(super) async fn answer_reader<T: IntoResponse>(
+        &self,
+        admitted: Result<(), Failure>,
+        read: impl Future<Output = Result<T, Failure>>,
+    ) -> Response {
+        let started = Instant::now();
+        let result = match admitted {
+            Ok(()) => read.await,
+            Err(failure) => Err(failure),
+        };
+        self.answer(started, result)
     }
 
     /// Records a request and makes its answer.

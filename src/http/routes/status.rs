@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use quanta::Instant;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -77,12 +76,8 @@ pub(super) struct Status {
     security((), ("token" = []))
 )]
 pub(super) async fn status(State(routes): State<Arc<Routes>>, request: Request) -> Response {
-    let started = Instant::now();
-    let result = match routes.api.admit_reader(&request) {
-        Ok(()) => Ok(read(&routes).await),
-        Err(failure) => Err(failure),
-    };
-    routes.status.answer(started, result)
+    let admitted = routes.api.admit_reader(&request);
+    routes.status.answer_reader(admitted, async { Ok(read(&routes).await) }).await
 }
 
 async fn read(routes: &Routes) -> impl IntoResponse + use<> {

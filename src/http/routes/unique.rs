@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use quanta::Instant;
 use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
@@ -86,12 +85,9 @@ pub(super) enum Answer {
     security((), ("token" = []))
 )]
 pub(super) async fn unique(State(routes): State<Arc<Routes>>, request: Request) -> Response {
-    let started = Instant::now();
-    let result = match routes.api.admit_reader(&request) {
-        Ok(()) => read(&routes, request.uri().query().unwrap_or_default()).await,
-        Err(failure) => Err(failure),
-    };
-    routes.unique.answer(started, result)
+    let admitted = routes.api.admit_reader(&request);
+    let query = request.uri().query().unwrap_or_default();
+    routes.unique.answer_reader(admitted, read(&routes, query)).await
 }
 
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
