@@ -101,7 +101,6 @@ impl<'a> Leading<'a> {
         if self.next.is_none() {
             let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(false) };
             self.stored = resume.stored;
-            self.roll_up.begin(resume.next);
             self.next = Some(resume.next);
         }
         let mut closed = 0;

@@ -22,19 +22,12 @@ const A_WHILE: Duration = Duration::from_millis(50);
 /// How far this term has rolled up.
 #[derive(Default)]
 pub(super) struct RollUp {
-    /// The first window that this term closes.
-    begun: Option<Window>,
     /// The next window; none before the first round.
     next: Option<Window>,
     failing: bool,
 }
 
 impl RollUp {
-    /// Notes the first window that this term closes.
-    pub(super) fn begin(&mut self, first: Window) {
-        self.begun = Some(first);
-    }
-
     /// Rolls up windows before `end`, which are all closed. True if there are more. A failure must not hold up the close of
     /// windows: the next round tries again.
     pub(super) async fn go_on(
@@ -66,12 +59,12 @@ impl RollUp {
         if !publisher.keep.any() || !publisher.store.has_sketches() {
             return Ok(false);
         }
-        let next = match self.next {
-            Some(next) => next,
-            None => self.resume(publisher, end).await?,
-        };
         let kept =
             publisher.store.oldest_window(publisher.clock.now(), publisher.retention, publisher.window);
+        let next = match self.next {
+            Some(next) => next,
+            None => self.resume(publisher, end).await?.unwrap_or(kept),
+        };
         let (first, started) = (next.max(kept), Instant::now());
         let last = end
             .unix_seconds()
@@ -97,11 +90,11 @@ impl RollUp {
         Ok(range.to < end)
     }
 
-    /// Where to go on: after the last window that was rolled up, with the oldest that is kept.
-    async fn resume(&self, publisher: &Publisher, end: Window) -> Result<Window, CloseError> {
+    /// The window after the last one that was rolled up. None if no window was, or if Redis lost the position: earlier leaders
+    /// may have closed windows, and died before they rolled them up.
+    async fn resume(&self, publisher: &Publisher, end: Window) -> Result<Option<Window>, CloseError> {
         let rolled = publisher.coordinator.rolled(&[]).await?.last.filter(|last| *last < end);
-        // Without a position, no window was rolled up, or Redis lost what was.
-        Ok(rolled.map(Window::next).or(self.begun).unwrap_or(end))
+        Ok(rolled.map(Window::next))
     }
 
     async fn roll_up(
