@@ -23,7 +23,7 @@ use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::fleet::{Fleet, next_window, seconds, sketch_of, window};
+use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, sketch_of, window};
 use crate::support::process::headcount_with_clock;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::{Closed, Server};
@@ -35,6 +35,19 @@ async fn accept(server: &Server, ids: std::ops::Range<u64>) {
     for id in ids {
         assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
     }
+}
+
+/// Sends ids from the start of a window on. A busy machine may be too slow to send all of them in one window: then another
+/// window gets them once more. Returns the window's start.
+async fn accept_in_one_window(server: &Server, ids: std::ops::Range<u64>) -> u64 {
+    for _ in 0..10 {
+        let start = next_window(Duration::from_millis(50)).await;
+        accept(server, ids.clone()).await;
+        if seconds(SystemTime::now()) < start + WINDOW.as_secs() {
+            return start;
+        }
+    }
+    panic!("this machine is too slow to say what is in which window");
 }
 
 fn key(namespace: &str, mode: Mode, start: u64) -> String {
@@ -66,9 +79,7 @@ async fn an_outage_shorter_than_the_retention_loses_nothing() {
         let name = mode.as_str();
         let fleet = Fleet::start(1, &redis, name, &["--mode", name, "--retention", "12s"]).await;
         let server = &fleet.servers[0];
-        let start = next_window(Duration::from_millis(50)).await;
-        accept(server, 0..300).await;
-        assert!(seconds(SystemTime::now()) < start + 2, "too slow to say what is in which window");
+        let start = accept_in_one_window(server, 0..300).await;
         redis.signal("STOP");
         let stopped = SystemTime::now();
         let mut id = 1_000;
@@ -179,9 +190,7 @@ async fn a_clock_set_forward_past_the_retention_loses_no_window() {
         command.args(["--listen", "127.0.0.1:0", "--window", "2s", "--retention", "1min", "--mode", name]);
         command.args(["--redis-url", &redis.url()]);
         let server = Server::run(command).await;
-        let start = next_window(Duration::from_millis(50)).await;
-        accept(&server, 0..100).await;
-        assert!(seconds(SystemTime::now()) < start + 2, "too slow to say what is in which window");
+        let start = accept_in_one_window(&server, 0..100).await;
         fs::write(&clock, "+600s").unwrap();
         let closed = wait_closed(&server, start);
         let (closed, ()) = tokio::join!(closed, accept(&server, 1_000..1_050));
@@ -492,9 +501,7 @@ async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
         fs::write(&clock, offset).unwrap();
         let wrong = async || leader.get("/readyz").await.body == "clock";
         wait_until("the clock to be seen to be wrong", wrong).await;
-        let start = next_window(Duration::from_millis(50)).await;
-        accept(&other, 0..100).await;
-        assert!(seconds(SystemTime::now()) < start + 2, "too slow to say what is in which window");
+        let start = accept_in_one_window(&other, 0..100).await;
         let closed = wait_for("the window to be closed", || {
             find(&leader.closed(), start).or_else(|| find(&other.closed(), start))
         })
