@@ -221,7 +221,7 @@ fn keep_rolled(counting: &Counting) -> Duration {
 }
 
 pub(super) fn kept_series(counting: &Counting) -> KeptSeries {
-    KeptSeries::new(counting.window, counting.keep.longest())
+    KeptSeries::new(counting.window, counting.keep.total.longest())
 }
 
 /// The machine's name and a random number.

@@ -95,6 +95,14 @@ impl Coordinator {
         }
     }
 
+    /// A closed window as it is stored, if it still is. A standalone instance stores none.
+    pub(crate) async fn stored(&self, window: Window) -> Result<Option<StoredWindow>, Unavailable> {
+        match self {
+            Self::Redis(redis) => redis.stored(window).await,
+            Self::Standalone(_) => Ok(None),
+        }
+    }
+
     /// Notes that a window was merged into its hour and day, once. Windows are noted in order.
     pub(crate) async fn note_rolled(&self, term: &Term, rolled: &RolledWindow) -> Result<(), CloseError> {
         match self {

@@ -383,6 +383,15 @@ impl RedisCoordinator {
         series::read(&self.reader, &self.config.keys, range).await
     }
 
+    pub(super) async fn stored(&self, window: Window) -> Result<Option<StoredWindow>, Unavailable> {
+        let mut read = ::redis::cmd("HGET");
+        read.arg(self.config.keys.counts()).arg(window.unix_seconds());
+        let stored: Option<Vec<u8>> =
+            self.redis.run(Call::Close, async |connection| read.query_async(connection).await).await?;
+        let text = stored.and_then(|stored| String::from_utf8(stored).ok());
+        Ok(text.and_then(|text| closed::from_stored(window, &text)))
+    }
+
     pub(super) async fn note_rolled(&self, term: &Term, rolled: &RolledWindow) -> Result<(), CloseError> {
         let RedisCoordinatorConfig { keys, keep_rolled, .. } = &self.config;
         rolled::note(&self.redis, keys, term, rolled, *keep_rolled).await

@@ -9,6 +9,8 @@
 --   seconds: the length of the window
 --   shards: how many sketches a window is split over
 --   complete: all ids of the window are in the hour and the day
+--   has_all_counters: all counters are, as far as they are whole
+--   buckets: {bucket of a counter: true}
 --   periods: a list of {field, before, after}: how many ids the period had before and after the merge. No numbers if the window
 --   had no ids
 --   keep_for: milliseconds
@@ -33,22 +35,31 @@ local function record_of(field)
   local is_json, record = pcall(cjson.decode, redis.call('HGET', RECORDS, field) or '')
   local is_record = is_json and type(record) == 'table' and type(record.seconds) == 'number'
     and type(record.unique_request_count) == 'number' and type(record.complete) == 'boolean'
+    and type(record.has_all_counters) == 'boolean' and type(record.buckets) == 'table'
   if not is_record then
-    return {seconds = 0, unique_request_count = 0, complete = true}
+    return {seconds = 0, unique_request_count = 0, complete = true, has_all_counters = true, buckets = {}}
   end
   -- The sketches of other shards have other keys.
-  return record.shards == ask.shards and record or {seconds = 0, unique_request_count = 0, complete = false}
+  if record.shards ~= ask.shards then
+    return {seconds = 0, unique_request_count = 0, complete = false, has_all_counters = false, buckets = {}}
+  end
+  return record
 end
 
 for _, period in ipairs(ask.periods) do
   local record = record_of(period.field)
   -- A sketch only grows. One that had fewer ids than were noted had lost some.
   local is_whole = not period.before or period.before >= record.unique_request_count
+  for bucket in pairs(ask.buckets) do
+    record.buckets[bucket] = true
+  end
   redis.call('HSET', RECORDS, period.field, json({
     seconds = record.seconds + ask.seconds,
     shards = ask.shards,
     unique_request_count = period.after or record.unique_request_count,
     complete = record.complete and ask.complete and is_whole,
+    has_all_counters = record.has_all_counters and ask.has_all_counters,
+    buckets = record.buckets,
   }))
 end
 for _, key in ipairs({ROLLED, RECORDS}) do

@@ -22,8 +22,11 @@ use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 use crate::store::Grown;
 
+/// Numbers of buckets. JSON has no sets: each has the value `true`.
+pub type Buckets = BTreeMap<usize, bool>;
+
 /// What was rolled up into an hour or a day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolledPeriod {
     /// The length of its windows together, in seconds. They do not overlap.
     pub seconds: u64,
@@ -33,6 +36,10 @@ pub struct RolledPeriod {
     pub complete: bool,
     /// How many sketches it has.
     pub shards: u16,
+    /// Whether all ids of these windows found a place in their counters, and all names are known.
+    pub has_all_counters: bool,
+    /// The buckets whose counters have ids in it.
+    pub buckets: Buckets,
 }
 
 /// A window that was merged into its hour and day.
@@ -44,6 +51,10 @@ pub struct RolledWindow {
     pub shards: Shards,
     /// Whether all ids of the window are in its hour and day.
     pub complete: bool,
+    /// Whether all ids of its counters are in them, as far as they are whole.
+    pub has_all_counters: bool,
+    /// The buckets of its counters.
+    pub buckets: Buckets,
     /// Its hour and day, and how each has grown. None if the window has no ids.
     pub periods: Vec<(Period, Option<Grown>)>,
 }
@@ -63,9 +74,11 @@ impl RolledPeriod {
         self.complete && self.seconds == seconds
     }
 
-    fn add(&mut self, seconds: u64, complete: bool, grown: Option<Grown>) {
-        self.seconds += seconds;
-        self.complete &= complete;
+    fn add(&mut self, rolled: &RolledWindow, grown: Option<Grown>) {
+        self.seconds += u64::from(rolled.window.length().seconds());
+        self.complete &= rolled.complete;
+        self.has_all_counters &= rolled.has_all_counters;
+        self.buckets.extend(&rolled.buckets);
         if let Some(Grown { before, after }) = grown {
             // A sketch only grows. One that had fewer ids than were noted had lost some.
             self.complete &= before >= self.unique_request_count;
@@ -94,6 +107,8 @@ pub(super) async fn note(
         "seconds": rolled.window.length().seconds(),
         "shards": rolled.shards.count(),
         "complete": rolled.complete,
+        "has_all_counters": rolled.has_all_counters,
+        "buckets": rolled.buckets,
         "periods": periods.collect::<Vec<_>>(),
         "keep_for": keep_for.as_millis() as u64,
     });
@@ -161,15 +176,16 @@ impl LocalRolled {
                 unique_request_count: 0,
                 complete: true,
                 shards: rolled.shards.count(),
+                has_all_counters: true,
+                buckets: Buckets::new(),
             };
-            let seconds = rolled.window.length().seconds().into();
-            self.periods.entry(*period).or_insert(none).add(seconds, rolled.complete, *unique);
+            self.periods.entry(*period).or_insert(none).add(rolled, *unique);
         }
         self.periods.retain(|period, _| period.end() > oldest);
     }
 
     pub(super) fn get(&self, periods: &[Period]) -> Rolled {
-        let known = periods.iter().filter_map(|period| Some((*period, *self.periods.get(period)?)));
+        let known = periods.iter().filter_map(|period| Some((*period, self.periods.get(period)?.clone())));
         Rolled { last: self.last, periods: known.collect() }
     }
 }

@@ -148,6 +148,15 @@ pub struct CounterCount {
     pub is_whole: bool,
 }
 
+/// What a count is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// All ids.
+    Total,
+    /// The ids of the counter with this name.
+    Counter(Box<str>),
+}
+
 /// The counts of a window's counters: only of those that had ids.
 #[derive(Debug, Default)]
 pub struct CounterCounts {

@@ -27,11 +27,16 @@ impl Level {
     pub const ALL: [Self; 2] = [Self::Hour, Self::Day];
 
     /// How long a period of this level is.
-    pub fn seconds(self) -> u64 {
+    pub fn length(self) -> WindowLength {
         match self {
-            Self::Hour => 3_600,
-            Self::Day => 86_400,
+            Self::Hour => WindowLength::HOUR,
+            Self::Day => WindowLength::DAY,
         }
+    }
+
+    /// The same in seconds.
+    pub fn seconds(self) -> u64 {
+        self.length().seconds().into()
     }
 
     /// Its name in keys.

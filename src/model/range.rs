@@ -20,7 +20,7 @@ pub struct Moment {
     is_whole: bool,
 }
 
-/// From the start of a window, inclusive, until that of a later one, exclusive.
+/// From the start of a window, inclusive, until that of a later one, exclusive. A series has ranges of hours and of days, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
     /// The first window.
@@ -41,8 +41,8 @@ pub enum InvalidRange {
     /// No time between 1970 and 9999.
     #[error("{0} is not a time: write 2026-11-28T14:00:00Z, or seconds since 1970")]
     NotATime(&'static str),
-    /// Not the start of a window.
-    #[error("{name} is not the start of a window: {before} and {after} are")]
+    /// Not the start of a window, an hour or a day.
+    #[error("{name} is not the start of {}: {before} and {after} are", unit(*before).0)]
     NotAligned {
         /// The parameter.
         name: &'static str,
@@ -51,10 +51,10 @@ pub enum InvalidRange {
         /// The first start after it.
         after: Window,
     },
-    /// The range begins after the running window.
-    #[error("from is in the future: the running window began at {running}")]
+    /// The range begins after the running window, hour or day.
+    #[error("from is in the future: the running {} began at {running}", unit(*running).1)]
     Future {
-        /// The running window.
+        /// The running window, hour or day.
         running: Window,
     },
     /// The range ends where it begins, or earlier.
@@ -67,11 +67,23 @@ pub enum InvalidRange {
         steps: u64,
     },
     /// `step` is something else.
-    #[error("step is window")]
+    #[error("step is not window, hour or day")]
     Step,
+    /// There are no hours.
+    #[error("there are no hours, because --window does not divide an hour: use step=window or step=day")]
+    NoHours,
     /// A counter has no count for each window.
-    #[error("counters have no counts by window, only that of the last closed one")]
+    #[error("counters have no counts by window, only that of the last closed one: use step=hour or step=day")]
     StepOfCounter,
+}
+
+/// What begins there, with its article and without.
+fn unit(start: Window) -> (&'static str, &'static str) {
+    match start.length() {
+        WindowLength::HOUR => ("an hour", "hour"),
+        WindowLength::DAY => ("a day", "day"),
+        _ => ("a window", "window"),
+    }
 }
 
 impl Moment {

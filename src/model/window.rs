@@ -34,6 +34,10 @@ pub enum InvalidWindowLength {
 impl WindowLength {
     /// A second: each moment begins a window.
     pub(crate) const SECOND: Self = Self { seconds: 1 };
+    /// An hour.
+    pub(crate) const HOUR: Self = Self { seconds: 3_600 };
+    /// A day.
+    pub(crate) const DAY: Self = Self { seconds: DAY };
 
     /// # Errors
     ///

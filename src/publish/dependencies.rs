@@ -9,7 +9,7 @@ use crate::coordination::term::Term;
 use crate::coordination::{ClosedWindows, Coordinator};
 use crate::model::shard::Shards;
 use crate::model::window::{Clock, Window, WindowLength};
-use crate::store::{KeepPeriods, Store};
+use crate::store::{Keep, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Closes and publishes windows. The fields are its dependencies.
@@ -33,7 +33,7 @@ pub struct Publisher {
     /// Sketches that the ids of a window are split over.
     pub shards: Shards,
     /// How long hours and days are kept.
-    pub keep: KeepPeriods,
+    pub keep: Keep,
     /// How long after its end a window waits for a live instance that does not seal it.
     pub close_timeout: Duration,
     /// Counts what is closed and published.

@@ -27,6 +27,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// when no instance was there for a day.
 const WINDOWS_A_ROUND: usize = 100;
 
+/// Windows whose counters are to expire soon, at most.
+const MOST_CLOSED: usize = 1_000;
+
 /// One term of leading.
 pub(super) struct Leading<'a> {
     publisher: &'a Publisher,
@@ -38,7 +41,7 @@ pub(super) struct Leading<'a> {
     stored: BTreeMap<Window, StoredWindow>,
     /// The published position, as far as this term has committed it.
     committed: Option<Window>,
-    /// Windows that are queued for the sinks, and not committed as published.
+    /// Windows that are queued for the sinks, and not committed as published or not rolled up.
     queued: Vec<StoredWindow>,
     /// Windows whose counters expire later than they need to.
     closed: VecDeque<StoredWindow>,
@@ -210,6 +213,7 @@ impl<'a> Leading<'a> {
                 let counted = Arc::new(ClosedCounters::new(stored.clone(), counters));
                 if is_ours {
                     self.publisher.closed.note_counters(&counted);
+                    self.roll_up.note_counters(&counted);
                 }
                 self.enqueue(stored, if is_ours { counted.into() } else { WindowCounters::None });
                 Ok(true)
@@ -258,6 +262,10 @@ impl<'a> Leading<'a> {
         self.queued.push(window.clone());
         if window.counters.is_some() {
             self.closed.push_back(window.clone());
+            if self.closed.len() > MOST_CLOSED {
+                // Its counters expire later than they need to.
+                self.closed.pop_front();
+            }
         }
         self.publisher.closed.advance(window);
         self.next = Some(count.window.next());
@@ -297,13 +305,21 @@ impl<'a> Leading<'a> {
     /// Lets the counters of closed windows expire soon, also of those that an earlier leader closed.
     async fn let_counters_expire(&mut self) -> Result<(), CloseError> {
         let publisher = self.publisher;
-        while let Some(window) = self.closed.front() {
+        while let Some(window) = self.closed.front()
+            && self.is_rolled_up(window.count.window)
+        {
             if let Some(counters) = publisher.counters_of(window).await? {
                 publisher.store.let_counters_expire(window.count.window, &counters.counts).await?;
             }
             self.closed.pop_front();
         }
         Ok(())
+    }
+
+    /// Whether the counters of a window were merged into hours and days, as far as these are kept.
+    fn is_rolled_up(&self, window: Window) -> bool {
+        let Publisher { keep, store, .. } = self.publisher;
+        !keep.counters.any() || !store.has_sketches() || self.roll_up.is_done_with(window)
     }
 
     async fn commit_published(&mut self) -> Result<(), CloseError> {
@@ -314,8 +330,12 @@ impl<'a> Leading<'a> {
         {
             self.publisher.coordinator.commit_published(&self.term, window).await?;
             self.committed = delivered;
-            let published =
-                self.queued.extract_if(.., |queued| queued.count.window <= window).collect::<Vec<_>>();
+            let mut queued = std::mem::take(&mut self.queued);
+            let is_done = |queued: &mut StoredWindow| {
+                queued.count.window <= window && self.is_rolled_up(queued.count.window)
+            };
+            let published: Vec<_> = queued.extract_if(.., is_done).collect();
+            self.queued = queued;
             self.publisher.coordinator.let_lists_expire(&published).await;
         }
         Ok(())

@@ -3,31 +3,65 @@
 //! Windows are rolled up in order, each once it is closed. A new leader goes on after the last window that was noted. It catches up
 //! with the windows whose sketches are still kept.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::dependencies::Publisher;
 use crate::coordination::term::Term;
-use crate::coordination::{CloseError, PastCount, RolledWindow};
+use crate::coordination::{Buckets, CloseError, ClosedCounters, PastCount, RolledWindow};
+use crate::model::counter::bucket_of;
 use crate::model::period::Period;
 use crate::model::range::Range;
 use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
 
 /// Windows of a round, at most.
 const WINDOWS_A_ROUND: u64 = 100;
 /// How long a round may take: meanwhile no window is closed.
 const A_WHILE: Duration = Duration::from_millis(50);
 
+/// Closed windows whose counters are remembered, at most. Those of others are read from Redis.
+const REMEMBERED: usize = 4;
+/// Counters that are merged before the leader looks at the clock.
+const COUNTERS_AT_ONCE: usize = 64;
+
 /// How far this term has rolled up.
 #[derive(Default)]
 pub(super) struct RollUp {
     /// The next window; none before the first round.
     next: Option<Window>,
+    /// The counters of the newest windows.
+    closed: BTreeMap<Window, Arc<ClosedCounters>>,
+    /// The counters of the next window, while they are merged.
+    merging: Option<Merging>,
     failing: bool,
 }
 
+/// The counters of a window that are being merged. There may be too many for one round.
+struct Merging {
+    /// None if they are lost.
+    counters: Option<Arc<ClosedCounters>>,
+    /// How many are merged.
+    merged: usize,
+}
+
 impl RollUp {
+    /// Remembers the counters of a window that this term has closed.
+    pub(super) fn note_counters(&mut self, counters: &Arc<ClosedCounters>) {
+        self.closed.insert(counters.window(), Arc::clone(counters));
+        while self.closed.len() > REMEMBERED {
+            self.closed.pop_first();
+        }
+    }
+
+    /// Whether a closed window's counters are not needed any more.
+    pub(super) fn is_done_with(&self, window: Window) -> bool {
+        self.next.is_some_and(|next| window < next)
+    }
+
     /// Rolls up windows before `end`, which are all closed. True if there are more. A failure must not hold up the close of
     /// windows: the next round tries again.
     pub(super) async fn go_on(
@@ -82,9 +116,12 @@ impl RollUp {
                 return Ok(true);
             }
             // A window that is not in the series was never closed, or its count is lost: its hour and day lack it.
-            if let Some(count) = counts.get(&window) {
-                self.roll_up(publisher, term, window, *count).await?;
+            if let Some(count) = counts.get(&window)
+                && !self.roll_up(publisher, term, window, *count, started).await?
+            {
+                return Ok(true);
             }
+            self.merging = None;
             self.next = Some(window.next());
         }
         Ok(range.to < end)
@@ -97,13 +134,18 @@ impl RollUp {
         Ok(rolled.map(Window::next))
     }
 
+    /// False if there was not enough time: the next round goes on.
     async fn roll_up(
-        &self,
+        &mut self,
         publisher: &Publisher,
         term: &Term,
         window: Window,
         count: PastCount,
-    ) -> Result<(), CloseError> {
+        started: Instant,
+    ) -> Result<bool, CloseError> {
+        let Some(counters) = self.roll_up_counters(publisher, window, started).await? else {
+            return Ok(false);
+        };
         let periods: Vec<_> = Period::of(window).collect();
         let (is_whole, counts) = if count.unique_request_count == 0 {
             (true, vec![None; periods.len()])
@@ -112,11 +154,75 @@ impl RollUp {
             let is_whole = rolled.window >= count.unique_request_count;
             (is_whole, rolled.periods.into_iter().map(Some).collect())
         };
-        let complete = count.complete && is_whole;
-        let periods = periods.into_iter().zip(counts).collect();
-        publisher
-            .coordinator
-            .note_rolled(term, &RolledWindow { window, shards: publisher.shards, complete, periods })
-            .await
+        let rolled = RolledWindow {
+            window,
+            shards: publisher.shards,
+            complete: count.complete && is_whole,
+            has_all_counters: counters.has_all,
+            buckets: counters.buckets,
+            periods: periods.into_iter().zip(counts).collect(),
+        };
+        publisher.coordinator.note_rolled(term, &rolled).await?;
+        Ok(true)
     }
+
+    /// Merges the counters of a window into their hours and days. None if there was not enough time.
+    async fn roll_up_counters(
+        &mut self,
+        publisher: &Publisher,
+        window: Window,
+        started: Instant,
+    ) -> Result<Option<RolledCounters>, CloseError> {
+        if !publisher.keep.counters.any() {
+            return Ok(Some(RolledCounters::default()));
+        }
+        if self.merging.is_none() {
+            let counters = self.counters_of(publisher, window).await?;
+            self.merging = Some(Merging { counters, merged: 0 });
+        }
+        let Some(Merging { counters: Some(counters), merged }) = &mut self.merging else {
+            return Ok(Some(RolledCounters::default()));
+        };
+        let keep = publisher.keep.counters;
+        let periods: Vec<_> = Period::of(window).filter(|period| !keep.of(period.level).is_zero()).collect();
+        if periods.is_empty() {
+            return Ok(Some(RolledCounters::default()));
+        }
+        let all = counters.counts.all();
+        while *merged < all.len() {
+            let some = &all[*merged..all.len().min(*merged + COUNTERS_AT_ONCE)];
+            publisher.store.roll_up_counters(window, some, &periods).await?;
+            *merged += some.len();
+            if started.elapsed() > A_WHILE {
+                return Ok(None);
+            }
+        }
+        Ok(Some(RolledCounters {
+            has_all: !counters.counts.has_overflowed() && !counters.counts.lacks_names(),
+            buckets: all.iter().map(|counter| (bucket_of(&counter.name), true)).collect(),
+        }))
+    }
+
+    /// None if they are lost.
+    async fn counters_of(
+        &self,
+        publisher: &Publisher,
+        window: Window,
+    ) -> Result<Option<Arc<ClosedCounters>>, Unavailable> {
+        if let Some(known) = self.closed.get(&window) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        match publisher.coordinator.stored(window).await? {
+            Some(stored) => publisher.counters_of(&stored).await,
+            None => Ok(None),
+        }
+    }
+}
+
+/// What was merged of a window's counters.
+#[derive(Default)]
+struct RolledCounters {
+    /// Whether these are all, and every id found a place in them.
+    has_all: bool,
+    buckets: Buckets,
 }

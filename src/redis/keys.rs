@@ -11,6 +11,8 @@
 //! | `{<ns>:c<b>}:exact:<window>:<counter>` | set | its ids |
 //! | `{<ns>:c<b>}:names:<window>` | set | the names of a bucket's counters |
 //! | `{<ns>:c<b>}:merge:<instance id>` | HLL string | the sketch of a counter that an instance is merging, for a moment |
+//! | `{<ns>:c<b>}:hour:<start>:<counter>`, `{<ns>:c<b>}:day:<start>:<counter>` | HLL string | the sketch of a counter in an hour or a day |
+//! | `{<ns>:c<b>}:rolled:hour:<start>`, `{<ns>:c<b>}:rolled:day:<start>` | hash | counter → how many ids its sketch of the hour or day has; with a `?` if ids are missing |
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
 //! | `{<ns>:c<b>}:damaged:<rest of the key>` | any | the same for a key in a bucket. A counter may have a name that ends in `:damaged` |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>:c0}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
@@ -89,6 +91,16 @@ impl Keys {
         format!("{}:merge:{instance_id}", self.bucket(bucket))
     }
 
+    /// The ids of a counter in an hour or a day.
+    pub fn counter_period(&self, counter: &str, period: Period) -> String {
+        format!("{}:{period}:{counter}", self.bucket(bucket_of(counter)))
+    }
+
+    /// What is known of the sketches of a bucket's counters in an hour or a day.
+    pub fn counter_records(&self, bucket: usize, period: Period) -> String {
+        format!("{}:rolled:{period}", self.bucket(bucket))
+    }
+
     fn bucket(&self, bucket: usize) -> String {
         format!("{{{}:c{bucket}}}", self.namespace)
     }
@@ -105,8 +117,10 @@ impl Keys {
     pub fn without_counter(key: &str) -> Cow<'_, str> {
         let Some((bucket, rest)) = in_bucket(key) else { return key.into() };
         match rest.splitn(3, ':').collect::<Vec<_>>()[..] {
-            [mode @ ("hll" | "exact"), window, _] => format!("{bucket}:{mode}:{window}:…").into(),
-            ["damaged", mode @ ("hll" | "exact"), _] => format!("{bucket}:damaged:{mode}:…").into(),
+            [of @ ("hll" | "exact" | "hour" | "day"), start, _] => format!("{bucket}:{of}:{start}:…").into(),
+            ["damaged", of @ ("hll" | "exact" | "hour" | "day"), _] => {
+                format!("{bucket}:damaged:{of}:…").into()
+            }
             _ => key.into(),
         }
     }
@@ -201,6 +215,7 @@ fn in_bucket(key: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::period::Level;
     use crate::model::window::WindowLength;
 
     #[test]
@@ -216,6 +231,14 @@ mod tests {
         assert_eq!(Keys::damaged(&counter), format!("{bucket}:damaged:exact:60:a:b:damaged"));
         assert_eq!(Keys::without_counter(&counter), format!("{bucket}:exact:60:…"));
         assert_eq!(Keys::without_counter(&Keys::damaged(&counter)), format!("{bucket}:damaged:exact:…"));
+        let hour = keys.counter_period("a:b", Level::Hour.at(7_200));
+        let bucket = format!("{{ns:c{}}}", bucket_of("a:b"));
+        assert_eq!(hour, format!("{bucket}:hour:7200:a:b"));
+        assert_eq!(Keys::without_counter(&hour), format!("{bucket}:hour:7200:…"));
+        assert_eq!(Keys::without_counter(&Keys::damaged(&hour)), format!("{bucket}:damaged:hour:…"));
+        let records = keys.counter_records(7, Level::Day.at(0));
+        assert_eq!(records, "{ns:c7}:rolled:day:0");
+        assert_eq!(Keys::without_counter(&records), records);
         let names = keys.names(7, window);
         assert_eq!(Keys::damaged(&names), "{ns:c7}:damaged:names:60");
         assert_eq!(Keys::without_counter(&names), names);

@@ -71,6 +71,15 @@ pub struct Grown {
     pub after: u64,
 }
 
+/// What is known of the sketch of a counter in an hour or a day.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CounterRecord {
+    /// How many different ids it had when it was merged last.
+    pub unique_ids: u64,
+    /// Whether it has all ids of the windows that were merged into it.
+    pub is_whole: bool,
+}
+
 /// The union of parts of a range.
 #[derive(Debug, Default)]
 pub struct Union {

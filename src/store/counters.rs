@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::counter_history::CounterSketches;
 use super::ids::IdSet;
 use super::places::{Before, Places};
 use crate::hll::{GrowingSketch, Observation, Sketch};
@@ -88,6 +89,39 @@ impl Counters {
         // A reader that found the window open may come when the counters are freed.
         let count = self.places.get(name, CounterIds::count);
         count.or_else(|| self.sealed.get().map(|counts| counts.get(name))).unwrap_or_default()
+    }
+
+    /// Adds the ids of a counter so far to a sketch, in mode `hll`.
+    pub(super) fn merge_into(&self, name: &str, sketch: &Sketch) {
+        if name == OTHER {
+            if let Other::Hll(other) = &self.other {
+                sketch.merge(other);
+            }
+            return;
+        }
+        self.places.get(name, |ids| {
+            if let CounterIds::Hll(ids) = ids {
+                ids.merge_into(sketch);
+            }
+        });
+    }
+
+    /// The sketches of the counters that have ids, in mode `hll`.
+    pub(super) fn sketches(&self) -> CounterSketches {
+        let mut pace = Pace::new();
+        let mut sketches = self.places.all(|name, ids| {
+            pace.step();
+            match ids {
+                CounterIds::Hll(ids) => Some((name.into(), ids.to_bytes().into())),
+                CounterIds::Exact(_) => None,
+            }
+        });
+        if let Other::Hll(other) = &self.other
+            && self.places.overflow_ids() > 0
+        {
+            sketches.push((OTHER.into(), other.to_bytes().into()));
+        }
+        sketches
     }
 
     /// The final counts. The caller has seen to it that nothing is added any more.

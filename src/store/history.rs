@@ -1,15 +1,18 @@
-//! The history of a standalone instance: sketches of closed windows, of hours and of days, in its memory.
+//! The history of a standalone instance: sketches of closed windows, of hours and of days, in its memory. Those of counters are in
+//! [`counter_history`](super::counter_history).
 //!
 //! A window's sketches stay until it is rolled up into its hour and day, and those of the newest windows longer. Strings of Redis
 //! take less memory than registers, above all for few ids.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::answers::{Grown, RolledUp};
+use super::answers::{CounterRecord, Grown, RolledUp};
+use super::counter_history::{CounterHistory, CounterSketches};
+use super::keep::Keep;
 use crate::hll::Sketch;
+use crate::model::counter::{CounterCount, Subject};
 use crate::model::parts::Part;
 use crate::model::period::{Level, Period};
 use crate::model::shard::Shards;
@@ -20,48 +23,11 @@ const NEWEST: usize = 120;
 /// Bytes of all sketches.
 const MOST_BYTES: usize = 64 << 20;
 
-/// How long hours and days are kept.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct KeepPeriods {
-    /// Hours, after their end.
-    pub hours: Duration,
-    /// Days, after their end.
-    pub days: Duration,
-}
-
-impl KeepPeriods {
-    /// For how long periods of a level are kept.
-    pub fn of(self, level: Level) -> Duration {
-        match level {
-            Level::Hour => self.hours,
-            Level::Day => self.days,
-        }
-    }
-
-    /// The longer of both.
-    pub fn longest(self) -> Duration {
-        self.hours.max(self.days)
-    }
-
-    /// Whether there are hours or days at all.
-    pub fn any(self) -> bool {
-        self.hours + self.days > Duration::ZERO
-    }
-
-    /// The start of the oldest period of a level that is kept. None if none are.
-    pub fn oldest(self, level: Level, now: SystemTime) -> Option<u64> {
-        let kept = self.of(level).as_secs();
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        // The first whose end and life are not over.
-        (kept > 0).then(|| level.at(now.saturating_sub(kept)).start)
-    }
-}
-
 /// A sketch for each shard, as strings of Redis.
 pub(super) type Stored = Vec<Vec<u8>>;
 
 pub(super) struct History {
-    keep: KeepPeriods,
+    keep: Keep,
     shards: Shards,
     state: Mutex<State>,
 }
@@ -78,10 +44,11 @@ struct State {
     /// The end of the last hour that is gone, and of the last day.
     gone_hours: u64,
     gone_days: u64,
+    counters: CounterHistory,
 }
 
 impl History {
-    pub(super) fn new(keep: KeepPeriods, shards: Shards) -> Self {
+    pub(super) fn new(keep: Keep, shards: Shards) -> Self {
         Self { keep, shards, state: Mutex::default() }
     }
 
@@ -115,7 +82,7 @@ impl History {
         }
         state.rolled_up = state.rolled_up.max(Some(window));
         for level in Level::ALL {
-            let oldest = self.keep.oldest(level, window.start()).unwrap_or(u64::MAX);
+            let oldest = self.keep.total.oldest(level, window.start()).unwrap_or(u64::MAX);
             let old: Vec<_> = state
                 .periods
                 .keys()
@@ -126,22 +93,57 @@ impl History {
                 state.remove_period(period);
             }
         }
+        state.counters.forget_old(self.keep.counters, window);
         state.make_room();
         rolled
     }
 
-    /// The sketches of parts, as far as they are kept.
-    pub(super) fn get(&self, parts: &[Part]) -> Vec<Option<Stored>> {
+    /// Whether sketches of counters are kept after the seal.
+    pub(super) fn keeps_counters(&self) -> bool {
+        self.keep.counters.any()
+    }
+
+    /// Keeps the sketches of the counters of a window that is sealed.
+    pub(super) fn note_counters(&self, window: Window, sketches: CounterSketches) {
+        let mut state = self.state.lock();
+        state.counters.note(window, sketches);
+        state.make_room();
+    }
+
+    /// Merges counters of a closed window into periods.
+    pub(super) fn roll_up_counters(&self, window: Window, counters: &[CounterCount], periods: &[Period]) {
+        let mut state = self.state.lock();
+        for counter in counters {
+            for period in periods {
+                state.counters.roll_up(window, counter, *period);
+            }
+        }
+        state.make_room();
+    }
+
+    /// What is known of a counter in periods. None for one that is not kept.
+    pub(super) fn counter_records(&self, counter: &str, periods: &[Period]) -> Vec<Option<CounterRecord>> {
         let state = self.state.lock();
-        parts.iter().map(|part| state.get(*part).cloned()).collect()
+        periods.iter().map(|period| state.counters.record(counter, *period)).collect()
+    }
+
+    /// The sketches of parts, as far as they are kept.
+    pub(super) fn get(&self, of: &Subject, parts: &[Part]) -> Vec<Option<Stored>> {
+        let state = self.state.lock();
+        let get = |part: &Part| match of {
+            Subject::Total => state.get(*part).cloned(),
+            Subject::Counter(name) => state.counters.get(name, *part).map(|stored| vec![stored.to_vec()]),
+        };
+        parts.iter().map(get).collect()
     }
 
     /// The end of the last period of a level that is gone.
-    pub(super) fn gone_period(&self, level: Level) -> u64 {
+    pub(super) fn gone_period(&self, of: &Subject, level: Level) -> u64 {
         let state = self.state.lock();
-        match level {
-            Level::Hour => state.gone_hours,
-            Level::Day => state.gone_days,
+        match (of, level) {
+            (Subject::Counter(_), _) => state.counters.gone(level),
+            (Subject::Total, Level::Hour) => state.gone_hours,
+            (Subject::Total, Level::Day) => state.gone_days,
         }
     }
 
@@ -185,9 +187,10 @@ impl State {
         self.bytes -= self.periods.remove(&period).as_ref().map_or(0, bytes_of);
     }
 
-    /// Lets windows go that are rolled up and not among the newest. If there are too many bytes, those that are rolled up go first,
-    /// then the oldest periods, and only then windows that no period has.
+    /// Lets windows go that are rolled up and not among the newest. If there are too many bytes, counters go first, then windows
+    /// that are rolled up, then the oldest periods, and only then windows that no period has.
     fn make_room(&mut self) {
+        self.counters.make_room(MOST_BYTES.saturating_sub(self.bytes));
         let is_rolled_up = |state: &Self, window| state.rolled_up.is_some_and(|rolled| window <= rolled);
         while let Some((&oldest, _)) = self.windows.first_key_value()
             && is_rolled_up(self, oldest)

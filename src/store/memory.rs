@@ -6,14 +6,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::answers::{AddError, Added, CountError, RolledUp, Settled, StoreCount, Union};
+use super::answers::{AddError, Added, CountError, CounterRecord, RolledUp, Settled, StoreCount, Union};
 use super::counters::Counters;
-use super::history::{self, History, KeepPeriods};
+use super::history::{self, History};
 use super::ids::Ids;
+use super::keep::Keep;
 use super::places::{Before, LastNames};
 use super::windows::{Entry, WindowTable};
 use crate::hll::Sketch;
-use crate::model::counter::{CounterCounts, CounterLimits, CounterNames};
+use crate::model::counter::{CounterCount, CounterCounts, CounterLimits, CounterNames, Subject};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::parts::Part;
@@ -31,7 +32,7 @@ pub struct MemoryStore {
     memory: Arc<Budget>,
     windows: WindowTable<OpenWindow, SealedWindow>,
     last_names: LastNames,
-    history: Box<History>,
+    history: Arc<History>,
 }
 
 struct OpenWindow {
@@ -64,14 +65,14 @@ impl MemoryStore {
             memory,
             windows: WindowTable::default(),
             last_names: LastNames::default(),
-            history: Box::new(History::new(KeepPeriods::default(), shards)),
+            history: Arc::new(History::new(Keep::default(), shards)),
         }
     }
 
     /// Keeps hours and days for so long.
     #[must_use]
-    pub fn keeping(self, keep: KeepPeriods) -> Self {
-        Self { history: Box::new(History::new(keep, self.shards)), ..self }
+    pub fn keeping(self, keep: Keep) -> Self {
+        Self { history: Arc::new(History::new(keep, self.shards)), ..self }
     }
 
     pub(super) fn add<I: Id>(
@@ -103,7 +104,14 @@ impl MemoryStore {
         self.memory.give_back_after_peak();
         // The ids are counted and freed outside the lock, so that no addition waits for it. Counters may be many: that takes time.
         for (window, open) in self.windows.close_up_to(window) {
-            let counting = tokio::task::spawn_blocking(move || (open.seal(), open));
+            let history = Arc::clone(&self.history);
+            let counting = tokio::task::spawn_blocking(move || {
+                let sealed = open.seal();
+                if let Some(counters) = open.counters.as_ref().filter(|_| history.keeps_counters()) {
+                    history.note_counters(window, counters.sketches());
+                }
+                (sealed, open)
+            });
             let (sealed, open) = counting.await.map_err(Unavailable::because)?;
             if let Ids::Hll { sketches, .. } = &open.ids {
                 self.history.note(window, sketches);
@@ -161,9 +169,17 @@ impl MemoryStore {
         self.history.roll_up(window, periods)
     }
 
+    pub(super) fn roll_up_counters(&self, window: Window, counters: &[CounterCount], periods: &[Period]) {
+        self.history.roll_up_counters(window, counters, periods);
+    }
+
+    pub(super) fn counter_records(&self, counter: &str, periods: &[Period]) -> Vec<Option<CounterRecord>> {
+        self.history.counter_records(counter, periods)
+    }
+
     /// The end of the last period of a level that is gone.
-    pub(super) fn gone_period(&self, level: Level) -> u64 {
-        self.history.gone_period(level)
+    pub(super) fn gone_period(&self, of: &Subject, level: Level) -> u64 {
+        self.history.gone_period(of, level)
     }
 
     /// The last window whose sketches are gone.
@@ -172,23 +188,25 @@ impl MemoryStore {
     }
 
     /// The union of parts, and of open windows so far. It takes a while.
-    pub(super) fn union(&self, parts: &[Part]) -> Union {
-        let sketches: Vec<_> = (0..self.shards.count()).map(|_| Sketch::new()).collect();
-        let merge = |shard: usize, sketch: &Sketch| {
-            sketches[shard].merge(sketch);
-            sketch.estimate()
+    pub(super) fn union(&self, of: &Subject, parts: &[Part]) -> Union {
+        let shards = match of {
+            Subject::Total => self.shards.count(),
+            Subject::Counter(_) => 1,
         };
+        let sketches: Vec<_> = (0..shards).map(|_| Sketch::new()).collect();
         let mut of_parts = Vec::with_capacity(parts.len());
-        for (part, kept) in parts.iter().zip(self.history.get(parts)) {
-            let kept = kept.iter().flatten().enumerate();
-            let mut count: u64 = kept.map(|(shard, stored)| merge(shard, &history::read(stored))).sum();
+        for (part, kept) in parts.iter().zip(self.history.get(of, parts)) {
+            let mut of_part: Vec<_> = kept.iter().flatten().map(|stored| history::read(stored)).collect();
             if let Part::Window(window) = part
                 && let Ok(Some(Entry::Open(open))) = self.windows.get(*window)
-                && let Ids::Hll { sketches, .. } = &open.ids
             {
-                count += sketches.iter().enumerate().map(|(shard, sketch)| merge(shard, sketch)).sum::<u64>();
+                open.add_sketches(of, &mut of_part);
             }
-            of_parts.push(count);
+            let merge = |(union, sketch): (&Sketch, &Sketch)| {
+                union.merge(sketch);
+                sketch.estimate()
+            };
+            of_parts.push(sketches.iter().zip(&of_part).map(merge).sum());
         }
         Union { sketches, of_parts }
     }
@@ -213,6 +231,21 @@ impl OpenWindow {
             _ => 0,
         };
         Added { changed: changed as u64, overflow }
+    }
+
+    /// Adds the ids so far to a sketch for each shard, or for a counter to its only one.
+    fn add_sketches(&self, of: &Subject, sketches: &mut Vec<Sketch>) {
+        match (of, &self.ids, &self.counters) {
+            (Subject::Total, Ids::Hll { sketches: so_far, .. }, _) => {
+                sketches.resize_with(so_far.len(), Sketch::new);
+                sketches.iter().zip(so_far).for_each(|(sketch, so_far)| sketch.merge(so_far));
+            }
+            (Subject::Counter(name), _, Some(counters)) => {
+                sketches.resize_with(1, Sketch::new);
+                counters.merge_into(name, &sketches[0]);
+            }
+            _ => {}
+        }
     }
 
     /// Counts the ids. The caller has seen to it that nothing is added any more.

@@ -1,9 +1,11 @@
 //! The store: it remembers the ids of each window, in memory, or in Redis together with the other instances.
 
 mod answers;
+mod counter_history;
 mod counters;
 mod history;
 mod ids;
+mod keep;
 pub mod memory;
 mod places;
 pub mod redis;
@@ -12,12 +14,16 @@ mod windows;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-pub use self::answers::{AddError, Added, CountError, Grown, Recalled, RolledUp, Settled, StoreCount, Union};
-pub use self::history::KeepPeriods;
+pub use self::answers::{
+    AddError, Added, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount, Union,
+};
+pub use self::keep::{Keep, KeepPeriods};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
 use crate::hll::Sketch;
-use crate::model::counter::{CounterCounts, CounterLimits, CounterNames, InvalidCounter};
+use crate::model::counter::{
+    CounterCount, CounterCounts, CounterLimits, CounterNames, InvalidCounter, Subject,
+};
 use crate::model::id::{Id, IdKind};
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
@@ -53,7 +59,7 @@ pub struct Counting {
     /// How long the counts of their counters are kept for a sink.
     pub counter_retention: Duration,
     /// How long hours and days are kept.
-    pub keep: KeepPeriods,
+    pub keep: Keep,
     /// The key that ids are hashed with before they are counted; none if they are not hashed.
     pub id_key: Option<IdKey>,
     /// How many counters clients may name.
@@ -248,24 +254,62 @@ impl Store {
         }
     }
 
+    /// Merges counters of a closed window into hours and days. To do it twice changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]: some may have it.
+    pub async fn roll_up_counters(
+        &self,
+        window: Window,
+        counters: &[CounterCount],
+        periods: &[Period],
+    ) -> Result<(), Unavailable> {
+        match self {
+            Self::Memory(store) => {
+                store.roll_up_counters(window, counters, periods);
+                // There may be very many.
+                tokio::task::yield_now().await;
+                Ok(())
+            }
+            Self::Redis(store) => store.roll_up_counters(window, counters, periods).await,
+        }
+    }
+
+    /// What is known of the sketches of a counter in hours and days. None where all of it is gone, or where no counter had ids.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub async fn counter_records(
+        &self,
+        counter: &str,
+        periods: &[Period],
+    ) -> Result<Vec<Option<CounterRecord>>, Unavailable> {
+        match self {
+            Self::Memory(store) => Ok(store.counter_records(counter, periods)),
+            Self::Redis(store) => store.counter_records(counter, periods).await,
+        }
+    }
+
     /// The union of parts of a range. A part that is not kept has no ids. To read and merge many sketches keeps a thread busy for
     /// milliseconds.
     ///
     /// # Errors
     ///
     /// [`Unavailable`].
-    pub async fn union(&self, parts: &[Part]) -> Result<Union, Unavailable> {
+    pub async fn union(&self, of: &Subject, parts: &[Part]) -> Result<Union, Unavailable> {
         match self {
-            Self::Memory(store) => Ok(store.union(parts)),
-            Self::Redis(store) => store.union(parts).await,
+            Self::Memory(store) => Ok(store.union(of, parts)),
+            Self::Redis(store) => store.union(of, parts).await,
         }
     }
 
     /// The start of the oldest period of a level whose sketch is kept. None if none are.
-    pub fn oldest_period(&self, level: Level, keep: KeepPeriods, now: SystemTime) -> Option<u64> {
-        let oldest = keep.oldest(level, now);
+    pub fn oldest_period(&self, of: &Subject, level: Level, keep: &Keep, now: SystemTime) -> Option<u64> {
+        let oldest = keep.of(of).oldest(level, now);
         match self {
-            Self::Memory(store) => oldest.map(|oldest| oldest.max(store.gone_period(level))),
+            Self::Memory(store) => oldest.map(|oldest| oldest.max(store.gone_period(of, level))),
             Self::Redis(_) => oldest,
         }
     }

@@ -18,7 +18,7 @@ use headcount::redis::damage::{self, Holds};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Call, Redis as RedisClient};
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{KeepPeriods, Store};
+use headcount::store::{Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -323,7 +323,7 @@ impl Run {
             mode: self.mode,
             shards: Shards::ONE,
             retention: Duration::from_secs(60),
-            keep: KeepPeriods::default(),
+            keep: Keep::default(),
             writes: RedisWrites::All,
             on_redis_down: OnRedisDown::Count,
             pending_max: 100_000,

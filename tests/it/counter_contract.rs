@@ -15,7 +15,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, CountError, KeepPeriods, Store};
+use headcount::store::{AddError, CountError, Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
@@ -190,7 +190,7 @@ pub fn store_in_redis(
         mode,
         shards: Shards::ONE,
         retention: Duration::from_secs(60),
-        keep: KeepPeriods::default(),
+        keep: Keep::default(),
         writes,
         on_redis_down,
         pending_max: 100_000,

@@ -29,6 +29,7 @@ mod counter_contract;
 mod counter_faults;
 mod counter_files;
 mod counter_losses;
+mod counter_ranges;
 mod counter_sinks;
 mod counter_windows;
 mod counters;

@@ -17,7 +17,7 @@ use headcount::publish::sinks::CountSink;
 use headcount::publish::sinks::Origin;
 use headcount::publish::sinks::file::FileSink;
 use headcount::store::memory::MemoryStore;
-use headcount::store::{KeepPeriods, Store};
+use headcount::store::{Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 use rustix::fs::OFlags;
 use tokio::sync::watch;
@@ -87,7 +87,7 @@ async fn publish(start: f64, sinks: &[&TestSink]) -> Running {
         retention: RETENTION,
         counter_retention: RETENTION,
         shards: Shards::ONE,
-        keep: KeepPeriods::default(),
+        keep: Keep::default(),
         close_timeout: Duration::from_secs(10),
         metrics: Arc::clone(&metrics),
         closed: closed.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use headcount::hll::Sketch;
-use headcount::model::counter::CounterLimits;
+use headcount::model::counter::{CounterLimits, CounterName, CounterNames, Subject};
 use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::parts::{Kept, NotKept, Part};
@@ -18,7 +18,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{KeepPeriods, RolledUp, Store};
+use headcount::store::{Keep, KeepPeriods, RolledUp, Store};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use serde_json::json;
@@ -30,8 +30,10 @@ use crate::support::server::Server;
 use crate::support::{SplitMix, lines, wait_until};
 
 const DAY: u64 = 86_400;
-const KEEP: KeepPeriods =
+const FOR_LONG: KeepPeriods =
     KeepPeriods { hours: Duration::from_secs(100 * DAY), days: Duration::from_secs(100 * DAY) };
+const KEEP: Keep = Keep { total: FOR_LONG, counters: FOR_LONG };
+const COUNTERS: CounterLimits = CounterLimits { most: 10, memory: 64 << 20 };
 /// Windows of this length are simulated.
 const TEN_MINUTES: u64 = 600;
 /// Simulated days.
@@ -40,7 +42,7 @@ const DAYS: u64 = 3;
 const IDLE: u64 = 3;
 
 fn in_memory(shards: Shards) -> Store {
-    Store::Memory(MemoryStore::new(Mode::Hll, shards).keeping(KEEP))
+    Store::Memory(MemoryStore::with_counters(Mode::Hll, shards, COUNTERS).keeping(KEEP))
 }
 
 fn in_redis(server: &RedisServer, shards: Shards) -> Store {
@@ -52,7 +54,7 @@ fn in_redis(server: &RedisServer, shards: Shards) -> Store {
         writes: RedisWrites::All,
         on_redis_down: OnRedisDown::Count,
         pending_max: 1,
-        counters: CounterLimits::default(),
+        counters: COUNTERS,
         timeout: Duration::from_secs(5),
         keys: Keys::new(&format!("ranges-{}", shards.count())),
         instance_id: "test".to_owned(),
@@ -87,15 +89,34 @@ fn windows(from: u64, to: u64) -> impl Iterator<Item = Window> {
     (from..to).step_by(TEN_MINUTES as usize).map(|start| length().starting_at(start))
 }
 
+/// The ids of a window that are counted in a counter, too: `few` or `most`.
+fn ids_in(counter: &str, window: Window) -> Vec<u64> {
+    let is_in = |id: &u64| id.is_multiple_of(10) == (counter == "few");
+    ids_of(window).into_iter().filter(is_in).collect()
+}
+
+async fn add(store: &Store, window: Window, counter: &str) {
+    let ids: Vec<_> =
+        ids_in(counter, window).into_iter().map(|id| IntegerId::from(id.cast_signed())).collect();
+    let mut names = CounterNames::default();
+    names.add(CounterName::parse(counter.into()).unwrap()).unwrap();
+    if !ids.is_empty() {
+        store.add_to(window, &ids, &names).await.unwrap();
+    }
+}
+
 /// Adds the ids of some days, window by window, and rolls each window up, some of them twice.
 async fn simulate(store: &Store) {
     for window in windows(first_day(), first_day() + DAYS * DAY) {
-        let ids: Vec<_> = ids_of(window).into_iter().map(|id| IntegerId::from(id.cast_signed())).collect();
-        if !ids.is_empty() {
-            store.add(window, &ids).await.unwrap();
-        }
+        add(store, window, "few").await;
+        add(store, window, "most").await;
         store.seal(window).await.unwrap();
         let periods: Vec<_> = Period::of(window).collect();
+        // Counters first, as the leader does it.
+        let counters = store.settle(window, &["test".to_owned()].into()).await.unwrap().counters;
+        for _ in 0..=window.unix_seconds() % 2 {
+            store.roll_up_counters(window, counters.all(), &periods).await.unwrap();
+        }
         let rolled = store.roll_up(window, &periods).await.unwrap();
         if window.unix_seconds() % 7 == 0 {
             let again = store.roll_up(window, &periods).await.unwrap();
@@ -117,6 +138,32 @@ fn truth(shards: Shards, from: u64, to: u64) -> Vec<Sketch> {
     sketches
 }
 
+/// The same for a counter.
+fn truth_of(counter: &str, from: u64, to: u64) -> Vec<Sketch> {
+    let sketch = Sketch::new();
+    for id in windows(from, to).flat_map(|window| ids_in(counter, window)) {
+        sketch.add(id.to_string().as_bytes());
+    }
+    vec![sketch]
+}
+
+async fn assert_counters(store: &Store, parts: &[Part], from: u64, to: u64) {
+    for name in ["few", "most", "none"] {
+        let union = store.union(&Subject::Counter(name.into()), parts).await.unwrap();
+        let truth = if name == "none" { vec![Sketch::new()] } else { truth_of(name, from, to) };
+        assert_eq!(union.sketches, truth, "{name} from {from} to {to}: {parts:?}");
+        let periods: Vec<_> = parts
+            .iter()
+            .filter_map(|part| match part {
+                Part::Period { period, .. } => Some(*period),
+                Part::Window(_) => None,
+            })
+            .collect();
+        let records = store.counter_records(name, &periods).await.unwrap();
+        assert!(records.iter().flatten().all(|record| record.is_whole), "{name} from {from} to {to}");
+    }
+}
+
 async fn assert_random_ranges(store: &Store, shards: Shards) {
     let first = first_day();
     let mut random = SplitMix(7);
@@ -131,13 +178,14 @@ async fn assert_random_ranges(store: &Store, shards: Shards) {
         let end = first + DAYS * DAY;
         let kept = Kept { windows: first, hours: Some(first), days: Some(first), rolled_up: end };
         let parts = kept.parts(range).unwrap();
-        let union = store.union(&parts).await.unwrap();
+        let union = store.union(&Subject::Total, &parts).await.unwrap();
         assert_eq!(union.sketches, truth(shards, from, to), "{from} to {to}: {parts:?}");
+        assert_counters(store, &parts, from, to).await;
         // The same of other parts: only windows, and without days.
         let none = Kept { rolled_up: 0, ..kept };
         let hours = Kept { days: None, ..kept };
         for other in [none, hours].into_iter().filter(|_| number % 10 == 0) {
-            let union = store.union(&other.parts(range).unwrap()).await.unwrap();
+            let union = store.union(&Subject::Total, &other.parts(range).unwrap()).await.unwrap();
             // In memory, old windows are gone.
             if matches!(store, Store::Redis(_)) || other.days.is_none() && unit >= 3_600 {
                 assert_eq!(union.sketches, truth(shards, from, to), "{from} to {to}");
@@ -182,10 +230,14 @@ async fn in_memory_hours_and_days_stay_of_old_windows() {
             match kept.parts(range) {
                 Ok(parts) => {
                     assert_eq!(
-                        store.union(&parts).await.unwrap().sketches,
+                        store.union(&Subject::Total, &parts).await.unwrap().sketches,
                         truth(shards, from, to),
                         "{from} to {to}"
                     );
+                    // Windows of counters are gone when they are rolled up.
+                    if unit >= 3_600 {
+                        assert_counters(&store, &parts, from, to).await;
+                    }
                 }
                 Err(NotKept { at, level, .. }) => {
                     assert_eq!((level, unit), (Some(Level::Hour), TEN_MINUTES));
@@ -357,15 +409,13 @@ async fn an_id_of_several_windows_is_one_id_of_the_range() {
 async fn ranges_that_are_not_counted_say_why() {
     let exact = Server::start(&["--mode", "exact"]).await;
     let hll = Server::start(&[]).await;
+    let off = Server::start(&["--max-counters", "0"]).await;
     let now = seconds(SystemTime::now()) / 60 * 60;
     for (server, query, reason, detail) in [
         (&exact, format!("from={}&to={now}", now - 60), "not_available", "mode exact keeps no sketches"),
-        (
-            &hll,
-            format!("from={}&to={now}&counter=a", now - 60),
-            "not_available",
-            "ranges of counters are not counted",
-        ),
+        (&hll, format!("from={}&to={now}&counter=a", now - 60), "range_not_kept", "nothing is kept of "),
+        (&off, format!("from={}&to={now}&counter=a", now - 60), "invalid_counter", ""),
+        (&hll, format!("from={}&to={now}&counter=%20", now - 60), "invalid_counter", ""),
         (&hll, format!("from={now}"), "invalid_range", "to is missing"),
         (&hll, format!("to={now}"), "invalid_range", "from is missing"),
         (&hll, format!("from={}&to={now}", now - 61), "invalid_range", "from is not the start of a window"),
@@ -392,7 +442,7 @@ fn the_script_notes_a_window_once_and_sees_what_an_hour_has_lost() {
         }
         let ask = json!({
             "token": token, "window": window, "seconds": 60, "shards": 1, "complete": complete, "periods": [hour],
-            "keep_for": 60_000,
+            "has_all_counters": true, "buckets": {"7": true}, "keep_for": 60_000,
         });
         let mut call = headcount::coordination::scripts::ROLL_UP.prepare_invoke();
         call.key("{ns}:token").key("{ns}:rolled").key("{ns}:rolled:0").arg(ask.to_string());

@@ -13,7 +13,7 @@ use headcount::platform::workers::Workers;
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, KeepPeriods, Store};
+use headcount::store::{AddError, Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::fleet::assert_same_registers;
@@ -44,7 +44,7 @@ fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisStoreConfig 
         mode,
         shards: Shards::ONE,
         retention: Duration::from_secs(60),
-        keep: KeepPeriods::default(),
+        keep: Keep::default(),
         writes,
         on_redis_down: OnRedisDown::Count,
         pending_max: 1_000,

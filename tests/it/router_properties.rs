@@ -45,7 +45,7 @@ fn service(clock: &ManualClock, flags: &[&str]) -> Service {
     let metrics = Arc::new(Metrics::new());
     // No callback is sent, because the tasks do not run.
     let closed = ClosedWindows::new(Arc::clone(&metrics));
-    let series = KeptSeries::new(counting.window, counting.keep.days);
+    let series = KeptSeries::new(counting.window, counting.keep.total.days);
     let dependencies = Dependencies {
         own: Vec::new(),
         store: counter.clone(),

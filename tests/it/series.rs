@@ -120,6 +120,9 @@ async fn a_range_that_is_not_sound_is_refused_with_the_reason() {
         format!("from is not the start of a window: {} and {} are", before(start), before(start + 10));
     let aligned_to =
         format!("to is not the start of a window: {} and {} are", before(start), before(start + 10));
+    let (hour, day) = (now / 3_600 * 3_600, now / 86_400 * 86_400);
+    let aligned_hour =
+        format!("from is not the start of an hour: {} and {} are", before(hour), before(hour + 3_600));
     let too_many = "the range has 1501 steps: at most 1500 are answered";
     let not_a_time = "from is not a time: write 2026-11-28T14:00:00Z, or seconds since 1970";
     for (query, reason, detail) in [
@@ -139,7 +142,25 @@ async fn a_range_that_is_not_sound_is_refused_with_the_reason() {
         (format!("from=99999999999999999999&to={now}"), "invalid_range", not_a_time),
         (format!("from=253402300800&to={now}"), "invalid_range", not_a_time),
         (format!("from={}&to={start}", start - 15_010), "invalid_range", too_many),
-        (format!("from={start}&to={now}&step=minute"), "invalid_range", "step is window"),
+        (format!("from={start}&to={now}&step=minute"), "invalid_range", "step is not window, hour or day"),
+        (format!("from={}&to={now}&step=hour", hour + 10), "invalid_range", &aligned_hour),
+        (
+            format!("from={}&to={now}&step=day", day + 3_600),
+            "invalid_range",
+            "from is not the start of a day",
+        ),
+        (
+            format!("from={}&to={now}&step=hour", hour - 1_500 * 3_600),
+            "invalid_range",
+            "the range has 1501 steps",
+        ),
+        (format!("from={}&to={now}&step=day", day - 100 * 86_400), "range_not_kept", "nothing is kept of "),
+        (format!("from={day}&to={now}&step=day&counter=a"), "range_not_kept", "nothing is kept of "),
+        (
+            format!("from={}&to={}&step=hour", hour + 7_200, hour + 10_800),
+            "invalid_range",
+            "from is in the future",
+        ),
         (format!("from={start}&to={now}&counter=a"), "invalid_range", "counters have no counts by window"),
         (format!("from={}&to={}", now + 3_600, now + 7_200), "invalid_range", "from is in the future"),
         (

@@ -14,7 +14,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, CountError, KeepPeriods, Store, StoreCount, standard_error};
+use headcount::store::{AddError, CountError, Keep, Store, StoreCount, standard_error};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::counter_contract::windows;
@@ -280,7 +280,7 @@ fn store_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites
         mode,
         shards,
         retention: Duration::from_secs(60),
-        keep: KeepPeriods::default(),
+        keep: Keep::default(),
         writes,
         on_redis_down: OnRedisDown::Count,
         pending_max: 1,

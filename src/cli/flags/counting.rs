@@ -13,7 +13,7 @@ use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::WindowLength;
 use crate::platform::secret::SecretArg;
-use crate::store::{Counting, KeepPeriods};
+use crate::store::{Counting, Keep, KeepPeriods};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Counting")]
@@ -84,6 +84,20 @@ pub(super) struct CountingFlags {
     )]
     keep_hours: Duration,
 
+    /// How long days of counters are kept, after their end. A counter takes up to 12.3 KB a day
+    #[arg(
+        long, env = "HEADCOUNT_COUNTER_KEEP_DAYS", value_name = "DURATION", default_value = "0s",
+        value_parser = values::history
+    )]
+    counter_keep_days: Duration,
+
+    /// How long hours of counters are kept, after their end. A counter takes up to 12.3 KB an hour
+    #[arg(
+        long, env = "HEADCOUNT_COUNTER_KEEP_HOURS", value_name = "DURATION", default_value = "24h",
+        value_parser = values::history
+    )]
+    counter_keep_hours: Duration,
+
     // Not a doc comment: help has no Markdown.
     #[arg(
         long,
@@ -148,7 +162,10 @@ impl CountingFlags {
             shards,
             retention,
             counter_retention,
-            keep: KeepPeriods { hours: self.keep_hours, days: self.keep_days },
+            keep: Keep {
+                total: KeepPeriods { hours: self.keep_hours, days: self.keep_days },
+                counters: KeepPeriods { hours: self.counter_keep_hours, days: self.counter_keep_days },
+            },
             id_key,
             counters,
             exported_counters: self.metrics_counter,

@@ -12,16 +12,18 @@ use utoipa::ToSchema;
 
 use super::query::{pairs, percent_decoded};
 use super::state::{QUERY_PATIENCE, Routes};
-use crate::coordination::{PastCount, Rolled, RolledPeriod};
+use crate::coordination::{PastCount, Rolled};
 use crate::hll::Sketch;
 use crate::http::error::Failure;
+use crate::model::counter::{CounterName, Subject, bucket_of};
 use crate::model::mode::Mode;
 use crate::model::parts::{Kept, NotKept, Part};
 use crate::model::period::{Level, Period};
 use crate::model::range::{InvalidRange, Moment, Range};
+use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
-use crate::store::Union;
+use crate::store::{self, CounterRecord, Union, standard_error};
 
 /// What a query says of a range, as it is written.
 #[derive(Default)]
@@ -51,6 +53,15 @@ impl<'a> RangeQuery<'a> {
         Ok(parsed)
     }
 
+    /// What to count: a counter if one is named.
+    pub(super) fn subject(&self, counting: &store::Counting) -> Result<Subject, Failure> {
+        let Some(name) = &self.counter else { return Ok(Subject::Total) };
+        counting.may_count()?;
+        let name = CounterName::parse_for_reading(String::from_utf8_lossy(name))?;
+        Ok(Subject::Counter(name.as_str().into()))
+    }
+
+    /// The range of windows, or of hours or days if `running` is one.
     pub(super) fn range(&self, running: Window) -> Result<Range, InvalidRange> {
         let moment = |text: &Option<Cow<'_, [u8]>>, name| {
             let text = text.as_deref().ok_or(InvalidRange::Missing(name))?;
@@ -68,6 +79,10 @@ impl<'a> RangeQuery<'a> {
     "unique_request_count": 1_860_211, "complete": true
 })))]
 pub(super) struct RangeCount {
+    /// The counter, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    counter: Option<Box<str>>,
     #[schema(inline)]
     mode: Mode,
     /// Relative to the true count.
@@ -83,24 +98,16 @@ pub(super) struct RangeCount {
     complete: bool,
 }
 
-/// Counts a range. Only `--max-queries` are counted at a time.
-pub(super) async fn count(routes: &Routes, range: Range) -> Result<RangeCount, Failure> {
-    let api = &routes.api;
-    if api.counting.mode == Mode::Exact {
-        return Err(Failure::NotAvailable {
-            why: "mode exact keeps no sketches: only mode hll counts ranges",
-        });
-    }
-    let permit = Arc::clone(&routes.queries).try_acquire_owned().map_err(|_| Failure::Overloaded)?;
-    if api.store.is_degraded() {
-        return Err(Failure::StoreUnavailable);
-    }
-    let counting = Counting { routes, range };
-    let counted = tokio::time::timeout(QUERY_PATIENCE, counting.count(permit)).await;
-    let (unique_request_count, complete) = counted.map_err(|_| Failure::Overloaded)??;
+/// Counts a range.
+pub(super) async fn count(routes: &Routes, of: Subject, range: Range) -> Result<RangeCount, Failure> {
+    let permit = admit(routes)?;
+    let counting = Counting { routes, of: &of };
+    let counted = tokio::time::timeout(QUERY_PATIENCE, counting.count(range, permit)).await;
+    let PastCount { unique_request_count, complete } = counted.map_err(|_| Failure::Overloaded)??;
     Ok(RangeCount {
-        mode: api.counting.mode,
-        standard_error: api.counting.standard_error(),
+        mode: routes.api.counting.mode,
+        standard_error: error_of(routes, &of),
+        counter: name_of(of),
         from: range.from,
         to: range.to,
         unique_request_count,
@@ -108,69 +115,155 @@ pub(super) async fn count(routes: &Routes, range: Range) -> Result<RangeCount, F
     })
 }
 
-struct Counting<'a> {
-    routes: &'a Routes,
-    range: Range,
+/// Only `--max-queries` are counted at a time.
+pub(super) fn admit(routes: &Routes) -> Result<Permit, Failure> {
+    if routes.api.counting.mode == Mode::Exact {
+        return Err(Failure::NotAvailable {
+            why: "mode exact keeps no sketches: only mode hll counts ranges, hours and days",
+        });
+    }
+    let permit = Arc::clone(&routes.queries).try_acquire_owned().map_err(|_| Failure::Overloaded)?;
+    if routes.api.store.is_degraded() {
+        return Err(Failure::StoreUnavailable);
+    }
+    Ok(Arc::new(permit))
+}
+
+/// The right to count. It ends with the last clone.
+pub(super) type Permit = Arc<OwnedSemaphorePermit>;
+
+/// The standard error of counts of a total or a counter.
+pub(super) fn error_of(routes: &Routes, of: &Subject) -> f64 {
+    match of {
+        Subject::Total => routes.api.counting.standard_error(),
+        Subject::Counter(_) => standard_error(routes.api.counting.mode, Shards::ONE),
+    }
+}
+
+pub(super) fn name_of(subject: Subject) -> Option<Box<str>> {
+    match subject {
+        Subject::Total => None,
+        Subject::Counter(name) => Some(name),
+    }
+}
+
+/// A count of ranges.
+pub(super) struct Counting<'a> {
+    pub(super) routes: &'a Routes,
+    pub(super) of: &'a Subject,
 }
 
 impl Counting<'_> {
-    async fn count(&self, permit: OwnedSemaphorePermit) -> Result<(u64, bool), Failure> {
-        let coordinator = &self.routes.api.coordinator;
-        if self.range.from.next() == self.range.to {
-            let series = coordinator.series(self.range).await.map_err(unavailable)?;
-            if let Some(count) = series.get(&self.range.from) {
-                return Ok((count.unique_request_count, count.complete));
-            }
+    pub(super) async fn count(&self, range: Range, permit: Permit) -> Result<PastCount, Failure> {
+        if range.from.next() == range.to
+            && let Some(count) = self.closed(range).await?
+        {
+            return Ok(count);
         }
+        let coordinator = &self.routes.api.coordinator;
         let rolled_up = coordinator.rolled(&[]).await.map_err(unavailable)?.last;
-        let parts = self.kept(rolled_up).parts(self.range).map_err(|at| Failure::RangeNotKept { at })?;
+        let parts = self.kept(rolled_up).parts(range).map_err(|at| Failure::RangeNotKept { at })?;
         if parts.len() as u64 > Range::MOST_STEPS {
             return Err(InvalidRange::TooManySteps { steps: parts.len() as u64 }.into());
         }
         let periods: Vec<_> = parts.iter().filter_map(|part| period_of(*part)).collect();
-        let rolled = coordinator.rolled(&periods).await.map_err(unavailable)?;
-        let of_others =
-            |(_, rolled): &(&Period, &RolledPeriod)| rolled.shards != self.routes.api.counting.shards.count();
-        if let Some((period, _)) = rolled.periods.iter().find(of_others) {
-            // Before `--shards` was changed.
-            let at =
-                NotKept { at: period.start, level: None, oldest: rolled_up.map_or(0, Window::unix_seconds) };
-            return Err(Failure::RangeNotKept { at });
-        }
-        let series = self.series(&parts).await.map_err(unavailable)?;
+        let noted = self.noted(&parts, &periods).await?;
         // Last: an id that was rolled up meanwhile is in a sketch then.
-        let Union { sketches, of_parts } = self.union(parts.clone(), permit).await.map_err(unavailable)?;
+        let Union { sketches, of_parts } = self.union(parts.clone(), permit).await?;
         let are_complete = parts.iter().zip(&of_parts).all(|(part, count)| {
-            let (expected, is_complete) = noted(*part, &rolled, &series);
+            let PastCount { unique_request_count, complete } = noted.of(*part);
             // Otherwise Redis lost ids of it.
-            is_complete && expected <= *count
+            complete && unique_request_count <= *count
         });
-        Ok((sketches.iter().map(Sketch::estimate).sum(), are_complete))
+        let unique_request_count = sketches.iter().map(Sketch::estimate).sum();
+        Ok(PastCount { unique_request_count, complete: are_complete })
+    }
+
+    /// The stored count of a closed window. Those of counters are remembered only for the last one.
+    async fn closed(&self, range: Range) -> Result<Option<PastCount>, Failure> {
+        let api = &self.routes.api;
+        match self.of {
+            Subject::Total => {
+                let series = api.coordinator.series(range).await.map_err(unavailable)?;
+                Ok(series.get(&range.from).copied())
+            }
+            Subject::Counter(name) => {
+                let counters = api.closed.counters().filter(|counters| counters.window() == range.from);
+                Ok(counters.map(|counters| PastCount {
+                    unique_request_count: counters.counts.get(name),
+                    complete: counters.is_complete(name),
+                }))
+            }
+        }
+    }
+
+    /// What is noted of the parts of a range, among them these periods.
+    async fn noted(&self, parts: &[Part], periods: &[Period]) -> Result<Noted, Failure> {
+        let api = &self.routes.api;
+        let rolled = api.coordinator.rolled(periods).await.map_err(unavailable)?;
+        let mut noted = Noted { rolled, windows: BTreeMap::new(), counters: BTreeMap::new() };
+        match self.of {
+            Subject::Total => {
+                self.check_shards(&noted.rolled)?;
+                noted.windows = self.series(parts).await.map_err(unavailable)?;
+            }
+            Subject::Counter(name) => {
+                let records = api.store.counter_records(name, periods).await.map_err(unavailable)?;
+                let bucket = bucket_of(name);
+                noted.counters =
+                    periods.iter().copied().zip(records.into_iter().map(|of| (bucket, of))).collect();
+            }
+        }
+        Ok(noted)
+    }
+
+    /// After a change of `--shards`, the sketches before it have other keys.
+    fn check_shards(&self, rolled: &Rolled) -> Result<(), Failure> {
+        let shards = self.routes.api.counting.shards.count();
+        match rolled.periods.iter().find(|(_, rolled)| rolled.shards != shards) {
+            None => Ok(()),
+            Some((period, _)) => {
+                let oldest = rolled.last.map_or(0, Window::unix_seconds);
+                Err(Failure::RangeNotKept { at: NotKept { at: period.start, level: None, oldest } })
+            }
+        }
     }
 
     /// On a thread that may be busy for a while. It holds the permit until the end, also if nobody waits any more.
-    async fn union(&self, parts: Vec<Part>, permit: OwnedSemaphorePermit) -> Result<Union, Unavailable> {
-        let (store, runtime) = (Arc::clone(&self.routes.api.store), Handle::current());
+    async fn union(&self, parts: Vec<Part>, permit: Permit) -> Result<Union, Failure> {
+        let (store, of, runtime) = (Arc::clone(&self.routes.api.store), self.of.clone(), Handle::current());
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            runtime.block_on(store.union(&parts))
+            runtime.block_on(store.union(&of, &parts))
         });
-        work.await.map_err(Unavailable::because)?
+        work.await.map_err(Unavailable::because).and_then(|union| union).map_err(unavailable)
     }
 
     fn kept(&self, rolled_up: Option<Window>) -> Kept {
-        let api = &self.routes.api;
+        let (api, rolled_up) = (&self.routes.api, rolled_up.map(|last| last.next().unix_seconds()));
         let (now, counting) = (api.clock.now(), &api.counting);
-        let oldest = |level: Level| {
-            let oldest = api.store.oldest_period(level, counting.keep, now);
-            oldest.filter(|_| level.takes(counting.window))
+        let windows = match (self.of, rolled_up) {
+            (Subject::Total, _) => {
+                api.store.oldest_window(now, counting.retention, counting.window).unix_seconds()
+            }
+            // Windows of counters are kept until they are rolled up.
+            (Subject::Counter(_), Some(rolled_up)) if counting.keep.counters.any() => rolled_up,
+            (Subject::Counter(_), _) => api.running_window().unix_seconds(),
         };
+        let oldest = |level| self.oldest(level);
         Kept {
-            windows: api.store.oldest_window(now, counting.retention, counting.window).unix_seconds(),
+            windows,
             hours: oldest(Level::Hour),
             days: oldest(Level::Day),
-            rolled_up: rolled_up.map_or(0, |last| last.next().unix_seconds()),
+            rolled_up: rolled_up.unwrap_or(0),
         }
+    }
+
+    /// The start of the oldest hour or day whose sketch is kept; none if none are.
+    pub(super) fn oldest(&self, level: Level) -> Option<u64> {
+        let (api, counting) = (&self.routes.api, &self.routes.api.counting);
+        let oldest = api.store.oldest_period(self.of, level, &counting.keep, api.clock.now());
+        oldest.filter(|_| level.takes(counting.window))
     }
 
     /// The counts of the windows among some parts.
@@ -187,17 +280,59 @@ impl Counting<'_> {
         }
         Ok(series)
     }
+
+    /// The counts of the counter in hours or days, which are over and rolled up.
+    pub(super) async fn counts_of(
+        &self,
+        periods: &[Period],
+        permit: Permit,
+    ) -> Result<Vec<PastCount>, Failure> {
+        let part = |period: &Period| Part::Period { period: *period, end: period.end() };
+        let parts: Vec<_> = periods.iter().map(part).collect();
+        let noted = self.noted(&parts, periods).await?;
+        let Union { of_parts, .. } = self.union(parts.clone(), permit).await?;
+        let count = |(part, count): (&Part, &u64)| {
+            let noted = noted.of(*part);
+            let complete = noted.complete && noted.unique_request_count <= *count;
+            PastCount { unique_request_count: *count, complete }
+        };
+        Ok(parts.iter().zip(&of_parts).map(count).collect())
+    }
 }
 
-/// How many ids a part had when it was counted, and whether it is complete.
-fn noted(part: Part, rolled: &Rolled, series: &BTreeMap<Window, PastCount>) -> (u64, bool) {
-    match part {
-        Part::Window(window) => {
-            series.get(&window).map_or((0, false), |count| (count.unique_request_count, count.complete))
+/// What was noted of parts when they were counted and rolled up.
+struct Noted {
+    rolled: Rolled,
+    /// Of closed windows, of the total.
+    windows: BTreeMap<Window, PastCount>,
+    /// Of a counter: its bucket and its record.
+    counters: BTreeMap<Period, (usize, Option<CounterRecord>)>,
+}
+
+impl Noted {
+    /// How many ids a part had, and whether it is complete. What is not known is not complete.
+    fn of(&self, part: Part) -> PastCount {
+        let nothing = PastCount { unique_request_count: 0, complete: false };
+        let (period, end) = match part {
+            Part::Window(window) => return self.windows.get(&window).copied().unwrap_or(nothing),
+            Part::Period { period, end } => (period, end),
+        };
+        let Some(rolled) = self.rolled.periods.get(&period) else { return nothing };
+        let complete = rolled.has_all_of(end - period.start);
+        match self.counters.get(&period) {
+            None => PastCount { unique_request_count: rolled.unique_request_count, complete },
+            Some((bucket, record)) => {
+                let complete = complete && rolled.has_all_counters;
+                // No counter of its bucket has ids, or the records are lost.
+                let Some(record) = record else {
+                    return PastCount {
+                        complete: complete && !rolled.buckets.contains_key(bucket),
+                        ..nothing
+                    };
+                };
+                PastCount { unique_request_count: record.unique_ids, complete: complete && record.is_whole }
+            }
         }
-        Part::Period { period, end } => rolled.periods.get(&period).map_or((0, false), |rolled| {
-            (rolled.unique_request_count, rolled.has_all_of(end - period.start))
-        }),
     }
 }
 
@@ -209,7 +344,7 @@ fn period_of(part: Part) -> Option<Period> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn unavailable(error: Unavailable) -> Failure {
+pub(super) fn unavailable(error: Unavailable) -> Failure {
     warn!(%error, "a range cannot be counted");
     Failure::StoreUnavailable
 }

@@ -11,17 +11,21 @@ use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::range::RangeQuery;
+use super::range::{self, Counting, Permit, RangeQuery};
 use super::state::{QUERY_PATIENCE, Routes};
 use crate::coordination::PastCount;
 use crate::http::error::{Failure, NO_STORE};
+use crate::model::counter::Subject;
 use crate::model::mode::Mode;
 use crate::model::parts::NotKept;
+use crate::model::period::{Level, Period};
 use crate::model::range::{InvalidRange, Range};
 use crate::model::window::Window;
 
 /// Windows that have ended and are not closed yet, of which the counts so far are answered, at most.
 const MOST_UNCLOSED: usize = 16;
+/// Hours or days that are not over, or not rolled up yet, of which the counts so far are answered, at most.
+const MOST_UNROLLED: usize = 2;
 
 /// One count for each step of a range of time.
 #[derive(Serialize, ToSchema)]
@@ -31,13 +35,17 @@ const MOST_UNCLOSED: usize = 16;
     "counts": [{ "timestamp": "2026-11-23T04:12:00Z", "unique_request_count": 1, "complete": true }]
 })))]
 pub(super) struct Series {
+    /// The counter, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    counter: Option<Box<str>>,
     #[schema(inline)]
     mode: Mode,
     /// As that of `/api/verve/unique`.
     #[schema(minimum = 0, maximum = 1)]
     standard_error: f64,
-    /// What a step is.
-    #[schema(pattern = "^window$")]
+    /// What a step is: a window, or an hour or a day (UTC).
+    #[schema(pattern = "^(window|hour|day)$")]
     step: &'static str,
     /// The length of a step, in seconds.
     #[schema(minimum = 1, maximum = 86_400)]
@@ -57,20 +65,23 @@ struct StepCount {
     /// Its start.
     timestamp: Window,
     unique_request_count: u64,
-    /// False where ids may be missing: also for the running window, for windows in which no instance was there, and where the
-    /// count is lost.
+    /// False where ids may be missing: also for the running window, hour or day, for those in which an instance was not always
+    /// there, and where the count is lost.
     complete: bool,
 }
 
-/// A count for each window of a range of time
+/// A count for each window, hour or day of a range of time
 #[utoipa::path(
     get, path = "/api/verve/series", operation_id = "series", tag = "counts",
     params(
-        ("from" = String, Query, description = "The start of the first window: RFC 3339, or seconds since 1970.",
+        ("from" = String, Query, description = "The start of the first step: RFC 3339, or seconds since 1970.",
             example = "2026-11-23T04:12:00Z"),
-        ("to" = String, Query, description = "The end of the last window, as `from`. With a time in the running window, or after \
-            it, that window is the last one.", example = "2026-11-23T04:13:00Z"),
-        ("step" = Option<String>, Query, pattern = "^window$", description = "What a step is: a window."),
+        ("to" = String, Query, description = "The end of the last step, as `from`. With a time in the running window, hour or day, \
+            or after it, that is the last step.", example = "2026-11-23T04:13:00Z"),
+        ("step" = Option<String>, Query, pattern = "^(window|hour|day)$", description = "What a step is: `window`, or `hour` or \
+            `day` (UTC)."),
+        ("counter" = Option<String>, Query, description = "The counter to count instead of the total, with `step=hour` or \
+            `step=day`."),
     ),
     responses((status = 200, description = "The counts.", body = Series)),
     security((), ("token" = []))
@@ -82,48 +93,132 @@ pub(super) async fn series(State(routes): State<Arc<Routes>>, request: Request) 
 }
 
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
-    let api = &routes.api;
-    let range = parse(query, api.running_window())?;
-    let windows = range.windows()?;
-    let oldest = api.series.oldest(api.clock.now());
-    if range.from < oldest {
-        return Err(Failure::RangeNotKept {
-            at: NotKept { at: range.from.unix_seconds(), level: None, oldest: oldest.unix_seconds() },
-        });
-    }
-    let _permit = routes.queries.try_acquire().map_err(|_| Failure::Overloaded)?;
-    let counts = match tokio::time::timeout(QUERY_PATIENCE, count(routes, range, windows)).await {
-        Ok(counts) => counts?,
-        Err(_) => return Err(Failure::Overloaded),
-    };
-    let answer = Series {
-        mode: api.counting.mode,
-        standard_error: api.counting.standard_error(),
-        step: "window",
-        step_seconds: api.counting.window.seconds(),
-        from: range.from,
-        to: range.to,
-        counts,
+    let query = RangeQuery::parse(query)?;
+    let answer = match query.step.as_deref() {
+        None | Some(b"window") => of_windows(routes, &query).await?,
+        Some(b"hour") => of_periods(routes, &query, Level::Hour).await?,
+        Some(b"day") => of_periods(routes, &query, Level::Day).await?,
+        Some(_) => return Err(InvalidRange::Step.into()),
     };
     Ok(([(CACHE_CONTROL, NO_STORE)], Json(answer)))
 }
 
-fn parse(query: &str, running: Window) -> Result<Range, InvalidRange> {
-    let query = RangeQuery::parse(query)?;
+async fn of_windows(routes: &Routes, query: &RangeQuery<'_>) -> Result<Series, Failure> {
+    let api = &routes.api;
     if query.counter.is_some() {
-        return Err(InvalidRange::StepOfCounter);
+        return Err(InvalidRange::StepOfCounter.into());
     }
-    if query.step.as_ref().is_some_and(|step| **step != *b"window") {
-        return Err(InvalidRange::Step);
-    }
-    query.range(running)
+    let range = query.range(api.running_window())?;
+    let windows = range.windows()?;
+    check_kept(range, Some(api.series.oldest(api.clock.now()).unix_seconds()))?;
+    let _permit = routes.queries.try_acquire().map_err(|_| Failure::Overloaded)?;
+    let counted = tokio::time::timeout(QUERY_PATIENCE, count(routes, range)).await;
+    let counts = counted.map_err(|_| Failure::Overloaded)??;
+    Ok(answer(
+        routes,
+        Subject::Total,
+        "window",
+        range,
+        windows.map(|window| (window, counts.get(&window).copied())),
+    ))
 }
 
-async fn count(
+async fn of_periods(routes: &Routes, query: &RangeQuery<'_>, level: Level) -> Result<Series, Failure> {
+    let api = &routes.api;
+    let of = query.subject(&api.counting)?;
+    if !level.takes(api.counting.window) {
+        return Err(InvalidRange::NoHours.into());
+    }
+    let range = query.range(level.length().starting_at(api.running_window().unix_seconds()))?;
+    let steps = range.windows()?;
+    let permit = range::admit(routes)?;
+    let counting = Counting { routes, of: &of };
+    let oldest = match of {
+        // Their records are kept longer than their sketches.
+        Subject::Total => api.counting.keep.total.oldest_record(api.clock.now()),
+        Subject::Counter(_) => counting.oldest(level),
+    };
+    check_kept(range, oldest)?;
+    let periods: Vec<_> = steps.clone().map(|step| level.at(step.unix_seconds())).collect();
+    let counted = tokio::time::timeout(QUERY_PATIENCE, count_periods(&counting, &periods, permit)).await;
+    let counts = counted.map_err(|_| Failure::Overloaded)??;
+    let counts = counts.into_iter().chain(std::iter::repeat(None));
+    Ok(answer(routes, of.clone(), level.as_str(), range, steps.zip(counts)))
+}
+
+/// The oldest that is kept begins at `oldest`, if anything is kept.
+fn check_kept(range: Range, oldest: Option<u64>) -> Result<(), Failure> {
+    let from = range.from.unix_seconds();
+    match oldest.unwrap_or(range.to.unix_seconds()) {
+        oldest if oldest <= from => Ok(()),
+        oldest => Err(Failure::RangeNotKept { at: NotKept { at: from, level: None, oldest } }),
+    }
+}
+
+fn answer(
     routes: &Routes,
+    of: Subject,
+    step: &'static str,
     range: Range,
-    windows: impl Iterator<Item = Window>,
-) -> Result<Vec<StepCount>, Failure> {
+    counts: impl Iterator<Item = (Window, Option<PastCount>)>,
+) -> Series {
+    let unknown = PastCount { unique_request_count: 0, complete: false };
+    let counts = counts.map(|(timestamp, count)| {
+        let PastCount { unique_request_count, complete } = count.unwrap_or(unknown);
+        StepCount { timestamp, unique_request_count, complete }
+    });
+    Series {
+        mode: routes.api.counting.mode,
+        standard_error: range::error_of(routes, &of),
+        counter: range::name_of(of),
+        step,
+        step_seconds: range.from.length().seconds(),
+        from: range.from,
+        to: range.to,
+        counts: counts.collect(),
+    }
+}
+
+/// The counts of hours or days, which are in order. None of one that is lost, or in which no instance was there.
+async fn count_periods(
+    counting: &Counting<'_>,
+    periods: &[Period],
+    permit: Permit,
+) -> Result<Vec<Option<PastCount>>, Failure> {
+    let Counting { routes, of } = counting;
+    let rolled = routes.api.coordinator.rolled(periods).await.map_err(range::unavailable)?;
+    let rolled_up = rolled.last.map_or(0, |last| last.next().unix_seconds());
+    let over = periods.partition_point(|period| period.end() <= rolled_up);
+    let (over, rest) = periods.split_at(over);
+    let mut counts: Vec<_> = match of {
+        Subject::Total => {
+            let count = |period: &Period| {
+                let rolled = rolled.periods.get(period)?;
+                let complete = rolled.has_all_of(period.level.seconds());
+                Some(PastCount { unique_request_count: rolled.unique_request_count, complete })
+            };
+            over.iter().map(count).collect()
+        }
+        Subject::Counter(_) => {
+            counting.counts_of(over, Arc::clone(&permit)).await?.into_iter().map(Some).collect()
+        }
+    };
+    let end = routes.api.running_window().next();
+    for period in rest.iter().take(MOST_UNROLLED) {
+        let window = |second: u64| end.length().starting_at(second);
+        let range = Range { from: window(period.start), to: window(period.end()).min(end) };
+        counts.push(match counting.count(range, Arc::clone(&permit)).await {
+            Ok(count) => Some(count),
+            // Not even its windows.
+            Err(Failure::RangeNotKept { .. }) => None,
+            Err(failure) => return Err(failure),
+        });
+    }
+    Ok(counts)
+}
+
+/// The counts of windows.
+async fn count(routes: &Routes, range: Range) -> Result<BTreeMap<Window, PastCount>, Failure> {
     let api = &routes.api;
     if api.store.is_degraded() {
         return Err(Failure::StoreUnavailable);
@@ -135,12 +230,7 @@ async fn count(
         Failure::StoreUnavailable
     })?;
     count_unclosed(routes, range, closed, &mut counts).await;
-    let unknown = PastCount { unique_request_count: 0, complete: false };
-    let counts = windows.map(|window| {
-        let PastCount { unique_request_count, complete } = counts.get(&window).copied().unwrap_or(unknown);
-        StepCount { timestamp: window, unique_request_count, complete }
-    });
-    Ok(counts.collect())
+    Ok(counts)
 }
 
 /// Adds the counts so far of the running window, and of those before it that are not closed yet.

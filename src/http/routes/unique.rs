@@ -98,11 +98,9 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
 
 async fn of_range(routes: &Routes, query: &str) -> Result<Answer, Failure> {
     let query = RangeQuery::parse(query)?;
-    if query.counter.is_some() {
-        return Err(Failure::NotAvailable { why: "ranges of counters are not counted" });
-    }
+    let of = query.subject(&routes.api.counting)?;
     let range = query.range(routes.api.running_window())?;
-    range::count(routes, range).await.map(Answer::Range)
+    range::count(routes, of, range).await.map(Answer::Range)
 }
 
 async fn now(routes: &Routes, query: &str) -> Result<Answer, Failure> {

@@ -7,7 +7,7 @@ use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::redis::keys::Keys;
-use crate::store::history::KeepPeriods;
+use crate::store::keep::Keep;
 
 /// Ids in one command: a large list holds up Redis no longer than many small ones.
 pub(super) const IDS_A_COMMAND: usize = 1024;
@@ -41,7 +41,7 @@ pub struct RedisStoreConfig {
     /// How long a window's keys are kept after it was sealed.
     pub retention: Duration,
     /// How long hours and days are kept.
-    pub keep: KeepPeriods,
+    pub keep: Keep,
     /// Which ids are sent.
     pub writes: RedisWrites,
     /// What to do with ids while Redis is away.

@@ -3,11 +3,14 @@
 //! Redis merges: all keys of a shard are in one slot. But the service makes the union of a range. A `PFCOUNT` of many keys would
 //! hold up Redis for 50 µs a key; to read them holds it up for a few.
 
-use ::redis::Pipeline;
+use std::sync::LazyLock;
+
+use ::redis::{FromRedisValue, Pipeline, Script, Value};
 
 use super::config::RedisStoreConfig;
 use super::replay::Replay;
 use crate::hll::Sketch;
+use crate::model::counter::{CounterCount, Subject, bucket_of};
 use crate::model::mode::Mode;
 use crate::model::parts::Part;
 use crate::model::period::Period;
@@ -15,16 +18,40 @@ use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Call;
 use crate::redis::damage::{self, Holds};
-use crate::store::answers::{Grown, RolledUp, Union};
+use crate::store::answers::{CounterRecord, Grown, RolledUp, Union};
 
 /// Sketches that are read by one pipeline.
 const READ_AT_ONCE: usize = 16;
+/// Counters that are merged by one pipeline.
+const ROLLED_UP_AT_ONCE: usize = 16;
+/// Periods of which one pipeline reads the records.
+const RECORDS_AT_ONCE: usize = 100;
+
+const ROLL_UP_COUNTER: &str = include_str!("roll_up_counter.lua");
+/// The name that Redis gives the script.
+static ROLL_UP_COUNTER_SHA: LazyLock<String> =
+    LazyLock::new(|| Script::new(ROLL_UP_COUNTER).get_hash().to_owned());
 
 impl RedisStoreConfig {
-    fn key_of(&self, shard: usize, part: Part) -> String {
-        match part {
-            Part::Window(window) => self.keys.ids(Mode::Hll, shard, self.shards, window),
-            Part::Period { period, .. } => self.keys.period(shard, self.shards, period),
+    /// The keys of the sketches of a part: one for each shard, or that of a counter.
+    fn keys_of(&self, of: &Subject, parts: &[Part]) -> Vec<Vec<String>> {
+        let keys = &self.keys;
+        match of {
+            Subject::Total => {
+                let key = |shard, part: &Part| match part {
+                    Part::Window(window) => keys.ids(Mode::Hll, shard, self.shards, *window),
+                    Part::Period { period, .. } => keys.period(shard, self.shards, *period),
+                };
+                let of_shard = |shard| parts.iter().map(|part| key(shard, part)).collect();
+                (0..self.shards.count().into()).map(of_shard).collect()
+            }
+            Subject::Counter(name) => {
+                let key = |part: &Part| match part {
+                    Part::Window(window) => keys.counter(Mode::Hll, name, *window),
+                    Part::Period { period, .. } => keys.counter_period(name, *period),
+                };
+                vec![parts.iter().map(key).collect()]
+            }
         }
     }
 }
@@ -44,7 +71,7 @@ impl Replay {
                 let key = keys.period(shard, *shards, *period);
                 commands.cmd("PFCOUNT").arg(&key);
                 commands.cmd("PFMERGE").arg(&key).arg(&of_window).ignore();
-                let expires = period.end() + keep.of(period.level).as_secs();
+                let expires = period.end() + keep.total.of(period.level).as_secs();
                 commands.cmd("EXPIREAT").arg(&key).arg(expires).ignore();
                 commands.cmd("PFCOUNT").arg(&key);
                 touched.push(key);
@@ -59,11 +86,70 @@ impl Replay {
         Ok(rolled)
     }
 
+    /// Merges counters of a closed window into periods. To do it twice changes nothing.
+    pub(super) async fn roll_up_counters(
+        &self,
+        window: Window,
+        counters: &[CounterCount],
+        periods: &[Period],
+    ) -> Result<(), Unavailable> {
+        let RedisStoreConfig { keys, instance_id, keep, .. } = &*self.config;
+        for some in counters.chunks(ROLLED_UP_AT_ONCE) {
+            let (mut commands, mut sketches, mut hashes) = (Pipeline::new(), Vec::new(), Vec::new());
+            // Redis may have forgotten the script.
+            commands.cmd("SCRIPT").arg("LOAD").arg(ROLL_UP_COUNTER).ignore();
+            for (counter, period) in
+                some.iter().flat_map(|counter| periods.iter().map(move |of| (counter, of)))
+            {
+                let bucket = bucket_of(&counter.name);
+                let of_window = keys.counter(Mode::Hll, &counter.name, window);
+                let of_period = keys.counter_period(&counter.name, *period);
+                let records = keys.counter_records(bucket, *period);
+                let merge = keys.merge_of_bucket(bucket, instance_id);
+                commands.cmd("EVALSHA").arg(ROLL_UP_COUNTER_SHA.as_str()).arg(4);
+                commands.arg(&of_window).arg(&of_period).arg(merge).arg(&records);
+                commands.arg(&*counter.name).arg(counter.unique_ids).arg(u8::from(counter.is_whole));
+                commands.arg(period.end() + keep.counters.of(period.level).as_secs()).ignore();
+                sketches.push(vec![of_window, of_period]);
+                hashes.push(vec![records]);
+            }
+            if self.unless_damaged::<()>(Call::Seal, &commands).await?.is_none() {
+                for (keys, holds) in [(&sketches, Holds::Sketch), (&hashes, Holds::Hash)] {
+                    for of_slot in keys {
+                        damage::put_aside(&self.redis, Call::Seal, holds, of_slot).await?;
+                    }
+                }
+                self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of a counter in periods. None where its bucket has no records.
+    pub(super) async fn counter_records(
+        &self,
+        counter: &str,
+        periods: &[Period],
+    ) -> Result<Vec<Option<CounterRecord>>, Unavailable> {
+        let mut records = Vec::with_capacity(periods.len());
+        for some in periods.chunks(RECORDS_AT_ONCE) {
+            let (mut read, mut keys) = (Pipeline::new(), Vec::new());
+            for period in some {
+                let key = self.config.keys.counter_records(bucket_of(counter), *period);
+                read.cmd("EXISTS").arg(&key).cmd("HGET").arg(&key).arg(counter);
+                keys.push(key);
+            }
+            let answers: Vec<Value> = self.mending(Holds::Hash, &[keys], Call::Count, &read).await?;
+            let record = |answer: &[Value]| (answer[0] != Value::Int(0)).then(|| read_record(&answer[1]));
+            records.extend(answers.chunks_exact(2).map(record));
+        }
+        Ok(records)
+    }
+
     /// The union of parts.
-    pub(super) async fn union(&self, parts: &[Part]) -> Result<Union, Unavailable> {
+    pub(super) async fn union(&self, of: &Subject, parts: &[Part]) -> Result<Union, Unavailable> {
         let mut union = Union { sketches: Vec::new(), of_parts: vec![0; parts.len()] };
-        for shard in 0..self.config.shards.count().into() {
-            let keys: Vec<_> = parts.iter().map(|part| self.config.key_of(shard, *part)).collect();
+        for keys in self.config.keys_of(of, parts) {
             let of_shard = Sketch::new();
             for (some, counts) in keys.chunks(READ_AT_ONCE).zip(union.of_parts.chunks_mut(READ_AT_ONCE)) {
                 let mut read = Pipeline::new();
@@ -91,5 +177,16 @@ impl Replay {
             union.sketches.push(of_shard);
         }
         Ok(union)
+    }
+}
+
+/// The record of a counter. Without one, the counter had no ids. What another program wrote vouches for nothing.
+fn read_record(stored: &Value) -> CounterRecord {
+    match stored {
+        Value::Nil => CounterRecord { unique_ids: 0, is_whole: true },
+        stored => match u64::from_redis_value_ref(stored) {
+            Ok(unique_ids) => CounterRecord { unique_ids, is_whole: true },
+            Err(_) => CounterRecord { unique_ids: 0, is_whole: false },
+        },
     }
 }

@@ -68,11 +68,13 @@ use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
 pub use self::stats::accepted_ids;
-use super::answers::{AddError, Added, CountError, Recalled, RolledUp, Settled, StoreCount, Union};
+use super::answers::{
+    AddError, Added, CountError, CounterRecord, Recalled, RolledUp, Settled, StoreCount, Union,
+};
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
-use crate::model::counter::{CounterCounts, CounterNames};
+use crate::model::counter::{CounterCount, CounterCounts, CounterNames, Subject};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::parts::Part;
@@ -389,8 +391,25 @@ impl RedisStore {
         self.replay.roll_up(window, periods).await
     }
 
-    pub(super) async fn union(&self, parts: &[Part]) -> Result<Union, Unavailable> {
-        self.replay.union(parts).await
+    pub(super) async fn roll_up_counters(
+        &self,
+        window: Window,
+        counters: &[CounterCount],
+        periods: &[Period],
+    ) -> Result<(), Unavailable> {
+        self.replay.roll_up_counters(window, counters, periods).await
+    }
+
+    pub(super) async fn counter_records(
+        &self,
+        counter: &str,
+        periods: &[Period],
+    ) -> Result<Vec<Option<CounterRecord>>, Unavailable> {
+        self.replay.counter_records(counter, periods).await
+    }
+
+    pub(super) async fn union(&self, of: &Subject, parts: &[Part]) -> Result<Union, Unavailable> {
+        self.replay.union(of, parts).await
     }
 
     pub(super) async fn evict(&self, window: Window) {
