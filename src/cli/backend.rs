@@ -103,7 +103,7 @@ impl Backend {
     ) -> Result<Self, CannotConnect> {
         let counting = &settings.counting;
         let redis = server.connect(metrics).await?;
-        look_at_server(&redis).await;
+        look_at_server(&redis, counting).await;
         if counting.mode == Mode::Exact {
             forecast_memory(counting);
         }
@@ -233,7 +233,7 @@ pub(super) fn instance_id() -> String {
     format!("{host}/{random:016x}")
 }
 
-async fn look_at_server(redis: &Redis) {
+async fn look_at_server(redis: &Redis, counting: &Counting) {
     match ServerFacts::of(redis).await {
         Ok(server) => {
             info!(%server, "connected to Redis");
@@ -245,6 +245,9 @@ async fn look_at_server(redis: &Redis) {
                     maxmemory_policy = server.eviction_policy,
                     "Redis may drop keys that are still needed: set its maxmemory-policy to noeviction"
                 );
+            }
+            if let Some(warning) = counting.too_much_history(server.max_memory) {
+                warn!("{warning}");
             }
         }
         Err(error) => warn!(%error, "connected to Redis, but it does not tell its version"),

@@ -22,6 +22,8 @@ pub struct ServerFacts {
     kind: String,
     /// What the server does when its memory is full.
     pub eviction_policy: String,
+    /// How many bytes it may use. None: there is no limit.
+    pub max_memory: Option<u64>,
 }
 
 impl ServerFacts {
@@ -54,6 +56,7 @@ impl ServerFacts {
             // Valkey 9 has another name for it.
             kind: server.get("redis_mode").or_else(|| server.get("server_mode")).unwrap_or_default(),
             eviction_policy: memory.get("maxmemory_policy").unwrap_or_default(),
+            max_memory: memory.get("maxmemory").filter(|bytes| *bytes > 0),
         }
     }
 
@@ -97,14 +100,15 @@ mod tests {
     #[test]
     fn versions_and_policies() {
         let read = |server, memory| ServerFacts::read(&InfoDict::new(server), &InfoDict::new(memory));
-        let redis = read("# Server\r\nredis_version:6.0.16\r\n", "maxmemory_policy:allkeys-lru\r\n");
-        assert_eq!(redis.to_string(), "redis 6.0.16");
+        let redis =
+            read("# Server\r\nredis_version:6.0.16\r\n", "maxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n");
+        assert_eq!((redis.to_string().as_str(), redis.max_memory), ("redis 6.0.16", None));
         assert!(!redis.is_new_enough() && redis.evicts());
         let valkey = read(
             "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.0.1\r\n",
-            "maxmemory_policy:noeviction\r\n",
+            "maxmemory:1048576\r\nmaxmemory_policy:noeviction\r\n",
         );
-        assert_eq!(valkey.to_string(), "valkey 9.0.1");
+        assert_eq!((valkey.to_string().as_str(), valkey.max_memory), ("valkey 9.0.1", Some(1 << 20)));
         assert!(valkey.is_new_enough() && !valkey.evicts());
         assert!(ServerFacts::default().is_new_enough() && !ServerFacts::default().evicts());
     }

@@ -62,6 +62,15 @@ impl KeepPeriods {
         self.hours + self.days > Duration::ZERO
     }
 
+    /// How many hours and days there are at a time, at most.
+    pub(super) fn most_periods(self) -> u64 {
+        let kept = Level::ALL
+            .into_iter()
+            .map(|level| (level, self.of(level).as_secs()))
+            .filter(|(_, kept)| *kept > 0);
+        kept.map(|(level, kept)| kept.div_ceil(level.seconds()) + 1).sum()
+    }
+
     /// The start of the oldest period of a level that is kept. None if none are.
     pub fn oldest(self, level: Level, now: SystemTime) -> Option<u64> {
         let kept = self.of(level).as_secs();

@@ -43,6 +43,9 @@ pub fn standard_error(mode: Mode, shards: Shards) -> f64 {
     }
 }
 
+/// A sketch in Redis, with its key.
+const BYTES_A_SKETCH: u64 = 12_400;
+
 /// What is counted, and how.
 #[derive(Debug, Clone)]
 pub struct Counting {
@@ -80,6 +83,20 @@ impl Counting {
 
     pub(crate) fn standard_error(&self) -> f64 {
         standard_error(self.mode, self.shards)
+    }
+
+    /// A warning, if hours and days may take more memory than Redis has.
+    pub(crate) fn too_much_history(&self, max_memory: Option<u64>) -> Option<String> {
+        let sketches = self.keep.total.most_periods() * u64::from(self.shards.count())
+            + self.keep.counters.most_periods() * self.counters.most as u64;
+        let bytes = if self.mode == Mode::Hll { sketches * BYTES_A_SKETCH } else { 0 };
+        let max_memory = max_memory.filter(|most| *most < bytes)?;
+        Some(format!(
+            "hours and days may take {} MB, but the maxmemory of Redis is {} MB: give it more, or lower --max-counters, \
+             --counter-keep-hours, --counter-keep-days, --keep-hours or --keep-days",
+            bytes / 1_000_000,
+            max_memory / 1_000_000,
+        ))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::support::server::Server;
 
 /// All that an instance needs, in either mode; as in docs/instances.md.
 const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +sscan \
-                      +rpush +lrange +set +get +mget +exists +del +expire +expireat +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
+                      +rpush +lrange +set +get +mget +exists +del +expire +expireat +strlen +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select +multi +exec";
 
 /// The output of a run: a line for each finding.
@@ -202,6 +202,16 @@ fn an_evicting_redis_is_warned_about() {
     assert_eq!(checked.complaints(), [checked.about("eviction")]);
     let line = checked.about("eviction");
     assert!(line.starts_with("warn eviction: allkeys-lru") && line.contains("noeviction"), "{line}");
+}
+
+#[test]
+fn a_redis_with_too_little_memory_for_hours_and_days_is_warned_about() {
+    let redis = Redis::start_with(Flavour::Debian, &["--maxmemory", "200mb"]);
+    let checked = check(&redis.url(), &["--max-counters", "1000"]);
+    assert_eq!((checked.code, checked.complaints()), (0, vec![checked.about("memory")]));
+    let line = checked.about("memory");
+    assert!(line.starts_with("warn memory: hours and days may take 311 MB, but the maxmemory"), "{line}");
+    assert!(check(&redis.url(), &["--counter-keep-hours", "0s"]).complaints().is_empty());
 }
 
 /// A Redis that refuses writes fails the check, whatever the user's rights.

@@ -296,6 +296,26 @@ async fn the_start_warns_about_eviction_and_states_the_memory_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_start_warns_if_hours_and_days_need_more_memory_than_redis_has() {
+    let redis = RedisServer::start_with(Flavour::Debian, &["--maxmemory", "200mb"]);
+    let url = redis.url();
+    for (counters, megabytes) in [("1000", Some(311)), ("600", None)] {
+        let args = ["--redis-url", &url, "--max-counters", counters, "--namespace", counters];
+        let log = Server::start(&args).await.log();
+        let warned: Vec<_> = log.iter().filter(|event| event["level"] == "WARN").collect();
+        let warning = megabytes.map(|megabytes| {
+            format!(
+                "hours and days may take {megabytes} MB, but the maxmemory of Redis is 209 MB: give it more"
+            )
+        });
+        assert_eq!(warned.len(), usize::from(warning.is_some()), "{warned:?}");
+        for (warned, warning) in warned.iter().zip(warning) {
+            assert!(warned["fields"]["message"].as_str().unwrap().starts_with(&warning), "{warned:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_off_is_reported() {
     let redis = RedisServer::start();
     let server = Server::start_with_clock("+3s", &["--redis-url", &redis.url()]).await;

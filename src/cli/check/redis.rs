@@ -28,7 +28,7 @@ pub(super) async fn look(
         Err(error) => return findings.add(Verdict::Fail, "reachable", error),
     };
     findings.add(Verdict::Ok, "reachable", format_args!("Redis at {address}"))?;
-    look_at_server(&redis, findings).await?;
+    look_at_server(settings, &redis, findings).await?;
     look_at_rights(settings, address, &redis, findings).await?;
     look_at_keys(settings, &redis, findings).await?;
     look_at_others(settings, &redis, findings).await?;
@@ -93,7 +93,11 @@ async fn look_at_keys(
     Ok(())
 }
 
-async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> io::Result<()> {
+async fn look_at_server(
+    settings: &Settings,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
     let server = match ServerFacts::of(redis).await {
         Ok(server) => server,
         Err(error) => return findings.add(Verdict::Warn, "version", format_args!("unknown: {error}")),
@@ -107,6 +111,9 @@ async fn look_at_server(redis: &Redis, findings: &mut Findings<impl Write>) -> i
             "version",
             format_args!("{server} is too old, use Redis {major}.{minor} or later, or Valkey"),
         )?;
+    }
+    if let Some(warning) = settings.counting.too_much_history(server.max_memory) {
+        findings.add(Verdict::Warn, "memory", warning)?;
     }
     let policy = &server.eviction_policy;
     if server.evicts() {

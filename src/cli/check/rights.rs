@@ -132,7 +132,13 @@ fn harmless_of_counters(mode: Mode, counter: &str, shared: &str) -> Vec<Try> {
         command("LRANGE", shared, &["0", "1"]),
     ];
     tries.extend(match mode {
-        Mode::Hll => vec![command("PFCOUNT", counter, &[]), command("MGET", counter, &[])],
+        Mode::Hll => vec![
+            command("PFCOUNT", counter, &[]),
+            command("MGET", counter, &[]),
+            command("STRLEN", counter, &[]),
+            command("EXPIREAT", counter, &["1"]),
+            command("HGET", counter, &["field"]),
+        ],
         Mode::Exact => Vec::new(),
     });
     tries
