@@ -14,6 +14,7 @@ pub mod serve;
 mod service;
 pub mod settings;
 mod signals;
+mod unique;
 mod verify;
 
 use std::future::Future;
@@ -54,6 +55,12 @@ pub fn run() -> ExitCode {
             in_runtime(async { looked(verify::run(&settings, &kafka, io::stdout()).await) })
         }
         Command::Count { file, mode } => count::run(file.as_deref(), mode).map(|()| true),
+        Command::Unique { question, warning } => {
+            if let Some(warning) = warning {
+                tell("warning", &warning);
+            }
+            in_runtime(unique::run(question)).map(|()| true)
+        }
         Command::Healthcheck(address) => in_runtime(healthcheck::run(address)).map(|()| true),
     };
     match all_is_well {
@@ -93,6 +100,10 @@ fn in_runtime<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 }
 
 fn complain(message: &str) {
+    tell("error", message);
+}
+
+fn tell(what: &str, message: &str) {
     // When standard error is closed, there is no other place for the message.
-    let _ = writeln!(io::stderr(), "error: {message}");
+    let _ = writeln!(io::stderr(), "{what}: {message}");
 }

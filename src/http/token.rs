@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 
 use crate::platform::secret::{Secret, SecretArg};
@@ -31,6 +31,17 @@ impl ApiToken {
     /// The message for the user. It does not show the token.
     pub fn new(flag: &'static str, arg: &SecretArg) -> Result<Self, String> {
         Secret::new(arg, flag, Self::parse).map(Self)
+    }
+
+    /// The header `authorization` of a client that sends the token. `flag` and errors are as in [`ApiToken::new`].
+    pub(crate) fn header(flag: &str, arg: &SecretArg) -> Result<HeaderValue, String> {
+        arg.parse(flag, |text| {
+            let token = Self::parse(text)?;
+            let mut header =
+                HeaderValue::try_from(format!("Bearer {token}")).map_err(|error| error.to_string())?;
+            header.set_sensitive(true);
+            Ok::<_, String>(header)
+        })
     }
 
     fn parse(text: &str) -> Result<Arc<str>, String> {
@@ -74,8 +85,6 @@ impl fmt::Debug for ApiToken {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::*;
 
     fn admits(values: &[&str]) -> bool {

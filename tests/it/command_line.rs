@@ -94,6 +94,13 @@ fn wrong_values_name_the_flag_the_value_and_valid_ones() {
         (&["serf"], &["serf"]),
         (&["serve", "--mode", "bloom"], &["--mode", "'bloom'"]),
         (&["count", "--mode", "bloom"], &["--mode", "'bloom'"]),
+        (&["unique", "--to", "5"], &["--from"]),
+        (
+            &["unique", "--url", "localhost:8080"],
+            &["--url", "'localhost:8080'", "such as http://localhost:8080"],
+        ),
+        (&["unique", "--timeout", "0s"], &["--timeout", "'0s'", "above zero"]),
+        (&["unique", "--read-token", "file:/nowhere"], &["--read-token", "'/nowhere'"]),
     ] {
         assert_one_line(&run(args), 2, words);
     }
@@ -145,7 +152,7 @@ fn help_and_version() {
         format!("headcount {}\n", env!("CARGO_PKG_VERSION"))
     );
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
-    for command in ["serve", "count", "healthcheck"] {
+    for command in ["serve", "count", "unique", "healthcheck"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
     assert!(help.lines().all(|line| line.chars().count() <= 100), "no line is longer than a terminal");

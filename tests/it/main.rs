@@ -75,5 +75,6 @@ mod stream_counters;
 mod stream_sink;
 mod test_support;
 mod text_ids;
+mod unique_command;
 mod verify_command;
 mod window_boundaries;

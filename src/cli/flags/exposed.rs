@@ -20,13 +20,13 @@ const SECRETS: [(&str, IsSecret); 6] = [
     ("redis_url", has_password),
 ];
 
-/// A line for the log that names the flags whose values show a secret; none if none does.
+/// A line for the user that names the flags whose values show a secret; none if none does.
 ///
-/// `matches` are those of a command that serves.
+/// `matches` are those of a command that has some of these flags.
 pub(super) fn warning(matches: &ArgMatches) -> Option<String> {
     let exposed = SECRETS.iter().filter(|(flag, is_secret)| {
-        let values =
-            matches.get_raw(flag).filter(|_| matches.value_source(flag) == Some(ValueSource::CommandLine));
+        let values = matches.try_get_raw(flag).ok().flatten();
+        let values = values.filter(|_| matches.value_source(flag) == Some(ValueSource::CommandLine));
         values.into_iter().flatten().any(|value| value.to_str().is_some_and(is_secret))
     });
     let (flags, variables): (Vec<_>, Vec<_>) = exposed

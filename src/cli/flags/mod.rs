@@ -10,6 +10,7 @@ mod logging;
 mod publishing;
 mod redis;
 mod serve;
+mod unique;
 mod values;
 
 use std::net::SocketAddr;
@@ -21,7 +22,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use self::http::HttpFlags;
 use self::http::ListenFlags;
 pub use self::serve::ServeFlags;
+use self::unique::UniqueFlags;
 use crate::cli::settings::Settings;
+use crate::cli::unique::Question;
 use crate::model::mode::Mode;
 use crate::publish::sinks::kafka::KafkaSettings;
 
@@ -48,6 +51,8 @@ enum CommandFlags {
     Verify(Box<ServeFlags>),
     /// Count the different lines of a file or of standard input
     Count(CountFlags),
+    /// Ask a running service how many different ids came: now, or in a range of time
+    Unique(UniqueFlags),
     /// Ask a running service whether it lives; exit code 0 or 1
     Healthcheck(ListenFlags),
 }
@@ -76,6 +81,11 @@ pub(super) enum Command {
     Count {
         file: Option<PathBuf>,
         mode: Mode,
+    },
+    Unique {
+        question: Question,
+        /// As that of `Serve`.
+        warning: Option<String>,
     },
     Healthcheck(SocketAddr),
 }
@@ -109,6 +119,10 @@ pub(super) fn read() -> Result<Command, String> {
             Command::Verify(settings, kafka)
         }
         CommandFlags::Count(CountFlags { file, mode }) => Command::Count { file, mode },
+        CommandFlags::Unique(flags) => Command::Unique {
+            question: flags.question()?,
+            warning: matches.subcommand_matches("unique").and_then(exposed::warning),
+        },
         CommandFlags::Healthcheck(ListenFlags { listen, admin_listen }) => {
             Command::Healthcheck(admin_listen.unwrap_or(listen))
         }

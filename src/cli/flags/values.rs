@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use url::Url;
 
 use crate::model::id::IdKind;
 use crate::model::mode::Mode;
@@ -52,6 +53,19 @@ pub(super) fn history(text: &str) -> Result<Duration, String> {
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "expected an IP address and a port, such as 0.0.0.0:8080 or [::1]:8080".to_owned())
+}
+
+/// Reads the URL of a service.
+pub(super) fn http_url(text: &str) -> Result<Url, String> {
+    let is_plain = |url: &Url| {
+        let has_user = !url.username().is_empty() || url.password().is_some();
+        matches!(url.scheme(), "http" | "https")
+            && !has_user
+            && url.query().is_none()
+            && url.fragment().is_none()
+    };
+    let url = Url::parse(text).ok().filter(is_plain);
+    url.ok_or_else(|| "expected an http or https URL, such as http://localhost:8080".to_owned())
 }
 
 /// Reads `on` or `off`.
@@ -127,6 +141,25 @@ mod tests {
         assert!(address("[::1]:80").is_ok() && address("localhost:80").is_err() && address("8080").is_err());
         assert_eq!((on_off("on"), on_off("off")), (Ok(true), Ok(false)));
         assert!(on_off("true").is_err());
+    }
+
+    #[test]
+    fn urls_of_services() {
+        for good in ["http://localhost:8080", "https://counts.example/below/", "http://[::1]:80"] {
+            assert!(http_url(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "localhost:8080",
+            "8080",
+            "ftp://h",
+            "http://",
+            "http://u@h",
+            "http://:p@h",
+            "http://h/?a",
+            "http://h#a",
+        ] {
+            assert!(http_url(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
