@@ -63,6 +63,27 @@ async fn the_page_asks_for_no_counters_where_there_are_none() {
 }
 
 #[tokio::test]
+async fn the_page_shows_hours_and_days() {
+    let server = Server::start(&["--window", "1s"]).await;
+    browse("history", server.address, &[]);
+}
+
+#[tokio::test]
+async fn the_page_counts_ranges() {
+    let server = Server::start(&["--window", "1s"]).await;
+    server.wait_closed(2).await;
+    browse("ranges", server.address, &[]);
+}
+
+#[tokio::test]
+async fn the_page_asks_for_no_history_that_cannot_be() {
+    let exact = Server::start(&["--window", "1s", "--mode", "exact"]).await;
+    browse("exact", exact.address, &[]);
+    let long = Server::start(&["--window", "24h"]).await;
+    browse("long", long.address, &[]);
+}
+
+#[tokio::test]
 async fn the_page_adds_up_the_instances_behind_a_load_balancer() {
     let redis = Redis::start();
     let fleet = Fleet::start(2, &redis, "live-page", &[]).await;
@@ -118,8 +139,11 @@ async fn the_page_can_be_left_out_or_moved() {
         assert_eq!(apart.get(path).await.status, 404);
         assert_eq!(http::get(apart.admin.unwrap(), path).await.status, 200);
     }
-    // Clients ask for it, and so does the page.
+    // Clients ask for them, and so does the page.
     for address in [without.address, apart.address, apart.admin.unwrap()] {
+        for path in ["/api/verve/counters", "/api/verve/unique", "/api/verve/series?from=0&to=5"] {
+            assert_ne!(http::get(address, path).await.status, 404, "{path}");
+        }
         assert_eq!(http::get(address, "/api/verve/counters").await.status, 200);
     }
 }

@@ -18,7 +18,7 @@ const QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-b
 const PATIENCE = 30_000;
 
 /** Opens the page, and takes note of what it asks for and complains about. */
-async function open(browser, options = {}) {
+async function open(browser, options = {}, prepare = () => {}) {
   const context = await browser.newContext({ viewport: WIDE, locale: "en-GB", timezoneId: "UTC", ...options });
   const page = await context.newPage();
   page.setDefaultTimeout(PATIENCE);
@@ -26,6 +26,7 @@ async function open(browser, options = {}) {
   page.on("console", message => { if (["error", "warning"].includes(message.type())) complaints.push(message.text()); });
   page.on("pageerror", error => complaints.push(String(error)));
   page.on("request", request => asked.push(request.url()));
+  await prepare(page);
   await page.goto(url);
   return { page, complaints, asked };
 }
@@ -137,10 +138,10 @@ async function chart(browser) {
   await page.focus("#chart");
   await page.keyboard.press("ArrowLeft");
   await page.keyboard.press("ArrowLeft");
-  assert.match(await text(page, "#reading"), /of [\d,]+ accepted/);
+  assert.match(await text(page, "#chart-reading"), /of [\d,]+ accepted/);
   assert.match(await text(page, "#announcement"), /of [\d,]+ accepted/);
   await page.click("summary");
-  assert.ok(await page.locator("#rows tr").count() >= 8);
+  assert.ok(await page.locator("#chart-rows tr").count() >= 8);
   await assertUsable(page, "with its table");
   await page.click("summary");
   await assertLooks(page, "windows");
@@ -368,6 +369,135 @@ async function none(browser) {
   assertQuiet(opened);
 }
 
+const historyAsked = asked => asked.map(request => new URL(request)).filter(({ pathname }) => pathname.endsWith("/api/verve/series"));
+const DAY = 86_400, at = seconds => new Date(seconds * 1000).toISOString().replace(".000Z", "Z");
+
+/** An answer of the service, as it was asked for. The newest step is running, the oldest is before the first start. */
+function seriesFor(request, unlike = {}) {
+  const { searchParams } = new URL(request), [from, to] = ["from", "to"].map(edge => Date.parse(searchParams.get(edge)) / 1000);
+  const step = searchParams.get("step"), seconds = { hour: 3600, day: DAY }[step], steps = (to - from) / seconds;
+  const counts = Array.from({ length: steps }, (_, k) => ({
+    timestamp: at(from + k * seconds), unique_request_count: k === 0 ? 0 : 100_000 + 1_000 * k, complete: k > 0 && k < steps - 1, ...unlike[k],
+  }));
+  return { mode: "hll", standard_error: 0.008125, step, step_seconds: seconds, from: at(from), to: at(to), counts };
+}
+
+/** A mark for each hour and each day of which something is known. The answers are made up: no test takes 35 days. */
+async function history(browser) {
+  const opened = await open(browser, {}, async page => {
+    await page.route("**/api/verve/series?*", route => route.fulfill({ json: seriesFor(route.request().url(), { 20: { complete: false } }) }));
+  }), { page, asked } = opened;
+  for (const [id, step, steps] of [["hours", "hour", 48], ["days", "day", 35]]) {
+    await says(page, `#${id}-title`, new RegExp(`^The last ${steps} ${step}s \\(UTC\\)$`));
+    await page.waitForFunction(([id, marks]) => document.querySelectorAll(`#${id} .mark`).length === marks, [id, steps - 1]);
+    const incomplete = await page.locator(`#${id} .mark[data-complete=false]`).count();
+    assert.equal(incomplete, 2, "one, and the running one");
+    assert.equal(await page.locator(`#${id} .band`).count(), 1);
+    assert.ok(!(await page.isVisible(`#${id}-trouble`)));
+    await page.focus(`#${id}`);
+    await page.keyboard.press("ArrowLeft");
+    assert.match(await text(page, `#${id}-reading`), /: 1[\d,]+ \(95 %: [\d,]+ to [\d,]+\), incomplete$/);
+    await page.keyboard.press("ArrowLeft");
+    assert.match(await text(page, "#announcement"), /: 1[\d,]+ \(95 %: [\d,]+ to [\d,]+\)$/);
+    assert.match(await text(page, `#${id}-text`), new RegExp(`^${steps - 1} ${step}s from .* to .*: from 101,000 to 1[\\d,]+ different ids`));
+    assert.equal(await page.locator(`#${id}-rows tr`).count(), steps - 1);
+  }
+  await assertLooks(page, "history");
+  // Not again within a minute.
+  await page.waitForTimeout(3_000);
+  assert.deepEqual(historyAsked(asked).map(({ searchParams }) => searchParams.get("step")).sort(), ["day", "hour"]);
+  assertQuiet(opened);
+  await assertRefusals(browser);
+}
+
+/** What is refused, or only kept for a shorter time. */
+async function assertRefusals(browser) {
+  const opened = await open(browser, {}, page => page.route("**/api/verve/series?*", route => {
+    const url = route.request().url(), { step, counts } = seriesFor(url);
+    const refuse = (reason, detail) => route.fulfill({ status: 400, body: "failed", headers: { "failure-reason": reason, "failure-detail": detail } });
+    if (step === "day") return refuse("not_available", "the service keeps no days");
+    return counts.length > 12 ? refuse("range_not_kept", "nothing is kept of it") : route.fulfill({ json: seriesFor(url) });
+  })), { page, asked } = opened;
+  await says(page, "#hours-title", /^The last 12 hours \(UTC\)$/);
+  assert.equal(await page.locator("#hours .mark").count(), 11);
+  await says(page, "#days-trouble", /^The service keeps no days\.$/);
+  assert.ok(!(await page.isVisible("#days")));
+  assert.equal(historyAsked(asked).length, 4);
+  await assertUsable(page, "refused days");
+  assertQuiet(opened, /400/);
+}
+
+/** The count of a range, from the service itself; and why it refuses. */
+async function ranges(browser) {
+  const opened = await open(browser, {}, page => page.route("**/api/verve/series?*", route => route.fulfill({ json: seriesFor(route.request().url()) })));
+  const { page, asked } = opened, field = name => page.getByLabel(`${name} (UTC)`);
+  await send(Array.from({ length: 3_000 }, (_, id) => id));
+  await page.waitForFunction(() => document.querySelector("#from").value);
+  for (const [name, seconds, back, steps] of [["This hour", 3600, 0, 1], ["Today", DAY, 0, 1], ["Last 7 days", DAY, 6, 7]]) {
+    await page.getByRole("button", { name }).click();
+    await says(page, "#range-note", /incomplete: not over, or ids may be missing$/);
+    const [from, to] = [await field("From").inputValue(), await field("To").inputValue()].map(value => Date.parse(`${value}Z`) / 1000);
+    assert.equal(to - from, steps * seconds);
+    assert.ok(from % seconds === 0 && from <= Date.now() / 1000 - back * seconds, name);
+    assert.match(await text(page, "#range-note"), /^from [\d-]+ [\d:]+ to [\d-]+ [\d:]+ UTC · 95 %: [\d,]+ to [\d,]+ · /);
+    const count = Number((await text(page, "#range-count")).replace(",", ""));
+    assert.ok(Math.abs(count - 3_000) < 5 * 0.008125 * 3_000, `${name}: ${count}`);
+  }
+  assert.match(await text(page, "#announcement"), /^[\d,]+ different ids from/);
+  await assertLooks(page, "ranges");
+
+  // A closed window.
+  const { timestamp } = (await status()).windows.at(-1), from = Date.parse(timestamp) / 1000;
+  await field("From").fill(timestamp.replace("Z", ""));
+  await field("To").fill(at(from + 1).replace("Z", ""));
+  await page.keyboard.press("Enter");
+  await says(page, "#range-note", new RegExp(`^from ${timestamp.slice(0, 10)} ${timestamp.slice(11, 19)} to .*(exact|95 %: .*) · `));
+
+  // Refused: the end is before the beginning.
+  await field("To").fill("2020-01-01T00:00");
+  await page.getByRole("button", { name: "Count" }).click();
+  await says(page, "#range-note", /^To is not after from\.$/);
+  assert.ok(!(await page.isVisible("#range-count")));
+  await assertUsable(page, "refused range");
+  const last = asked.filter(request => request.includes("/api/verve/unique?")).at(-1);
+  assert.ok(last.endsWith(`to=${encodeURIComponent("2020-01-01T00:00:00.000Z")}`), last);
+  // An answer that comes late does not replace that to a later question.
+  let release, held = new Promise(resolve => release = resolve);
+  await page.route(/unique\?/, async route => {
+    await held;
+    await route.fulfill({ json: { unique_request_count: 77, standard_error: 0, from: timestamp, to: timestamp, complete: true } }).catch(() => {});
+  });
+  const waits = page.waitForRequest(/unique\?/);
+  await page.getByRole("button", { name: "Today" }).click();
+  await waits;
+  await page.unroute(/unique\?/);
+  await page.getByRole("button", { name: "Yesterday" }).click();
+  await page.waitForFunction(() => !/To is not after/.test(document.querySelector("#range-note").textContent));
+  release();
+  await page.waitForTimeout(500);
+  assert.notEqual(await text(page, "#range-count"), "77");
+  assertQuiet(opened, /400|ERR_ABORTED/);
+}
+
+/** Mode exact has neither hours nor ranges: it says so, and asks for none. */
+async function exact(browser) {
+  const opened = await open(browser), { page, asked } = opened;
+  await says(page, "#hours-trouble", /^Mode exact counts no hours\.$/);
+  await says(page, "#days-trouble", /^Mode exact counts no days\.$/);
+  assert.ok(await page.isVisible("#no-ranges") && !(await page.isVisible("#range")));
+  assert.equal(historyAsked(asked).length, 0);
+  await assertUsable(page, "exact");
+  assertQuiet(opened);
+}
+
+/** A window that is longer than an hour. */
+async function long(browser) {
+  const opened = await open(browser), { page, asked } = opened;
+  await says(page, "#hours-trouble", /^Windows of 86400 s do not fit into hours\.$/);
+  assert.deepEqual(historyAsked(asked).filter(({ searchParams }) => searchParams.get("step") === "hour"), []);
+  assertQuiet(opened);
+}
+
 /** Behind a load balancer; MORE is how many instances there are. */
 async function instances(browser) {
   const [instances] = more, opened = await open(browser), { page } = opened;
@@ -399,7 +529,7 @@ async function away(browser) {
 }
 
 (async () => {
-  const checks = { count, chart, access, counters, overflow, failures, none, instances, degraded, away };
+  const checks = { count, chart, access, counters, overflow, failures, history, ranges, exact, long, none, instances, degraded, away };
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: QUIET });
   try {
     await checks[check](browser);

@@ -46,15 +46,11 @@ pub fn routers(api: Api) -> Routers {
     let mut ui = Router::new().route("/", get(ui::page)).route("/status", any(status::status));
     if separate {
         // The page asks for them where it is served.
-        ui = ui.route(COUNTERS, any(counters::counters));
+        ui = counts(ui);
     }
     let ui = Some(ui).filter(|_| api.settings.with_page).unwrap_or_default();
     let routes = Arc::new(Routes::new(api));
-    let public = Router::new()
-        .route("/api/verve/accept", any(accept::accept))
-        .route(UNIQUE, any(unique::unique))
-        .route(COUNTERS, any(counters::counters))
-        .route(SERIES, any(series::series));
+    let public = counts(Router::new()).route("/api/verve/accept", any(accept::accept));
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
@@ -72,6 +68,14 @@ pub fn routers(api: Api) -> Routers {
     } else {
         Routers { public: finish(public.merge(operations)), admin: None }
     }
+}
+
+/// Adds the routes that read counts.
+fn counts(router: Router<Arc<Routes>>) -> Router<Arc<Routes>> {
+    router
+        .route(UNIQUE, any(unique::unique))
+        .route(COUNTERS, any(counters::counters))
+        .route(SERIES, any(series::series))
 }
 
 async fn not_found(State(routes): State<Arc<Routes>>) -> Response {
