@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::PATIENCE;
+use crate::support::fleet::{Fleet, WINDOW, next_window, seconds};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::{Server, value_of};
 use crate::support::tools::succeeds;
+use crate::support::{PATIENCE, lines, wait_until};
 
 const REASONS: [&str; 11] = [
     "missing_id",
@@ -162,6 +163,50 @@ async fn metrics_count_events() {
         ("headcount_connections", 1.0),
     ] {
         assert_eq!(value_of(&text, series), Some(value), "{series} in\n{text}");
+    }
+}
+
+/// Both instances show the hour and the day, which grow with each window.
+#[tokio::test]
+async fn metrics_show_the_running_hour_and_day() {
+    let redis = Redis::start();
+    let fleet = Fleet::start(2, &redis, "running-periods", &[]).await;
+    let day_of = |time| seconds(time) / 86_400;
+    let today = day_of(SystemTime::now());
+    let series = |name: &str, level: &str| format!(r#"headcount_period_{name}{{level="{level}"}}"#);
+    for ids in [300, 500] {
+        let mut connection = Connection::open(fleet.servers[0].address).await.unwrap();
+        let began = next_window(Duration::ZERO).await;
+        connection.post("text/plain", lines(0..ids).as_bytes()).await.unwrap();
+        fleet.wait_published(began + WINDOW.as_secs()).await;
+        for server in &fleet.servers {
+            wait_until("the day to grow", async || {
+                let day = server.metric(&series("unique_ids", "day")).await;
+                (day - ids as f64).abs() < 0.05 * ids as f64
+            })
+            .await;
+            let text = server.get("/metrics").await.body;
+            let value = |name: &str, level: &str| value_of(&text, &series(name, level)).unwrap();
+            assert!(value("unique_ids", "hour") <= value("unique_ids", "day"), "{text}");
+            let began_before_us = day_of(SystemTime::now()) == today;
+            assert!(value("complete", "day") == 0.0 || !began_before_us, "{text}");
+        }
+    }
+}
+
+/// What is not kept is not shown, and no count of another instance is hidden by it.
+#[tokio::test]
+async fn metrics_show_no_hour_or_day_that_is_not_kept() {
+    let no_hours = Server::start(&["--window", "1s", "--keep-hours", "0s"]).await;
+    let exact = Server::start(&["--window", "1s", "--mode", "exact"]).await;
+    no_hours.get("/api/verve/accept?id=1").await;
+    no_hours.wait_for_metric(r#"headcount_period_unique_ids{level="day"}"#, 1.0).await;
+    exact.wait_closed(2).await;
+    for (server, level) in [(&no_hours, "hour"), (&exact, "hour"), (&exact, "day")] {
+        for name in ["unique_ids", "complete"] {
+            let value = server.metric(&format!(r#"headcount_period_{name}{{level="{level}"}}"#)).await;
+            assert!(value.is_nan(), "{level}: {value}");
+        }
     }
 }
 

@@ -9,8 +9,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::schemas::Exposition;
 use super::state::Routes;
-use crate::http::api::Phase;
+use crate::coordination::Rolled;
+use crate::http::api::{Api, Phase};
 use crate::http::error::{NO_STORE, TEXT};
+use crate::model::period::{Level, Period};
+use crate::platform::unavailable::Unavailable;
 
 /// The Prometheus text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -70,7 +73,34 @@ pub(super) async fn metrics(State(routes): State<Arc<Routes>>) -> Response {
     let counted = if is_degraded { None } else { api.store.count(api.running_window()).await.ok() };
     // NaN, not the last count: dashboards show the largest count of all instances.
     api.metrics.current_unique_ids.set(counted.map_or(f64::NAN, |counted| counted.unique_ids as f64));
+    let rolled = if is_degraded { None } else { newest_periods(api).await.ok() };
+    show_periods(api, &rolled.unwrap_or_default());
     ([(CONTENT_TYPE, EXPOSITION), (CACHE_CONTROL, NO_STORE)], api.metrics.render()).into_response()
+}
+
+/// The hour and the day of the last window that was rolled up. All instances read the same, so none shows an older count.
+async fn newest_periods(api: &Api) -> Result<Rolled, Unavailable> {
+    let rolled = api.coordinator.rolled(&[]).await?;
+    match rolled.last {
+        Some(last) => api.coordinator.rolled(&Period::of(last).collect::<Vec<_>>()).await,
+        None => Ok(rolled),
+    }
+}
+
+/// NaN for what is not known, or not kept, as above.
+fn show_periods(api: &Api, rolled: &Rolled) {
+    for level in Level::ALL {
+        let is_kept = !api.counting.keep.total.of(level).is_zero();
+        let newest = rolled.periods.iter().find(|(period, _)| is_kept && period.level == level);
+        let (count, complete) = newest.map_or((f64::NAN, f64::NAN), |(period, newest)| {
+            // Another window may have been rolled up since the first answer.
+            let so_far =
+                rolled.last.map_or(0, |last| last.next().unix_seconds().saturating_sub(period.start));
+            (newest.unique_request_count as f64, f64::from(newest.has_all_of(so_far)))
+        });
+        api.metrics.period_unique_ids(level.as_str()).set(count);
+        api.metrics.period_complete(level.as_str()).set(complete);
+    }
 }
 
 fn plain(status: StatusCode, body: &'static str) -> Response {

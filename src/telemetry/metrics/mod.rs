@@ -26,6 +26,8 @@ const REQUESTS: &str = "headcount_requests_total";
 const REQUEST_DURATION: &str = "headcount_request_duration_seconds";
 const CLOSED_WINDOWS: &str = "headcount_closed_windows_total";
 const COUNTER_UNIQUE_IDS: &str = "headcount_counter_unique_ids";
+const PERIOD_UNIQUE_IDS: &str = "headcount_period_unique_ids";
+const PERIOD_COMPLETE: &str = "headcount_period_complete";
 const PUBLISHED_WINDOWS: &str = "headcount_published_windows_total";
 const SKIPPED_COUNTERS: &str = "headcount_skipped_counters_total";
 const PUBLISH_LAG: &str = "headcount_publish_lag_seconds";
@@ -57,6 +59,7 @@ macro_rules! declare {
                 let process = metrics_process::Collector::default();
                 let metrics = Self { recorder, process, $($field,)+ };
                 let _ = [true, false].map(|complete| metrics.closed_windows(complete));
+                let _ = ["hour", "day"].map(|level| (metrics.period_unique_ids(level), metrics.period_complete(level)));
                 metrics
             }
         }
@@ -154,6 +157,15 @@ impl Metrics {
             COUNTER_UNIQUE_IDS,
             "Different ids of a counter in the last closed window, for each --metrics-counter.",
         );
+        Gauge::describe(
+            PERIOD_UNIQUE_IDS,
+            "Different ids of the hour or day (UTC) of the last window that was rolled up, so far; NaN while that is not \
+                         known, or not kept.",
+        );
+        Gauge::describe(
+            PERIOD_COMPLETE,
+            "1 if that hour or day has all ids of its windows so far, 0 if ids may be missing; NaN as above.",
+        );
         Histogram::describe(PUBLISH_LAG, "From a window's end until a sink had its count, by sink.");
         Counter::describe(
             PUBLISHED_WINDOWS,
@@ -203,6 +215,16 @@ impl Metrics {
     /// Different ids of a counter in the last closed window. Only for names that the operator chose, never for those of clients.
     pub(crate) fn counter_unique_ids(&self, counter: &str) -> Gauge {
         self.labelled(COUNTER_UNIQUE_IDS, &[("counter", counter.to_owned().into())])
+    }
+
+    /// Different ids of the newest `hour` or `day` that was rolled up, so far.
+    pub(crate) fn period_unique_ids(&self, level: &'static str) -> Gauge {
+        self.labelled(PERIOD_UNIQUE_IDS, &[("level", level.into())])
+    }
+
+    /// Whether that hour or day has all ids of its windows so far.
+    pub(crate) fn period_complete(&self, level: &'static str) -> Gauge {
+        self.labelled(PERIOD_COMPLETE, &[("level", level.into())])
     }
 
     /// How long after a window's end `sink` had its count.
