@@ -6,6 +6,7 @@ mod counters;
 mod description;
 mod in_flight;
 pub(super) mod ops;
+mod paths;
 mod query;
 mod range;
 mod schemas;
@@ -24,13 +25,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 
 pub use self::description::description;
+use self::paths::{COUNTERS, SERIES, UNIQUE};
 use self::state::Routes;
 use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
-
-const COUNTERS: &str = "/api/verve/counters";
-const UNIQUE: &str = "/api/verve/unique";
-const SERIES: &str = "/api/verve/series";
 
 /// A router for each listener. Without `--admin-listen`, `public` has all routes.
 pub struct Routers {
