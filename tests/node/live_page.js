@@ -132,6 +132,10 @@ async function chart(browser) {
     break;
   }
   await says(page, "#repeats", /^[\d.]+%/);
+  // The service was just started: of its history it knows the running hour and day.
+  for (const id of ["hours", "days"]) {
+    await page.waitForFunction(id => document.querySelectorAll(`#${id} .mark[data-complete=false]`).length > 0, id);
+  }
   assert.ok(await page.locator("#chart .band").count() > 0, "an error band");
   await says(page, "#current-note", /95 %: [\d,]+ to [\d,]+$/);
 
