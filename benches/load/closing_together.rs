@@ -4,7 +4,6 @@
 //! else. The others get a hundred thousand counters, a third of the ids over each instance. So each has a part of each counter.
 //! The broker is that of `scripts/kafka with`.
 
-use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use crate::closing::{bodies, check_counters, fill, last_closed, next_start, p99, sleep_until};
 use crate::open_loop;
 use crate::report::{Target, head, line, median};
+use crate::slow_log;
 use crate::subjects::{Counter, Service, Subject};
 use crate::support::kafka::{Tail, namespace, shared};
 use crate::support::process::headcount;
@@ -25,14 +25,13 @@ const INSTANCES: usize = 3;
 const ARRIVALS_A_SECOND: f64 = 1_000.0;
 /// The time after a window's end in which its close shows.
 const CLOSE: Duration = Duration::from_secs(5);
-/// Commands that take longer are in Redis's slow log.
-const SLOW: Duration = Duration::from_millis(1);
 
 /// A round is a quiet window, and a filled one.
 pub fn measure(rounds: u64) -> Result<Value, String> {
     let (brokers, namespace, windows) = (shared(), namespace("closing"), 2 * rounds as u32);
     let subjects = start(&brokers, &namespace);
-    log_slow_commands(&subjects[0])?;
+    let mut redis = subjects[0].redis.as_ref().ok_or("no Redis")?.connect();
+    slow_log::begin(&mut redis)?;
     let tail = Tail::start(&brokers, &format!("{namespace}.unique-counts"));
     let (bodies, first) = (bodies(), next_start(WINDOW));
     let end = first + WINDOW * windows + CLOSE;
@@ -62,8 +61,7 @@ pub fn measure(rounds: u64) -> Result<Value, String> {
     row("p99 in a quiet window, ms", &in_quiet, Target::None);
     row("p99, 5 s after a filled one, ms", &after, Target::AtMost(limit));
     row("to fill it, s", &filling, Target::None);
-    let slow = slow_commands(&subjects[0])?;
-    println!("commands of more than {SLOW:?} in Redis, with the longest in µs: {slow:?}");
+    let slow = slow_log::print(&mut redis)?;
     Ok(json!({
         "end_to_count_s": count, "end_to_kafka_s": kafka, "p99_quiet_ms": in_quiet, "p99_after_filled_ms": after,
         "fill_s": filling, "slow_commands": slow,
@@ -129,31 +127,4 @@ fn fill_and_close(
 fn start_of_running() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
     now / WINDOW.as_secs() * WINDOW.as_secs()
-}
-
-fn log_slow_commands(subject: &Subject) -> Result<(), String> {
-    let mut connection = subject.redis.as_ref().ok_or("no Redis")?.connect();
-    let settings = [("slowlog-log-slower-than", SLOW.as_micros()), ("slowlog-max-len", 10_000)];
-    for (setting, value) in settings {
-        let mut set = redis::cmd("CONFIG");
-        set.arg("SET").arg(setting).arg(value.to_string());
-        set.exec(&mut connection).map_err(|error| error.to_string())?;
-    }
-    Ok(())
-}
-
-/// How often each command is in the slow log, and how long the longest took, in microseconds.
-fn slow_commands(subject: &Subject) -> Result<BTreeMap<String, (u64, u64)>, String> {
-    type Entry = (u64, u64, u64, Vec<Vec<u8>>, redis::Value, redis::Value);
-    let mut connection = subject.redis.as_ref().ok_or("no Redis")?.connect();
-    let mut get = redis::cmd("SLOWLOG");
-    get.arg("GET").arg(10_000);
-    let entries: Vec<Entry> = get.query(&mut connection).map_err(|error| error.to_string())?;
-    let mut slow = BTreeMap::new();
-    for (_, _, micros, words, ..) in entries {
-        let command = String::from_utf8_lossy(words.first().map_or(b"", Vec::as_slice)).to_uppercase();
-        let (times, longest): &mut (u64, u64) = slow.entry(command).or_default();
-        (*times, *longest) = (*times + 1, (*longest).max(micros));
-    }
-    Ok(slow)
 }

@@ -27,7 +27,9 @@ mod lines;
 mod open_loop;
 mod report;
 mod requests;
+mod roll_up;
 mod service;
+mod slow_log;
 mod subjects;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
@@ -83,6 +85,8 @@ enum Part {
     Closing,
     /// The same of three instances, through Redis and Kafka
     ClosingTogether,
+    /// The roll-up of many counters into their hour, through Redis
+    RollUp,
     /// With more connections, processes and shards
     Growth,
     /// Resident memory
@@ -108,6 +112,7 @@ impl Part {
             Self::Arrivals => arrivals::measure(effort),
             Self::Closing => closing::measure(effort.rounds),
             Self::ClosingTogether => closing_together::measure(effort.rounds),
+            Self::RollUp => roll_up::measure(),
             Self::Growth => growth::measure(effort),
             Self::Footprint => footprint::measure(),
             Self::Lines => lines::measure(),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::answers::CounterRecord;
-use super::history::read;
 use super::keep::KeepPeriods;
+use crate::hll::Sketch;
 use crate::model::counter::CounterCount;
 use crate::model::parts::Part;
 use crate::model::period::{Level, Period};
@@ -147,4 +147,9 @@ impl CounterHistory {
         *gone = period.end().max(*gone);
         self.bytes -= self.periods.remove(&period).map_or(0, |counters| counters.bytes);
     }
+}
+
+/// Reads the string of a sketch that this process wrote.
+pub(super) fn read(stored: &[u8]) -> Sketch {
+    Sketch::from_bytes(stored).unwrap_or_default()
 }

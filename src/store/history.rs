@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use super::answers::{CounterRecord, Grown, RolledUp};
-use super::counter_history::{CounterHistory, CounterSketches};
+use super::counter_history::{CounterHistory, CounterSketches, read};
 use super::keep::Keep;
 use crate::hll::Sketch;
 use crate::model::counter::{CounterCount, Subject};
@@ -213,11 +213,6 @@ impl State {
 
 fn bytes_of(stored: &Stored) -> usize {
     stored.iter().map(Vec::capacity).sum()
-}
-
-/// What this process wrote.
-pub(super) fn read(stored: &[u8]) -> Sketch {
-    Sketch::from_bytes(stored).unwrap_or_default()
 }
 
 /// The sketches of each shard together.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::answers::{AddError, Added, CountError, CounterRecord, RolledUp, Settled, StoreCount, Union};
+use super::counter_history;
 use super::counters::Counters;
-use super::history::{self, History};
+use super::history::History;
 use super::ids::Ids;
 use super::keep::Keep;
 use super::places::{Before, LastNames};
@@ -196,7 +197,8 @@ impl MemoryStore {
         let sketches: Vec<_> = (0..shards).map(|_| Sketch::new()).collect();
         let mut of_parts = Vec::with_capacity(parts.len());
         for (part, kept) in parts.iter().zip(self.history.get(of, parts)) {
-            let mut of_part: Vec<_> = kept.iter().flatten().map(|stored| history::read(stored)).collect();
+            let mut of_part: Vec<_> =
+                kept.iter().flatten().map(|stored| counter_history::read(stored)).collect();
             if let Part::Window(window) = part
                 && let Ok(Some(Entry::Open(open))) = self.windows.get(*window)
             {
