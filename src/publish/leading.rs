@@ -213,7 +213,9 @@ impl<'a> Leading<'a> {
                 let counted = Arc::new(ClosedCounters::new(stored.clone(), counters));
                 if is_ours {
                     self.publisher.closed.note_counters(&counted);
-                    self.roll_up.note_counters(&counted);
+                    if !self.is_rolled_up(count.window) {
+                        self.roll_up.note_counters(&counted);
+                    }
                 }
                 self.enqueue(stored, if is_ours { counted.into() } else { WindowCounters::None });
                 Ok(true)

@@ -23,8 +23,8 @@ const WINDOWS_A_ROUND: u64 = 100;
 /// How long a round may take: meanwhile no window is closed.
 const A_WHILE: Duration = Duration::from_millis(50);
 
-/// Closed windows whose counters are remembered, at most. Those of others are read from Redis.
-const REMEMBERED: usize = 4;
+/// Closed windows whose counters are remembered until they are merged, at most. Those of others are read from Redis.
+const REMEMBERED: usize = 2;
 /// Counters that are merged before the leader looks at the clock.
 const COUNTERS_AT_ONCE: usize = 64;
 
@@ -42,6 +42,7 @@ pub(super) struct RollUp {
 
 /// The counters of a window that are being merged. There may be too many for one round.
 struct Merging {
+    window: Window,
     /// None if they are lost.
     counters: Option<Arc<ClosedCounters>>,
     /// How many are merged.
@@ -122,6 +123,7 @@ impl RollUp {
                 return Ok(true);
             }
             self.merging = None;
+            self.closed.retain(|closed, _| *closed > window);
             self.next = Some(window.next());
         }
         Ok(range.to < end)
@@ -176,11 +178,12 @@ impl RollUp {
         if !publisher.keep.counters.any() {
             return Ok(Some(RolledCounters::default()));
         }
-        if self.merging.is_none() {
+        // The next window may have expired, while Redis was away: then it is another one.
+        if self.merging.as_ref().is_none_or(|merging| merging.window != window) {
             let counters = self.counters_of(publisher, window).await?;
-            self.merging = Some(Merging { counters, merged: 0 });
+            self.merging = Some(Merging { window, counters, merged: 0 });
         }
-        let Some(Merging { counters: Some(counters), merged }) = &mut self.merging else {
+        let Some(Merging { counters: Some(counters), merged, .. }) = &mut self.merging else {
             return Ok(Some(RolledCounters::default()));
         };
         let keep = publisher.keep.counters;

@@ -11,7 +11,7 @@ use crate::model::period::{Level, Period};
 use crate::model::window::Window;
 
 /// What an entry takes beside its name and its sketch.
-const BYTES_AN_ENTRY: usize = 80;
+pub(super) const BYTES_AN_ENTRY: usize = 80;
 
 /// The sketches of the counters of a window, as strings of Redis.
 pub(super) type CounterSketches = Vec<(Box<str>, Box<[u8]>)>;
@@ -49,6 +49,7 @@ impl Counters {
 }
 
 impl CounterHistory {
+    /// Keeps the sketches of a window.
     pub(super) fn note(&mut self, window: Window, sketches: CounterSketches) {
         let mut counters = Counters::default();
         for (name, sketch) in sketches {
@@ -64,7 +65,12 @@ impl CounterHistory {
         if period.end() <= self.gone(period.level) {
             return;
         }
-        let of_window = self.windows.get(&window).and_then(|counters| counters.entries.get(&counter.name));
+        let Some(of_window) = self.windows.get(&window) else {
+            // There was no room for it. Its hour would lack ids of any counter.
+            self.remove_period(period);
+            return;
+        };
+        let of_window = of_window.entries.get(&counter.name);
         let counters = self.periods.entry(period).or_default();
         let known = counters.entries.get(&counter.name);
         let is_whole = counter.is_whole && of_window.is_some() && known.is_none_or(|known| known.is_whole);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use super::answers::{CounterRecord, Grown, RolledUp};
-use super::counter_history::{CounterHistory, CounterSketches, read};
+use super::counter_history::{BYTES_AN_ENTRY, CounterHistory, CounterSketches, read};
 use super::keep::Keep;
 use crate::hll::Sketch;
 use crate::model::counter::{CounterCount, Subject};
@@ -98,9 +98,9 @@ impl History {
         rolled
     }
 
-    /// Whether sketches of counters are kept after the seal.
-    pub(super) fn keeps_counters(&self) -> bool {
-        self.keep.counters.any()
+    /// Whether the sketches of so many counters are kept after the seal. With more, even those of one window have no room.
+    pub(super) fn keeps_counters(&self, number: usize) -> bool {
+        self.keep.counters.any() && number * BYTES_AN_ENTRY < MOST_BYTES
     }
 
     /// Keeps the sketches of the counters of a window that is sealed.

@@ -108,7 +108,9 @@ impl MemoryStore {
             let history = Arc::clone(&self.history);
             let counting = tokio::task::spawn_blocking(move || {
                 let sealed = open.seal();
-                if let Some(counters) = open.counters.as_ref().filter(|_| history.keeps_counters()) {
+                if history.keeps_counters(sealed.counters.all().len())
+                    && let Some(counters) = &open.counters
+                {
                     history.note_counters(window, counters.sketches());
                 }
                 (sealed, open)

@@ -84,14 +84,16 @@ pub(super) struct CountingFlags {
     )]
     keep_hours: Duration,
 
-    /// How long days of counters are kept, after their end. A counter takes up to 12.3 KB a day
+    /// How long days of counters are kept, after their end. A counter takes up to 12.3 KB a day. Without --keep-hours and
+    /// --keep-days there are none
     #[arg(
         long, env = "HEADCOUNT_COUNTER_KEEP_DAYS", value_name = "DURATION", default_value = "0s",
         value_parser = values::history
     )]
     counter_keep_days: Duration,
 
-    /// How long hours of counters are kept, after their end. A counter takes up to 12.3 KB an hour
+    /// How long hours of counters are kept, after their end. A counter takes up to 12.3 KB an hour. Without --keep-hours and
+    /// --keep-days there are none
     #[arg(
         long, env = "HEADCOUNT_COUNTER_KEEP_HOURS", value_name = "DURATION", default_value = "24h",
         value_parser = values::history
@@ -153,6 +155,10 @@ impl CountingFlags {
         if self.metrics_counter.len() > MOST_EXPORTED {
             return Err(format!("'--metrics-counter <NAME>' takes at most {MOST_EXPORTED} names"));
         }
+        let total = KeepPeriods { hours: self.keep_hours, days: self.keep_days };
+        let of_counters = KeepPeriods { hours: self.counter_keep_hours, days: self.counter_keep_days };
+        // Windows are rolled up from the series, which is kept with the total.
+        let keep = Keep { total, counters: if total.any() { of_counters } else { KeepPeriods::default() } };
         let counters =
             CounterLimits { most: self.max_counters as usize, memory: self.counter_memory.as_u64() };
         Ok(Counting {
@@ -162,10 +168,7 @@ impl CountingFlags {
             shards,
             retention,
             counter_retention,
-            keep: Keep {
-                total: KeepPeriods { hours: self.keep_hours, days: self.keep_days },
-                counters: KeepPeriods { hours: self.counter_keep_hours, days: self.counter_keep_days },
-            },
+            keep,
             id_key,
             counters,
             exported_counters: self.metrics_counter,
