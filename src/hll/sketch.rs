@@ -58,6 +58,20 @@ impl Sketch {
         }
     }
 
+    /// The lower of both in each register: the sketch of what both were shown, and of what looks like it.
+    pub(crate) fn common(&self, other: &Self) -> Self {
+        let common = Self::new();
+        for ((register, rank), other) in common.registers.iter().zip(self.ranks()).zip(other.ranks()) {
+            register.store(rank.min(other), Ordering::Relaxed);
+        }
+        common
+    }
+
+    /// Whether another sketch has every register at least as high.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.ranks().zip(other.ranks()).all(|(rank, other)| rank <= other)
+    }
+
     /// How many different elements it was shown, as `PFCOUNT` answers.
     pub fn estimate(&self) -> u64 {
         let mut histogram = [0; RANKS];
@@ -130,4 +144,24 @@ impl fmt::Debug for Sketch {
 /// nothing changes, and a load leaves the cache line shared where a `fetch_max` would claim it.
 fn raise(register: &AtomicU8, rank: u8) -> bool {
     register.load(Ordering::Relaxed) < rank && register.fetch_max(rank, Ordering::Relaxed) < rank
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_two_sketches_have_in_common_is_within_both() {
+        let of = |elements: Range<usize>| {
+            let sketch = Sketch::new();
+            elements.for_each(|element| _ = sketch.add(&element.to_be_bytes()));
+            sketch
+        };
+        let (one, other, both) = (of(0..2_000), of(1_000..3_000), of(1_000..2_000));
+        let common = one.common(&other);
+        assert!(both.is_within(&common) && common.is_within(&one) && common.is_within(&other));
+        assert!(!one.is_within(&other) && !one.is_within(&both) && Sketch::new().is_within(&both));
+        // A register that differs in both is in neither's ids, so there may be a few more.
+        assert!((1_000 - 60..1_000 + 200).contains(&common.estimate()), "{}", common.estimate());
+    }
 }

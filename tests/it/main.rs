@@ -77,4 +77,5 @@ mod test_support;
 mod text_ids;
 mod unique_command;
 mod verify_command;
+mod verify_periods;
 mod window_boundaries;

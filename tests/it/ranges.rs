@@ -23,7 +23,7 @@ use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::support::fleet::{Fleet, WINDOW, next_window, seconds};
+use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, wait_for_room_in_the_hour};
 use crate::support::http::Connection;
 use crate::support::redis::Redis as RedisServer;
 use crate::support::server::Server;
@@ -337,14 +337,6 @@ fn rolled(redis: &RedisServer, namespace: &str, start: u64) -> BTreeMap<String, 
     let fields: BTreeMap<String, String> =
         ::redis::cmd("HGETALL").arg(key).query(&mut redis.connect()).unwrap();
     fields.into_iter().map(|(field, json)| (field, serde_json::from_str(&json).unwrap())).collect()
-}
-
-/// No hour ends within the next forty seconds.
-async fn wait_for_room_in_the_hour() {
-    let left = 3_600 - seconds(SystemTime::now()) % 3_600;
-    if left < 40 {
-        tokio::time::sleep(Duration::from_secs(left)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

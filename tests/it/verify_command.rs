@@ -24,7 +24,7 @@ use crate::support::server::Server;
 use crate::support::{free_port, wait_until};
 
 /// Exit code, and the lines.
-fn run(command: &str, args: &[&str]) -> (i32, Vec<String>) {
+pub fn run(command: &str, args: &[&str]) -> (i32, Vec<String>) {
     let output = output_of(headcount().arg(command).args(args));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     let lines = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
@@ -32,7 +32,7 @@ fn run(command: &str, args: &[&str]) -> (i32, Vec<String>) {
 }
 
 #[track_caller]
-fn about<'a>(lines: &'a [String], subject: &str) -> &'a str {
+pub fn about<'a>(lines: &'a [String], subject: &str) -> &'a str {
     let mut about = lines.iter().filter(|line| line[5..].starts_with(&format!("{subject}:")));
     let line = about.next().unwrap_or_else(|| panic!("{subject}: {lines:?}"));
     assert!(about.next().is_none(), "{subject}: {lines:?}");

@@ -1,6 +1,8 @@
 //! `headcount verify`: reads the topics as a consumer does, and says whether every window is there once, with its counters.
+//! With Redis it also says whether hours and days have the ids of their windows.
 
 mod counters;
+mod periods;
 mod redis;
 
 use std::collections::BTreeMap;
@@ -43,6 +45,7 @@ pub(super) async fn run(settings: &Settings, kafka: &KafkaSettings, out: impl Wr
     }
     if let Some(redis) = &mut redis {
         redis.compare(&entries, &mut findings).await?;
+        redis.compare_periods(&entries, &mut findings).await?;
     }
     counters::look(settings, kafka, &entries, redis, &mut findings).await?;
     Ok(!findings.failed())

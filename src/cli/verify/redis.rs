@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use ::redis::Pipeline;
 use serde::Deserialize;
 
+use super::periods::Periods;
 use crate::cli::backend::{Coordination, instance_id};
 use crate::cli::findings::{Findings, Verdict, some};
 use crate::cli::settings::Settings;
@@ -117,6 +118,15 @@ impl<'a> Comparison<'a> {
         }
         let text = format!("{} of {compared} differ: {}", differ.len(), some(differ));
         findings.add(Verdict::Fail, "counts", text)
+    }
+
+    /// Compares hours and days with the windows that are still in Redis.
+    pub(super) async fn compare_periods(
+        &self,
+        entries: &[Entry],
+        findings: &mut Findings<impl Write>,
+    ) -> io::Result<()> {
+        Periods::new(self.settings, &self.redis, &self.keys).compare(entries, findings).await
     }
 
     /// Whether the topic has what Redis says is published. False if Redis does not answer.

@@ -163,3 +163,11 @@ pub fn assert_same_registers(in_redis: &[u8], ids: impl IntoIterator<Item = impl
     let stored = Sketch::from_bytes(in_redis).expect("a sketch");
     assert!(stored == sketch_of(ids), "other registers than those of the ids");
 }
+
+/// No hour ends within the next forty seconds.
+pub async fn wait_for_room_in_the_hour() {
+    let left = 3_600 - seconds(SystemTime::now()) % 3_600;
+    if left < 40 {
+        tokio::time::sleep(Duration::from_secs(left)).await;
+    }
+}
