@@ -58,7 +58,7 @@ pub struct Trouble {
 }
 
 enum Cause {
-    Redis { site: Site, url: String, mode: &'static str, outage: Outage },
+    Redis { site: Box<Site>, url: String, mode: &'static str, outage: Outage },
     Endpoint { _receiver: Option<Receiver> },
 }
 
@@ -79,7 +79,7 @@ impl Trouble {
     pub async fn prepare(kind: Kind) -> Self {
         match kind {
             Kind::Redis(mode, outage) => {
-                let site = Site::start().await;
+                let site = Box::new(Site::start().await);
                 let url = site.url();
                 Self { cause: Cause::Redis { site, url, mode, outage }, endpoint: Endpoint::default() }
             }

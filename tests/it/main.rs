@@ -57,6 +57,7 @@ mod metrics;
 mod namespaces;
 mod openapi;
 mod publishing;
+mod range_faults;
 mod ranges;
 mod redis_outages;
 mod redis_recovery;

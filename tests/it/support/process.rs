@@ -18,15 +18,20 @@ pub fn headcount() -> Command {
 
 /// The same with a clock that is off by `offset`, such as `+1.5s`.
 pub fn headcount_with_clock(offset: &str) -> Command {
-    // faketime would run the binary as a child that outlives it. So only its library is used.
+    let mut command = headcount();
+    set_clock(&mut command, offset);
+    command
+}
+
+/// Gives a command a clock that is off by `offset`.
+pub fn set_clock(command: &mut Command, offset: &str) {
+    // faketime would run the command as a child that outlives it. So only its library is used.
     let asked = Command::new("faketime").args(["-m", "-f", offset, "printenv", "LD_PRELOAD"]).output();
     let library = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
-    let mut command = headcount();
     command.env("LD_PRELOAD", String::from_utf8(library).expect("a path").trim());
     command.env("FAKETIME", offset);
     // Time-outs use the monotonic clock, which stays right.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
-    command
 }
 
 /// Runs the binary to its end.

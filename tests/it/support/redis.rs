@@ -11,7 +11,7 @@ use redis::Connection;
 use tempfile::TempDir;
 
 use super::certificates::make_certificates;
-use super::process::Process;
+use super::process::{Process, set_clock};
 use super::{free_port, wait_blocking};
 
 /// The kinds of server: Debian's, and those that scripts/test fetches.
@@ -59,6 +59,8 @@ pub struct Redis {
     tls: bool,
     program: PathBuf,
     args: Vec<String>,
+    /// How far its clock is off.
+    clock: Option<String>,
     pub process: Process,
     dir: TempDir,
 }
@@ -82,7 +84,15 @@ impl Redis {
     /// Starts one of these kinds with more arguments, each word an element: `["--user", "reader", "on", "nopass"]`.
     pub fn start_with(flavour: Flavour, args: &[&str]) -> Self {
         let port = if args.contains(&"--cluster-enabled") { free_port_for_a_node() } else { free_port() };
-        Self::launch(flavour, port, args, None)
+        Self::launch(flavour, port, args, None, None)
+    }
+
+    /// Starts one with a clock that is off by `offset`, such as `+15s`. It keeps its data when it is killed. None if only Debian's
+    /// is there: its jemalloc asks for the time before faketime can answer.
+    pub fn start_with_clock(offset: &str) -> Option<Self> {
+        let flavour = Flavour::at_hand().into_iter().find(|flavour| *flavour != Flavour::Debian)?;
+        let args = ["--appendonly", "yes", "--appendfsync", "no"];
+        Some(Self::launch(flavour, free_port(), &args, None, Some(offset.to_owned())))
     }
 
     /// Starts a Sentinel that monitors nothing. It writes its state to `config`.
@@ -92,9 +102,9 @@ impl Redis {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let program = Flavour::Debian.program().expect("Debian's");
         let args = vec![config.display().to_string(), "--sentinel".to_owned()];
-        let process = spawn(&program, &args, dir.path());
+        let process = spawn(&program, &args, dir.path(), None);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut redis = Self { address, tls: false, program, args, process, dir };
+        let mut redis = Self { address, tls: false, program, args, clock: None, process, dir };
         redis.wait_until_it_answers();
         redis
     }
@@ -112,11 +122,17 @@ impl Redis {
             ["--tls-ca-cert-file", "ca.pem"],
             ["--tls-auth-clients", "no"],
         ];
-        Self::launch(Flavour::Debian, port, args.as_flattened(), Some(dir))
+        Self::launch(Flavour::Debian, port, args.as_flattened(), Some(dir), None)
     }
 
     /// With `tls`, the directory of the certificates, it speaks TLS.
-    fn launch(flavour: Flavour, port: u16, more: &[&str], tls: Option<TempDir>) -> Self {
+    fn launch(
+        flavour: Flavour,
+        port: u16,
+        more: &[&str],
+        tls: Option<TempDir>,
+        clock: Option<String>,
+    ) -> Self {
         let program = flavour.program().unwrap_or_else(|| panic!("{flavour:?} was not fetched"));
         let with_tls = tls.is_some();
         let dir = tls.unwrap_or_else(|| tempfile::tempdir().expect("a temporary directory"));
@@ -127,9 +143,9 @@ impl Redis {
             .chain(more.iter().copied())
             .map(str::to_owned)
             .collect();
-        let process = spawn(&program, &args, dir.path());
+        let process = spawn(&program, &args, dir.path(), clock.as_deref());
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut redis = Self { address, tls: with_tls, program, args, process, dir };
+        let mut redis = Self { address, tls: with_tls, program, args, clock, process, dir };
         redis.wait_until_it_answers();
         redis
     }
@@ -181,8 +197,14 @@ impl Redis {
         if self.process.0.try_wait().expect("a child can be waited for").is_none() {
             self.kill();
         }
-        self.process = spawn(&self.program, &self.args, self.dir.path());
+        self.process = spawn(&self.program, &self.args, self.dir.path(), self.clock.as_deref());
         self.wait_until_it_answers();
+    }
+
+    /// Starts it again with another clock.
+    pub fn restart_with_clock(&mut self, offset: &str) {
+        self.clock = Some(offset.to_owned());
+        self.restart();
     }
 
     fn wait_until_it_answers(&mut self) {
@@ -209,9 +231,12 @@ impl Redis {
     }
 }
 
-fn spawn(program: &Path, args: &[String], dir: &Path) -> Process {
+fn spawn(program: &Path, args: &[String], dir: &Path, clock: Option<&str>) -> Process {
     let log = File::create(dir.join("log")).expect("a log");
     let mut command = Command::new(program);
+    if let Some(offset) = clock {
+        set_clock(&mut command, offset);
+    }
     // Paths in the arguments are relative to this directory.
     command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(Stdio::inherit());
     Process(command.spawn().expect("redis-server starts: is it installed? ./scripts/test does that"))
