@@ -58,6 +58,7 @@ mod namespaces;
 mod openapi;
 mod publishing;
 mod range_faults;
+mod range_queries;
 mod ranges;
 mod redis_outages;
 mod redis_recovery;
