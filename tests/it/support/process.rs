@@ -2,9 +2,10 @@
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::{PATIENCE, wait_blocking};
 
 /// The binary under test.
 pub fn headcount() -> Command {
@@ -26,13 +27,24 @@ pub fn headcount_with_clock(offset: &str) -> Command {
 /// Gives a command a clock that is off by `offset`.
 pub fn set_clock(command: &mut Command, offset: &str) {
     // faketime would run the command as a child that outlives it. So only its library is used.
-    let asked = Command::new("faketime").args(["-m", "-f", offset, "printenv", "LD_PRELOAD"]).output();
-    let library = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
-    command.env("LD_PRELOAD", String::from_utf8(library).expect("a path").trim());
+    command.env("LD_PRELOAD", &*FAKETIME);
     command.env("FAKETIME", offset);
     // Time-outs use the monotonic clock, which stays right.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
 }
+
+/// The library of faketime.
+static FAKETIME: LazyLock<String> = LazyLock::new(|| {
+    let mut library = String::new();
+    // What an earlier process left in /dev/shm can make faketime fail.
+    wait_blocking("faketime to name its library", || {
+        let asked = Command::new("faketime").args(["-m", "-f", "+1s", "printenv", "LD_PRELOAD"]).output();
+        let said = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
+        library = String::from_utf8(said).expect("a path").trim().to_owned();
+        !library.is_empty()
+    });
+    library
+});
 
 /// Runs the binary to its end.
 pub fn run(args: &[&str]) -> Output {
