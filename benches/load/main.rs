@@ -25,6 +25,7 @@ mod footprint;
 mod growth;
 mod lines;
 mod open_loop;
+mod ranges;
 mod report;
 mod requests;
 mod roll_up;
@@ -87,6 +88,8 @@ enum Part {
     ClosingTogether,
     /// The roll-up of many counters into their hour, through Redis
     RollUp,
+    /// The count of a range of time
+    Ranges,
     /// With more connections, processes and shards
     Growth,
     /// Resident memory
@@ -113,6 +116,7 @@ impl Part {
             Self::Closing => closing::measure(effort.rounds),
             Self::ClosingTogether => closing_together::measure(effort.rounds),
             Self::RollUp => roll_up::measure(),
+            Self::Ranges => ranges::measure(effort.rounds),
             Self::Growth => growth::measure(effort),
             Self::Footprint => footprint::measure(),
             Self::Lines => lines::measure(),

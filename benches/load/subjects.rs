@@ -391,7 +391,7 @@ fn noop(args: &[&str], request: Request) -> Subject {
 }
 
 /// Starts a command that takes `--listen`.
-fn listen(mut command: Command) -> (SocketAddr, Process) {
+pub fn listen(mut command: Command) -> (SocketAddr, Process) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     command.args(["--listen", &address.to_string()]);
     (address, spawn(command, address))

@@ -40,7 +40,7 @@ static FAKETIME: LazyLock<String> = LazyLock::new(|| {
     wait_blocking("faketime to name its library", || {
         let asked = Command::new("faketime").args(["-m", "-f", "+1s", "printenv", "LD_PRELOAD"]).output();
         let said = asked.expect("faketime starts: is it installed? ./scripts/test does that").stdout;
-        library = String::from_utf8(said).expect("a path").trim().to_owned();
+        String::from_utf8(said).expect("a path").trim().clone_into(&mut library);
         !library.is_empty()
     });
     library
