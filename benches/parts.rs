@@ -63,6 +63,9 @@ fn sketches(criterion: &mut Criterion) {
     group.bench_function("merge", |bencher| {
         bencher.iter_batched_ref(|| one.clone(), |sketch| sketch.merge(&other), BatchSize::SmallInput);
     });
+    group.bench_function("merge, unshared", |bencher| {
+        bencher.iter_batched_ref(|| one.clone(), |sketch| sketch.absorb(&other), BatchSize::SmallInput);
+    });
     group.bench_function("count", |bencher| bencher.iter(|| black_box(&one).estimate()));
     group.bench_function("write", |bencher| bencher.iter(|| black_box(&one).to_bytes()));
     group.bench_function("read", |bencher| bencher.iter(|| Sketch::from_bytes(black_box(&bytes)).unwrap()));

@@ -58,6 +58,14 @@ impl Sketch {
         }
     }
 
+    /// Merges as [`Sketch::merge`] does. Nobody else sees this sketch, so it needs no atomics, and takes half the time.
+    pub fn absorb(&mut self, other: &Self) {
+        for (register, rank) in self.registers.iter_mut().zip(other.ranks()) {
+            let register = register.get_mut();
+            *register = rank.max(*register);
+        }
+    }
+
     /// The lower of both in each register: the sketch of what both were shown, and of what looks like it.
     pub(crate) fn common(&self, other: &Self) -> Self {
         let common = Self::new();
@@ -74,11 +82,14 @@ impl Sketch {
 
     /// How many different elements it was shown, as `PFCOUNT` answers.
     pub fn estimate(&self) -> u64 {
-        let mut histogram = [0; RANKS];
-        for rank in self.ranks() {
-            histogram[usize::from(rank)] += 1;
+        // Four histograms: most registers have one of a few ranks, and to count in one would wait for the register before.
+        let mut of_four = [[0; RANKS]; 4];
+        for four in self.registers.as_chunks::<4>().0 {
+            for (register, histogram) in four.iter().zip(&mut of_four) {
+                histogram[usize::from(register.load(Ordering::Relaxed))] += 1;
+            }
         }
-        estimate(&histogram)
+        estimate(&std::array::from_fn(|rank| of_four.iter().map(|histogram| histogram[rank]).sum()))
     }
 
     /// The string that Redis would keep: sparse while that is the shorter one and can hold the registers.
@@ -149,6 +160,20 @@ fn raise(register: &AtomicU8, rank: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn to_absorb_a_sketch_is_to_merge_it() {
+        let (merged, mut absorbed, other) = (Sketch::new(), Sketch::new(), Sketch::new());
+        for element in 0..3_000_u32 {
+            let element = element.to_be_bytes();
+            merged.add(&element);
+            absorbed.add(&element);
+            other.add(&[&element[..], b"other"].concat());
+        }
+        merged.merge(&other);
+        absorbed.absorb(&other);
+        assert_eq!(absorbed, merged);
+    }
 
     #[test]
     fn what_two_sketches_have_in_common_is_within_both() {

@@ -196,7 +196,7 @@ impl MemoryStore {
             Subject::Total => self.shards.count(),
             Subject::Counter(_) => 1,
         };
-        let sketches: Vec<_> = (0..shards).map(|_| Sketch::new()).collect();
+        let mut sketches: Vec<_> = (0..shards).map(|_| Sketch::new()).collect();
         let mut of_parts = Vec::with_capacity(parts.len());
         for (part, kept) in parts.iter().zip(self.history.get(of, parts)) {
             let mut of_part: Vec<_> =
@@ -206,11 +206,11 @@ impl MemoryStore {
             {
                 open.add_sketches(of, &mut of_part);
             }
-            let merge = |(union, sketch): (&Sketch, &Sketch)| {
-                union.merge(sketch);
+            let merge = |(union, sketch): (&mut Sketch, &Sketch)| {
+                union.absorb(sketch);
                 sketch.estimate()
             };
-            of_parts.push(sketches.iter().zip(&of_part).map(merge).sum());
+            of_parts.push(sketches.iter_mut().zip(&of_part).map(merge).sum());
         }
         Union { sketches, of_parts }
     }

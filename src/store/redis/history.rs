@@ -150,7 +150,7 @@ impl Replay {
     pub(super) async fn union(&self, of: &Subject, parts: &[Part]) -> Result<Union, Unavailable> {
         let mut union = Union { sketches: Vec::new(), of_parts: vec![0; parts.len()] };
         for keys in self.config.keys_of(of, parts) {
-            let of_shard = Sketch::new();
+            let mut of_shard = Sketch::new();
             for (some, counts) in keys.chunks(READ_AT_ONCE).zip(union.of_parts.chunks_mut(READ_AT_ONCE)) {
                 let mut read = Pipeline::new();
                 for key in some {
@@ -163,7 +163,7 @@ impl Replay {
                 for (found, count) in found.zip(counts) {
                     match found {
                         Some(Ok(part)) => {
-                            of_shard.merge(&part);
+                            of_shard.absorb(&part);
                             *count += part.estimate();
                         }
                         Some(Err(_)) => has_damage = true,
