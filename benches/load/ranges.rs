@@ -3,7 +3,6 @@
 //! Redis is filled with dense sketches, under the names and with the records that the service would have written. Then services
 //! that keep different things count ranges of them. A client asks for one range after another over one connection.
 
-use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,12 +21,12 @@ use headcount::store::{Keep, KeepPeriods, Store};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::client;
 use crate::report::{Target, head, line, median};
 use crate::subjects::listen;
 use crate::support::SplitMix;
 use crate::support::process::headcount;
 use crate::support::redis::Redis;
+use crate::{client, slow_log};
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 3_600;
@@ -41,8 +40,6 @@ const SKETCHES: u64 = 16;
 const COUNTER: &str = "campaign-1";
 /// Questions of a round.
 const QUESTIONS: u64 = 100;
-/// A command that takes longer is in the slow log.
-const SLOW_MICROS: u64 = 1_000;
 
 /// A range, and a service that counts it.
 struct Row {
@@ -63,8 +60,9 @@ pub fn measure(rounds: u64) -> Result<Value, String> {
     let mut figures = serde_json::Map::new();
     head("the count of a range, ms", &["median", "p99", "commands of more than 1 ms"]);
     for row in rows(&history) {
+        slow_log::begin(&mut redis.connect())?;
         let millis = ask(&row, &redis, rounds * QUESTIONS)?;
-        let slow = slow_commands(&redis).map_err(|error| error.to_string())?;
+        let slow = slow_log::read(&mut redis.connect())?;
         figures.insert(row.name.to_owned(), show(row.name, &millis, row.target, &format!("{slow:?}")));
     }
     let millis = in_memory(&history, rounds * QUESTIONS);
@@ -149,9 +147,6 @@ impl History {
         }
         let mut rolled = redis::pipe();
         rolled.hset_multiple(self.keys.rolled(), &[("window", self.minute - MINUTE), ("shards", 1)]);
-        rolled.cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(SLOW_MICROS);
-        rolled.cmd("CONFIG").arg("SET").arg("slowlog-max-len").arg(10_000);
-        rolled.cmd("SLOWLOG").arg("RESET");
         rolled.exec(&mut connection)
     }
 
@@ -215,21 +210,6 @@ fn ask(row: &Row, redis: &Redis, questions: u64) -> Result<Vec<f64>, String> {
         }
     }
     Ok(millis)
-}
-
-/// How often each command is in the slow log, and how many microseconds the longest took.
-fn slow_commands(redis: &Redis) -> redis::RedisResult<BTreeMap<String, (u64, u64)>> {
-    type Entry = (u64, u64, u64, Vec<Vec<u8>>, redis::Value, redis::Value);
-    let mut connection = redis.connect();
-    let entries: Vec<Entry> = redis::cmd("SLOWLOG").arg("GET").arg(10_000).query(&mut connection)?;
-    let mut slow = BTreeMap::new();
-    for (_, _, micros, words, ..) in entries {
-        let command = String::from_utf8_lossy(words.first().map_or(b"", Vec::as_slice)).to_uppercase();
-        let (times, longest): &mut (u64, u64) = slow.entry(command).or_default();
-        (*times, *longest) = (*times + 1, (*longest).max(micros));
-    }
-    redis::cmd("SLOWLOG").arg("RESET").exec(&mut connection)?;
-    Ok(slow)
 }
 
 /// The union of 35 days of the store in this process.

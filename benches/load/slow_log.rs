@@ -26,6 +26,13 @@ pub fn begin(redis: &mut Connection) -> Result<(), String> {
 
 /// Prints what the log has, and returns it.
 pub fn print(redis: &mut Connection) -> Result<SlowCommands, String> {
+    let slow = read(redis)?;
+    println!("commands of more than {SLOW:?} in Redis, with the longest in µs: {slow:?}");
+    Ok(slow)
+}
+
+/// What the log has.
+pub fn read(redis: &mut Connection) -> Result<SlowCommands, String> {
     type Entry = (u64, u64, u64, Vec<Vec<u8>>, redis::Value, redis::Value);
     let mut get = redis::cmd("SLOWLOG");
     get.arg("GET").arg(MOST);
@@ -36,6 +43,5 @@ pub fn print(redis: &mut Connection) -> Result<SlowCommands, String> {
         let (times, longest) = slow.entry(command).or_default();
         (*times, *longest) = (*times + 1, (*longest).max(micros));
     }
-    println!("commands of more than {SLOW:?} in Redis, with the longest in µs: {slow:?}");
     Ok(slow)
 }
