@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::closed::CloseError;
 use super::scripts;
-use super::series::{self, day_of};
+use super::series::day_of;
 use super::term::Term;
 use crate::model::period::{Level, Period};
 use crate::model::shard::Shards;
@@ -134,26 +134,26 @@ pub(super) async fn read(
     shards: Shards,
     periods: &[Period],
 ) -> Result<Rolled, Unavailable> {
-    let mut ask = ::redis::cmd("HMGET");
-    ask.arg(keys.rolled()).arg("window").arg("shards");
-    let (last, of_shards): (Option<String>, Option<String>) =
-        redis.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
-    // The sketches of other shards have other keys.
-    let last = last.filter(|_| of_shards == Some(shards.count().to_string()));
-    let last = last.and_then(|text| text.parse().ok()).map(|start| length.starting_at(start));
-    let mut rolled = Rolled { last, periods: BTreeMap::new() };
     let day = |period: &Period| Level::Day.at(period.start).start;
+    let mut ask = ::redis::pipe();
+    ask.cmd("HMGET").arg(keys.rolled()).arg("window").arg("shards");
     for of_day in periods.chunk_by(|one, next| day(one) == day(next)) {
-        let key = keys.rolled_periods(day(&of_day[0]));
-        // A day has 24 hours at most: one command reads them.
-        let fields = of_day.iter().map(Period::to_string).collect::<Vec<_>>();
-        let stored = series::read_fields(redis, &key, &fields).await?;
-        // Another program may have written something else.
-        let found = stored.iter().map(|stored| serde_json::from_slice(stored.as_deref()?).ok());
-        let found = of_day.iter().copied().zip(found);
-        rolled.periods.extend(found.filter_map(|(period, found)| Some((period, found?))));
+        ask.cmd("HMGET").arg(keys.rolled_periods(day(&of_day[0])));
+        ask.arg(of_day.iter().map(Period::to_string).collect::<Vec<_>>());
     }
-    Ok(rolled)
+    let stored: Vec<Vec<Option<Vec<u8>>>> =
+        redis.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
+    let mut stored = stored.into_iter();
+    let position = stored.next().unwrap_or_default();
+    let number = |place: usize| -> Option<u64> {
+        std::str::from_utf8(position.get(place)?.as_deref()?).ok()?.parse().ok()
+    };
+    // The sketches of other shards have other keys.
+    let last = number(0).filter(|_| number(1) == Some(shards.count().into()));
+    // Another program may have written something else.
+    let found = stored.flatten().map(|stored| serde_json::from_slice(stored.as_deref()?).ok());
+    let known = periods.iter().copied().zip(found).filter_map(|(period, found)| Some((period, found?)));
+    Ok(Rolled { last: last.map(|start| length.starting_at(start)), periods: known.collect() })
 }
 
 /// What a standalone instance rolled up.

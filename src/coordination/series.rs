@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::redis::ToRedisArgs;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -97,17 +96,6 @@ pub(super) fn day_of(window: Window) -> u64 {
     Level::Day.at(window.unix_seconds()).start
 }
 
-/// Reads fields of a hash.
-pub(super) async fn read_fields<F: ToRedisArgs>(
-    redis: &Redis,
-    key: &str,
-    fields: &[F],
-) -> Result<Vec<Option<Vec<u8>>>, Unavailable> {
-    let mut read = ::redis::cmd("HMGET");
-    read.arg(key).arg(fields);
-    redis.run(Call::Count, async |connection| read.query_async(connection).await).await
-}
-
 /// Reads a series from Redis. Windows that are not in it are left out.
 pub(super) async fn read(
     redis: &Redis,
@@ -120,7 +108,10 @@ pub(super) async fn read(
         let key = keys.series(day_of(of_day[0]));
         for some in of_day.chunks(READ_AT_ONCE) {
             let fields: Vec<_> = some.iter().map(|window| window.unix_seconds()).collect();
-            let stored = read_fields(redis, &key, &fields).await?;
+            let mut read = ::redis::cmd("HMGET");
+            read.arg(&key).arg(fields);
+            let stored: Vec<Option<Vec<u8>>> =
+                redis.run(Call::Count, async |connection| read.query_async(connection).await).await?;
             let stored = some.iter().zip(&stored).filter_map(|(window, stored)| {
                 Some((*window, PastCount::from_stored(stored.as_deref()?, *window)?))
             });

@@ -219,3 +219,67 @@ async fn a_standalone_instance_has_hours_and_days_of_counters() {
     let days = steps(&server, &format!("from={day}&to={later}&step=day")).await;
     assert_eq!(days, [(day, estimate(0..100), false), (midnight, estimate(50..160), false)]);
 }
+
+const KILLS: u64 = 10;
+const MANY: u64 = 400;
+
+/// Leaders are killed while they roll up many counters. Then no hour and no day lacks an id of a closed window.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_in_a_roll_up_leaves_no_id_out() {
+    let redis = Redis::start();
+    let args = ["--lease-ttl", "2s", "--counter-keep-days", "2days"];
+    let mut fleet = Fleet::start(3, &redis, "dying", &args).await;
+    let mut alive = vec![0, 1, 2];
+    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let name = |number: u64| format!("c-{number:03}");
+    let ids_of = |kill: u64, number: u64| (kill * 5..kill * 5 + 10).map(move |id| id * MANY + number);
+    let records = || -> Vec<String> {
+        let pattern = format!("{{dying:c{}}}:rolled:day:*", bucket_of(&name(0)));
+        let keys: Vec<String> = ::redis::cmd("KEYS").arg(pattern).query(&mut redis.connect()).unwrap();
+        let value = |key: &String| -> Option<String> {
+            ::redis::cmd("HGET").arg(key).arg(name(0)).query(&mut redis.connect()).unwrap()
+        };
+        keys.iter().filter_map(value).collect()
+    };
+    for kill in 0..KILLS {
+        next_window(Duration::from_millis(100)).await;
+        let before = records();
+        let ids: Vec<_> = (0..MANY)
+            .flat_map(|number| ids_of(kill, number).map(move |id| (id, number)))
+            .map(|(id, number)| json!({ "id": id, "counters": [name(number)] }))
+            .collect();
+        let server = &fleet.servers[alive[kill as usize % alive.len()]];
+        let mut connection = Connection::open(server.address).await.unwrap();
+        let answer = connection.post("application/json", json!(ids).to_string().as_bytes()).await.unwrap();
+        assert_eq!(answer.body, "ok", "{answer:?}");
+        // The counters are merged in the order of their names.
+        let begun = tokio::time::Instant::now();
+        while records() == before {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing is rolled up");
+        }
+        let leader = fleet.leader();
+        fleet.servers[leader].process.signal("KILL");
+        fleet.servers[leader].ended().await;
+        alive.retain(|server| *server != leader);
+        fleet.add().await;
+        alive.push(fleet.servers.len() - 1);
+        wait_until("another leader", async || fleet.leader() != leader).await;
+    }
+    let last = next_window(Duration::ZERO).await;
+    wait_until("all windows to be rolled up", async || rolled_up(&redis, "dying") >= Some(last)).await;
+    let mut connection = redis.connect();
+    for number in 0..MANY {
+        let all = estimate((0..KILLS).flat_map(|kill| ids_of(kill, number)));
+        for level in ["hour", "day"] {
+            let pattern = format!("{{dying:c{}}}:{level}:*:{}", bucket_of(&name(number)), name(number));
+            let keys: Vec<String> = ::redis::cmd("KEYS").arg(pattern).query(&mut connection).unwrap();
+            let count: u64 = ::redis::cmd("PFCOUNT").arg(&keys).query(&mut connection).unwrap();
+            assert_eq!(count, all, "{level} of {}", name(number));
+        }
+    }
+    let keys: Vec<String> = ::redis::cmd("KEYS").arg("*:rolled:*").query(&mut connection).unwrap();
+    for key in keys.iter().filter(|key| key.starts_with("{dying:c")) {
+        let noted: Vec<String> = ::redis::cmd("HVALS").arg(key).query(&mut connection).unwrap();
+        assert!(noted.iter().all(|noted| !noted.ends_with('?')), "{key}: {noted:?}");
+    }
+}

@@ -204,9 +204,13 @@ async fn nothing_is_left_of_hours_and_days_when_their_time_is_over() {
     let keep = ["--keep-hours", "2h", "--keep-days", "3days"];
     let Some(mut site) = Site::new("expiry", true, &keep).await else { return };
     site.accept_before(0..1_000).await;
+    let accepted = site.fleet.servers[0].get("/api/verve/accept?id=1&counter=a").await;
+    assert_eq!(accepted.body, "ok");
     site.until(2).await;
     site.accept(1_000..2_000).await;
     site.wait_rolled_up().await;
+    let of_counters: Vec<String> = site.ask(&["KEYS", "*:hour:*:a"]);
+    assert_eq!(of_counters.len(), 1, "{of_counters:?}");
     for server in &mut site.fleet.servers {
         assert!(server.stop().await.success());
     }
