@@ -31,7 +31,7 @@ pub use self::closed::{
 pub use self::coordinator::Coordinator;
 pub use self::heartbeat::{Heartbeat, HeartbeatAnswer};
 pub use self::membership::MembershipView;
-pub use self::rolled::{Buckets, Rolled, RolledPeriod, RolledWindow};
+pub use self::rolled::{Buckets, Rolled, RolledInto, RolledPeriod, RolledWindow};
 pub use self::series::{KeptSeries, PastCount};
 pub use self::settings::{HeartbeatError, LAYOUT, Settings};
 pub use self::staged::StoredCounters;

@@ -9,10 +9,9 @@
 --   seconds: the length of the window
 --   shards: how many sketches a window is split over
 --   complete: all ids of the window are in the hour and the day
---   has_all_counters: all counters are, as far as they are whole
---   buckets: {bucket of a counter: true}
---   periods: a list of {field, before, after}: how many ids the period had before and after the merge. No numbers if the window
---   had no ids
+--   buckets: a list of the buckets of its counters, as texts
+--   periods: a list of {field, before, after, has_all_counters}: how many ids the period had before and after the merge, and whether
+--   it has all counters, as far as they are whole. No numbers if the window had no ids
 --   keep_for: milliseconds
 -- Returns 'noted' or 'fenced'.
 local TOKEN, ROLLED, RECORDS = KEYS[1], KEYS[2], KEYS[3]
@@ -50,15 +49,15 @@ for _, period in ipairs(ask.periods) do
   local record = record_of(period.field)
   -- A sketch only grows. One that had fewer ids than were noted had lost some.
   local is_whole = not period.before or period.before >= record.unique_request_count
-  for bucket in pairs(ask.buckets) do
-    record.buckets[bucket] = true
+  for _, bucket in ipairs(ask.buckets) do
+    record.buckets[bucket] = record.buckets[bucket] or ask.window
   end
   redis.call('HSET', RECORDS, period.field, json({
     seconds = record.seconds + ask.seconds,
     shards = ask.shards,
     unique_request_count = period.after or record.unique_request_count,
     complete = record.complete and ask.complete and is_whole,
-    has_all_counters = record.has_all_counters and ask.has_all_counters,
+    has_all_counters = record.has_all_counters and period.has_all_counters,
     buckets = record.buckets,
   }))
 end

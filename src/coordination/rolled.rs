@@ -3,7 +3,7 @@
 //! The leader merges each closed window into its hour and its day, in order, and then notes it here. After a crash the next
 //! leader goes on after the last window that was noted. To merge a window twice changes nothing, and a window is noted once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,9 @@ use crate::redis::keys::Keys;
 use crate::redis::{Call, Redis};
 use crate::store::Grown;
 
-/// Numbers of buckets. JSON has no sets: each has the value `true`.
-pub type Buckets = BTreeMap<usize, bool>;
+/// The buckets that have counters, and the start of the first window of each. The records of the bucket name that window too. Records
+/// that were lost and made anew name a later one.
+pub type Buckets = BTreeMap<usize, u64>;
 
 /// What was rolled up into an hour or a day.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ pub struct RolledPeriod {
     pub complete: bool,
     /// How many sketches it has.
     pub shards: u16,
-    /// Whether all ids of these windows found a place in their counters, and all names are known.
+    /// Whether all counters of these windows are in it, as far as they are whole, and every id found a place in its counter.
     pub has_all_counters: bool,
     /// The buckets whose counters have ids in it.
     pub buckets: Buckets,
@@ -51,12 +52,21 @@ pub struct RolledWindow {
     pub shards: Shards,
     /// Whether all ids of the window are in its hour and day.
     pub complete: bool,
-    /// Whether all ids of its counters are in them, as far as they are whole.
-    pub has_all_counters: bool,
     /// The buckets of its counters.
-    pub buckets: Buckets,
-    /// Its hour and day, and how each has grown. None if the window has no ids.
-    pub periods: Vec<(Period, Option<Grown>)>,
+    pub buckets: BTreeSet<usize>,
+    /// Its hour and day.
+    pub periods: Vec<RolledInto>,
+}
+
+/// An hour or a day that a window was merged into.
+#[derive(Debug, Clone, Copy)]
+pub struct RolledInto {
+    /// The hour or day.
+    pub period: Period,
+    /// How it has grown. None if the window has no ids, and if such periods of the total are not kept.
+    pub grown: Option<Grown>,
+    /// Whether all counters of the window are in it, as far as they are whole, and every id found a place in its counter.
+    pub has_all_counters: bool,
 }
 
 /// What was rolled up so far.
@@ -74,12 +84,14 @@ impl RolledPeriod {
         self.complete && self.seconds == seconds
     }
 
-    fn add(&mut self, rolled: &RolledWindow, grown: Option<Grown>) {
+    fn add(&mut self, rolled: &RolledWindow, into: &RolledInto) {
         self.seconds += u64::from(rolled.window.length().seconds());
         self.complete &= rolled.complete;
-        self.has_all_counters &= rolled.has_all_counters;
-        self.buckets.extend(&rolled.buckets);
-        if let Some(Grown { before, after }) = grown {
+        self.has_all_counters &= into.has_all_counters;
+        for bucket in &rolled.buckets {
+            self.buckets.entry(*bucket).or_insert(rolled.window.unix_seconds());
+        }
+        if let Some(Grown { before, after }) = into.grown {
             // A sketch only grows. One that had fewer ids than were noted had lost some.
             self.complete &= before >= self.unique_request_count;
             self.unique_request_count = after;
@@ -95,11 +107,13 @@ pub(super) async fn note(
     rolled: &RolledWindow,
     keep_for: Duration,
 ) -> Result<(), CloseError> {
-    let periods = rolled.periods.iter().map(|(period, grown)| match grown {
-        Some(Grown { before, after }) => {
-            json!({ "field": period.to_string(), "before": before, "after": after })
+    let periods = rolled.periods.iter().map(|RolledInto { period, grown, has_all_counters }| {
+        let mut period = json!({ "field": period.to_string(), "has_all_counters": has_all_counters });
+        if let Some(Grown { before, after }) = grown {
+            period["before"] = json!(before);
+            period["after"] = json!(after);
         }
-        None => json!({ "field": period.to_string() }),
+        period
     });
     let ask = json!({
         "token": term.token(),
@@ -107,8 +121,7 @@ pub(super) async fn note(
         "seconds": rolled.window.length().seconds(),
         "shards": rolled.shards.count(),
         "complete": rolled.complete,
-        "has_all_counters": rolled.has_all_counters,
-        "buckets": rolled.buckets,
+        "buckets": rolled.buckets.iter().map(usize::to_string).collect::<Vec<_>>(),
         "periods": periods.collect::<Vec<_>>(),
         "keep_for": keep_for.as_millis() as u64,
     });
@@ -170,7 +183,7 @@ impl LocalRolled {
             return;
         }
         self.last = Some(rolled.window);
-        for (period, unique) in &rolled.periods {
+        for into in &rolled.periods {
             let none = RolledPeriod {
                 seconds: 0,
                 unique_request_count: 0,
@@ -179,7 +192,7 @@ impl LocalRolled {
                 has_all_counters: true,
                 buckets: Buckets::new(),
             };
-            self.periods.entry(*period).or_insert(none).add(rolled, *unique);
+            self.periods.entry(into.period).or_insert(none).add(rolled, into);
         }
         self.periods.retain(|period, _| period.end() > oldest);
     }

@@ -42,7 +42,7 @@ pub(super) struct Leading<'a> {
     /// The published position, as far as this term has committed it.
     committed: Option<Window>,
     /// Windows that are queued for the sinks, and not committed as published or not rolled up.
-    queued: Vec<StoredWindow>,
+    queued: VecDeque<StoredWindow>,
     /// Windows whose counters expire later than they need to.
     closed: VecDeque<StoredWindow>,
     /// What instances with a window open have left to do, and since when that has not changed.
@@ -60,7 +60,7 @@ impl<'a> Leading<'a> {
             next: None,
             stored: BTreeMap::new(),
             committed: None,
-            queued: Vec::new(),
+            queued: VecDeque::new(),
             closed: VecDeque::new(),
             left: (BTreeSet::new(), Instant::now()),
             failing: false,
@@ -78,13 +78,13 @@ impl<'a> Leading<'a> {
             let stopping = stop.is_cancelled();
             let round = self.round(stopping).await;
             let failed = round.is_err();
-            if stopping && (self.publisher.coordinator.is_shared() || matches!(round, Ok(false))) {
+            if stopping && (self.publisher.coordinator.is_shared() || matches!(round, Ok(None))) {
                 return;
             }
             let pause = match round {
                 Err(_) => wait,
-                Ok(true) => Duration::ZERO,
-                Ok(false) => self.until_next(),
+                Ok(Some(pause)) => pause,
+                Ok(None) => self.until_next(),
             };
             wait = if failed { (2 * wait).min(LONGEST_SLEEP) } else { RETRY_AFTER };
             self.say_how_it_went(round);
@@ -99,10 +99,11 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Closes the windows that are due, and commits the published position. True if more windows may be due.
-    async fn round(&mut self, stopping: bool) -> Result<bool, CloseError> {
+    /// Closes the windows that are due, commits the published position, and rolls up. If there is more to do, returns how long to
+    /// pause before.
+    async fn round(&mut self, stopping: bool) -> Result<Option<Duration>, CloseError> {
         if self.next.is_none() {
-            let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(false) };
+            let Some(resume) = self.publisher.coordinator.resume().await? else { return Ok(None) };
             self.stored = resume.stored;
             self.next = Some(resume.next);
         }
@@ -112,15 +113,21 @@ impl<'a> Leading<'a> {
         }
         self.commit_published().await?;
         self.let_counters_expire().await?;
+        let started = Instant::now();
         let more_to_roll_up = match self.next {
-            Some(end) => self.roll_up.go_on(self.publisher, &self.term, end).await?,
-            None => false,
+            Some(end) if !stopping => self.roll_up.go_on(self.publisher, &self.term, end).await?,
+            _ => false,
         };
-        Ok(closed == WINDOWS_A_ROUND || more_to_roll_up)
+        Ok(match (closed, more_to_roll_up) {
+            (WINDOWS_A_ROUND, _) => Some(Duration::ZERO),
+            // Others get as much of Redis as the roll-up.
+            (_, true) => Some(started.elapsed().min(self.until_next())),
+            _ => None,
+        })
     }
 
     /// Logs one line when rounds begin to fail, and one when they succeed again. A fenced leader gives up its term.
-    fn say_how_it_went(&mut self, round: Result<bool, CloseError>) {
+    fn say_how_it_went(&mut self, round: Result<Option<Duration>, CloseError>) {
         match round {
             Err(CloseError::Fenced) => {
                 warn!(fencing_token = self.term.token(), "another instance has taken the lease");
@@ -261,7 +268,11 @@ impl<'a> Leading<'a> {
         let stored = window.counters.clone();
         let counters = stored.map_or(PendingCounters::Here(here), PendingCounters::Stored);
         self.unpublished.push(Pending { count, counters, term, since });
-        self.queued.push(window.clone());
+        self.queued.push_back(window.clone());
+        if self.queued.len() > MOST_CLOSED {
+            // Its list expires later than it needs to.
+            self.queued.pop_front();
+        }
         if window.counters.is_some() {
             self.closed.push_back(window.clone());
             if self.closed.len() > MOST_CLOSED {
@@ -332,12 +343,11 @@ impl<'a> Leading<'a> {
         {
             self.publisher.coordinator.commit_published(&self.term, window).await?;
             self.committed = delivered;
-            let mut queued = std::mem::take(&mut self.queued);
-            let is_done = |queued: &mut StoredWindow| {
+            let is_done = |queued: &StoredWindow| {
                 queued.count.window <= window && self.is_rolled_up(queued.count.window)
             };
-            let published: Vec<_> = queued.extract_if(.., is_done).collect();
-            self.queued = queued;
+            let done = self.queued.iter().take_while(|queued| is_done(queued)).count();
+            let published: Vec<_> = self.queued.drain(..done).collect();
             self.publisher.coordinator.let_lists_expire(&published).await;
         }
         Ok(())

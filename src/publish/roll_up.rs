@@ -3,7 +3,7 @@
 //! Windows are rolled up in order, each once it is closed. A new leader goes on after the last window that was noted. It catches up
 //! with the windows whose sketches are still kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,13 @@ use tracing::{info, warn};
 
 use super::dependencies::Publisher;
 use crate::coordination::term::Term;
-use crate::coordination::{Buckets, CloseError, ClosedCounters, PastCount, RolledWindow};
+use crate::coordination::{CloseError, ClosedCounters, PastCount, RolledInto, RolledWindow};
 use crate::model::counter::bucket_of;
 use crate::model::period::Period;
 use crate::model::range::Range;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
+use crate::store::KeepPeriods;
 
 /// Windows of a round, at most.
 const WINDOWS_A_ROUND: u64 = 100;
@@ -27,6 +28,8 @@ const A_WHILE: Duration = Duration::from_millis(50);
 const REMEMBERED: usize = 2;
 /// Counters that are merged before the leader looks at the clock.
 const COUNTERS_AT_ONCE: usize = 64;
+/// Windows that the roll-up may be behind. Of older ones the counters are left out: they come faster than they can be merged.
+const MOST_BEHIND: u64 = 1_000;
 
 /// How far this term has rolled up.
 #[derive(Default)]
@@ -100,7 +103,7 @@ impl RollUp {
             Some(next) => next,
             None => self.resume(publisher, end).await?.unwrap_or(kept),
         };
-        let (first, started) = (next.max(kept), Instant::now());
+        let first = next.max(kept);
         let last = end
             .unix_seconds()
             .min(first.unix_seconds() + WINDOWS_A_ROUND * u64::from(end.length().seconds()));
@@ -109,6 +112,8 @@ impl RollUp {
             return Ok(false);
         }
         let counts = publisher.coordinator.series(range).await?;
+        // From here on: a slow Redis must not use up the time before the first window.
+        let started = Instant::now();
         for window in range.windows().into_iter().flatten() {
             if !term.is_valid() {
                 return Ok(false);
@@ -117,10 +122,13 @@ impl RollUp {
                 return Ok(true);
             }
             // A window that is not in the series was never closed, or its count is lost: its hour and day lack it.
-            if let Some(count) = counts.get(&window)
-                && !self.roll_up(publisher, term, window, *count, started).await?
-            {
-                return Ok(true);
+            if let Some(count) = counts.get(&window) {
+                let is_far_behind = behind(window, end) > MOST_BEHIND;
+                let Some(counters) = self.roll_up_counters(publisher, window, is_far_behind, started).await?
+                else {
+                    return Ok(true);
+                };
+                roll_up(publisher, term, window, *count, counters).await?;
             }
             self.merging = None;
             self.closed.retain(|closed, _| *closed > window);
@@ -136,46 +144,15 @@ impl RollUp {
         Ok(rolled.map(Window::next))
     }
 
-    /// False if there was not enough time: the next round goes on.
-    async fn roll_up(
-        &mut self,
-        publisher: &Publisher,
-        term: &Term,
-        window: Window,
-        count: PastCount,
-        started: Instant,
-    ) -> Result<bool, CloseError> {
-        let Some(counters) = self.roll_up_counters(publisher, window, started).await? else {
-            return Ok(false);
-        };
-        let periods: Vec<_> = Period::of(window).collect();
-        let (is_whole, counts) = if count.unique_request_count == 0 {
-            (true, vec![None; periods.len()])
-        } else {
-            let rolled = publisher.store.roll_up(window, &periods).await?;
-            let is_whole = rolled.window >= count.unique_request_count;
-            (is_whole, rolled.periods.into_iter().map(Some).collect())
-        };
-        let rolled = RolledWindow {
-            window,
-            shards: publisher.shards,
-            complete: count.complete && is_whole,
-            has_all_counters: counters.has_all,
-            buckets: counters.buckets,
-            periods: periods.into_iter().zip(counts).collect(),
-        };
-        publisher.coordinator.note_rolled(term, &rolled).await?;
-        Ok(true)
-    }
-
     /// Merges the counters of a window into their hours and days. None if there was not enough time.
     async fn roll_up_counters(
         &mut self,
         publisher: &Publisher,
         window: Window,
+        is_far_behind: bool,
         started: Instant,
     ) -> Result<Option<RolledCounters>, CloseError> {
-        if !publisher.keep.counters.any() {
+        if is_far_behind || !publisher.keep.counters.any() {
             return Ok(Some(RolledCounters::default()));
         }
         // The next window may have expired, while Redis was away: then it is another one.
@@ -202,7 +179,7 @@ impl RollUp {
         }
         Ok(Some(RolledCounters {
             has_all: !counters.counts.has_overflowed() && !counters.counts.lacks_names(),
-            buckets: all.iter().map(|counter| (bucket_of(&counter.name), true)).collect(),
+            buckets: all.iter().map(|counter| bucket_of(&counter.name)).collect(),
         }))
     }
 
@@ -227,5 +204,44 @@ impl RollUp {
 struct RolledCounters {
     /// Whether these are all, and every id found a place in them.
     has_all: bool,
-    buckets: Buckets,
+    buckets: BTreeSet<usize>,
+}
+
+/// Merges a window into its hour and day, and notes it. Its counters are merged.
+async fn roll_up(
+    publisher: &Publisher,
+    term: &Term,
+    window: Window,
+    count: PastCount,
+    counters: RolledCounters,
+) -> Result<(), CloseError> {
+    let Publisher { keep, shards, .. } = publisher;
+    let is_kept = |keep: KeepPeriods, period: &Period| !keep.of(period.level).is_zero();
+    let of_total: Vec<_> = Period::of(window).filter(|period| is_kept(keep.total, period)).collect();
+    let (mut is_whole, mut grown) = (true, BTreeMap::new());
+    if count.unique_request_count > 0 {
+        let rolled = publisher.store.roll_up(window, &of_total).await?;
+        is_whole = rolled.window >= count.unique_request_count;
+        grown.extend(of_total.iter().copied().zip(rolled.periods));
+    }
+    // A record also says how much of a counter's hour or day there is.
+    let any_kept = |period: &Period| is_kept(keep.total, period) || is_kept(keep.counters, period);
+    let periods = Period::of(window).filter(any_kept).map(|period| RolledInto {
+        period,
+        grown: grown.get(&period).copied(),
+        has_all_counters: counters.has_all && is_kept(keep.counters, &period),
+    });
+    let rolled = RolledWindow {
+        window,
+        shards: *shards,
+        complete: count.complete && is_whole,
+        buckets: counters.buckets,
+        periods: periods.collect(),
+    };
+    publisher.coordinator.note_rolled(term, &rolled).await
+}
+
+/// How many windows are between two.
+fn behind(window: Window, end: Window) -> u64 {
+    (end.unix_seconds() - window.unix_seconds()) / u64::from(end.length().seconds())
 }

@@ -12,7 +12,7 @@
 //! | `{<ns>:c<b>}:names:<window>` | set | the names of a bucket's counters |
 //! | `{<ns>:c<b>}:merge:<instance id>` | HLL string | the sketch of a counter that an instance is merging, for a moment |
 //! | `{<ns>:c<b>}:hour:<start>:<counter>`, `{<ns>:c<b>}:day:<start>:<counter>` | HLL string | the sketch of a counter in an hour or a day |
-//! | `{<ns>:c<b>}:rolled:hour:<start>`, `{<ns>:c<b>}:rolled:day:<start>` | hash | counter → how many ids its sketch of the hour or day has; with a `?` if ids are missing |
+//! | `{<ns>:c<b>}:rolled:hour:<start>`, `{<ns>:c<b>}:rolled:day:<start>` | hash | counter → how many ids its sketch of the hour or day has; with a `?` if ids are missing. The empty name → the first window |
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
 //! | `{<ns>:c<b>}:damaged:<rest of the key>` | any | the same for a key in a bucket. A counter may have a name that ends in `:damaged` |
 //! | `{<ns>:0/1}:check:<random>`, `{<ns>:c0}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |

@@ -78,6 +78,8 @@ pub struct CounterRecord {
     pub unique_ids: u64,
     /// Whether it has all ids of the windows that were merged into it.
     pub is_whole: bool,
+    /// The start of the first window of which the store knows. None if it cannot forget one.
+    pub since: Option<u64>,
 }
 
 /// The union of parts of a range.

@@ -11,7 +11,7 @@ use crate::model::period::{Level, Period};
 use crate::model::window::Window;
 
 /// What an entry takes beside its name and its sketch.
-pub(super) const BYTES_AN_ENTRY: usize = 80;
+const BYTES_AN_ENTRY: usize = 80;
 
 /// The sketches of the counters of a window, as strings of Redis.
 pub(super) type CounterSketches = Vec<(Box<str>, Box<[u8]>)>;
@@ -26,10 +26,13 @@ pub(super) struct CounterHistory {
     gone_days: u64,
 }
 
+/// The counters of a window or a period.
 #[derive(Default)]
-struct Counters {
+pub(super) struct Counters {
     entries: HashMap<Box<str>, Entry>,
     bytes: usize,
+    /// There was no room for the counters of a window.
+    lacks_some: bool,
 }
 
 struct Entry {
@@ -66,8 +69,8 @@ impl CounterHistory {
             return;
         }
         let Some(of_window) = self.windows.get(&window) else {
-            // There was no room for it. Its hour would lack ids of any counter.
-            self.remove_period(period);
+            // There was no room for it.
+            self.periods.entry(period).or_default().lacks_some = true;
             return;
         };
         let of_window = of_window.entries.get(&counter.name);
@@ -88,32 +91,34 @@ impl CounterHistory {
         self.bytes = self.bytes - before + counters.bytes;
     }
 
-    /// Lets windows go that are rolled up, and periods that are not kept any more.
-    pub(super) fn forget_old(&mut self, keep: KeepPeriods, rolled_up: Window) {
+    /// Lets windows go that are rolled up, and periods that are not kept any more. The caller frees them.
+    pub(super) fn forget_old(&mut self, keep: KeepPeriods, rolled_up: Window) -> Vec<Counters> {
+        let mut gone = Vec::new();
         while let Some((&oldest, _)) = self.windows.first_key_value()
             && oldest <= rolled_up
         {
-            self.remove_window(oldest);
+            gone.extend(self.remove_window(oldest));
         }
         let old: Vec<_> =
             self.periods.keys().filter(|period| !keep.has(**period, rolled_up.start())).copied().collect();
-        for period in old {
-            self.remove_period(period);
-        }
+        gone.extend(old.into_iter().filter_map(|period| self.remove_period(period)));
+        gone
     }
 
-    /// Lets the oldest periods go, and then windows, until the rest has so many bytes.
-    pub(super) fn make_room(&mut self, most: usize) {
+    /// Lets the oldest periods go, and then windows, until the rest has so many bytes. The caller frees them.
+    pub(super) fn make_room(&mut self, most: usize) -> Vec<Counters> {
+        let mut gone = Vec::new();
         while self.bytes > most
             && let Some(oldest) = self.periods.keys().min_by_key(|period| period.end()).copied()
         {
-            self.remove_period(oldest);
+            gone.extend(self.remove_period(oldest));
         }
         while self.bytes > most
             && let Some((&oldest, _)) = self.windows.first_key_value()
         {
-            self.remove_window(oldest);
+            gone.extend(self.remove_window(oldest));
         }
+        gone
     }
 
     /// The sketch of a counter in a part, if it is kept.
@@ -130,7 +135,7 @@ impl CounterHistory {
         let counters = self.periods.get(&period)?;
         let is_whole = counters.entries.get(name).is_none_or(|entry| entry.is_whole);
         // Memory loses nothing: there is no count to compare.
-        Some(CounterRecord { unique_ids: 0, is_whole })
+        Some(CounterRecord { unique_ids: 0, is_whole: is_whole && !counters.lacks_some, since: None })
     }
 
     /// The end of the last period of a level that is gone.
@@ -141,17 +146,21 @@ impl CounterHistory {
         }
     }
 
-    fn remove_window(&mut self, window: Window) {
-        self.bytes -= self.windows.remove(&window).map_or(0, |counters| counters.bytes);
+    fn remove_window(&mut self, window: Window) -> Option<Counters> {
+        let removed = self.windows.remove(&window)?;
+        self.bytes -= removed.bytes;
+        Some(removed)
     }
 
-    fn remove_period(&mut self, period: Period) {
+    fn remove_period(&mut self, period: Period) -> Option<Counters> {
         let gone = match period.level {
             Level::Hour => &mut self.gone_hours,
             Level::Day => &mut self.gone_days,
         };
         *gone = period.end().max(*gone);
-        self.bytes -= self.periods.remove(&period).map_or(0, |counters| counters.bytes);
+        let removed = self.periods.remove(&period)?;
+        self.bytes -= removed.bytes;
+        Some(removed)
     }
 }
 

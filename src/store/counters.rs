@@ -106,22 +106,25 @@ impl Counters {
         });
     }
 
-    /// The sketches of the counters that have ids, in mode `hll`.
-    pub(super) fn sketches(&self) -> CounterSketches {
-        let mut pace = Pace::new();
-        let mut sketches = self.places.all(|name, ids| {
-            pace.step();
-            match ids {
-                CounterIds::Hll(ids) => Some((name.into(), ids.to_bytes().into())),
-                CounterIds::Exact(_) => None,
+    /// The sketches of the counters that have ids, in mode `hll`. None if they take more than `most` bytes.
+    pub(super) fn sketches(&self, most: usize) -> Option<CounterSketches> {
+        let (mut pace, mut bytes) = (Pace::new(), 0);
+        let mut sketches: CounterSketches = self.places.all(|name, ids| {
+            let CounterIds::Hll(ids) = ids else { return None };
+            if bytes > most {
+                return None;
             }
+            pace.step();
+            let sketch: Box<[u8]> = ids.to_bytes().into();
+            bytes += sketch.len();
+            Some((name.into(), sketch))
         });
         if let Other::Hll(other) = &self.other
             && self.places.overflow_ids() > 0
         {
             sketches.push((OTHER.into(), other.to_bytes().into()));
         }
-        sketches
+        (bytes <= most).then_some(sketches)
     }
 
     /// The final counts. The caller has seen to it that nothing is added any more.

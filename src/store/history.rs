@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use super::answers::{CounterRecord, Grown, RolledUp};
-use super::counter_history::{BYTES_AN_ENTRY, CounterHistory, CounterSketches, read};
+use super::counter_history::{CounterHistory, CounterSketches, Counters, read};
 use super::keep::Keep;
 use crate::hll::Sketch;
 use crate::model::counter::{CounterCount, Subject};
@@ -21,7 +21,7 @@ use crate::model::window::Window;
 /// Windows that are rolled up and kept all the same.
 const NEWEST: usize = 120;
 /// Bytes of all sketches.
-const MOST_BYTES: usize = 64 << 20;
+pub(super) const MOST_BYTES: usize = 64 << 20;
 
 /// A sketch for each shard, as strings of Redis.
 pub(super) type Stored = Vec<Vec<u8>>;
@@ -93,32 +93,40 @@ impl History {
                 state.remove_period(period);
             }
         }
-        state.counters.forget_old(self.keep.counters, window);
-        state.make_room();
+        let mut gone = state.counters.forget_old(self.keep.counters, window);
+        gone.extend(state.make_room());
+        drop(state);
+        // There may be very many.
+        drop(gone);
         rolled
     }
 
-    /// Whether the sketches of so many counters are kept after the seal. With more, even those of one window have no room.
-    pub(super) fn keeps_counters(&self, number: usize) -> bool {
-        self.keep.counters.any() && number * BYTES_AN_ENTRY < MOST_BYTES
+    /// Whether sketches of counters are kept after the seal.
+    pub(super) fn keeps_counters(&self) -> bool {
+        self.keep.counters.any()
     }
 
     /// Keeps the sketches of the counters of a window that is sealed.
     pub(super) fn note_counters(&self, window: Window, sketches: CounterSketches) {
         let mut state = self.state.lock();
         state.counters.note(window, sketches);
-        state.make_room();
+        let gone = state.make_room();
+        drop(state);
+        drop(gone);
     }
 
     /// Merges counters of a closed window into periods.
     pub(super) fn roll_up_counters(&self, window: Window, counters: &[CounterCount], periods: &[Period]) {
-        let mut state = self.state.lock();
         for counter in counters {
+            // Requests wait for the lock, too.
+            let mut state = self.state.lock();
             for period in periods {
                 state.counters.roll_up(window, counter, *period);
             }
+            let gone = state.make_room();
+            drop(state);
+            drop(gone);
         }
-        state.make_room();
     }
 
     /// What is known of a counter in periods. None for one that is not kept.
@@ -189,8 +197,9 @@ impl State {
 
     /// Lets windows go that are rolled up and not among the newest. If there are too many bytes, counters go first, then windows
     /// that are rolled up, then the oldest periods, and only then windows that no period has.
-    fn make_room(&mut self) {
-        self.counters.make_room(MOST_BYTES.saturating_sub(self.bytes));
+    /// Returns what the caller frees without the lock.
+    fn make_room(&mut self) -> Vec<Counters> {
+        let gone = self.counters.make_room(MOST_BYTES.saturating_sub(self.bytes));
         let is_rolled_up = |state: &Self, window| state.rolled_up.is_some_and(|rolled| window <= rolled);
         while let Some((&oldest, _)) = self.windows.first_key_value()
             && is_rolled_up(self, oldest)
@@ -208,6 +217,7 @@ impl State {
         {
             self.remove_window(oldest);
         }
+        gone
     }
 }
 

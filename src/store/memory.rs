@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::answers::{AddError, Added, CountError, CounterRecord, RolledUp, Settled, StoreCount, Union};
 use super::counter_history;
 use super::counters::Counters;
-use super::history::History;
+use super::history::{History, MOST_BYTES};
 use super::ids::Ids;
 use super::keep::Keep;
 use super::places::{Before, LastNames};
@@ -108,10 +108,12 @@ impl MemoryStore {
             let history = Arc::clone(&self.history);
             let counting = tokio::task::spawn_blocking(move || {
                 let sealed = open.seal();
-                if history.keeps_counters(sealed.counters.all().len())
+                if history.keeps_counters()
+                    && !sealed.counters.all().is_empty()
                     && let Some(counters) = &open.counters
+                    && let Some(sketches) = counters.sketches(MOST_BYTES)
                 {
-                    history.note_counters(window, counters.sketches());
+                    history.note_counters(window, sketches);
                 }
                 (sealed, open)
             });
@@ -198,13 +200,15 @@ impl MemoryStore {
         };
         let mut sketches: Vec<_> = (0..shards).map(|_| Sketch::new()).collect();
         let mut of_parts = Vec::with_capacity(parts.len());
-        for (part, kept) in parts.iter().zip(self.history.get(of, parts)) {
-            let mut of_part: Vec<_> =
-                kept.iter().flatten().map(|stored| counter_history::read(stored)).collect();
-            if let Part::Window(window) = part
-                && let Ok(Some(Entry::Open(open))) = self.windows.get(*window)
-            {
-                open.add_sketches(of, &mut of_part);
+        // First those that are open: one that is sealed meanwhile is in the history then.
+        let open: Vec<_> = parts.iter().map(|part| self.open_sketches(of, *part)).collect();
+        for (mut of_part, kept) in open.into_iter().zip(self.history.get(of, parts)) {
+            let kept = kept.iter().flatten().map(|stored| counter_history::read(stored));
+            for (shard, kept) in kept.enumerate() {
+                match of_part.get_mut(shard) {
+                    Some(open) => open.absorb(&kept),
+                    None => of_part.push(kept),
+                }
             }
             let merge = |(union, sketch): (&mut Sketch, &Sketch)| {
                 union.absorb(sketch);
@@ -213,6 +217,17 @@ impl MemoryStore {
             of_parts.push(sketches.iter_mut().zip(&of_part).map(merge).sum());
         }
         Union { sketches, of_parts }
+    }
+
+    /// The sketches of a window so far. None if it is not open.
+    fn open_sketches(&self, of: &Subject, part: Part) -> Vec<Sketch> {
+        let mut sketches = Vec::new();
+        if let Part::Window(window) = part
+            && let Ok(Some(Entry::Open(open))) = self.windows.get(window)
+        {
+            open.add_sketches(of, &mut sketches);
+        }
+        sketches
     }
 
     /// Bytes that counters take.

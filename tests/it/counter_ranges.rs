@@ -6,7 +6,7 @@ use headcount::hll::Sketch;
 use headcount::model::counter::bucket_of;
 use serde_json::{Value, json};
 
-use crate::support::fleet::{Fleet, next_window, seconds};
+use crate::support::fleet::{Fleet, next_window, seconds, wait_for_room_in_the_hour};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -59,8 +59,7 @@ fn rolled_up(redis: &Redis, namespace: &str) -> Option<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_of_several_windows_is_one_id_of_the_counter() {
     let redis = Redis::start();
-    // The hour must not end before the test does.
-    wait_until("an hour that goes on", async || seconds(SystemTime::now()) % 3_600 < 3_600 - 40).await;
+    wait_for_room_in_the_hour().await;
     let fleet = Fleet::start(2, &redis, "named", &[]).await;
     let first = next_window(Duration::from_millis(100)).await;
     accept(&fleet.servers[0], "small", 0..30).await;
@@ -110,13 +109,14 @@ async fn an_id_of_several_windows_is_one_id_of_the_counter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_hour_of_a_counter_is_complete_only_if_nothing_is_lost() {
     let redis = Redis::start();
+    wait_for_room_in_the_hour().await;
     let fleet = Fleet::start(1, &redis, "lost", &[]).await;
     let server = &fleet.servers[0];
     wait_until("a window to be rolled up", async || rolled_up(&redis, "lost").is_some()).await;
     let hour = seconds(SystemTime::now()) / 3_600 * 3_600 - 3_600;
     let (bucket, mut connection) = (bucket_of("a"), redis.connect());
     let record = |complete: bool, has_all: bool, has_bucket: bool| {
-        let buckets = if has_bucket { json!({ bucket.to_string(): true }) } else { json!({}) };
+        let buckets = if has_bucket { json!({ bucket.to_string(): hour }) } else { json!({}) };
         json!({
             "seconds": 3_600, "shards": 1, "unique_request_count": 7, "complete": complete,
             "has_all_counters": has_all, "buckets": buckets,
@@ -127,6 +127,9 @@ async fn an_hour_of_a_counter_is_complete_only_if_nothing_is_lost() {
     let field = format!("hour:{hour}");
     let records = format!("{{lost:c{bucket}}}:rolled:hour:{hour}");
     let key = format!("{{lost:c{bucket}}}:hour:{hour}:a");
+    let set = |field: &str, value: &str, connection: &mut ::redis::Connection| {
+        ::redis::cmd("HSET").arg(&records).arg(field).arg(value).exec(connection).unwrap();
+    };
     for (of_hour, of_counter, has_sketch, expected) in [
         (record(true, true, true), Some("7"), true, (7, true)),
         (record(false, true, true), Some("7"), true, (7, false)),
@@ -141,7 +144,8 @@ async fn an_hour_of_a_counter_is_complete_only_if_nothing_is_lost() {
         ::redis::cmd("DEL").arg(&records).arg(&key).exec(&mut connection).unwrap();
         ::redis::cmd("HSET").arg(&of_day).arg(&field).arg(of_hour.to_string()).exec(&mut connection).unwrap();
         if let Some(of_counter) = of_counter {
-            ::redis::cmd("HSET").arg(&records).arg("a").arg(of_counter).exec(&mut connection).unwrap();
+            set("", &hour.to_string(), &mut connection);
+            set("a", of_counter, &mut connection);
         }
         if has_sketch {
             ::redis::cmd("PFADD").arg(&key).arg(&sketch).exec(&mut connection).unwrap();
@@ -152,13 +156,24 @@ async fn an_hour_of_a_counter_is_complete_only_if_nothing_is_lost() {
         let step = steps(server, &format!("from={hour}&to={}&step=hour&counter=a", hour + 3_600)).await;
         assert_eq!(step, [(hour, expected.0, expected.1)]);
     }
+    // The records were lost, and a later window made them anew: what they say of the counter may be wrong.
+    let of_hour = record(true, true, true).to_string();
+    ::redis::cmd("HSET").arg(&of_day).arg(&field).arg(of_hour).exec(&mut connection).unwrap();
+    for (since, expected) in [(Some(hour), true), (Some(hour + 60), false), (None, false)] {
+        ::redis::cmd("DEL").arg(&records).exec(&mut connection).unwrap();
+        set("b", "1", &mut connection);
+        if let Some(since) = since {
+            set("", &since.to_string(), &mut connection);
+        }
+        assert_eq!(unique(server, "a", hour, hour + 3_600).await["complete"], json!(expected), "{since:?}");
+    }
 }
 
 /// Another program deletes the sketch of a counter's hour. Later windows make it anew, but it lacks ids.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_hour_of_a_counter_is_noticed_by_the_next_window() {
     let redis = Redis::start();
-    wait_until("an hour that goes on", async || seconds(SystemTime::now()) % 3_600 < 3_600 - 40).await;
+    wait_for_room_in_the_hour().await;
     let fleet = Fleet::start(1, &redis, "shrunk", &[]).await;
     let server = &fleet.servers[0];
     let bucket = bucket_of("a");
@@ -180,8 +195,15 @@ async fn a_lost_hour_of_a_counter_is_noticed_by_the_next_window() {
     accept(server, "a", 300..310).await;
     let expected = format!("{}?", estimate(300..310));
     wait_until("the counter to be rolled up again", async || record().as_ref() == Some(&expected)).await;
-    let answer = unique(server, "a", hour, hour + 7_200).await;
-    assert_eq!(answer["complete"], json!(false));
+    // Nothing is kept of the day of a counter: it is not called whole.
+    let of_day = format!("{{shrunk}}:rolled:{}", start / DAY * DAY);
+    let record = |field: String| -> Value {
+        let stored: String =
+            ::redis::cmd("HGET").arg(&of_day).arg(field).query(&mut redis.connect()).unwrap();
+        serde_json::from_str(&stored).unwrap()
+    };
+    assert_eq!(record(format!("hour:{hour}"))["has_all_counters"], json!(true));
+    assert_eq!(record(format!("day:{}", start / DAY * DAY))["has_all_counters"], json!(false));
 }
 
 /// Without Redis. The service starts shortly before an hour ends.

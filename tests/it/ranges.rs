@@ -399,13 +399,13 @@ async fn an_id_of_several_windows_is_one_id_of_the_range() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ranges_that_are_not_counted_say_why() {
+    let now = seconds(SystemTime::now()) / 60 * 60;
     let exact = Server::start(&["--mode", "exact"]).await;
     let hll = Server::start(&[]).await;
     let off = Server::start(&["--max-counters", "0"]).await;
-    let now = seconds(SystemTime::now()) / 60 * 60;
     for (server, query, reason, detail) in [
         (&exact, format!("from={}&to={now}", now - 60), "not_available", "mode exact keeps no sketches"),
-        (&hll, format!("from={}&to={now}&counter=a", now - 60), "range_not_kept", "nothing is kept of "),
+        (&hll, format!("from={}&to={now}&counter=a", now - 120), "range_not_kept", "nothing is kept of "),
         (&off, format!("from={}&to={now}&counter=a", now - 60), "invalid_counter", ""),
         (&hll, format!("from={}&to={now}&counter=%20", now - 60), "invalid_counter", ""),
         (&hll, format!("from={now}"), "invalid_range", "to is missing"),
@@ -427,14 +427,14 @@ fn the_script_notes_a_window_once_and_sees_what_an_hour_has_lost() {
     let mut redis = server.connect();
     let () = ::redis::cmd("SET").arg("{ns}:token").arg(7).query(&mut redis).unwrap();
     let mut note = |token: u64, window: u64, complete: bool, counts: Option<(u64, u64)>| -> String {
-        let mut hour = json!({ "field": "hour:3600" });
+        let mut hour = json!({ "field": "hour:3600", "has_all_counters": true });
         if let Some((before, after)) = counts {
             hour["before"] = json!(before);
             hour["after"] = json!(after);
         }
         let ask = json!({
             "token": token, "window": window, "seconds": 60, "shards": 1, "complete": complete, "periods": [hour],
-            "has_all_counters": true, "buckets": {"7": true}, "keep_for": 60_000,
+            "buckets": ["7"], "keep_for": 60_000,
         });
         let mut call = headcount::coordination::scripts::ROLL_UP.prepare_invoke();
         call.key("{ns}:token").key("{ns}:rolled").key("{ns}:rolled:0").arg(ask.to_string());

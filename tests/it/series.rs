@@ -154,8 +154,12 @@ async fn a_range_that_is_not_sound_is_refused_with_the_reason() {
             "invalid_range",
             "the range has 1501 steps",
         ),
-        (format!("from={}&to={now}&step=day", day - 100 * 86_400), "range_not_kept", "nothing is kept of "),
-        (format!("from={day}&to={now}&step=day&counter=a"), "range_not_kept", "nothing is kept of "),
+        (format!("from={}&to={day}&step=day", day - 100 * 86_400), "range_not_kept", "nothing is kept of "),
+        (
+            format!("from={}&to={day}&step=day&counter=a", day - 86_400),
+            "range_not_kept",
+            "nothing is kept of ",
+        ),
         (
             format!("from={}&to={}&step=hour", hour + 7_200, hour + 10_800),
             "invalid_range",
@@ -275,4 +279,23 @@ proptest! {
             }
         }
     }
+}
+
+/// A window is closed after its hour or day has ended. What is not kept is not called empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn hours_that_are_not_kept_have_no_series() {
+    let redis = Redis::start();
+    let server = Server::start(&["--redis-url", &redis.url(), "--window", "1s", "--keep-hours", "0s"]).await;
+    let now = seconds(std::time::SystemTime::now());
+    let (hour, day) = (now / 3_600 * 3_600, now / 86_400 * 86_400);
+    let refused = server.get(&format!("{SERIES}?from={hour}&to={now}&step=hour")).await;
+    assert_eq!(refused.header("failure-reason"), Some("range_not_kept"), "{refused:?}");
+    assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
+    wait_until("the day to have the id", async || {
+        let days = server.get(&format!("{SERIES}?from={day}&to={}&step=day", day + 2 * 86_400)).await.json();
+        days["counts"].as_array().unwrap().iter().any(|day| day["unique_request_count"] == json!(1))
+    })
+    .await;
+    let hours: Vec<String> = ::redis::cmd("KEYS").arg("*:hour:*").query(&mut redis.connect()).unwrap();
+    assert!(hours.is_empty(), "{hours:?}");
 }

@@ -10,6 +10,7 @@ use crate::model::counter::{CounterLimits, CounterName, InvalidCounter};
 use crate::model::id::IdKind;
 use crate::model::id_key::IdKey;
 use crate::model::mode::Mode;
+use crate::model::period::Level;
 use crate::model::shard::Shards;
 use crate::model::window::WindowLength;
 use crate::platform::secret::SecretArg;
@@ -156,9 +157,16 @@ impl CountingFlags {
             return Err(format!("'--metrics-counter <NAME>' takes at most {MOST_EXPORTED} names"));
         }
         let total = KeepPeriods { hours: self.keep_hours, days: self.keep_days };
-        let of_counters = KeepPeriods { hours: self.counter_keep_hours, days: self.counter_keep_days };
-        // Windows are rolled up from the series, which is kept with the total.
-        let keep = Keep { total, counters: if total.any() { of_counters } else { KeepPeriods::default() } };
+        let mut keep = Keep {
+            total,
+            counters: KeepPeriods { hours: self.counter_keep_hours, days: self.counter_keep_days },
+        };
+        // Windows are rolled up from the series, which is kept with the total. Only sketches can be.
+        if !total.any() || mode == Mode::Exact {
+            keep.counters = KeepPeriods::default();
+        } else if !Level::Hour.takes(window) {
+            keep.counters.hours = Duration::ZERO;
+        }
         let counters =
             CounterLimits { most: self.max_counters as usize, memory: self.counter_memory.as_u64() };
         Ok(Counting {

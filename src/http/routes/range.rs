@@ -323,14 +323,14 @@ impl Noted {
             None => PastCount { unique_request_count: rolled.unique_request_count, complete },
             Some((bucket, record)) => {
                 let complete = complete && rolled.has_all_counters;
-                // No counter of its bucket has ids, or the records are lost.
+                let since = rolled.buckets.get(bucket).copied();
+                // Without a record no counter of its bucket has ids, or the records are lost.
                 let Some(record) = record else {
-                    return PastCount {
-                        complete: complete && !rolled.buckets.contains_key(bucket),
-                        ..nothing
-                    };
+                    return PastCount { complete: complete && since.is_none(), ..nothing };
                 };
-                PastCount { unique_request_count: record.unique_ids, complete: complete && record.is_whole }
+                // Records that were lost and made anew begin later.
+                let is_whole = record.is_whole && (record.since.is_none() || record.since == since);
+                PastCount { unique_request_count: record.unique_ids, complete: complete && is_whole }
             }
         }
     }

@@ -135,6 +135,7 @@ async fn of_periods(routes: &Routes, query: &RangeQuery<'_>, level: Level) -> Re
     let counting = Counting { routes, of: &of };
     let oldest = match of {
         // Their records are kept longer than their sketches.
+        Subject::Total if api.counting.keep.total.of(level).is_zero() => None,
         Subject::Total => api.counting.keep.total.oldest_record(api.clock.now()),
         Subject::Counter(_) => counting.oldest(level),
     };
@@ -142,7 +143,6 @@ async fn of_periods(routes: &Routes, query: &RangeQuery<'_>, level: Level) -> Re
     let periods: Vec<_> = steps.clone().map(|step| level.at(step.unix_seconds())).collect();
     let counted = tokio::time::timeout(QUERY_PATIENCE, count_periods(&counting, &periods, permit)).await;
     let counts = counted.map_err(|_| Failure::Overloaded)??;
-    let counts = counts.into_iter().chain(std::iter::repeat(None));
     Ok(answer(routes, of.clone(), level.as_str(), range, steps.zip(counts)))
 }
 
@@ -204,7 +204,10 @@ async fn count_periods(
         }
     };
     let end = routes.api.running_window().next();
-    for period in rest.iter().take(MOST_UNROLLED) {
+    // The newest ones. Of those before them nothing is known yet.
+    let unknown = rest.len().saturating_sub(MOST_UNROLLED);
+    counts.extend(std::iter::repeat_n(None, unknown));
+    for period in &rest[unknown..] {
         let window = |second: u64| end.length().starting_at(second);
         let range = Range { from: window(period.start), to: window(period.end()).min(end) };
         counts.push(match counting.count(range, Arc::clone(&permit)).await {

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use ::redis::{FromRedisValue, Pipeline, Script, Value};
+use ::redis::{Pipeline, Script};
 
 use super::config::RedisStoreConfig;
 use super::replay::Replay;
@@ -22,7 +22,7 @@ use crate::store::answers::{CounterRecord, Grown, RolledUp, Union};
 
 /// Sketches that are read by one pipeline.
 const READ_AT_ONCE: usize = 16;
-/// Counters that are merged by one pipeline.
+/// Merges of counters in one pipeline. Redis serves nobody else meanwhile.
 const ROLLED_UP_AT_ONCE: usize = 16;
 /// Periods of which one pipeline reads the records.
 const RECORDS_AT_ONCE: usize = 100;
@@ -71,9 +71,10 @@ impl Replay {
                 let key = keys.period(shard, *shards, *period);
                 commands.cmd("PFCOUNT").arg(&key);
                 commands.cmd("PFMERGE").arg(&key).arg(&of_window).ignore();
+                // Before it expires: it may be too old already.
+                commands.cmd("PFCOUNT").arg(&key);
                 let expires = period.end() + keep.total.of(period.level).as_secs();
                 commands.cmd("EXPIREAT").arg(&key).arg(expires).ignore();
-                commands.cmd("PFCOUNT").arg(&key);
                 touched.push(key);
             }
             let counts: Vec<u64> = self.mending(Holds::Sketch, &[touched], Call::Seal, &commands).await?;
@@ -94,7 +95,7 @@ impl Replay {
         periods: &[Period],
     ) -> Result<(), Unavailable> {
         let RedisStoreConfig { keys, instance_id, keep, .. } = &*self.config;
-        for some in counters.chunks(ROLLED_UP_AT_ONCE) {
+        for some in counters.chunks(ROLLED_UP_AT_ONCE / periods.len().max(1)) {
             let (mut commands, mut sketches, mut hashes) = (Pipeline::new(), Vec::new(), Vec::new());
             // Redis may have forgotten the script.
             commands.cmd("SCRIPT").arg("LOAD").arg(ROLL_UP_COUNTER).ignore();
@@ -108,7 +109,11 @@ impl Replay {
                 let merge = keys.merge_of_bucket(bucket, instance_id);
                 commands.cmd("EVALSHA").arg(ROLL_UP_COUNTER_SHA.as_str()).arg(4);
                 commands.arg(&of_window).arg(&of_period).arg(merge).arg(&records);
-                commands.arg(&*counter.name).arg(counter.unique_ids).arg(u8::from(counter.is_whole));
+                commands
+                    .arg(window.unix_seconds())
+                    .arg(&*counter.name)
+                    .arg(counter.unique_ids)
+                    .arg(u8::from(counter.is_whole));
                 commands.arg(period.end() + keep.counters.of(period.level).as_secs()).ignore();
                 sketches.push(vec![of_window, of_period]);
                 hashes.push(vec![records]);
@@ -136,12 +141,16 @@ impl Replay {
             let (mut read, mut keys) = (Pipeline::new(), Vec::new());
             for period in some {
                 let key = self.config.keys.counter_records(bucket_of(counter), *period);
-                read.cmd("EXISTS").arg(&key).cmd("HGET").arg(&key).arg(counter);
+                read.cmd("HMGET").arg(&key).arg("").arg(counter);
                 keys.push(key);
             }
-            let answers: Vec<Value> = self.mending(Holds::Hash, &[keys], Call::Count, &read).await?;
-            let record = |answer: &[Value]| (answer[0] != Value::Int(0)).then(|| read_record(&answer[1]));
-            records.extend(answers.chunks_exact(2).map(record));
+            let answers: Vec<[Option<Vec<u8>>; 2]> =
+                self.mending(Holds::Hash, &[keys], Call::Count, &read).await?;
+            let record = |[since, record]: [Option<Vec<u8>>; 2]| {
+                let since = number(&since?)?;
+                Some(CounterRecord { since: Some(since), ..read_record(record.as_deref()) })
+            };
+            records.extend(answers.into_iter().map(record));
         }
         Ok(records)
     }
@@ -181,12 +190,12 @@ impl Replay {
 }
 
 /// The record of a counter. Without one, the counter had no ids. What another program wrote vouches for nothing.
-fn read_record(stored: &Value) -> CounterRecord {
-    match stored {
-        Value::Nil => CounterRecord { unique_ids: 0, is_whole: true },
-        stored => match u64::from_redis_value_ref(stored) {
-            Ok(unique_ids) => CounterRecord { unique_ids, is_whole: true },
-            Err(_) => CounterRecord { unique_ids: 0, is_whole: false },
-        },
-    }
+fn read_record(stored: Option<&[u8]>) -> CounterRecord {
+    let Some(stored) = stored else { return CounterRecord { unique_ids: 0, is_whole: true, since: None } };
+    let unique_ids = number(stored);
+    CounterRecord { unique_ids: unique_ids.unwrap_or(0), is_whole: unique_ids.is_some(), since: None }
+}
+
+fn number(stored: &[u8]) -> Option<u64> {
+    std::str::from_utf8(stored).ok()?.parse().ok()
 }

@@ -3,15 +3,17 @@
 -- A script, because a leader may die at any moment. A merge without its note would hide that ids are lost later.
 --
 -- KEYS: the sketch of the window, that of the hour or day, one to merge with for a moment, and the records of the bucket.
--- ARGV: the counter; how many ids the window was counted with; 1 if these are all its ids; when the hour or day expires, in
+-- ARGV: the start of the window; the counter; how many ids the window was counted with; 1 if these are all its ids; when the hour or day expires, in
 -- seconds since 1970.
 local WINDOW, PERIOD, MERGE, RECORDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local counter, counted, is_whole, expires = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
+local window, counter, counted, is_whole, expires = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
 -- A sketch that takes all its bytes.
 local DENSE = 12304
 -- To merge into a short string takes Redis up to 10 us for each id. To merge into a dense one takes it less than 150 us.
 local FEW = 100
 
+-- The first window. No counter has an empty name. Records that were lost, and are made anew, have a later one.
+redis.call('HSETNX', RECORDS, '', window)
 local record = redis.call('HGET', RECORDS, counter)
 local noted, mark = string.match(record or '0', '^(%d+)(%??)$')
 local before = redis.call('PFCOUNT', PERIOD)
