@@ -212,8 +212,11 @@ async fn count_periods(
         let range = Range { from: window(period.start), to: window(period.end()).min(end) };
         counts.push(match counting.count(range, Arc::clone(&permit)).await {
             Ok(count) => Some(count),
-            // Not even its windows.
-            Err(Failure::RangeNotKept { .. }) => None,
+            // Not even its windows, or it is not rolled up yet and has too many.
+            Err(
+                Failure::RangeNotKept { .. }
+                | Failure::InvalidRange { why: InvalidRange::TooManySteps { .. } },
+            ) => None,
             Err(failure) => return Err(failure),
         });
     }
