@@ -170,12 +170,13 @@ impl History {
         let bucket = bucket_of(COUNTER);
         let record = json!({
             "seconds": period.end().min(self.minute) - period.start, "unique_request_count": unique,
-            "complete": true, "shards": 1, "has_all_counters": true, "buckets": { bucket.to_string(): true },
+            "complete": true, "shards": 1, "has_all_counters": true, "buckets": { bucket.to_string(): period.start },
         });
         let mut write = redis::pipe();
         write.set(self.keys.period(0, Shards::ONE, period), sketch);
         write.set(self.keys.counter_period(COUNTER, period), sketch);
-        write.hset(self.keys.counter_records(bucket, period), COUNTER, unique);
+        let of_bucket = [("", period.start), (COUNTER, *unique)];
+        write.hset_multiple(self.keys.counter_records(bucket, period), &of_bucket);
         let records = self.keys.rolled_periods(period.start / DAY * DAY);
         write.hset(records, period.to_string(), record.to_string());
         write

@@ -53,7 +53,7 @@ pub struct HttpFlags {
         env = "HEADCOUNT_READ_TOKEN",
         value_name = "TOKEN",
         hide_env_values = true,
-        help = "Take this token too, but only to read: for GET /api/verve/unique, /api/verve/counters and /status"
+        help = "Take this token too, but only to read: for GET /api/verve/unique, /api/verve/counters, /api/verve/series and /status"
     )]
     read_token: Option<SecretArg>,
 
