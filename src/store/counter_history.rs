@@ -11,7 +11,7 @@ use crate::model::period::{Level, Period};
 use crate::model::window::Window;
 
 /// What an entry takes beside its name and its sketch.
-const BYTES_AN_ENTRY: usize = 80;
+pub(super) const BYTES_AN_ENTRY: usize = 80;
 
 /// The sketches of the counters of a window, as strings of Redis.
 pub(super) type CounterSketches = Vec<(Box<str>, Box<[u8]>)>;

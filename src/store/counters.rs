@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::counter_history::CounterSketches;
+use super::counter_history::{BYTES_AN_ENTRY, CounterSketches};
 use super::ids::IdSet;
 use super::places::{Before, Places};
 use crate::hll::{GrowingSketch, Observation, Sketch};
@@ -116,7 +116,7 @@ impl Counters {
             }
             pace.step();
             let sketch: Box<[u8]> = ids.to_bytes().into();
-            bytes += sketch.len();
+            bytes += BYTES_AN_ENTRY + name.len() + sketch.len();
             Some((name.into(), sketch))
         });
         if let Other::Hll(other) = &self.other
