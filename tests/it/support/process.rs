@@ -56,8 +56,8 @@ pub fn output_of(command: &mut Command) -> Output {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process(command.spawn().expect("the command starts"));
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    // A command may wait for several time-outs of a server, one after another.
-    let status = process.wait_for(2 * PATIENCE);
+    // `check` may wait for time-outs of brokers, and then for a minute for a transaction that cannot end.
+    let status = process.wait_for(4 * PATIENCE);
     process.0.stdout.take().expect("a pipe").read_to_end(&mut stdout).expect("output");
     process.0.stderr.take().expect("a pipe").read_to_end(&mut stderr).expect("output");
     Output { status, stdout, stderr }
