@@ -2,11 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use headcount::hll::Sketch;
 use headcount::model::counter::bucket_of;
 use serde_json::{Value, json};
 
-use crate::support::fleet::{Fleet, next_window, seconds, wait_for_room_in_the_hour};
+use crate::support::fleet::{Fleet, estimate, next_window, seconds, wait_for_room_in_the_hour};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -42,12 +41,6 @@ async fn steps(server: &Server, query: &str) -> Vec<(u64, u64, bool)> {
         )
     };
     answer["counts"].as_array().unwrap().iter().map(step).collect()
-}
-
-fn estimate(ids: impl Iterator<Item = u64>) -> u64 {
-    let sketch = Sketch::new();
-    ids.for_each(|id| _ = sketch.add(id.to_string().as_bytes()));
-    sketch.estimate()
 }
 
 fn rolled_up(redis: &Redis, namespace: &str) -> Option<u64> {

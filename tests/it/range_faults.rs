@@ -2,13 +2,12 @@
 
 use std::time::SystemTime;
 
-use headcount::hll::Sketch;
 use headcount::model::period::{Level, Period};
 use headcount::model::shard::Shards;
 use headcount::redis::keys::Keys;
 use serde_json::json;
 
-use crate::support::fleet::{Fleet, WINDOW, assert_same_registers, seconds};
+use crate::support::fleet::{Fleet, WINDOW, assert_same_registers, estimate, seconds};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -113,12 +112,6 @@ impl Site {
 
 fn ahead(offset: u64) -> String {
     format!("+{offset}s")
-}
-
-fn estimate(ids: std::ops::Range<u64>) -> u64 {
-    let sketch = Sketch::new();
-    ids.for_each(|id| _ = sketch.add(id.to_string().as_bytes()));
-    sketch.estimate()
 }
 
 async fn accept(server: &Server, ids: std::ops::Range<u64>) {

@@ -23,7 +23,7 @@ use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, wait_for_room_in_the_hour};
+use crate::support::fleet::{Fleet, WINDOW, estimate, next_window, seconds, wait_for_room_in_the_hour};
 use crate::support::http::Connection;
 use crate::support::redis::Redis as RedisServer;
 use crate::support::server::Server;
@@ -287,12 +287,6 @@ async fn unique(server: &Server, from: u64, to: u64) -> serde_json::Value {
     let answer = server.get(&format!("/api/verve/unique?from={from}&to={to}")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()
-}
-
-fn estimate(ids: std::ops::Range<u64>) -> u64 {
-    let sketch = Sketch::new();
-    ids.for_each(|id| _ = sketch.add(id.to_string().as_bytes()));
-    sketch.estimate()
 }
 
 /// Accepts ids in bulk.

@@ -170,11 +170,7 @@ impl Counting<'_> {
         let noted = self.noted(&parts, &periods).await?;
         // Last: an id that was rolled up meanwhile is in a sketch then.
         let Union { sketches, of_parts } = self.union(parts.clone(), permit).await?;
-        let are_complete = parts.iter().zip(&of_parts).all(|(part, count)| {
-            let PastCount { unique_request_count, complete } = noted.of(*part);
-            // Otherwise Redis lost ids of it.
-            complete && unique_request_count <= *count
-        });
+        let are_complete = parts.iter().zip(&of_parts).all(|(part, count)| noted.is_complete(*part, *count));
         let unique_request_count = sketches.iter().map(Sketch::estimate).sum();
         Ok(PastCount { unique_request_count, complete: are_complete })
     }
@@ -291,10 +287,9 @@ impl Counting<'_> {
         let parts: Vec<_> = periods.iter().map(part).collect();
         let noted = self.noted(&parts, periods).await?;
         let Union { of_parts, .. } = self.union(parts.clone(), permit).await?;
-        let count = |(part, count): (&Part, &u64)| {
-            let noted = noted.of(*part);
-            let complete = noted.complete && noted.unique_request_count <= *count;
-            PastCount { unique_request_count: *count, complete }
+        let count = |(part, count): (&Part, &u64)| PastCount {
+            unique_request_count: *count,
+            complete: noted.is_complete(*part, *count),
         };
         Ok(parts.iter().zip(&of_parts).map(count).collect())
     }
@@ -310,6 +305,12 @@ struct Noted {
 }
 
 impl Noted {
+    /// Whether a part is complete of which so many ids were counted now. With fewer than were noted, Redis lost some.
+    fn is_complete(&self, part: Part, count: u64) -> bool {
+        let noted = self.of(part);
+        noted.complete && noted.unique_request_count <= count
+    }
+
     /// How many ids a part had, and whether it is complete. What is not known is not complete.
     fn of(&self, part: Part) -> PastCount {
         let nothing = PastCount { unique_request_count: 0, complete: false };

@@ -158,6 +158,11 @@ pub fn sketch_of(ids: impl IntoIterator<Item = impl Borrow<u64>>) -> Sketch {
     sketch
 }
 
+/// What a sketch of these ids counts.
+pub fn estimate(ids: impl IntoIterator<Item = u64>) -> u64 {
+    sketch_of(ids).estimate()
+}
+
 /// Asserts that all registers of Redis's string are those of a sketch of these ids.
 pub fn assert_same_registers(in_redis: &[u8], ids: impl IntoIterator<Item = impl Borrow<u64>>) {
     let stored = Sketch::from_bytes(in_redis).expect("a sketch");
