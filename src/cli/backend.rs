@@ -60,7 +60,7 @@ impl Backend {
     pub(super) async fn new(
         settings: &Settings,
         workers: &Arc<Workers>,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         draining: CancellationToken,
     ) -> Result<Self, CannotConnect> {
         match &settings.redis {
@@ -99,7 +99,7 @@ impl Backend {
         server: &redis::Settings,
         settings: &Settings,
         workers: &Arc<Workers>,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> Result<Self, CannotConnect> {
         let counting = &settings.counting;
         let redis = server.connect(metrics).await?;
@@ -234,23 +234,26 @@ pub(super) fn instance_id() -> String {
 }
 
 async fn look_at_server(redis: &Redis, counting: &Counting) {
-    match ServerFacts::of(redis).await {
-        Ok(server) => {
-            info!(%server, "connected to Redis");
-            if !server.is_new_enough() {
-                warn!(%server, "this version of Redis is too old: use Redis 6.2 or later, or Valkey");
-            }
-            if server.evicts() {
-                warn!(
-                    maxmemory_policy = server.eviction_policy,
-                    "Redis may drop keys that are still needed: set its maxmemory-policy to noeviction"
-                );
-            }
-            if let Some(warning) = counting.too_much_history(server.max_memory) {
-                warn!("{warning}");
-            }
+    let servers = match ServerFacts::of_all(redis).await {
+        Ok(servers) => servers,
+        Err(error) => return warn!(%error, "connected to Redis, but it does not tell its version"),
+    };
+    for server in &servers {
+        let at = server.at.as_deref();
+        info!(%server, at, "connected to Redis");
+        if !server.is_new_enough() {
+            warn!(%server, at, "this version of Redis is too old: use Redis 6.2 or later, or Valkey");
         }
-        Err(error) => warn!(%error, "connected to Redis, but it does not tell its version"),
+        if server.evicts() {
+            warn!(
+                at,
+                maxmemory_policy = server.eviction_policy,
+                "Redis may drop keys that are still needed: set its maxmemory-policy to noeviction"
+            );
+        }
+    }
+    if let Some(warning) = counting.too_much_history(ServerFacts::max_memory_of(&servers)) {
+        warn!("{warning}");
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Evidence {
     pub is_open: bool,
     /// How many ids the store lost, or may have lost.
     pub lost_ids: u64,
+    /// Shards are not in the count, because a primary of the Redis Cluster was away.
+    pub lacks_shards: bool,
 }
 
 /// What heartbeats say about the instances that were there in a window.
@@ -80,12 +82,12 @@ impl Evidence {
 
     /// Whether the store knows how many ids every instance accepted. If not, the known sum is a lower bound.
     pub fn all_accepted_is_known(&self) -> bool {
-        !(self.attendance.vanished || self.is_open || self.lost_ids > 0)
+        !(self.attendance.vanished || self.is_open || self.lost_ids > 0 || self.lacks_shards)
     }
 
     /// The first reason why the count may not be called complete.
     pub fn gap(&self) -> Option<&'static str> {
-        let Self { is_over, attendance, is_open, lost_ids } = *self;
+        let Self { is_over, attendance, is_open, lost_ids, lacks_shards } = *self;
         let Attendance { throughout, in_doubt, vanished, misdated } = attendance;
         let gaps = [
             (!is_over, "it was closed before its end"),
@@ -93,6 +95,7 @@ impl Evidence {
             (in_doubt, "an instance died, and perhaps no other one was there"),
             (vanished, "an instance vanished with ids that only it had"),
             (misdated, "the clock of an instance is wrong"),
+            (lacks_shards, "a primary of the Redis Cluster was away for longer than --close-timeout"),
             (is_open, "an instance did not seal it within --close-timeout"),
             (lost_ids > 0, "Redis lost, or may have lost, ids that it had acknowledged"),
         ];
@@ -107,7 +110,7 @@ mod tests {
     /// In every combination, a window is complete only if there is no doubt at all.
     #[test]
     fn one_doubt_is_enough() {
-        for bits in 0..128_u8 {
+        for bits in 0..256_u16 {
             let is = |bit: u8| bits & (1 << bit) != 0;
             let evidence = Evidence {
                 is_over: !is(0),
@@ -119,6 +122,7 @@ mod tests {
                 },
                 is_open: is(4),
                 lost_ids: u64::from(is(5)),
+                lacks_shards: is(7),
             };
             assert_eq!(evidence.is_complete(), bits == 0, "{evidence:?}");
             assert_eq!(evidence.gap().is_some(), bits != 0);

@@ -63,7 +63,9 @@ impl Lease {
     pub async fn current_leader(&self) -> Result<Option<String>, Unavailable> {
         let mut get = ::redis::cmd("GET");
         get.arg(self.keys.lease());
-        self.redis.run(Call::Ask, async |connection| get.query_async(connection).await).await
+        self.redis
+            .run(Call::Ask, &self.keys.lease(), async |connection| get.query_async(connection).await)
+            .await
     }
 
     /// Takes the lease and renews it until `stop`, then releases it.
@@ -142,8 +144,10 @@ impl Lease {
         call.key(&lease).key(&token).key(Keys::damaged(&lease)).key(Keys::damaged(&token));
         call.arg(&self.instance_id).arg(self.ttl.as_millis() as u64).arg(damage::KEPT);
         let asked = Instant::now();
-        let (outcome, number, leader, aside): (String, i64, String, String) =
-            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        let (outcome, number, leader, aside): (String, i64, String, String) = self
+            .redis
+            .run(Call::Lease, &self.keys.lease(), async |connection| call.invoke_async(connection).await)
+            .await?;
         if let Some((key, found)) = aside.rsplit_once(' ') {
             damage::say(key, found);
         }
@@ -162,8 +166,10 @@ impl Lease {
         call.key(self.keys.lease()).key(self.keys.token());
         call.arg(&self.instance_id).arg(term.token()).arg(self.ttl.as_millis() as u64);
         let asked = Instant::now();
-        let renewed: bool =
-            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        let renewed: bool = self
+            .redis
+            .run(Call::Lease, &self.keys.lease(), async |connection| call.invoke_async(connection).await)
+            .await?;
         // When Redis fences the publisher, the publisher revokes the term. A renewal must not revive it.
         if renewed && term.is_valid() {
             term.extend(asked + self.ttl);
@@ -179,8 +185,10 @@ impl Lease {
     async fn release(&self) -> Result<(), Unavailable> {
         let mut call = scripts::RELEASE_LEASE.prepare_invoke();
         call.key(self.keys.lease()).arg(&self.instance_id);
-        let _: bool =
-            self.redis.run(Call::Lease, async |connection| call.invoke_async(connection).await).await?;
+        let _: bool = self
+            .redis
+            .run(Call::Lease, &self.keys.lease(), async |connection| call.invoke_async(connection).await)
+            .await?;
         Ok(())
     }
 }

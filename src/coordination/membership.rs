@@ -19,7 +19,7 @@ pub struct MembershipView {
     /// A live instance has not sealed it.
     pub open: bool,
     /// Watermarks and pending ids of the instances that have it open. They change as long as the instances make progress.
-    pub left: BTreeSet<(u64, u64)>,
+    pub left: Vec<(u64, u64)>,
     /// Whether some instance was always there in it, and none vanished that had it open.
     pub attendance: Attendance,
     /// Ids of the instances that were there in it and have sealed it.
@@ -63,7 +63,7 @@ impl Members {
     pub(super) fn view_of(&self, window: Window) -> MembershipView {
         let (now, start) = (self.now(), window.unix_seconds());
         let (living, gone): (Vec<_>, Vec<_>) = self.present().partition(|heartbeat| heartbeat.lives(now));
-        let left: BTreeSet<_> = living
+        let left: Vec<_> = living
             .iter()
             .filter(|heartbeat| heartbeat.watermark <= start)
             .map(|heartbeat| (heartbeat.watermark, heartbeat.pending))

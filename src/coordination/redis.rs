@@ -250,15 +250,21 @@ impl RedisCoordinator {
         let keys = &self.config.keys;
         let mut call = scripts::MEMBERSHIP.prepare_invoke();
         call.key(keys.config()).key(keys.instances());
-        let answer: String =
-            self.redis.run(purpose, async |connection| call.invoke_async(connection).await).await?;
+        let answer: String = self
+            .redis
+            .run(purpose, &keys.config(), async |connection| call.invoke_async(connection).await)
+            .await?;
         from_json(&answer)
     }
 
     pub(super) async fn leave(&self) -> Result<(), Unavailable> {
         let mut call = scripts::LEAVE.prepare_invoke();
         call.key(self.config.keys.instances()).arg(&self.config.instance_id);
-        self.redis.run(Call::Heartbeat, async |connection| call.invoke_async(connection).await).await
+        self.redis
+            .run(Call::Heartbeat, &self.config.keys.instances(), async |connection| {
+                call.invoke_async(connection).await
+            })
+            .await
     }
 
     /// [`super::Coordinator::resume`].
@@ -276,7 +282,9 @@ impl RedisCoordinator {
         ask.cmd("HMGET").arg(keys.published()).arg("first").arg("last");
         ask.cmd("HGETALL").arg(keys.counts());
         let ((now, _), (Text(first), Text(published)), Texts(counts)): ((u64, u64), (Text, Text), Texts) =
-            self.redis.run(Call::Close, async |connection| ask.query_async(connection).await).await?;
+            self.redis
+                .run(Call::Close, &keys.counts(), async |connection| ask.query_async(connection).await)
+                .await?;
         // A window that is a year ahead is not headcount's.
         let is_ours = |window: &Window| window.unix_seconds() < now + A_YEAR.as_secs();
         let window = |text: Option<String>| text.and_then(|text| self.window(&text)).filter(is_ours);
@@ -386,8 +394,12 @@ impl RedisCoordinator {
     pub(super) async fn stored(&self, window: Window) -> Result<Option<StoredWindow>, Unavailable> {
         let mut read = ::redis::cmd("HGET");
         read.arg(self.config.keys.counts()).arg(window.unix_seconds());
-        let stored: Option<Vec<u8>> =
-            self.redis.run(Call::Close, async |connection| read.query_async(connection).await).await?;
+        let stored: Option<Vec<u8>> = self
+            .redis
+            .run(Call::Close, &self.config.keys.counts(), async |connection| {
+                read.query_async(connection).await
+            })
+            .await?;
         let text = stored.and_then(|stored| String::from_utf8(stored).ok());
         Ok(text.and_then(|text| closed::from_stored(window, &text)))
     }
@@ -428,8 +440,10 @@ impl RedisCoordinator {
         call.key(keys.token()).key(keys.published()).key(keys.counts());
         let remembered = REMEMBERED as u64 * u64::from(window.length().seconds());
         call.arg(term.token()).arg(window.unix_seconds()).arg(remembered);
-        let answer: String =
-            self.redis.run(Call::Close, async |connection| call.invoke_async(connection).await).await?;
+        let answer: String = self
+            .redis
+            .run(Call::Close, &keys.token(), async |connection| call.invoke_async(connection).await)
+            .await?;
         match &*answer {
             "marked" => {
                 let mut memory = self.memory.lock();

@@ -155,7 +155,7 @@ pub(super) async fn read(
         ask.arg(of_day.iter().map(Period::to_string).collect::<Vec<_>>());
     }
     let stored: Vec<Vec<Option<Vec<u8>>>> =
-        redis.run(Call::Count, async |connection| ask.query_async(connection).await).await?;
+        redis.run(Call::Count, &keys.rolled(), async |connection| ask.query_async(connection).await).await?;
     let mut stored = stored.into_iter();
     let position = stored.next().unwrap_or_default();
     let number = |place: usize| -> Option<u64> {

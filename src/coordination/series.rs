@@ -111,7 +111,7 @@ pub(super) async fn read(
             let mut read = ::redis::cmd("HMGET");
             read.arg(&key).arg(fields);
             let stored: Vec<Option<Vec<u8>>> =
-                redis.run(Call::Count, async |connection| read.query_async(connection).await).await?;
+                redis.run(Call::Count, &key, async |connection| read.query_async(connection).await).await?;
             let stored = some.iter().zip(&stored).filter_map(|(window, stored)| {
                 Some((*window, PastCount::from_stored(stored.as_deref()?, *window)?))
             });

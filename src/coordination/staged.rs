@@ -101,8 +101,10 @@ impl Staging {
             push.atomic();
             push.cmd("RPUSH").arg(&key).arg(json!(entries).to_string());
             push.cmd("PEXPIRE").arg(&key).arg(STAGED_EXPIRES).ignore();
-            let (length,): (usize,) =
-                self.redis.run(Call::Close, async |connection| push.query_async(connection).await).await?;
+            let (length,): (usize,) = self
+                .redis
+                .run(Call::Close, &key, async |connection| push.query_async(connection).await)
+                .await?;
             if length != number + 1 {
                 return Err(Unavailable::because("Redis has lost counts of counters that were just written"));
             }
@@ -152,7 +154,11 @@ impl Staging {
         }
         let mut delete = ::redis::cmd("DEL");
         delete.arg(&keys);
-        match self.redis.run(Call::Close, async |connection| delete.exec_async(connection).await).await {
+        match self
+            .redis
+            .run(Call::Close, &keys[0], async |connection| delete.exec_async(connection).await)
+            .await
+        {
             Ok(()) => self.left.lock().retain(|left| !keys.contains(&left.key)),
             Err(error) => debug!(%error, "counts that are not needed are still there"),
         }
@@ -164,15 +170,14 @@ impl Staging {
         lists: impl Iterator<Item = &'a StoredCounters>,
         soon: Duration,
     ) {
-        let mut expire = ::redis::Pipeline::new();
+        let (mut expire, mut first) = (::redis::Pipeline::new(), None);
         for list in lists {
             expire.cmd("PEXPIRE").arg(&list.key).arg(soon.as_millis() as u64);
+            first = first.or(Some(&list.key));
         }
-        if expire.is_empty() {
-            return;
-        }
+        let Some(key) = first else { return };
         if let Err(error) =
-            self.redis.run(Call::Close, async |connection| expire.exec_async(connection).await).await
+            self.redis.run(Call::Close, key, async |connection| expire.exec_async(connection).await).await
         {
             debug!(%error, "counts of counters expire later than they could");
         }
@@ -185,8 +190,10 @@ impl Staging {
         while (counts.len() as u64) < stored.names {
             let mut read = ::redis::cmd("LRANGE");
             read.arg(&stored.key).arg(first).arg(first + READ_AT_ONCE - 1);
-            let chunks: Vec<Vec<u8>> =
-                self.redis.run(Call::Close, async |connection| read.query_async(connection).await).await?;
+            let chunks: Vec<Vec<u8>> = self
+                .redis
+                .run(Call::Close, &stored.key, async |connection| read.query_async(connection).await)
+                .await?;
             if chunks.is_empty() {
                 return Ok(None);
             }

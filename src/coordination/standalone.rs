@@ -57,7 +57,7 @@ impl Standalone {
         let throughout = heartbeat.since <= window.start() && !self.draining.is_cancelled();
         (window < heartbeat.watermark).then_some(MembershipView {
             open: false,
-            left: BTreeSet::new(),
+            left: Vec::new(),
             attendance: Attendance { throughout, ..Attendance::FULL },
             parties: BTreeSet::new(),
             attended: Some(window.max(window.length().window_at(heartbeat.since))),

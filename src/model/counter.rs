@@ -131,6 +131,12 @@ impl<'a> CounterNames<'a> {
         }
     }
 
+    /// Those names for which it is true, and the others.
+    pub fn partition(&self, is_first: impl Fn(&str) -> bool) -> (Self, Self) {
+        let (first, others) = self.0.iter().cloned().partition(|name| is_first(name.as_str()));
+        (Self(first), Self(others))
+    }
+
     /// The names, in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(CounterName::as_str)

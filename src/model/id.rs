@@ -59,7 +59,7 @@ impl IdKind {
 }
 
 /// An id of one kind.
-pub trait Id: AsRef<[u8]> + Sized + Send + Sync + 'static {
+pub trait Id: AsRef<[u8]> + Clone + Sized + Send + Sync + 'static {
     /// Reads an id as it stands.
     ///
     /// # Errors

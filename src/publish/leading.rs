@@ -1,6 +1,6 @@
 //! Leading: the loop that closes windows while this instance holds the lease.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
 use crate::coordination::{CloseError, ClosedCounters, MembershipView, StoredWindow, WindowCounters};
 use crate::model::window::{Window, WindowCount};
-use crate::store::{CountError, Settled, StoreCount};
+use crate::store::{Away, CountError, Settled, StoreCount};
 
 /// The longest sleep before the leader reads the clock again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -45,8 +45,10 @@ pub(super) struct Leading<'a> {
     queued: VecDeque<StoredWindow>,
     /// Windows whose counters expire later than they need to.
     closed: VecDeque<StoredWindow>,
-    /// What instances with a window open have left to do, and since when that has not changed.
-    left: (BTreeSet<(u64, u64)>, Instant),
+    /// What instances with a window open have left to do, and since when that has not become less.
+    left: Left,
+    /// The window that could not be counted, and since when.
+    uncounted: Option<(Window, Instant)>,
     failing: bool,
     roll_up: RollUp,
 }
@@ -62,7 +64,8 @@ impl<'a> Leading<'a> {
             committed: None,
             queued: VecDeque::new(),
             closed: VecDeque::new(),
-            left: (BTreeSet::new(), Instant::now()),
+            left: Left::new(),
+            uncounted: None,
             failing: false,
             roll_up: RollUp::default(),
         }
@@ -195,18 +198,23 @@ impl<'a> Leading<'a> {
     fn is_overdue(&mut self, window: Window, view: &MembershipView) -> bool {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;
-        if self.left.0 != view.left {
-            self.left = (view.left.clone(), Instant::now());
-        }
-        let is_stuck = self.left.1.elapsed() >= patience;
+        let is_stuck = self.left.unchanged_for(&view.left) >= patience;
         is_stuck && due <= self.publisher.clock.now() && view.time.is_none_or(|time| due <= time)
     }
 
     /// Counts a window, and stores the count.
     async fn close(&mut self, window: Window, view: &MembershipView) -> Result<bool, CloseError> {
-        let Settled { total, counters } = match self.publisher.store.settle(window, &view.parties).await {
+        // An instance that cannot seal it waits for the same primary.
+        let away = if view.open || self.has_waited_for(window) { Away::LeaveOut } else { Away::Wait };
+        let Settled { total, counters } = match self.publisher.store.settle(window, &view.parties, away).await
+        {
             Ok(settled) => settled,
-            Err(CountError::Unavailable(error)) => return Err(error.into()),
+            Err(CountError::Unavailable(error)) => {
+                if self.uncounted.is_none_or(|(known, _)| known != window) {
+                    self.uncounted = Some((window, Instant::now()));
+                }
+                return Err(error.into());
+            }
             Err(CountError::Evicted(_)) => {
                 self.skip(1, window, "a window that cannot be counted any more is skipped");
                 self.next = Some(window.next());
@@ -232,9 +240,15 @@ impl<'a> Leading<'a> {
         }
     }
 
+    /// Whether the window could not be counted for `--close-timeout`.
+    fn has_waited_for(&self, window: Window) -> bool {
+        let patience = self.publisher.close_timeout;
+        self.uncounted.is_some_and(|(known, since)| known == window && since.elapsed() >= patience)
+    }
+
     /// Makes the count to publish, and decides whether it is complete.
     fn judge(&self, window: Window, view: &MembershipView, counted: StoreCount) -> WindowCount {
-        let StoreCount { unique_ids, accepted_ids, lost_ids } = counted;
+        let StoreCount { unique_ids, accepted_ids, lost_ids, lacks_shards } = counted;
         if lost_ids > 0 {
             error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
         }
@@ -243,6 +257,7 @@ impl<'a> Leading<'a> {
             attendance: view.attendance,
             is_open: view.open,
             lost_ids,
+            lacks_shards,
         };
         if let Some(reason) = evidence.gap() {
             info!(%window, reason, "a window is closed as incomplete");
@@ -351,5 +366,30 @@ impl<'a> Leading<'a> {
             self.publisher.coordinator.let_lists_expire(&published).await;
         }
         Ok(())
+    }
+}
+
+/// What instances with a window open have left to do.
+struct Left {
+    watermarks: Vec<u64>,
+    /// The least that they had pending together.
+    least: u64,
+    since: Instant,
+}
+
+impl Left {
+    fn new() -> Self {
+        Self { watermarks: Vec::new(), least: u64::MAX, since: Instant::now() }
+    }
+
+    /// For how long they made no progress: none has sealed a window, and together they have no fewer ids pending. While a primary
+    /// is away, more ids become pending, which is no progress.
+    fn unchanged_for(&mut self, left: &[(u64, u64)]) -> Duration {
+        let watermarks: Vec<_> = left.iter().map(|(watermark, _)| *watermark).collect();
+        let pending = left.iter().map(|(_, pending)| *pending).sum();
+        if watermarks != self.watermarks || pending < self.least {
+            *self = Self { watermarks, least: pending, since: Instant::now() };
+        }
+        self.since.elapsed()
     }
 }

@@ -2,51 +2,23 @@
 
 use std::fmt;
 
-use ::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use ::redis::{ConnectionAddr, ConnectionInfo};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tracing::warn;
-use url::Url;
 
+use super::urls::{self, Kind};
 use crate::platform::secret::SecretArg;
 use crate::platform::unavailable::Unavailable;
 
 /// As error messages show it.
 const FLAG: &str = "--redis-url <URL>";
 
-/// The error for a part of the URL that redis-rs would ignore. It quotes only names of parameters, because the URL may
-/// contain a password.
-fn unknown_part(url: &Url) -> Option<String> {
-    let is_unix = url.scheme().ends_with("unix");
-    let known: &[&str] = if is_unix { &["db", "user", "pass", "protocol"] } else { &["protocol"] };
-    let mut seen = Vec::new();
-    for (name, _) in url.query_pairs() {
-        if name == "db" && !is_unix {
-            return Some(
-                "'?db' is only for unix:// URLs; write the database as the path: redis://host:6379/1"
-                    .to_owned(),
-            );
-        }
-        if !known.contains(&&*name) {
-            let is_a_name = name.len() <= 32 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-            let name = if is_a_name { &*name } else { "…" };
-            return Some(format!("the parameter '{name}' is not known; expected {}", known.join(", ")));
-        }
-        if seen.contains(&name) {
-            return Some(format!("the parameter '{name}' appears more than once"));
-        }
-        seen.push(name);
-    }
-    match url.fragment() {
-        Some("insecure") if matches!(url.scheme(), "rediss" | "valkeys") => None,
-        Some(_) => Some("a fragment ('#…') is not known; write %23 for a '#' in a password".to_owned()),
-        None => None,
-    }
-}
-
 /// Where Redis is, and the user and password for it. It is shown without the password.
 #[derive(Clone)]
 pub struct Address {
     pub(super) info: ConnectionInfo,
+    pub(super) kind: Kind,
     /// The file that the URL was read from, if it was: the password may change there.
     file: Option<SecretArg>,
 }
@@ -58,17 +30,10 @@ impl Address {
     ///
     /// A line for the user, without the password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let info = text.into_connection_info().map_err(|_| {
-            format!(
-                "invalid value for '{FLAG}': expected redis://, rediss:// or unix://, such as \
-                 redis://user:password@host:6379/0"
-            )
-        })?;
-        if let Some(unknown) = Url::parse(text).ok().as_ref().and_then(unknown_part) {
-            return Err(format!("invalid value for '{FLAG}': {unknown}"));
-        }
+        let (info, kind) =
+            urls::read(text).map_err(|problem| format!("invalid value for '{FLAG}': {problem}"))?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
-        Ok(Self { info: info.set_tcp_settings(tcp), file: None })
+        Ok(Self { info: info.set_tcp_settings(tcp), kind, file: None })
     }
 
     /// Reads the value of the flag: a URL, or a file that contains it.
@@ -95,6 +60,11 @@ impl Address {
             .then(|| Self { file: Some(file.clone()), ..new })
     }
 
+    /// The scheme of a single server.
+    pub(super) fn scheme(&self) -> &'static str {
+        if matches!(self.info.addr(), ConnectionAddr::TcpTls { .. }) { "rediss" } else { "redis" }
+    }
+
     /// Whether it contains a password.
     pub fn has_password(&self) -> bool {
         self.info.redis_settings().password().is_some()
@@ -108,17 +78,64 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.info.addr() {
-            ConnectionAddr::TcpTls { host, port, .. } => write!(f, "rediss://{host}:{port}"),
-            other => write!(f, "{other}"),
-        }?;
-        write!(f, ", database {}", self.info.redis_settings().db())
+        let (scheme, database) = (self.scheme(), self.info.redis_settings().db());
+        let all = |hosts: &[ConnectionAddr]| hosts.iter().map(host_and_port).collect::<Vec<_>>().join(",");
+        match &self.kind {
+            Kind::Cluster(nodes) => write!(f, "{scheme}-cluster://{}", all(nodes)),
+            Kind::Sentinel(watched) => {
+                let (sentinels, master) = (all(&watched.sentinels), &watched.master);
+                write!(f, "{scheme}-sentinel://{sentinels}, master {master}, database {database}")
+            }
+            Kind::Server if scheme == "rediss" => {
+                write!(f, "rediss://{}, database {database}", self.info.addr())
+            }
+            Kind::Server => write!(f, "{}, database {database}", self.info.addr()),
+        }
+    }
+}
+
+/// A host and its port, as in a URL.
+pub(super) fn host_and_port(address: &ConnectionAddr) -> String {
+    match address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } if host.contains(':') => {
+            format!("[{host}]:{port}")
+        }
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            format!("{host}:{port}")
+        }
+        other => other.to_string(),
     }
 }
 
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// The address in use, shared by all connections: its user and password may change.
+pub(super) struct Access(Mutex<Address>);
+
+impl Access {
+    pub(super) fn new(address: Address) -> Self {
+        Self(Mutex::new(address))
+    }
+
+    /// The current user and password, and the settings of connections.
+    pub(super) fn info(&self) -> ConnectionInfo {
+        self.0.lock().info.clone()
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.0.lock().kind.clone()
+    }
+
+    /// Reads the file of `--redis-url` again, after Redis refused the password. True if it has another password now.
+    pub(super) fn has_another_password(&self) -> bool {
+        let mut address = self.0.lock();
+        let Some(new) = address.read_again() else { return false };
+        *address = new;
+        true
     }
 }
 
@@ -139,7 +156,7 @@ pub enum CannotConnect {
         /// The address, without the password.
         address: String,
         /// What the server is, and what the user can do.
-        what: &'static str,
+        what: String,
     },
     /// The client cannot connect to such an address.
     #[error("cannot use --redis-url: {0}")]

@@ -6,12 +6,13 @@
 
 use std::sync::LazyLock;
 
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, RedisError, Script, ScriptInvocation};
 use tracing::error;
 
-use super::client::{Call, Redis};
+use super::call::Call;
+use super::client::Redis;
 use super::keys::Keys;
+use super::routed::Routed;
 use crate::platform::unavailable::Unavailable;
 
 static PUT_ASIDE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_aside.lua")));
@@ -48,9 +49,7 @@ pub async fn put_aside(
     holds: Holds,
     keys: &[String],
 ) -> Result<Vec<String>, Unavailable> {
-    if keys.is_empty() {
-        return Ok(Vec::new());
-    }
+    let Some(first) = keys.first() else { return Ok(Vec::new()) };
     let mut put = PUT_ASIDE.prepare_invoke();
     for key in keys {
         put.key(key).key(Keys::damaged(key));
@@ -61,14 +60,15 @@ pub async fn put_aside(
         Holds::Hash => "hash",
     });
     put.arg(KEPT);
-    let aside: Vec<String> = redis.run(call, async |connection| put.invoke_async(connection).await).await?;
+    let aside: Vec<String> =
+        redis.run(call, first, async |connection| put.invoke_async(connection).await).await?;
     for found in aside.chunks(2) {
         say(&found[0], &found[1]);
     }
     Ok(aside.into_iter().step_by(2).collect())
 }
 
-/// Runs a script. If one of its hashes holds something else, puts that aside and runs it again. All hashes are in one slot.
+/// Runs a script on hashes, of which there is at least one. If one of them holds something else, puts that aside and runs it again. All hashes are in one slot.
 ///
 /// # Errors
 ///
@@ -79,15 +79,16 @@ pub async fn invoke_mending<T: FromRedisValue>(
     hashes: &[String],
     script: &ScriptInvocation<'_>,
 ) -> Result<T, Unavailable> {
-    let run = async |connection: &mut MultiplexedConnection| match script.invoke_async(connection).await {
+    let key = hashes.first().map_or("", String::as_str);
+    let run = async |connection: &mut Routed| match script.invoke_async(connection).await {
         Err(error) if is_damage(&error) => Ok(None),
         answer => answer.map(Some),
     };
-    if let Some(answer) = redis.run(call, run).await? {
+    if let Some(answer) = redis.run(call, key, run).await? {
         return Ok(answer);
     }
     put_aside(redis, call, Holds::Hash, hashes).await?;
-    redis.run(call, async |connection| script.invoke_async(connection).await).await
+    redis.run(call, key, async |connection| script.invoke_async(connection).await).await
 }
 
 /// Logs that a key was put aside, and the type of what it held.

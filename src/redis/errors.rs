@@ -13,6 +13,8 @@ pub(super) fn is_refused_password(error: &RedisError) -> bool {
 /// another server by now.
 pub fn is_fatal(error: &RedisError) -> bool {
     match error.kind() {
+        // The keys of a slot that is being moved are on two servers. Both are well.
+        ErrorKind::Server(ServerErrorKind::TryAgain) => false,
         // Redis 6.2 wraps the error of a command that a script ran.
         ErrorKind::Server(kind) => {
             is_passing(kind) || error.detail().is_some_and(|detail| detail.contains("-READONLY"))

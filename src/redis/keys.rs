@@ -15,7 +15,7 @@
 //! | `{<ns>:c<b>}:rolled:hour:<start>`, `{<ns>:c<b>}:rolled:day:<start>` | hash | counter → how many ids its sketch of the hour or day has; with a `?` if ids are missing. The empty name → the first window |
 //! | `<key of a sketch, set or hash>:damaged` | any | what another program wrote to this key: an instance put it aside |
 //! | `{<ns>:c<b>}:damaged:<rest of the key>` | any | the same for a key in a bucket. A counter may have a name that ends in `:damaged` |
-//! | `{<ns>:0/1}:check:<random>`, `{<ns>:c0}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
+//! | `{<ns>:0/1}:check:<random>`, `{<ns>:c<b>}:check:<random>`, `{<ns>}:check:<random>` | any | nothing; `headcount check` tries its rights on these keys |
 //! | `{<ns>}:accepted:<window>` | hash | instance id → its stats when it sealed the window, as JSON: how many ids it had accepted, and what it knows of its counters. They name counters of which Redis lost ids |
 //! | `{<ns>}:lease` | string | the id of the leader |
 //! | `{<ns>}:token` | string | the newest fencing token |
@@ -190,8 +190,8 @@ impl Keys {
     }
 
     /// A key of a bucket for `headcount check` to try its rights on.
-    pub fn trial_of_bucket(&self, name: &str) -> String {
-        format!("{}:check:{name}", self.bucket(0))
+    pub fn trial_of_bucket(&self, bucket: usize, name: &str) -> String {
+        format!("{}:check:{name}", self.bucket(bucket))
     }
 
     /// A key of the namespace for `headcount check` to try its rights on.

@@ -4,7 +4,11 @@ use std::fmt;
 
 use ::redis::InfoDict;
 
-use super::client::{Call, Redis};
+use super::address::{Address, host_and_port};
+use super::call::Call;
+use super::client::Redis;
+use super::node::Node;
+use super::urls::Kind;
 use crate::platform::unavailable::Unavailable;
 
 /// The oldest version of Redis that headcount works with.
@@ -13,6 +17,8 @@ pub const OLDEST: (u32, u32) = (6, 2);
 /// Facts from `INFO`; those that it does not have are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerFacts {
+    /// Where it is in a cluster.
+    pub at: Option<String>,
     /// `redis` or `valkey`.
     name: String,
     version: String,
@@ -20,6 +26,10 @@ pub struct ServerFacts {
     redis_version: String,
     /// `standalone`, `cluster` or `sentinel`.
     kind: String,
+    /// The primary of a replica.
+    primary: Option<(String, u16)>,
+    /// The name of a primary that a Sentinel watches.
+    watched: Option<String>,
     /// What the server does when its memory is full.
     pub eviction_policy: String,
     /// How many bytes it may use. None: there is no limit.
@@ -27,36 +37,47 @@ pub struct ServerFacts {
 }
 
 impl ServerFacts {
-    /// Asks the server.
+    /// Asks a server.
     ///
     /// # Errors
     ///
     /// [`Unavailable`], also when the user has no right to `INFO`.
-    pub async fn of(redis: &Redis) -> Result<Self, Unavailable> {
-        let ask = |section| {
-            let mut info = ::redis::cmd("INFO");
-            info.arg(section);
-            info
-        };
-        let (server, memory) = (ask("server"), ask("memory"));
-        let (server, memory): (InfoDict, InfoDict) = redis
-            .run(Call::Ask, async |connection| {
-                Ok((server.query_async(connection).await?, memory.query_async(connection).await?))
-            })
-            .await?;
-        Ok(Self::read(&server, &memory))
+    pub async fn of(redis: &Redis, node: &Node) -> Result<Self, Unavailable> {
+        let ask = ::redis::cmd("INFO");
+        let info: InfoDict =
+            redis.run_on(Call::Ask, node, async |connection| ask.query_async(connection).await).await?;
+        Ok(Self::read(&info))
     }
 
-    fn read(server: &InfoDict, memory: &InfoDict) -> Self {
-        let redis_version: String = server.get("redis_version").unwrap_or_default();
+    /// Asks each server that has keys.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`], if one of them does not tell.
+    pub async fn of_all(redis: &Redis) -> Result<Vec<Self>, Unavailable> {
+        let mut all = Vec::new();
+        for node in redis.nodes_with_slots() {
+            all.push(Self { at: node.name(), ..Self::of(redis, &node).await? });
+        }
+        Ok(all)
+    }
+
+    fn read(info: &InfoDict) -> Self {
+        let redis_version: String = info.get("redis_version").unwrap_or_default();
+        let primary = info.get::<String>("master_host").zip(info.get::<u16>("master_port"));
+        let watched = info.get::<String>("master0");
+        let watched = watched.as_deref().and_then(|about| about.strip_prefix("name=")?.split(',').next());
         Self {
-            name: server.get("server_name").unwrap_or_else(|| "redis".to_owned()),
-            version: server.get("valkey_version").unwrap_or_else(|| redis_version.clone()),
+            at: None,
+            name: info.get("server_name").unwrap_or_else(|| "redis".to_owned()),
+            version: info.get("valkey_version").unwrap_or_else(|| redis_version.clone()),
             redis_version,
             // Valkey 9 has another name for it.
-            kind: server.get("redis_mode").or_else(|| server.get("server_mode")).unwrap_or_default(),
-            eviction_policy: memory.get("maxmemory_policy").unwrap_or_default(),
-            max_memory: memory.get("maxmemory").filter(|bytes| *bytes > 0),
+            kind: info.get("redis_mode").or_else(|| info.get("server_mode")).unwrap_or_default(),
+            primary: primary.filter(|_| info.get::<String>("role").is_some_and(|role| role == "slave")),
+            watched: watched.map(str::to_owned),
+            eviction_policy: info.get("maxmemory_policy").unwrap_or_default(),
+            max_memory: info.get("maxmemory").filter(|bytes| *bytes > 0),
         }
     }
 
@@ -69,16 +90,37 @@ impl ServerFacts {
         }
     }
 
-    /// Why headcount cannot work with this server, and what the user can do; none if it can, or if that is unknown.
-    pub fn unsuitable(&self) -> Option<&'static str> {
-        match &*self.kind {
-            "cluster" => Some(
-                "a node of a Redis Cluster, which has only some of the keys: give --redis-url a server that is in no \
-                 cluster (cluster-enabled no)",
-            ),
-            "sentinel" => Some("a Sentinel, which has no keys: give --redis-url the primary that it watches"),
+    /// Whether it is a replica. It may become a primary.
+    pub fn is_replica(&self) -> bool {
+        self.primary.is_some()
+    }
+
+    /// Why headcount cannot work with the server at this address, and what the user can do. None if it can, or if that is
+    /// unknown.
+    pub fn unsuitable(&self, address: &Address) -> Option<String> {
+        let Kind::Server = address.kind else { return None };
+        let (scheme, at) = (address.scheme(), host_and_port(address.info.addr()));
+        match (&*self.kind, &self.primary) {
+            ("cluster", _) => Some(format!(
+                "a node of a Redis Cluster, which has only some of the keys: use --redis-url {scheme}-cluster://{at}"
+            )),
+            ("sentinel", _) => {
+                let name = self.watched.as_deref().unwrap_or("NAME");
+                Some(format!(
+                    "a Sentinel, which has no keys: use --redis-url {scheme}-sentinel://{at}?master={name}"
+                ))
+            }
+            (_, Some((host, port))) => Some(format!(
+                "a replica, which takes no writes: use its primary, --redis-url {scheme}://{host}:{port}, or \
+                 {scheme}-sentinel:// if Sentinels watch it"
+            )),
             _ => None,
         }
+    }
+
+    /// How many bytes these servers may use together. None if one has no limit.
+    pub fn max_memory_of(servers: &[Self]) -> Option<u64> {
+        servers.iter().map(|server| server.max_memory).sum()
     }
 
     /// True when the server may evict keys that are still needed.
@@ -99,17 +141,38 @@ mod tests {
 
     #[test]
     fn versions_and_policies() {
-        let read = |server, memory| ServerFacts::read(&InfoDict::new(server), &InfoDict::new(memory));
+        let read = |info| ServerFacts::read(&InfoDict::new(info));
         let redis =
-            read("# Server\r\nredis_version:6.0.16\r\n", "maxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n");
+            read("# Server\r\nredis_version:6.0.16\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n");
         assert_eq!((redis.to_string().as_str(), redis.max_memory), ("redis 6.0.16", None));
         assert!(!redis.is_new_enough() && redis.evicts());
         let valkey = read(
-            "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.0.1\r\n",
-            "maxmemory:1048576\r\nmaxmemory_policy:noeviction\r\n",
+            "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.0.1\r\n\
+             maxmemory:1048576\r\nmaxmemory_policy:noeviction\r\n",
         );
         assert_eq!((valkey.to_string().as_str(), valkey.max_memory), ("valkey 9.0.1", Some(1 << 20)));
         assert!(valkey.is_new_enough() && !valkey.evicts());
         assert!(ServerFacts::default().is_new_enough() && !ServerFacts::default().evicts());
+    }
+
+    #[test]
+    fn an_unsuitable_server_says_which_url_would_do() {
+        let address = Address::parse("rediss://10.0.0.1:7000").unwrap();
+        let says = |info: &str| ServerFacts::read(&InfoDict::new(info)).unsuitable(&address);
+        for (info, url) in [
+            (
+                "redis_mode:cluster\r\nrole:slave\r\nmaster_host:b\r\nmaster_port:1\r\n",
+                "rediss-cluster://10.0.0.1:7000",
+            ),
+            (
+                "redis_mode:sentinel\r\nmaster0:name=m,status=ok\r\n",
+                "rediss-sentinel://10.0.0.1:7000?master=m",
+            ),
+            ("redis_mode:standalone\r\nrole:slave\r\nmaster_host:b\r\nmaster_port:1\r\n", "rediss://b:1"),
+        ] {
+            let said = says(info).unwrap();
+            assert!(said.contains(&format!("--redis-url {url}")), "{said}");
+        }
+        assert_eq!(says("redis_mode:standalone\r\nrole:master\r\n"), None);
     }
 }

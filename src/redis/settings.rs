@@ -1,11 +1,14 @@
 //! Settings: where Redis is, and how long it may take.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::address::{Address, CannotConnect};
 use super::client::Redis;
 use super::server::ServerFacts;
 use crate::telemetry::metrics::Metrics;
+
+/// The pause before a replica is looked at again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Where Redis is, and how long it may take.
 #[derive(Debug, Clone)]
@@ -26,12 +29,22 @@ impl Settings {
     /// [`CannotConnect`] when Redis does not answer in time, or headcount cannot work with it.
     pub async fn connect(&self, metrics: &Metrics) -> Result<Redis, CannotConnect> {
         let address = &self.address;
-        let redis = Redis::new(address, self.timeout, metrics)?;
-        redis.wait_for(address, self.wait).await?;
-        match ServerFacts::of(&redis).await.map(|server| server.unsuitable()) {
-            Ok(Some(what)) => Err(CannotConnect::Unsuitable { address: address.to_string(), what }),
+        let (redis, started) = (Redis::new(address, self.timeout, metrics), Instant::now());
+        loop {
+            redis.wait_for(address, self.wait.saturating_sub(started.elapsed())).await?;
+            let facts = match redis.nodes_with_slots().first() {
+                Some(node) => ServerFacts::of(&redis, node).await.ok(),
+                None => None,
+            };
             // A server that does not say what it is may be suitable.
-            _ => Ok(redis),
+            let Some(what) = facts.as_ref().and_then(|facts| facts.unsuitable(address)) else {
+                return Ok(redis);
+            };
+            // A fail-over may be under way.
+            if !facts.is_some_and(|facts| facts.is_replica()) || started.elapsed() >= self.wait {
+                return Err(CannotConnect::Unsuitable { address: address.to_string(), what });
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
         }
     }
 }

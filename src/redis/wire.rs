@@ -24,14 +24,11 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::client::{Call, Redis};
-use super::connection::{Connection, Destination, run_of};
-use super::errors::is_passing;
+use super::node::{Connection, Node, run_of};
+use super::patience::in_time;
 use crate::platform::tls;
-use crate::platform::unavailable::Unavailable;
 
 /// The buffer for replies, in bytes: it holds two thousand.
 const READ_AT_A_TIME: usize = 8 * 1024;
@@ -70,6 +67,26 @@ impl Commands {
         }
     }
 
+    /// The commands at these places, in ascending order, each after `before`.
+    pub(super) fn some(&self, places: &[usize], before: Option<&[u8]>) -> Self {
+        let mut some = Self::default();
+        let (mut rest, mut place) = (&self.bytes[..], 0);
+        for wanted in places {
+            while place < *wanted {
+                rest = &rest[first_command(rest).len()..];
+                place += 1;
+            }
+            if let Some(before) = before {
+                some.add(&[before]);
+            }
+            let command = first_command(rest);
+            some.bytes.extend_from_slice(command);
+            some.count += 1;
+            (rest, place) = (&rest[command.len()..], place + 1);
+        }
+        some
+    }
+
     fn prefixed(&mut self, prefix: u8, number: usize) {
         self.bytes.push(prefix);
         self.bytes.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
@@ -86,54 +103,24 @@ impl Commands {
     }
 }
 
-/// Writes to Redis, over a connection of its own.
-pub type Writer = Redis<Wire>;
-
-impl Redis {
-    /// A writer to the same Redis.
-    pub fn writer(&self) -> Writer {
-        self.over_another()
+/// The first of some commands, which were made by [`Commands`].
+fn first_command(commands: &[u8]) -> &[u8] {
+    // The line after this byte, as a number, and where the next line begins.
+    let line = |at: usize| {
+        let end = at + commands[at..].iter().position(|byte| *byte == b'\r').unwrap_or_default();
+        (number(&commands[at + 1..end]).unwrap_or_default() as usize, end + 2)
+    };
+    let (words, mut at) = line(0);
+    for _ in 0..words {
+        let (length, word) = line(at);
+        at = word + length + 2;
     }
-}
-
-impl Writer {
-    /// Sends commands, and waits for their replies until the deadline. Returns the replies to the first `own` commands.
-    ///
-    /// # Errors
-    ///
-    /// [`Unavailable`] when the replies do not come, or when the server refuses one of the later commands. So it is when the
-    /// server refuses any command for a reason that will pass: the sender has to send it again.
-    pub async fn send(
-        &self,
-        call: Call,
-        commands: &Commands,
-        own: usize,
-        deadline: Instant,
-    ) -> Result<Replies, Unavailable> {
-        let sending = self.run(call, async |wire| {
-            let mut replies = wire.exchange(commands).await?;
-            for (place, reply) in replies.iter().enumerate() {
-                if let Err(error) = reply
-                    && (place >= own || error.kind().is_some_and(is_passing))
-                {
-                    return Err(error.clone().into());
-                }
-            }
-            replies.truncate(own);
-            Ok(replies)
-        });
-        let Ok(sent) = tokio::time::timeout_at(deadline, sending).await else {
-            // Late replies to these commands may still come, so this connection is of no more use.
-            self.reconnect();
-            return Err(Unavailable::because("Redis does not answer in time"));
-        };
-        sent
-    }
+    &commands[..at]
 }
 
 /// A connection that one caller uses at a time. Clones share it.
 #[derive(Clone)]
-pub struct Wire(Arc<AsyncMutex<Option<Socket>>>);
+pub(super) struct Wire(Arc<AsyncMutex<Option<Socket>>>);
 
 struct Socket {
     stream: Box<dyn Stream>,
@@ -142,7 +129,8 @@ struct Socket {
 }
 
 impl Wire {
-    async fn exchange(&self, commands: &Commands) -> RedisResult<Replies> {
+    /// Sends commands, and waits for as many replies.
+    pub(super) async fn exchange(&self, commands: &Commands) -> RedisResult<Replies> {
         let mut place = self.0.lock().await;
         // A caller that gives up during the exchange leaves the place empty. Otherwise the next caller would read replies
         // to commands that it did not send.
@@ -154,10 +142,10 @@ impl Wire {
 }
 
 impl Connection for Wire {
-    async fn open(to: &Destination) -> RedisResult<(Self, Option<String>)> {
-        let client = to.client();
+    async fn open(to: &Node) -> RedisResult<(Self, Option<String>)> {
+        let client = to.client().await?;
         let info = client.get_connection_info();
-        let introduced = to.in_time(async {
+        let introduced = in_time(async {
             let lent = Lent(Arc::new(Mutex::new(connect(info.addr()).await?)));
             let stream = Arc::clone(&lent.0);
             let made = MultiplexedConnection::new_with_config(info.redis_settings(), lent, to.config());
@@ -291,6 +279,23 @@ mod tests {
         commands.add(&[b"PFADD", b"key", b"1234567890"]);
         assert_eq!(commands.count, 1);
         assert_eq!(commands.bytes, b"*3\r\n$5\r\nPFADD\r\n$3\r\nkey\r\n$10\r\n1234567890\r\n");
+    }
+
+    #[test]
+    fn some_commands_are_taken_out_of_many() {
+        let mut commands = Commands::default();
+        for word in ["", "a\r\n*1\r\n", "b", "1234567890123"] {
+            commands.add(&[b"SADD", word.as_bytes(), b"x"]);
+        }
+        let mut expected = Commands::default();
+        expected.add(&[b"ASKING"]);
+        expected.add(&[b"SADD", b"a\r\n*1\r\n", b"x"]);
+        expected.add(&[b"ASKING"]);
+        expected.add(&[b"SADD", b"1234567890123", b"x"]);
+        let some = commands.some(&[1, 3], Some(b"ASKING"));
+        assert_eq!((some.count, some.bytes), (expected.count, expected.bytes));
+        let all = commands.some(&[0, 1, 2, 3], None);
+        assert_eq!((all.count, all.bytes), (commands.count, commands.bytes));
     }
 
     #[test]

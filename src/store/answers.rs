@@ -10,7 +10,7 @@ use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 
 /// What an addition did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Added {
     /// How many of the ids changed the store: new ones in mode `exact`, those that raised a
     /// register in mode `hll`, which are fewer.
@@ -109,4 +109,15 @@ pub struct StoreCount {
     pub accepted_ids: u64,
     /// How many ids Redis lost, or had to get again. Above zero, some may be missing.
     pub lost_ids: u64,
+    /// Some shards are not in the count: their primary is away.
+    pub lacks_shards: bool,
+}
+
+/// What to do about primaries that are away when a window is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Away {
+    /// The window cannot be counted yet.
+    Wait,
+    /// It is counted without their shards and counters, unless the primary of the namespace is away.
+    LeaveOut,
 }

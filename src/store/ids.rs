@@ -86,8 +86,8 @@ impl IdSet {
     }
 
     /// Removes ids. Returns how many were in the set.
-    pub(super) fn remove(&self, ids: &[TextId]) -> u64 {
-        ids.iter().filter(|id| self.remove_one(id.as_bytes())).count() as u64
+    pub(super) fn remove<'a>(&self, ids: impl Iterator<Item = &'a TextId>) -> u64 {
+        ids.filter(|id| self.remove_one(id.as_bytes())).count() as u64
     }
 
     fn remove_one(&self, id: &[u8]) -> bool {
@@ -100,11 +100,13 @@ impl IdSet {
         was_in
     }
 
-    /// Returns some ids of the set, at most so many.
-    pub(super) fn some(&self, most: usize) -> Vec<TextId> {
+    /// Returns some ids of the set that are wanted, at most so many.
+    pub(super) fn some(&self, most: usize, is_wanted: impl Fn(&[u8]) -> bool) -> Vec<TextId> {
         let mut some = Vec::new();
         for ids in &self.stripes {
-            some.extend(ids.lock().iter().take(most - some.len()).cloned());
+            let ids = ids.lock();
+            let wanted = ids.iter().filter(|id| is_wanted(id.as_bytes()));
+            some.extend(wanted.take(most - some.len()).cloned());
             if some.len() == most {
                 break;
             }

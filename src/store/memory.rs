@@ -282,6 +282,6 @@ impl OpenWindow {
 
     fn count(&self) -> StoreCount {
         let accepted_ids = self.accepted.load(Ordering::Relaxed);
-        StoreCount { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0 }
+        StoreCount { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0, lacks_shards: false }
     }
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 pub use self::answers::{
-    AddError, Added, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount, Union,
+    AddError, Added, Away, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount, Union,
 };
 pub use self::keep::{Keep, KeepPeriods};
 use self::memory::MemoryStore;
@@ -203,15 +203,21 @@ impl Store {
 
     /// The final counts of a window that every instance has sealed, and of its counters. Before it counts, the store gives Redis
     /// back what Redis lost, as far as the parts of the instances have it. `parties` are the instances that are known to have sealed the
-    /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be.
+    /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be. `away`
+    /// says what to do if a primary of a Redis Cluster does not answer.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    pub async fn settle(&self, window: Window, parties: &BTreeSet<String>) -> Result<Settled, CountError> {
+    pub async fn settle(
+        &self,
+        window: Window,
+        parties: &BTreeSet<String>,
+        away: Away,
+    ) -> Result<Settled, CountError> {
         match self {
             Self::Memory(store) => store.settle(window),
-            Self::Redis(store) => store.settle(window, parties).await,
+            Self::Redis(store) => store.settle(window, parties, away).await,
         }
     }
 

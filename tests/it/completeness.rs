@@ -18,7 +18,7 @@ use headcount::redis::damage::{self, Holds};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Call, Redis as RedisClient};
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{Keep, Store};
+use headcount::store::{Away, Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -332,8 +332,8 @@ impl Run {
             keys: self.keys(),
             instance_id: process.clone(),
         };
-        let metrics = Metrics::new();
-        let redis = RedisClient::new(&Address::parse(&self.url).unwrap(), config.timeout, &metrics).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let redis = RedisClient::new(&Address::parse(&self.url).unwrap(), config.timeout, &metrics);
         let workers = Arc::clone(&WORKERS);
         let (counter, tasks) = RedisStore::new(config, &redis, 1, &metrics);
         tokio::spawn(tasks.run(workers));
@@ -418,9 +418,14 @@ impl Run {
         }
         let parties = self.living.iter().map(|(process, ..)| process).chain(&self.left).cloned().collect();
         let (_, counter, _) = &self.living[leader % self.living.len()];
-        let stats = counter.settle(Self::window(), &parties).await.unwrap().total;
-        let evidence =
-            Evidence { is_over: true, attendance: self.attendance, is_open: false, lost_ids: stats.lost_ids };
+        let stats = counter.settle(Self::window(), &parties, Away::Wait).await.unwrap().total;
+        let evidence = Evidence {
+            is_over: true,
+            attendance: self.attendance,
+            is_open: false,
+            lost_ids: stats.lost_ids,
+            lacks_shards: false,
+        };
         let truth = match self.mode {
             Mode::Exact => self.accepted.len() as u64,
             Mode::Hll => sketch_of(&self.accepted).estimate(),
@@ -521,10 +526,9 @@ async fn a_full_redis_corrupts_no_sketch() {
     for flavour in Flavour::at_hand() {
         let redis = Redis::start_with(flavour, &[]);
         let mut server = redis.connect();
-        let metrics = Metrics::new();
+        let metrics = Arc::new(Metrics::new());
         let client =
-            RedisClient::new(&Address::parse(&redis.url()).unwrap(), Duration::from_secs(2), &metrics)
-                .unwrap();
+            RedisClient::new(&Address::parse(&redis.url()).unwrap(), Duration::from_secs(2), &metrics);
         for (number, garbage) in garbage.into_iter().enumerate() {
             ::redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec(&mut server).unwrap();
             let keys = Keys::new(&format!("full-{number}"));

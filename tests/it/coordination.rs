@@ -47,7 +47,7 @@ fn report_of(window: Window) -> Heartbeat {
 impl Instance {
     fn new(name: &'static str, server: &RedisServer) -> Self {
         let address = Address::parse(&server.url()).unwrap();
-        let redis = Redis::new(&address, Duration::from_secs(2), &Metrics::new()).unwrap();
+        let redis = Redis::new(&address, Duration::from_secs(2), &Metrics::new());
         let config = RedisCoordinatorConfig {
             keys: Keys::new("coordination"),
             instance_id: name.to_owned(),

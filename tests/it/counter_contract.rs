@@ -15,7 +15,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, CountError, Keep, Store};
+use headcount::store::{AddError, Away, CountError, Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
@@ -50,7 +50,7 @@ pub async fn add(
 
 /// The counts of the counters of a window that every instance has sealed.
 pub async fn settle(store: &Store, window: Window) -> Result<Arc<CounterCounts>, CountError> {
-    store.settle(window, &BTreeSet::new()).await.map(|settled| settled.counters)
+    store.settle(window, &BTreeSet::new(), Away::Wait).await.map(|settled| settled.counters)
 }
 
 async fn settled(store: &Store, window: Window) -> Vec<(String, u64)> {
@@ -199,14 +199,14 @@ pub fn store_in_redis(
         keys: Keys::new(namespace),
         instance_id: instance.to_owned(),
     };
-    let (store, tasks) = RedisStore::new(config, redis, 2, &Metrics::new());
+    let (store, tasks) = RedisStore::new(config, redis, 2, &Metrics::new().into());
     tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));
     Arc::new(Store::Redis(store))
 }
 
 pub async fn connect(url: &str) -> Redis {
     let address = Address::parse(url).unwrap();
-    let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
+    let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new());
     redis.wait_for(&address, PATIENCE).await.unwrap();
     redis
 }

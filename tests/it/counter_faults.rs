@@ -8,7 +8,7 @@ use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::window::Window;
 use headcount::redis::keys::Keys;
-use headcount::store::Store;
+use headcount::store::{Away, Store};
 use headcount::store::redis::{OnRedisDown, RedisWrites};
 use redis::cmd;
 
@@ -185,7 +185,7 @@ async fn a_counter_whose_key_was_made_anew_is_not_whole() {
             seal_in_the_end(&other, window).await;
 
             let parties = ["one", "other"].map(str::to_owned).into();
-            let settled = one.settle(window, &parties).await.unwrap();
+            let settled = one.settle(window, &parties, Away::Wait).await.unwrap();
             assert_eq!(settled.total.lost_ids, 0, "{mode:?} {what:?}");
             let counts = settled.counters;
             assert!(!counts.is_whole(&name(3)), "{mode:?} {writes:?} {what:?}");
@@ -226,7 +226,7 @@ async fn a_merge_notices_that_the_key_of_its_counter_is_gone() {
             wait_until("Redis to be back", async || !other.is_degraded()).await;
             seal_in_the_end(&other, window).await;
             let parties = ["one", "other"].map(str::to_owned).into();
-            let settled = one.settle(window, &parties).await.unwrap();
+            let settled = one.settle(window, &parties, Away::Wait).await.unwrap();
             assert_eq!(settled.total.lost_ids, 0, "{mode:?} {fault:?}");
             assert!(!settled.counters.is_whole(&name(3)), "{mode:?} {writes:?} {fault:?}");
             if mode == Mode::Hll {

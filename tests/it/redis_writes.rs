@@ -60,8 +60,8 @@ fn counter(url: &str, namespace: &str, mode: Mode, writes: RedisWrites) -> Arc<S
 }
 
 fn counter_with(url: &str, config: RedisStoreConfig) -> Arc<Store> {
-    let metrics = Metrics::new();
-    let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &metrics).unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &metrics);
     let (counter, tasks) = RedisStore::new(config, &redis, WORKERS, &metrics);
     tokio::spawn(tasks.run(workers()));
     Arc::new(Store::Redis(counter))
@@ -322,8 +322,8 @@ async fn a_full_redis_loses_no_id() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_redis_does_not_count_as_back() {
     let server = RedisServer::start();
-    let metrics = Metrics::new();
-    let redis = Redis::new(&Address::parse(&server.url()).unwrap(), TIMEOUT, &metrics).unwrap();
+    let metrics = Arc::new(Metrics::new());
+    let redis = Redis::new(&Address::parse(&server.url()).unwrap(), TIMEOUT, &metrics);
     let config = RedisStoreConfig {
         on_redis_down: OnRedisDown::Fail,
         ..config("full", Mode::Exact, RedisWrites::All)

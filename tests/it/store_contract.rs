@@ -80,7 +80,10 @@ async fn first_and_repeated_ids<I: Sample>(store: &Store) {
     assert_eq!(store.add(window, &[id::<I>("1")]).await.unwrap().changed, 0);
     assert_eq!(store.add(window, &[id::<I>("2"), id::<I>("2"), id::<I>("1")]).await.unwrap().changed, 1);
     assert_eq!(store.add::<I>(window, &[]).await.unwrap().changed, 0);
-    assert_eq!(store.count(window).await, Ok(StoreCount { unique_ids: 2, accepted_ids: 5, lost_ids: 0 }));
+    assert_eq!(
+        store.count(window).await,
+        Ok(StoreCount { unique_ids: 2, accepted_ids: 5, lost_ids: 0, lacks_shards: false })
+    );
 }
 
 async fn edges_of_the_range<I: Sample>(store: &Store) {
@@ -155,7 +158,7 @@ async fn a_sealed_window_refuses<I: Sample>(store: &Store) {
     assert_eq!(store.add(a, &ids::<I>(0..9)).await, Err(AddError::Sealed { open: b }));
     assert_eq!(
         store.count(a).await,
-        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
+        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0, lacks_shards: false }),
         "final, and nothing of it came in"
     );
     store.add(b, &ids::<I>(0..9)).await.unwrap();
@@ -164,7 +167,7 @@ async fn a_sealed_window_refuses<I: Sample>(store: &Store) {
     store.seal(a).await.unwrap();
     assert_eq!(
         store.count(a).await,
-        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0 }),
+        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0, lacks_shards: false }),
         "sealing again changes nothing"
     );
     store.add(b, &ids::<I>(9..10)).await.unwrap();
@@ -289,7 +292,7 @@ fn store_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites
         keys: Keys::new(&namespace),
         instance_id: "test".to_owned(),
     };
-    let (store, tasks) = RedisStore::new(config, redis, 2, &Metrics::new());
+    let (store, tasks) = RedisStore::new(config, redis, 2, &Metrics::new().into());
     tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));
     store
 }
@@ -297,7 +300,7 @@ fn store_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites
 async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: RedisWrites) {
     let shards = Shards::new(shards).unwrap();
     let address = Address::parse(&server.url()).unwrap();
-    let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new()).unwrap();
+    let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new());
     redis.wait_for(&address, PATIENCE).await.unwrap();
     let new = || Arc::new(Store::Redis(store_in_redis(&redis, mode, shards, writes)));
     suite::<IntegerId>(&new, standard_error(mode, shards)).await;

@@ -1,5 +1,6 @@
 //! Checks of Redis: the server, its rights, its keys, and the other instances.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
@@ -9,11 +10,12 @@ use super::rights::{self, Rights, Uses};
 use crate::cli::backend::{Coordination, instance_id};
 use crate::cli::findings::{Findings, Verdict};
 use crate::cli::settings::Settings;
+use crate::model::counter::BUCKETS;
 use crate::model::window::ClockOffset;
 use crate::publish::sinks::stream::{StreamPreflight, StreamSink};
 use crate::redis::keys::Keys;
 use crate::redis::server::{OLDEST, ServerFacts};
-use crate::redis::{self, Address, Call, Redis};
+use crate::redis::{self, Address, Call, Redis, Routed};
 use crate::telemetry::metrics::Metrics;
 
 /// Connects as an instance does, and checks everything.
@@ -28,7 +30,8 @@ pub(super) async fn look(
         Err(error) => return findings.add(Verdict::Fail, "reachable", error),
     };
     findings.add(Verdict::Ok, "reachable", format_args!("Redis at {address}"))?;
-    look_at_server(settings, &redis, findings).await?;
+    look_at_servers(settings, &redis, findings).await?;
+    look_at_cluster(settings, &redis, findings).await?;
     look_at_rights(settings, address, &redis, findings).await?;
     look_at_keys(settings, &redis, findings).await?;
     look_at_others(settings, &redis, findings).await?;
@@ -76,12 +79,12 @@ async fn look_at_keys(
     for (key, _) in &expected {
         ask.cmd("TYPE").arg(key);
     }
-    let found: Vec<String> =
-        match redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await {
-            Ok(found) => found,
-            // If the user has no right to ask, `look_at_rights` has said so.
-            Err(_) => return Ok(()),
-        };
+    let ask = async |connection: &mut Routed| ask.query_async(connection).await;
+    let found: Vec<String> = match redis.run(Call::Ask, &keys.lease(), ask).await {
+        Ok(found) => found,
+        // If the user has no right to ask, `look_at_rights` has said so.
+        Err(_) => return Ok(()),
+    };
     for ((key, expected), found) in expected.iter().zip(found) {
         if found != "none" && found != *expected {
             let text = format_args!(
@@ -93,35 +96,82 @@ async fn look_at_keys(
     Ok(())
 }
 
-async fn look_at_server(
+async fn look_at_servers(
     settings: &Settings,
     redis: &Redis,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let server = match ServerFacts::of(redis).await {
-        Ok(server) => server,
+    let servers = match ServerFacts::of_all(redis).await {
+        Ok(servers) => servers,
         Err(error) => return findings.add(Verdict::Warn, "version", format_args!("unknown: {error}")),
     };
-    if server.is_new_enough() {
-        findings.add(Verdict::Ok, "version", &server)?;
-    } else {
-        let (major, minor) = OLDEST;
-        findings.add(
-            Verdict::Fail,
-            "version",
-            format_args!("{server} is too old, use Redis {major}.{minor} or later, or Valkey"),
-        )?;
+    for server in &servers {
+        let at = server.at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default();
+        if server.is_new_enough() {
+            findings.add(Verdict::Ok, "version", format_args!("{at}{server}"))?;
+        } else {
+            let (major, minor) = OLDEST;
+            findings.add(
+                Verdict::Fail,
+                "version",
+                format_args!("{at}{server} is too old, use Redis {major}.{minor} or later, or Valkey"),
+            )?;
+        }
     }
-    if let Some(warning) = settings.counting.too_much_history(server.max_memory) {
+    if let Some(warning) = settings.counting.too_much_history(ServerFacts::max_memory_of(&servers)) {
         findings.add(Verdict::Warn, "memory", warning)?;
     }
-    let policy = &server.eviction_policy;
-    if server.evicts() {
-        let text =
-            format_args!("{policy} may drop keys that are still needed: set maxmemory-policy to noeviction");
-        findings.add(Verdict::Warn, "eviction", text)
+    for server in &servers {
+        let at = server.at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default();
+        let policy = &server.eviction_policy;
+        if server.evicts() {
+            let text = format_args!(
+                "{at}{policy} may drop keys that are still needed: set maxmemory-policy to noeviction"
+            );
+            findings.add(Verdict::Warn, "eviction", text)?;
+        } else {
+            let policy = if policy.is_empty() { "unknown" } else { policy };
+            findings.add(Verdict::Ok, "eviction", format_args!("{at}{policy}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names the servers of a cluster, and says if the keys do not spread over them.
+async fn look_at_cluster(
+    settings: &Settings,
+    redis: &Redis,
+    findings: &mut Findings<impl Write>,
+) -> io::Result<()> {
+    if !redis.is_cluster() {
+        return Ok(());
+    }
+    for member in redis.members().await {
+        let name = member.name();
+        let verdict = if member.is_failing { Verdict::Warn } else { Verdict::Ok };
+        let failing = if member.is_failing { ", which the cluster cannot reach" } else { "" };
+        if member.is_primary {
+            let slots = member.slot_count();
+            findings.add(verdict, "node", format_args!("{name}: a primary with {slots} slots{failing}"))?;
+        } else {
+            findings.add(verdict, "node", format_args!("{name}: a replica{failing}"))?;
+        }
+    }
+    let (keys, shards) = (Keys::new(&settings.namespace), settings.counting.shards);
+    let of_shards: Vec<_> = (0..shards.count().into()).map(|shard| keys.merge(shard, shards, "")).collect();
+    let of_buckets: Vec<_> = (0..BUCKETS).map(|bucket| keys.merge_of_bucket(bucket, "")).collect();
+    let primaries = redis.nodes_with_slots().len();
+    let on = |keys: &[String]| keys.iter().map(|key| redis.number_for(key)).collect::<BTreeSet<_>>().len();
+    let (with_shards, with_buckets) = (on(&of_shards), on(&of_buckets));
+    let text = format!(
+        "{} shards on {with_shards}, and the buckets of counters on {with_buckets}, of {primaries} primaries",
+        shards.count()
+    );
+    if with_shards == 1 && primaries > 1 {
+        let advice = "one primary takes all ids of the total: give more --shards, several for each primary";
+        findings.add(Verdict::Warn, "spread", format_args!("{text}: {advice}"))
     } else {
-        findings.add(Verdict::Ok, "eviction", if policy.is_empty() { "unknown" } else { policy })
+        findings.add(Verdict::Ok, "spread", text)
     }
 }
 

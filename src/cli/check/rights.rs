@@ -7,14 +7,14 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 
-use ::redis::aio::MultiplexedConnection;
-use ::redis::{Cmd, Pipeline, RedisResult, Script, ServerError, Value};
+use ::redis::{Cmd, Pipeline, Script, ServerError, Value};
 
+use crate::model::counter::BUCKETS;
 use crate::model::mode::Mode;
 use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::stream::key_of;
 use crate::redis::keys::Keys;
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, Routed};
 
 /// What a user may do.
 #[derive(Default)]
@@ -34,7 +34,21 @@ pub(super) struct Uses<'a> {
 }
 
 /// A command, with the name that access rules use.
-type Try = (&'static str, Cmd);
+struct Try {
+    name: &'static str,
+    /// None if it goes with the one before it.
+    key: Option<String>,
+    command: Cmd,
+}
+
+/// Keys to try commands on.
+struct TrialKeys {
+    ids: String,
+    shared: String,
+    counter: String,
+}
+
+const NOT_TRIED: &str = "; without DEL, commands that make keys are not tried";
 
 /// Tries every command that an instance would use.
 pub(super) async fn of(
@@ -44,24 +58,25 @@ pub(super) async fn of(
 ) -> Result<Rights, Unavailable> {
     let name = format!("{:016x}", RandomState::new().hash_one(namespace));
     let keys = Keys::new(namespace);
-    let (ids, shared, counter) = (keys.trial_of_shard(&name), keys.trial(&name), keys.trial_of_bucket(&name));
+    let (ids, shared) = (keys.trial_of_shard(&name), keys.trial(&name));
+    let usual = TrialKeys { ids, shared, counter: keys.trial_of_bucket(0, &name) };
     let mut rights = Rights::default();
-    let delete = vec![delete(&ids), delete(&shared), delete(&counter)];
-    rights.try_all(redis, delete).await?;
-    let may_delete = rights.refused.is_empty();
-    rights.try_all(redis, harmless(mode, &ids, &shared)).await?;
-    // Every leader asks for them. Whether there are any, other instances decide too.
-    rights.try_all(redis, vec![command("SCARD", &counter, &[])]).await?;
-    if counters {
-        rights.try_all(redis, harmless_of_counters(mode, &counter, &shared)).await?;
-    }
-    if may_delete {
-        rights.try_all(redis, writing(mode, &ids, &shared)).await?;
-        if counters {
-            rights.try_all(redis, writing_counters(mode, &counter, &shared)).await?;
+    rights.try_on(redis, &usual, mode, counters).await?;
+    if redis.is_cluster() {
+        rights
+            .try_all(
+                redis,
+                vec![Try { name: "ASKING", key: Some(usual.shared), command: ::redis::cmd("ASKING") }],
+            )
+            .await?;
+        // Each server has its own users.
+        for node in redis.nodes_with_slots() {
+            let mut of_buckets = (0..BUCKETS).map(|bucket| keys.trial_of_bucket(bucket, &name));
+            if let Some(key) = of_buckets.find(|key| redis.number_for(key) == node.number()) {
+                let all = TrialKeys { ids: key.clone(), shared: key.clone(), counter: key };
+                rights.try_on(redis, &all, mode, counters).await?;
+            }
         }
-    } else {
-        rights.reason += "; without DEL, commands that make keys are not tried";
     }
     if let Some(key) = stream {
         rights.try_all(redis, on_stream(key)).await?;
@@ -75,7 +90,12 @@ pub(super) async fn of(
 fn command(name: &'static str, key: &str, args: &[&str]) -> Try {
     let mut command = ::redis::cmd(name);
     command.arg(key).arg(args);
-    (name, command)
+    Try { name, key: Some(key.to_owned()), command }
+}
+
+/// A command without a key.
+fn keyless(name: &'static str) -> Try {
+    Try { name, key: None, command: ::redis::cmd(name) }
 }
 
 fn delete(key: &str) -> Try {
@@ -90,9 +110,9 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
     let mut run = ::redis::cmd("EVALSHA");
     run.arg(Script::new(NOTHING).get_hash()).arg(1).arg(shared);
     let mut tries = vec![
-        ("SCRIPT LOAD", load),
-        ("EVALSHA", run),
-        ("TIME", ::redis::cmd("TIME")),
+        Try { name: "SCRIPT LOAD", key: Some(shared.to_owned()), command: load },
+        Try { name: "EVALSHA", key: Some(shared.to_owned()), command: run },
+        keyless("TIME"),
         command("PEXPIRE", ids, &["1"]),
         command("PEXPIRE", shared, &["1"]),
         command("PTTL", shared, &[]),
@@ -112,8 +132,8 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
         Mode::Hll => vec![
             command("PFCOUNT", ids, &[]),
             command("EXPIREAT", ids, &["1"]),
-            ("MULTI", ::redis::cmd("MULTI")),
-            ("EXEC", ::redis::cmd("EXEC")),
+            keyless("MULTI"),
+            keyless("EXEC"),
         ],
         Mode::Exact => vec![command("SCARD", ids, &[]), command("EXPIRE", ids, &["1"])],
     });
@@ -123,8 +143,8 @@ fn harmless(mode: Mode, ids: &str, shared: &str) -> Vec<Try> {
 /// The same of counters.
 fn harmless_of_counters(mode: Mode, counter: &str, shared: &str) -> Vec<Try> {
     let mut tries = vec![
-        ("MULTI", ::redis::cmd("MULTI")),
-        ("EXEC", ::redis::cmd("EXEC")),
+        keyless("MULTI"),
+        keyless("EXEC"),
         command("PEXPIRE", counter, &["1"]),
         command("EXISTS", counter, &[]),
         command("TYPE", counter, &[]),
@@ -201,7 +221,7 @@ fn on_stream(key: &str) -> Vec<Try> {
     about.arg("STREAM").arg(key);
     vec![
         command("XADD", key, &[NO_ID, "field", "value"]),
-        ("XINFO STREAM", about),
+        Try { name: "XINFO STREAM", key: Some(key.to_owned()), command: about },
         command("XSETID", key, &[NO_ID]),
     ]
 }
@@ -209,8 +229,8 @@ fn on_stream(key: &str) -> Vec<Try> {
 /// The commands of the stream sink on the stream of counters.
 fn on_stream_of_counters(key: &str) -> Vec<Try> {
     let mut tries = on_stream(key);
-    tries.retain(|(name, _)| *name != "XSETID");
-    tries.extend([("MULTI", ::redis::cmd("MULTI")), ("EXEC", ::redis::cmd("EXEC"))]);
+    tries.retain(|one| one.name != "XSETID");
+    tries.extend([keyless("MULTI"), keyless("EXEC")]);
     tries
 }
 
@@ -221,17 +241,50 @@ fn was_let_through(error: &ServerError) -> bool {
 }
 
 impl Rights {
-    async fn try_all(&mut self, redis: &Redis, tries: Vec<Try>) -> Result<(), Unavailable> {
-        let mut commands = Pipeline::with_capacity(tries.len());
-        for (_, command) in &tries {
-            commands.add_command(command.clone());
+    async fn try_on(
+        &mut self,
+        redis: &Redis,
+        TrialKeys { ids, shared, counter }: &TrialKeys,
+        mode: Mode,
+        counters: bool,
+    ) -> Result<(), Unavailable> {
+        self.try_all(redis, vec![delete(ids), delete(shared), delete(counter)]).await?;
+        let may_delete = self.refused.is_empty();
+        self.try_all(redis, harmless(mode, ids, shared)).await?;
+        // Every leader asks for them. Whether there are any, other instances decide too.
+        self.try_all(redis, vec![command("SCARD", counter, &[])]).await?;
+        if counters {
+            self.try_all(redis, harmless_of_counters(mode, counter, shared)).await?;
         }
-        let send = async |connection: &mut MultiplexedConnection| -> RedisResult<Vec<Value>> {
-            connection.send_packed_commands(&commands, 0, tries.len()).await
-        };
-        let replies = redis.run(Call::Ask, send).await?;
-        for ((name, _), reply) in tries.iter().zip(replies) {
-            self.note(name, &reply);
+        if may_delete {
+            self.try_all(redis, writing(mode, ids, shared)).await?;
+            if counters {
+                self.try_all(redis, writing_counters(mode, counter, shared)).await?;
+            }
+        } else if !self.reason.contains(NOT_TRIED) {
+            self.reason += NOT_TRIED;
+        }
+        Ok(())
+    }
+
+    /// Tries commands in their order: those on one key, or on keys of one server, together.
+    async fn try_all(&mut self, redis: &Redis, mut tries: Vec<Try>) -> Result<(), Unavailable> {
+        let mut last = String::new();
+        for one in &mut tries {
+            last = one.key.take().unwrap_or(last);
+            one.key = Some(last.clone());
+        }
+        let key = |one: &Try| one.key.clone().unwrap_or_default();
+        for some in tries.chunk_by(|one, other| !redis.is_cluster() || key(one) == key(other)) {
+            let mut commands = Pipeline::with_capacity(some.len());
+            for one in some {
+                commands.add_command(one.command.clone());
+            }
+            let send = async |connection: &mut Routed| connection.answers(&commands).await;
+            let replies = redis.run(Call::Ask, &key(&some[0]), send).await?;
+            for (one, reply) in some.iter().zip(replies) {
+                self.note(one.name, &reply);
+            }
         }
         Ok(())
     }

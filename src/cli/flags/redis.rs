@@ -19,8 +19,10 @@ pub(super) struct RedisFlags {
         value_name = "URL",
         hide_env_values = true,
         help = "Count together with other instances in this Redis: redis://, rediss:// (TLS) or unix://, with \
-                user, password and database as in redis://user:password@host:6379/0, or file:PATH of a file \
-                that has the URL. Without this flag the instance is standalone and counts in memory"
+                user, password and database as in redis://user:password@host:6379/0. Or the primary that \
+                Sentinels watch: redis-sentinel://host:26379,host:26379/0?master=NAME. Or a Redis Cluster: \
+                redis-cluster://host:6379,host:6379. Or file:PATH of a file that has the URL. Without this flag \
+                the instance is standalone and counts in memory"
     )]
     redis_url: Option<SecretArg>,
 

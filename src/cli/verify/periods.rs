@@ -22,7 +22,7 @@ use crate::model::window::{Window, WindowLength};
 use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::kafka::ledger::Entry;
 use crate::redis::keys::Keys;
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, Routed};
 
 const SUBJECT: &str = "hours and days";
 /// Sketches that are read by one pipeline.
@@ -175,13 +175,13 @@ impl<'a> Periods<'a> {
         let shards = usize::from(self.settings.counting.shards.count());
         let keys: Vec<_> = keys.iter().flat_map(|key| (0..shards).map(key)).collect();
         let mut stored = Vec::with_capacity(keys.len());
-        for some in keys.chunks(READ_AT_ONCE) {
+        for some in self.redis.groups(&keys, String::as_str, READ_AT_ONCE) {
             let mut read = Pipeline::with_capacity(some.len());
             for key in some {
                 read.cmd("GET").arg(key);
             }
-            let found: Vec<Option<Vec<u8>>> =
-                self.redis.run(Call::Ask, async |connection| read.query_async(connection).await).await?;
+            let read = async |connection: &mut Routed| read.query_async(connection).await;
+            let found: Vec<Option<Vec<u8>>> = self.redis.run(Call::Ask, &some[0], read).await?;
             // What another program wrote counts as nothing, as for the service.
             stored.extend(found.into_iter().map(|found| Sketch::from_bytes(&found?).ok()));
         }

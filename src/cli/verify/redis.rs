@@ -17,7 +17,7 @@ use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::kafka::counters::CounterEntry;
 use crate::publish::sinks::kafka::ledger::Entry;
 use crate::redis::keys::Keys;
-use crate::redis::{self, Call, Redis, Text, Texts};
+use crate::redis::{self, Call, Redis, Routed, Text, Texts, slot_of};
 use crate::store::redis::{accepted_ids, count_commands, sum_counts};
 use crate::telemetry::metrics::Metrics;
 
@@ -137,8 +137,10 @@ impl<'a> Comparison<'a> {
     ) -> io::Result<bool> {
         let mut ask = ::redis::cmd("HGET");
         ask.arg(self.keys.published()).arg("last");
-        let published: Result<Option<u64>, Unavailable> =
-            self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await;
+        let published: Result<Option<u64>, Unavailable> = self
+            .redis
+            .run(Call::Ask, &self.keys.published(), async |connection| ask.query_async(connection).await)
+            .await;
         let last = entries.last().map(|last| last.start);
         match published {
             Err(error) => findings.add(Verdict::Fail, "published", error).map(|()| false),
@@ -164,9 +166,9 @@ impl<'a> Comparison<'a> {
         let window = self.settings.counting.window.starting_at(entry.start);
         let (mode, shards) = (self.settings.counting.mode, self.settings.counting.shards);
         let mut answers: Vec<u64> = Vec::new();
-        for (_, ask) in count_commands(&self.keys, mode, shards, window) {
-            let some: Vec<u64> =
-                self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+        for (read, ask) in count_commands(&self.redis, &self.keys, mode, shards, window) {
+            let ask = async |connection: &mut Routed| ask.query_async(connection).await;
+            let some: Vec<u64> = self.redis.run(Call::Ask, &read[0], ask).await?;
             answers.extend(some);
         }
         let Some(there) = sum_counts(&answers) else { return Ok(Compared::Gone) };
@@ -175,8 +177,8 @@ impl<'a> Comparison<'a> {
         }
         let mut ask = ::redis::cmd("HGET");
         ask.arg(self.keys.counts()).arg(window.unix_seconds());
-        let Text(stored): Text =
-            self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+        let asking = async |connection: &mut Routed| ask.query_async(connection).await;
+        let Text(stored): Text = self.redis.run(Call::Ask, &self.keys.counts(), asking).await?;
         // The count that the leader stored before it published it. It never changes.
         let stored = stored.and_then(|count| serde_json::from_str::<StoredCount>(&count).ok());
         let is_as_stored =
@@ -190,8 +192,8 @@ impl<'a> Comparison<'a> {
     async fn has_lost_some(&self, window: Window, published: Option<u64>) -> Result<bool, Unavailable> {
         let mut ask = ::redis::cmd("HGETALL");
         ask.arg(self.keys.accepted(window));
-        let Texts(accepted): Texts =
-            self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
+        let asking = async |connection: &mut Routed| ask.query_async(connection).await;
+        let Texts(accepted): Texts = self.redis.run(Call::Ask, &self.keys.accepted(window), asking).await?;
         let accepted: u64 = accepted.values().filter_map(|stats| accepted_ids(stats)).sum();
         Ok(published.is_some_and(|published| accepted < published))
     }
@@ -206,18 +208,26 @@ impl<'a> Comparison<'a> {
             return Ok(());
         }
         let mode = self.settings.counting.mode;
-        let mut ask = Pipeline::with_capacity(ours.len());
-        for entry in &ours {
-            let count = match mode {
-                Mode::Hll => "PFCOUNT",
-                Mode::Exact => "SCARD",
-            };
-            ask.cmd(count).arg(self.keys.counter(mode, &entry.counter, length.starting_at(entry.start)));
+        let key =
+            |entry: &CounterEntry| self.keys.counter(mode, &entry.counter, length.starting_at(entry.start));
+        let mut ours: Vec<_> = ours.into_iter().map(|entry| (entry, key(entry))).collect();
+        if self.redis.is_cluster() {
+            ours.sort_by_cached_key(|(_, key)| slot_of(key));
         }
-        let there: Vec<u64> =
-            self.redis.run(Call::Ask, async |connection| ask.query_async(connection).await).await?;
-        for (entry, there) in ours.into_iter().zip(there) {
-            self.note(entry, there).await?;
+        for some in self.redis.groups(&ours, |(_, key)| key, ours.len()) {
+            let mut ask = Pipeline::with_capacity(some.len());
+            for (_, key) in some {
+                let count = match mode {
+                    Mode::Hll => "PFCOUNT",
+                    Mode::Exact => "SCARD",
+                };
+                ask.cmd(count).arg(key);
+            }
+            let ask = async |connection: &mut Routed| ask.query_async(connection).await;
+            let there: Vec<u64> = self.redis.run(Call::Ask, &some[0].1, ask).await?;
+            for ((entry, _), there) in some.iter().zip(there) {
+                self.note(entry, there).await?;
+            }
         }
         Ok(())
     }

@@ -3,9 +3,11 @@
 //! It is closed while all is well. The first write that fails or is late opens it. From then on no request waits, until
 //! the [recovery](super::recovery) closes it again. (Nygard, *Release It!*, 2007.)
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ::metrics::Gauge;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -22,16 +24,33 @@ pub(super) struct Breaker {
     /// Ids that were kept here since it opened.
     kept: AtomicU64,
     on_redis_down: OnRedisDown,
+    /// The server, in a cluster.
+    node: Option<String>,
+    /// Shows whether it is open, in a cluster.
+    away: Option<Gauge>,
+    /// How many breakers are open.
+    all_open: Arc<AtomicUsize>,
 }
 
 impl Breaker {
-    pub(super) fn new(on_redis_down: OnRedisDown) -> Self {
+    pub(super) fn new(
+        on_redis_down: OnRedisDown,
+        node: Option<String>,
+        away: Option<Gauge>,
+        all_open: &Arc<AtomicUsize>,
+    ) -> Self {
+        if let Some(away) = &away {
+            away.set(0);
+        }
         Self {
             open: AtomicBool::new(false),
             opened_at: Mutex::new(Instant::now()),
             has_opened: Notify::new(),
             kept: AtomicU64::new(0),
             on_redis_down,
+            node,
+            away,
+            all_open: Arc::clone(all_open),
         }
     }
 
@@ -47,12 +66,17 @@ impl Breaker {
         }
         *opened_at = Instant::now();
         self.kept.store(0, Ordering::Relaxed);
+        self.all_open.fetch_add(1, Ordering::Relaxed);
+        if let Some(away) = &self.away {
+            away.set(1);
+        }
+        let node = self.node.as_deref();
         match self.on_redis_down {
             OnRedisDown::Count => {
-                warn!(error = %cause, "cannot write to Redis: ids are kept here until it is back");
+                warn!(node, error = %cause, "cannot write to Redis: ids are kept here until it is back");
             }
             OnRedisDown::Fail => {
-                warn!(error = %cause, "cannot write to Redis: requests fail until it is back");
+                warn!(node, error = %cause, "cannot write to Redis: requests fail until it is back");
             }
         }
         // This is remembered if the recovery does not wait yet.
@@ -68,14 +92,21 @@ impl Breaker {
 
     pub(super) fn close(&self) {
         let opened_at = self.opened_at.lock();
-        self.open.store(false, Ordering::Relaxed);
+        if !self.open.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.all_open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(away) = &self.away {
+            away.set(0);
+        }
+        let node = self.node.as_deref();
         let after = Duration::from_millis(opened_at.elapsed().as_millis() as u64);
         let (after, pending_ids) = (humantime::format_duration(after), self.kept.load(Ordering::Relaxed));
         match self.on_redis_down {
             OnRedisDown::Count => {
-                info!(%after, pending_ids, "writing to Redis again: it has all pending ids");
+                info!(node, %after, pending_ids, "writing to Redis again: it has all pending ids");
             }
-            OnRedisDown::Fail => info!(%after, "writing to Redis again"),
+            OnRedisDown::Fail => info!(node, %after, "writing to Redis again"),
         }
     }
 

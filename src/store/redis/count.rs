@@ -6,10 +6,12 @@ use super::config::SHARDS_A_PIPELINE;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
+use crate::redis::Redis;
 use crate::redis::keys::Keys;
 
-/// The commands that count, for some shards at a time, with the keys that they read.
+/// The commands that count, for some shards at a time, with the keys that they read. In a cluster these are in one slot.
 pub fn count_commands(
+    redis: &Redis,
     keys: &Keys,
     mode: Mode,
     shards: Shards,
@@ -29,7 +31,7 @@ pub fn count_commands(
         }
         (some.to_vec(), commands)
     };
-    of_shards.chunks(SHARDS_A_PIPELINE).map(ask).collect()
+    redis.groups(&of_shards, String::as_str, SHARDS_A_PIPELINE).into_iter().map(ask).collect()
 }
 
 /// The sum of all answers to [`count_commands`]; none if Redis has no key of the window.

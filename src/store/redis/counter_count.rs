@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::redis::Pipeline;
 
+use super::around::Around;
 use super::config::RedisStoreConfig;
 use super::replay::Replay;
 use super::stats::{BucketStats, WindowStats};
@@ -15,8 +16,8 @@ use crate::model::mode::Mode;
 use crate::model::timing::closed_keys_live;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::Call;
 use crate::redis::damage::Holds;
+use crate::redis::{Call, Routed, slot_of};
 
 /// Counters that are counted in one pipeline, with two commands each.
 const COUNTED_AT_ONCE: usize = 100;
@@ -33,12 +34,13 @@ struct CountedBucket {
 }
 
 impl Replay {
-    /// The final counts of the counters of a window that every instance has sealed.
+    /// The final counts of the counters of a window that every instance has sealed. Those of nodes that are away are missing.
     pub(super) async fn count_counters(
         &self,
         window: Window,
         stats: &BTreeMap<String, WindowStats>,
-    ) -> Result<CounterCounts, Unavailable> {
+        around: &mut Around,
+    ) -> CounterCounts {
         let overflow: u64 = stats.values().map(|stats| stats.counters.overflow).sum();
         let mut expected = vec![BucketStats::default(); BUCKETS];
         for (bucket, of_instance) in stats.values().flat_map(|stats| &stats.counters.buckets) {
@@ -54,32 +56,54 @@ impl Replay {
             }
         }
         // All buckets: the stats of an instance may be lost, and its names not.
-        for (bucket, names) in self.numbers_of_names(window).await?.into_iter().enumerate() {
-            if names == 0 && expected[bucket] == BucketStats::default() {
+        let numbers = self.numbers_of_names(window, around).await;
+        for (bucket, expected) in expected.iter().enumerate() {
+            let node = self.redis.number_for(&self.config.keys.names(bucket, window));
+            if numbers.get(&bucket).is_none_or(|names| *names == 0) && *expected == BucketStats::default() {
                 continue;
             }
-            let of_bucket = self.count_bucket(window, bucket, &expected[bucket]).await?;
-            lacks_names |= of_bucket.lacks_names;
-            counts.extend(of_bucket.counts);
+            if around.skips(node) {
+                continue;
+            }
+            if let Some(of_bucket) = around.note(node, self.count_bucket(window, bucket, expected).await) {
+                lacks_names |= of_bucket.lacks_names;
+                counts.extend(of_bucket.counts);
+            }
         }
+        lacks_names |= around.lacks_some();
         let has_overflowed = overflow > 0 || counts.iter().any(|count| *count.name == *OTHER);
-        Ok(CounterCounts::new(counts, has_overflowed).lacking_names(lacks_names))
+        CounterCounts::new(counts, has_overflowed).lacking_names(lacks_names)
     }
 
     /// Whether Redis has names of counters.
     pub(super) async fn has_names(&self, window: Window) -> Result<bool, Unavailable> {
-        Ok(self.numbers_of_names(window).await?.iter().any(|names| *names > 0))
+        let mut around = Around::default();
+        let numbers = self.numbers_of_names(window, &mut around).await;
+        around.all_done()?;
+        Ok(numbers.values().any(|names| *names > 0))
     }
 
-    /// How many names Redis has of each bucket.
-    async fn numbers_of_names(&self, window: Window) -> Result<Vec<u64>, Unavailable> {
-        let keys: Vec<_> = (0..BUCKETS).map(|bucket| self.config.keys.names(bucket, window)).collect();
-        let mut ask = Pipeline::new();
-        for key in &keys {
-            ask.cmd("SCARD").arg(key);
+    /// How many names Redis has of each bucket, as far as its node is there.
+    async fn numbers_of_names(&self, window: Window, around: &mut Around) -> BTreeMap<usize, u64> {
+        let keys: Vec<_> =
+            (0..BUCKETS).map(|bucket| (bucket, self.config.keys.names(bucket, window))).collect();
+        let mut numbers = BTreeMap::new();
+        for some in self.redis.groups(&keys, |(_, key)| key, BUCKETS) {
+            let node = self.redis.number_for(&some[0].1);
+            if around.skips(node) {
+                continue;
+            }
+            let mut ask = Pipeline::new();
+            for (_, key) in some {
+                ask.cmd("SCARD").arg(key);
+            }
+            let of_slots: Vec<_> = some.iter().map(|(_, key)| vec![key.clone()]).collect();
+            let found: Option<Vec<u64>> =
+                around.note(node, self.mending(Holds::Set, &of_slots, Call::Count, &ask).await);
+            let found = found.unwrap_or_default();
+            numbers.extend(some.iter().map(|(bucket, _)| *bucket).zip(found));
         }
-        let of_slots: Vec<_> = keys.into_iter().map(|key| vec![key]).collect();
-        self.mending(Holds::Set, &of_slots, Call::Count, &ask).await
+        numbers
     }
 
     async fn count_bucket(
@@ -165,15 +189,19 @@ impl Replay {
         let buckets: BTreeSet<_> = counts.all().iter().map(|count| bucket_of(&count.name)).collect();
         let of_names = counts.all().iter().map(|count| keys.counter(*mode, &count.name, window));
         let of_buckets = buckets.into_iter().map(|bucket| keys.names(bucket, window));
-        let all: Vec<_> = of_names.chain(of_buckets).enumerate().collect();
-        for some in all.chunks(EXPIRE_AT_ONCE) {
+        let mut all: Vec<_> = of_names.chain(of_buckets).collect();
+        if self.redis.is_cluster() {
+            all.sort_by_cached_key(|key| slot_of(key));
+        }
+        let all: Vec<_> = all.into_iter().enumerate().collect();
+        for some in self.redis.groups(&all, |(_, key)| key, EXPIRE_AT_ONCE) {
             let mut expire = Pipeline::new();
             for (number, key) in some {
                 let keep_for = soon + later * *number as u64 / all.len() as u64;
                 expire.cmd("PEXPIRE").arg(key).arg(keep_for.min(longest));
             }
-            let () =
-                self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await?;
+            let expire = async |connection: &mut Routed| expire.exec_async(connection).await;
+            self.redis.run(Call::Seal, &some[0].1, expire).await?;
         }
         Ok(())
     }
@@ -182,8 +210,13 @@ impl Replay {
     pub(super) async fn counts_of(&self, window: Window, names: &[&str]) -> Result<Vec<u64>, Unavailable> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut counts = Vec::with_capacity(names.len());
-        for some in names.chunks(COUNTED_AT_ONCE) {
-            counts.extend(self.count_some(window, some).await?.into_iter().map(|count| count.unique_ids));
+        let keys: Vec<_> = names
+            .iter()
+            .map(|name| (name.clone(), self.config.keys.counter(self.config.mode, name, window)))
+            .collect();
+        for some in self.redis.groups(&keys, |(_, key)| key, COUNTED_AT_ONCE) {
+            let some: Vec<_> = some.iter().map(|(name, _)| name.clone()).collect();
+            counts.extend(self.count_some(window, &some).await?.into_iter().map(|count| count.unique_ids));
         }
         Ok(counts)
     }

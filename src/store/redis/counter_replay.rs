@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use ::redis::Pipeline;
 
+use super::around::Around;
 use super::config::IDS_A_COMMAND;
 use super::counters::{CounterIds, LocalCounter, LocalCounters};
 use super::local::LocalWindow;
@@ -31,8 +32,8 @@ const IDS_AT_ONCE: usize = 4 * 1024;
 
 impl Replay {
     /// Gives Redis the pending ids of counters. At the seal it gives all that Redis lacks, and all names once more.
-    pub(super) async fn give_counters(&self, local: &LocalWindow, at_seal: bool) -> Result<(), Unavailable> {
-        let Some(counters) = &local.counters else { return Ok(()) };
+    pub(super) async fn give_counters(&self, local: &LocalWindow, at_seal: bool, around: &mut Around) {
+        let Some(counters) = &local.counters else { return };
         let epoch = self.epoch.load(Ordering::Relaxed);
         let mut by_bucket = BTreeMap::<usize, Vec<_>>::new();
         for counter in counters.all().into_iter().filter(|counter| at_seal || counter.has_pending()) {
@@ -40,21 +41,36 @@ impl Replay {
         }
         self.left.store(by_bucket.values().map(Vec::len).sum::<usize>() as u64, Ordering::Relaxed);
         for (bucket, of_bucket) in by_bucket {
-            for some in of_bucket.chunks(LISTED_AT_ONCE) {
-                self.list(counters.names_of(bucket), some).await?;
+            let node = self.redis.number_of(counters.names_of(bucket).slot);
+            if around.skips(node) {
+                self.note_given(of_bucket.len());
+                continue;
             }
-            let (mut lacking, there): (Vec<_>, Vec<_>) =
-                of_bucket.into_iter().partition(|counter| counter.is_lacking());
-            let lost = self.lost_of(&there).await?;
-            self.note_given(there.len() - lost.len());
-            lacking.extend(lost);
-            for some in lacking.chunks(MERGED_AT_ONCE) {
-                match self.config.mode {
-                    Mode::Hll => self.merge_counters(bucket, some, epoch).await?,
-                    Mode::Exact => self.add_to_counters(counters, some, epoch).await?,
-                }
-                self.note_given(some.len());
+            around.note(node, self.give_bucket(counters, bucket, of_bucket, epoch).await);
+        }
+    }
+
+    async fn give_bucket(
+        &self,
+        counters: &LocalCounters,
+        bucket: usize,
+        of_bucket: Vec<Arc<LocalCounter>>,
+        epoch: u64,
+    ) -> Result<(), Unavailable> {
+        for some in of_bucket.chunks(LISTED_AT_ONCE) {
+            self.list(counters.names_of(bucket), some).await?;
+        }
+        let (mut lacking, there): (Vec<_>, Vec<_>) =
+            of_bucket.into_iter().partition(|counter| counter.is_lacking());
+        let lost = self.lost_of(&there).await?;
+        self.note_given(there.len() - lost.len());
+        lacking.extend(lost);
+        for some in lacking.chunks(MERGED_AT_ONCE) {
+            match self.config.mode {
+                Mode::Hll => self.merge_counters(bucket, some, epoch).await?,
+                Mode::Exact => self.add_to_counters(counters, some, epoch).await?,
             }
+            self.note_given(some.len());
         }
         Ok(())
     }
@@ -93,8 +109,10 @@ impl Replay {
             read.arg(&counter.target.key);
         }
         // A key of another type is answered as if it were not there.
-        let stored: Vec<Option<Vec<u8>>> =
-            self.redis.run(Call::Seal, async |connection| read.query_async(connection).await).await?;
+        let stored: Vec<Option<Vec<u8>>> = self
+            .redis
+            .run(Call::Seal, key_of(counters), async |connection| read.query_async(connection).await)
+            .await?;
         let is_covered = |(counter, stored): (&Arc<LocalCounter>, Option<Vec<u8>>)| match &counter.ids {
             CounterIds::Hll(sketch) => stored.is_some_and(|stored| sketch.is_within(&stored)),
             CounterIds::Exact(_) => false,
@@ -109,7 +127,8 @@ impl Replay {
         for counter in counters {
             expire.cmd("PEXPIRE").arg(&counter.target.key).arg(counter.target.keep_for);
         }
-        self.redis.run(Call::Seal, async |connection| expire.query_async(connection).await).await
+        let key = key_of(counters);
+        self.redis.run(Call::Seal, key, async |connection| expire.query_async(connection).await).await
     }
 
     /// Merges the local sketches of counters of a bucket, whose names are listed.
@@ -135,12 +154,14 @@ impl Replay {
             keys.push(key.clone());
         }
         commands.cmd("DEL").arg(&mine).ignore();
-        if self.unless_damaged::<()>(Call::Seal, &commands).await?.is_none() {
+        if self.unless_damaged::<()>(Call::Seal, &mine, &commands).await?.is_none() {
             // Another program replaced a sketch. What other instances had added to it is lost.
             let aside = damage::put_aside(&self.redis, Call::Seal, Holds::Sketch, &keys).await?;
             let is_aside = |counter: &&Arc<LocalCounter>| aside.contains(&counter.target.key);
             some.iter().filter(is_aside).for_each(|counter| counter.note_damage());
-            self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await).await?;
+            self.redis
+                .run(Call::Seal, &mine, async |connection| commands.exec_async(connection).await)
+                .await?;
         }
         for (counter, (ids, before)) in some.iter().zip(pending) {
             counter.note_merged(ids, before, epoch);
@@ -162,8 +183,10 @@ impl Replay {
         for counter in &expected {
             look.cmd("EXISTS").arg(&counter.target.key);
         }
-        let are_there: Vec<bool> =
-            self.redis.run(Call::Seal, async |connection| look.query_async(connection).await).await?;
+        let are_there: Vec<bool> = self
+            .redis
+            .run(Call::Seal, key_of(counters), async |connection| look.query_async(connection).await)
+            .await?;
         for (counter, _) in expected.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
             counter.note_damage();
         }
@@ -203,12 +226,13 @@ impl Replay {
             }
         }
         commands.cmd("PEXPIRE").arg(&counter.target.key).arg(counter.target.keep_for).ignore();
-        let added: Vec<u64> = if let Some(added) = self.unless_damaged(Call::Seal, &commands).await? {
-            added
-        } else {
-            counter.note_damage();
-            self.mending(Holds::Set, &[vec![counter.target.key.clone()]], Call::Seal, &commands).await?
-        };
+        let added: Vec<u64> =
+            if let Some(added) = self.unless_damaged(Call::Seal, &counter.target.key, &commands).await? {
+                added
+            } else {
+                counter.note_damage();
+                self.mending(Holds::Set, &[vec![counter.target.key.clone()]], Call::Seal, &commands).await?
+            };
         Ok(added.iter().sum())
     }
 
@@ -225,4 +249,9 @@ impl Replay {
         names.note_new(new);
         Ok(())
     }
+}
+
+/// The key of the first of some counters, of which there is at least one.
+fn key_of(counters: &[Arc<LocalCounter>]) -> &str {
+    counters.first().map_or("", |counter| counter.target.key.as_str())
 }

@@ -18,7 +18,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::batch::{Receipt, Receipts};
 use super::config::{IDS_A_COMMAND, RedisStoreConfig};
 use super::pending::PendingIds;
-use super::pipeline::Pipeline;
+use super::pipelines::Pipelines;
 use super::stats::{BucketStats, CounterStats};
 use super::target::{All, BeforeMerge, Knowledge, Target};
 use crate::hll::{GrowingSketch, Observation};
@@ -154,10 +154,10 @@ impl LocalCounters {
         &self,
         ids: &[I],
         names: &CounterNames<'_>,
-        pipeline: &Pipeline,
+        pipelines: &Pipelines,
         under_way: &TaskTrackerToken,
     ) -> Result<Sent, Unavailable> {
-        let sending = Sending { counters: self, pipeline, under_way };
+        let sending = Sending { counters: self, pipelines, under_way };
         self.with(names, |counters, all_have_a_place| {
             let mut sent = Sent::default();
             let mut in_all = InAll::from_elem(all_have_a_place, ids.len());
@@ -276,7 +276,7 @@ impl LocalCounters {
 /// How ids of a request go to Redis.
 struct Sending<'a> {
     counters: &'a LocalCounters,
-    pipeline: &'a Pipeline,
+    pipelines: &'a Pipelines,
     under_way: &'a TaskTrackerToken,
 }
 
@@ -289,7 +289,7 @@ impl Sending<'_> {
         mut in_all: Option<&mut InAll>,
         all: &mut Sent,
     ) -> Result<(), Unavailable> {
-        let epoch = self.pipeline.epoch();
+        let epoch = self.pipelines.epoch();
         let share = self.counters.places.share();
         let spares = self.counters.config.remembers_acknowledged();
         counter.target.note_begun();
@@ -316,7 +316,7 @@ impl Sending<'_> {
         // Before the first may be answered.
         (1..chunks.len()).for_each(|_| counter.target.note_begun());
         for some in chunks {
-            let sent = self.pipeline.send(&counter.target, some.iter().copied(), self.under_way);
+            let sent = self.pipelines.send(&counter.target, some.iter().copied(), self.under_way);
             all.receipts.push(sent.inspect_err(|_| counter.target.note_ended(None))?);
         }
         // Each request sends the name until Redis has it: a request that is answered must not depend on another one.
@@ -329,7 +329,7 @@ impl Sending<'_> {
 
     fn list(&self, counter: &LocalCounter) -> Result<Receipt, Unavailable> {
         let names = self.counters.names_of(counter.bucket);
-        self.pipeline.send(names, [counter.name.as_bytes()].into_iter(), self.under_way)
+        self.pipelines.send(names, [counter.name.as_bytes()].into_iter(), self.under_way)
     }
 }
 

@@ -16,8 +16,8 @@ use crate::model::parts::Part;
 use crate::model::period::Period;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::Call;
 use crate::redis::damage::{self, Holds};
+use crate::redis::{Call, Routed};
 use crate::store::answers::{CounterRecord, Grown, RolledUp, Union};
 
 /// Sketches that are read by one pipeline.
@@ -95,12 +95,20 @@ impl Replay {
         periods: &[Period],
     ) -> Result<(), Unavailable> {
         let RedisStoreConfig { keys, instance_id, keep, .. } = &*self.config;
-        for some in counters.chunks(ROLLED_UP_AT_ONCE / periods.len().max(1)) {
+        let mut counters: Vec<_> = counters.iter().collect();
+        if self.redis.is_cluster() {
+            counters.sort_by_key(|counter| bucket_of(&counter.name));
+        }
+        let keys_of: Vec<_> = counters
+            .iter()
+            .map(|counter| (*counter, keys.counter(Mode::Hll, &counter.name, window)))
+            .collect();
+        for some in self.redis.groups(&keys_of, |(_, key)| key, ROLLED_UP_AT_ONCE / periods.len().max(1)) {
             let (mut commands, mut sketches, mut hashes) = (Pipeline::new(), Vec::new(), Vec::new());
             // Redis may have forgotten the script.
             commands.cmd("SCRIPT").arg("LOAD").arg(ROLL_UP_COUNTER).ignore();
             for (counter, period) in
-                some.iter().flat_map(|counter| periods.iter().map(move |of| (counter, of)))
+                some.iter().flat_map(|(counter, _)| periods.iter().map(move |of| (counter, of)))
             {
                 let bucket = bucket_of(&counter.name);
                 let of_window = keys.counter(Mode::Hll, &counter.name, window);
@@ -118,13 +126,14 @@ impl Replay {
                 sketches.push(vec![of_window, of_period]);
                 hashes.push(vec![records]);
             }
-            if self.unless_damaged::<()>(Call::Seal, &commands).await?.is_none() {
+            if self.unless_damaged::<()>(Call::Seal, &some[0].1, &commands).await?.is_none() {
                 for (keys, holds) in [(&sketches, Holds::Sketch), (&hashes, Holds::Hash)] {
                     for of_slot in keys {
                         damage::put_aside(&self.redis, Call::Seal, holds, of_slot).await?;
                     }
                 }
-                self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await).await?;
+                let again = async |connection: &mut Routed| commands.exec_async(connection).await;
+                self.redis.run(Call::Seal, &some[0].1, again).await?;
             }
         }
         Ok(())

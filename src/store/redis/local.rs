@@ -11,12 +11,12 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::error;
 
+use super::addition::Addition;
 use super::config::RedisStoreConfig;
 use super::counters::LocalCounters;
 use super::pending::PendingIds;
 use super::stats::WindowStats;
 use super::target::{Knowledge, Registers, Target};
-use crate::model::counter::CounterNames;
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
@@ -74,8 +74,8 @@ pub(super) struct LocalWindow {
     pub(super) targets: Box<[Arc<Target>]>,
     /// In mode `hll` all that were added; in mode `exact` the pending ones.
     pub(super) ids: Ids,
-    /// In mode `hll`, how many ids of the sketches are pending.
-    unmerged: AtomicU64,
+    /// In mode `hll`, how many ids of each shard's sketch are pending.
+    unmerged: Box<[AtomicU64]>,
     accepted: AtomicU64,
     /// Ids that were accepted while Redis was away.
     missed: AtomicU64,
@@ -265,7 +265,7 @@ impl LocalWindow {
             targets: (0..usize::from(shards.count())).map(target).collect(),
             ids: Ids::new(*mode, *shards),
             counters,
-            unmerged: AtomicU64::new(0),
+            unmerged: (0..shards.count()).map(|_| AtomicU64::new(0)).collect(),
             accepted: AtomicU64::new(0),
             missed: AtomicU64::new(0),
             replayed_new: AtomicU64::new(0),
@@ -283,65 +283,63 @@ impl LocalWindow {
 
     /// Keeps ids until Redis has them; it may have some already. Returns how many changed a sketch. For exact ids that is
     /// 0: Redis says which are new when they are replayed.
-    pub(super) fn keep<I: Id>(&self, ids: &[I], names: &CounterNames<'_>) -> Result<Added, Unavailable> {
-        let counters = self.counters.as_ref().filter(|_| !names.is_empty());
+    pub(super) fn keep<I: Id>(&self, all: Addition<'_, '_, I>) -> Result<Added, Unavailable> {
+        let counters = self.counters.as_ref().filter(|_| !all.counters.is_empty());
+        let keep = |counters: &LocalCounters| counters.keep(all.to_counters, all.counters);
         let added = match &self.ids {
-            Ids::Hll { .. } => {
-                let changed = ids.iter().filter(|id| self.ids.add(id.as_ref())).count() as u64;
-                let (_, overflow) = counters.map_or((0, 0), |counters| counters.keep(ids, names));
-                self.pending.add(ids.len() as u64);
-                // Ordered after the registers of these ids.
-                self.unmerged.fetch_add(ids.len() as u64, Ordering::Release);
+            Ids::Hll { shards, sketches } => {
+                let mut changed = 0;
+                for id in all.ids.iter().map(AsRef::as_ref) {
+                    let shard = shards.of(id);
+                    changed += u64::from(sketches[shard].add(id));
+                    // Ordered after the registers of the id.
+                    self.unmerged[shard].fetch_add(1, Ordering::Release);
+                }
+                let (_, overflow) = counters.map_or((0, 0), keep);
+                self.pending.add(all.ids.len() as u64);
                 Added { changed, overflow }
             }
             Ids::Exact(pending) => {
-                let reserved = self.reserve(pending, ids, names)?;
-                let in_total = ids.iter().filter(|id| pending.insert(id.as_ref())).count() as u64;
-                let (in_counters, overflow) = counters.map_or((0, 0), |counters| counters.keep(ids, names));
+                let reserved = self.reserve(pending, all)?;
+                let in_total = all.ids.iter().filter(|id| pending.insert(id.as_ref())).count() as u64;
+                let (in_counters, overflow) = counters.map_or((0, 0), keep);
                 self.pending.settle(reserved, in_total + in_counters);
                 Added { changed: 0, overflow }
             }
         };
-        self.missed.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        self.missed.fetch_add(all.ids.len() as u64, Ordering::Relaxed);
         Ok(added)
     }
 
     /// Takes room for all of these exact ids, in the total and in each counter, or for none. Ids that are pending already need
     /// none. To find out which are takes time, so it is done only if there is not room for all.
-    fn reserve<I: Id>(
-        &self,
-        pending: &IdSet,
-        ids: &[I],
-        names: &CounterNames<'_>,
-    ) -> Result<u64, Unavailable> {
-        let most = (ids.len() * (1 + names.iter().count())) as u64;
+    fn reserve<I: Id>(&self, pending: &IdSet, all: Addition<'_, '_, I>) -> Result<u64, Unavailable> {
+        let most = (all.ids.len() + all.to_counters.len() * all.counters.iter().count()) as u64;
         if self.pending.reserve(most) {
             return Ok(most);
         }
-        let in_total = ids.iter().filter(|id| !pending.contains(id.as_ref())).count() as u64;
-        let counters = self.counters.as_ref().filter(|_| !names.is_empty());
-        let needed = in_total + counters.map_or(0, |counters| counters.not_pending(ids, names));
+        let in_total = all.ids.iter().filter(|id| !pending.contains(id.as_ref())).count() as u64;
+        let counters = self.counters.as_ref().filter(|_| !all.counters.is_empty());
+        let needed =
+            in_total + counters.map_or(0, |counters| counters.not_pending(all.to_counters, all.counters));
         if self.pending.reserve(needed) { Ok(needed) } else { Err(self.pending.full()) }
     }
 
-    /// How many ids of the sketches are pending. Sketches that are read afterwards have all of them.
-    pub(super) fn unmerged(&self) -> u64 {
+    /// How many ids of a shard's sketch are pending. A sketch that is read afterwards has all of them.
+    pub(super) fn unmerged(&self, shard: usize) -> u64 {
         // Ordered after the registers of these ids.
-        self.unmerged.load(Ordering::Acquire)
+        self.unmerged[shard].load(Ordering::Acquire)
     }
 
-    /// Notes that Redis has this many pending ids of the sketches.
-    pub(super) fn note_merged(&self, ids: u64) {
-        self.unmerged.fetch_sub(ids, Ordering::Relaxed);
+    /// Notes that Redis has this many pending ids of a shard's sketch.
+    pub(super) fn note_merged(&self, shard: usize, ids: u64) {
+        self.unmerged[shard].fetch_sub(ids, Ordering::Relaxed);
         self.pending.release(ids);
     }
 
     /// Notes that Redis has these pending exact ids, and how many it called new.
-    pub(super) fn note_replayed(&self, ids: &[TextId], new: u64, generation: u64) {
+    pub(super) fn note_replayed<'a>(&self, ids: impl Iterator<Item = &'a TextId>, new: u64) {
         self.replayed_new.fetch_add(new, Ordering::Relaxed);
-        for target in &self.targets {
-            target.note_answer(generation);
-        }
         if let Ids::Exact(pending) = &self.ids {
             self.pending.release(pending.remove(ids));
         }
@@ -391,7 +389,7 @@ impl LocalWindow {
 impl Drop for LocalWindow {
     fn drop(&mut self) {
         self.pending.release(match &self.ids {
-            Ids::Hll { .. } => self.unmerged.load(Ordering::Relaxed),
+            Ids::Hll { .. } => self.unmerged.iter().map(|ids| ids.load(Ordering::Relaxed)).sum(),
             Ids::Exact(ids) => ids.len(),
         });
     }

@@ -25,11 +25,18 @@
 //! it, and merging twice is merging once. Mode `exact` has nothing like it: ids that Redis acknowledged and then lost
 //! are lost.
 //!
+//! # In a cluster
+//!
+//! Each shard and each bucket of counters is in one slot. Each primary has a breaker and a recovery of its own. While one is away,
+//! ids of its shards are kept here, and others go on. The seal waits for it.
+//!
 //! # What is kept
 //!
 //! Local sketches live until the window is published, so that they can be merged once more if Redis loses everything
 //! before that. Of many sealed windows, only the newest keep their sketches.
 
+mod addition;
+mod around;
 mod batch;
 mod breaker;
 mod config;
@@ -41,6 +48,8 @@ mod history;
 mod local;
 mod pending;
 mod pipeline;
+mod pipelines;
+mod primaries;
 mod recovery;
 mod replay;
 mod stats;
@@ -50,31 +59,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ::redis::Pipeline as Commands;
 use smallvec::SmallVec;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
+use self::addition::Addition;
+use self::around::Around;
 use self::batch::Receipts;
-use self::breaker::Breaker;
 use self::config::IDS_A_COMMAND;
 pub use self::config::{OnRedisDown, RedisStoreConfig, RedisWrites};
 pub use self::count::{count_commands, sum_counts};
 use self::counters::Sent;
 use self::local::{LocalWindow, LocalWindows, Sealed};
-use self::pipeline::{Pipeline, PipelineTask, pipelines};
+use self::pipelines::Pipelines;
+use self::primaries::{Primaries, Task};
 use self::recovery::Recovery;
 use self::replay::Replay;
 use self::stats::WindowStats;
 pub use self::stats::accepted_ids;
+use self::target::Target;
 use super::answers::{
-    AddError, Added, CountError, CounterRecord, Recalled, RolledUp, Settled, StoreCount, Union,
+    AddError, Added, Away, CountError, CounterRecord, Recalled, RolledUp, Settled, StoreCount, Union,
 };
 use super::ids::Ids;
 use super::windows::Entry;
 use crate::hll::Observation;
-use crate::model::counter::{CounterCount, CounterCounts, CounterNames, Subject};
+use crate::model::counter::{CounterCount, CounterCounts, CounterNames, Subject, bucket_of};
 use crate::model::id::Id;
 use crate::model::mode::Mode;
 use crate::model::parts::Part;
@@ -82,41 +94,54 @@ use crate::model::period::Period;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::{self, Workers};
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, Routed};
 use crate::telemetry::metrics::Metrics;
 
 /// Counts in Redis, together with all instances of the namespace. [`Store`](super::Store) says what the methods promise.
 pub struct RedisStore {
     config: Arc<RedisStoreConfig>,
     redis: Redis,
-    breaker: Arc<Breaker>,
+    primaries: Arc<Primaries>,
     /// One for each worker.
-    pipelines: Box<[Pipeline]>,
+    pipelines: Box<[Pipelines]>,
     local: Arc<LocalWindows>,
     replay: Arc<Replay>,
 }
 
 /// The tasks behind a store.
 pub struct RedisStoreTasks {
-    pipelines: Vec<PipelineTask>,
-    recovery: Recovery,
+    tasks: UnboundedReceiver<Task>,
+    redis: Redis,
+    local: Arc<LocalWindows>,
+    replay: Arc<Replay>,
 }
 
 impl RedisStoreTasks {
-    /// Runs each pipeline on its worker, and the recovery, until the store is dropped.
+    /// Runs the pipelines on their workers, and the recoveries, until the store is dropped.
     ///
     /// # Errors
     ///
     /// When one of them has panicked.
-    pub async fn run(self, workers: Arc<Workers>) -> Result<(), JoinError> {
-        let mut pipelines = JoinSet::new();
-        for (number, pipeline) in self.pipelines.into_iter().enumerate() {
-            let task = workers.spawn_on(number, pipeline.run());
-            pipelines.spawn(task);
-        }
-        tokio::select! {
-            Some(ended) = pipelines.join_next() => ended.and_then(std::convert::identity),
-            () = self.recovery.run(&workers) => Ok(()),
+    pub async fn run(mut self, workers: Arc<Workers>) -> Result<(), JoinError> {
+        let (mut pipelines, mut recoveries) = (JoinSet::new(), JoinSet::new());
+        loop {
+            let task = tokio::select! {
+                Some(ended) = pipelines.join_next() => return ended.and_then(std::convert::identity),
+                Some(ended) = recoveries.join_next() => return ended,
+                task = self.tasks.recv() => task,
+            };
+            match task {
+                Some(Task::Pipeline(worker, pipeline)) => {
+                    let task = workers.spawn_on(worker, pipeline.run());
+                    pipelines.spawn(task);
+                }
+                Some(Task::Recovery(primary)) => {
+                    let (local, replay) = (Arc::clone(&self.local), Arc::clone(&self.replay));
+                    let recovery = Recovery { primary, redis: self.redis.clone(), local, replay };
+                    recoveries.spawn(recovery.run(Arc::clone(&workers)));
+                }
+                None => return Ok(()),
+            }
         }
     }
 }
@@ -127,28 +152,34 @@ impl RedisStore {
         config: RedisStoreConfig,
         redis: &Redis,
         workers: usize,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
     ) -> (Self, RedisStoreTasks) {
         let config = Arc::new(config);
         metrics.pending_ids_max.set(config.most_pending_ids().unwrap_or_default());
-        let breaker = Arc::new(Breaker::new(config.on_redis_down));
         let local = Arc::new(LocalWindows::new(Arc::clone(&config), metrics.missed_ids.clone()));
         let epoch = Arc::new(AtomicU64::new(1));
         let replay = Arc::new(Replay::new(Arc::clone(&config), redis, Arc::clone(&epoch), metrics));
-        let (pipelines, tasks) = pipelines(workers, redis, config.timeout, &breaker, &epoch, metrics);
-        let recovery = Recovery {
-            breaker: Arc::clone(&breaker),
+        let (to_start, tasks) = unbounded_channel();
+        let primaries = Arc::new(Primaries::new(redis, config.on_redis_down, metrics, to_start));
+        let of_worker = |worker| Pipelines::new(worker, redis, &primaries, config.timeout, &epoch, metrics);
+        let pipelines: Box<[_]> = (0..workers.max(1)).map(of_worker).collect();
+        for node in redis.nodes_with_slots() {
+            for of_worker in &pipelines {
+                // It begins with the first write otherwise.
+                let _ = of_worker.to(node.number());
+            }
+        }
+        let tasks = RedisStoreTasks {
+            tasks,
+            redis: redis.clone(),
             local: Arc::clone(&local),
             replay: Arc::clone(&replay),
-            connections: tasks.iter().map(|task| task.redis().clone()).collect(),
         };
-        let (redis, pipelines) = (redis.another(), pipelines.into());
-        let store = Self { config, redis, breaker, pipelines, local, replay };
-        (store, RedisStoreTasks { pipelines: tasks, recovery })
+        (Self { config, redis: redis.another(), primaries, pipelines, local, replay }, tasks)
     }
 
-    /// The pipeline of this worker. The caller may also run elsewhere: then it takes the first.
-    fn pipeline(&self) -> &Pipeline {
+    /// The pipelines of this worker. The caller may also run elsewhere: then it takes the first.
+    fn pipelines(&self) -> &Pipelines {
         &self.pipelines[workers::current().unwrap_or_default() % self.pipelines.len()]
     }
 
@@ -159,10 +190,11 @@ impl RedisStore {
         counters: &CounterNames<'_>,
     ) -> Result<Added, AddError> {
         let (local, under_way) = self.local.enter(window)?;
-        let added = if self.breaker.is_open() {
-            self.keep(&local, ids, counters, Unavailable::because("Redis is away"))?
+        let all = Addition { ids, to_counters: ids, counters };
+        let added = if self.primaries.some_are_away() {
+            self.write_around(&local, all, &under_way).await?
         } else {
-            self.write(&local, ids, counters, &under_way).await?
+            self.write(&local, all, &under_way).await?
         };
         local.note_accepted(ids.len());
         if let Some(counters) = &local.counters {
@@ -173,17 +205,45 @@ impl RedisStore {
         Ok(added)
     }
 
+    /// Keeps what is for servers that are away, and writes the rest.
+    async fn write_around<I: Id>(
+        &self,
+        local: &LocalWindow,
+        all: Addition<'_, '_, I>,
+        under_way: &TaskTrackerToken,
+    ) -> Result<Added, Unavailable> {
+        let is_away = |target: &Target| self.primaries.is_away(target.slot);
+        let of_id = |id: &&I| is_away(&local.targets[self.config.shards.of((*id).as_ref())]);
+        let (kept_ids, sent_ids): (Vec<I>, Vec<I>) = all.ids.iter().cloned().partition(|id| of_id(&id));
+        let away =
+            |name: &str| local.counters.as_ref().is_some_and(|of| is_away(of.names_of(bucket_of(name))));
+        let (kept_names, sent_names) = all.counters.partition(away);
+        let mut added = Added::default();
+        if !kept_ids.is_empty() || !kept_names.is_empty() {
+            let kept = Addition { ids: &kept_ids, to_counters: all.to_counters, counters: &kept_names };
+            added = self.keep(local, kept, Unavailable::because("Redis is away"))?;
+        }
+        if !sent_ids.is_empty() || !sent_names.is_empty() {
+            let sent = Addition { ids: &sent_ids, to_counters: all.to_counters, counters: &sent_names };
+            let written = self.write(local, sent, under_way).await?;
+            added.changed += written.changed;
+            added.overflow = added.overflow.max(written.overflow);
+        }
+        Ok(added)
+    }
+
     /// Adds ids here and in Redis. Returns how many changed anything.
     async fn write<I: Id>(
         &self,
         local: &LocalWindow,
-        ids: &[I],
-        counters: &CounterNames<'_>,
+        all: Addition<'_, '_, I>,
         under_way: &TaskTrackerToken,
     ) -> Result<Added, Unavailable> {
-        let (sent, changed) = self.send(local, ids, under_way);
+        let (sent, changed) = self.send(local, all.ids, under_way);
         let to_counters = match &local.counters {
-            Some(local) if !counters.is_empty() => local.send(ids, counters, self.pipeline(), under_way),
+            Some(local) if !all.counters.is_empty() => {
+                local.send(all.to_counters, all.counters, self.pipelines(), under_way)
+            }
             _ => Ok(Sent::default()),
         };
         let answered = match (sent, to_counters) {
@@ -197,10 +257,7 @@ impl RedisStore {
                     (Err(error), _) | (_, Err(error)) => Err(error),
                 }
             }
-            (Err(error), _) | (_, Err(error)) => {
-                self.breaker.open(&error);
-                Err(error)
-            }
+            (Err(error), _) | (_, Err(error)) => Err(error),
         };
         match answered {
             Ok((new, overflow)) if self.config.mode == Mode::Exact => Ok(Added { changed: new, overflow }),
@@ -209,7 +266,7 @@ impl RedisStore {
             Ok((_, overflow)) => Ok(Added { changed: changed.max(1), overflow }),
             // All ids: adding some of them twice is less work than finding out which ones Redis has.
             Err(error) => {
-                let kept = self.keep(local, ids, counters, error)?;
+                let kept = self.keep(local, all, error)?;
                 Ok(Added { changed: changed + kept.changed, ..kept })
             }
         }
@@ -223,14 +280,14 @@ impl RedisStore {
         ids: &[I],
         under_way: &TaskTrackerToken,
     ) -> (Result<Receipts, Unavailable>, u64) {
-        let pipeline = self.pipeline();
+        let pipelines = self.pipelines();
         let (mut news, mut changed) = (SmallVec::<[(usize, &[u8]); 1]>::with_capacity(ids.len()), 0);
         for id in ids.iter().map(AsRef::as_ref) {
             let shard = self.config.shards.of(id);
             if let Ids::Hll { sketches, .. } = &local.ids {
                 let observation = Observation::of(id);
                 changed += u64::from(sketches[shard].raise(observation));
-                if pipeline.is_acknowledged(&local.targets[shard], observation) {
+                if pipelines.is_acknowledged(&local.targets[shard], observation) {
                     continue;
                 }
             }
@@ -242,7 +299,7 @@ impl RedisStore {
         let of_shards = news.chunk_by(|(one, _), (other, _)| one == other);
         let sent = of_shards.flat_map(|of_a_shard| of_a_shard.chunks(IDS_A_COMMAND)).map(|some| {
             let target = &local.targets[some[0].0];
-            pipeline.send(target, some.iter().map(|(_, id)| *id), under_way)
+            pipelines.send(target, some.iter().map(|(_, id)| *id), under_way)
         });
         (sent.collect(), changed)
     }
@@ -251,15 +308,14 @@ impl RedisStore {
     fn keep<I: Id>(
         &self,
         local: &LocalWindow,
-        ids: &[I],
-        counters: &CounterNames<'_>,
+        all: Addition<'_, '_, I>,
         error: Unavailable,
     ) -> Result<Added, Unavailable> {
         match self.config.on_redis_down {
             OnRedisDown::Fail => Err(error),
             OnRedisDown::Count => {
-                let added = local.keep(ids, counters)?;
-                self.breaker.note_kept(ids.len());
+                let added = local.keep(all)?;
+                self.primaries.note_kept(all.ids.len());
                 Ok(added)
             }
         }
@@ -287,13 +343,14 @@ impl RedisStore {
     pub(super) async fn count(&self, window: Window) -> Result<StoreCount, CountError> {
         self.local.table.get(window)?;
         let stats = self.replay.stats(window).await?;
-        Ok(self.counted(window, stats).await?)
+        Ok(self.counted_whole(window, stats).await?)
     }
 
     pub(super) async fn settle(
         &self,
         window: Window,
         parties: &BTreeSet<String>,
+        away: Away,
     ) -> Result<Settled, CountError> {
         self.local.table.get(window)?;
         // First, because a window that is closed by force may still grow.
@@ -302,12 +359,23 @@ impl RedisStore {
             // It has sealed the window, but its stats are gone.
             stats.entry(party.clone()).or_insert_with(WindowStats::unknown);
         }
+        let mut around = Around::default();
         let in_doubt = match self.config.mode {
-            Mode::Hll => self.replay.gather(window, &stats).await?,
+            Mode::Hll => self.replay.gather(window, &stats, &mut around).await,
             Mode::Exact => 0,
         };
-        let counters = Arc::new(self.replay.count_counters(window, &stats).await?);
-        let mut total = self.counted(window, stats).await?;
+        // First, because a bucket that is away takes nothing from the total.
+        let mut total = self.counted(window, stats.clone(), &mut around).await;
+        let counters = Arc::new(self.replay.count_counters(window, &stats, &mut around).await);
+        if around.lacks_some() {
+            let home = self.redis.number_for(&self.config.keys.accepted(window));
+            let at_home = around.error_of(home).cloned();
+            match (away, at_home) {
+                (Away::Wait, _) => around.all_done()?,
+                (Away::LeaveOut, Some(error)) => return Err(error.into()),
+                (Away::LeaveOut, None) => {}
+            }
+        }
         total.lost_ids += in_doubt;
         Ok(Settled { total, counters })
     }
@@ -324,45 +392,70 @@ impl RedisStore {
     }
 
     pub(super) async fn recall(&self, window: Window) -> Result<Option<Recalled>, Unavailable> {
-        if self.unique_ids(window).await?.is_none() {
+        let mut around = Around::default();
+        let (unique_ids, _) = self.unique_ids(window, &mut around).await;
+        around.all_done()?;
+        if unique_ids.is_none() {
             return Ok(None);
         }
         let stats = self.replay.stats(window).await?;
         let had_counters = self.replay.has_names(window).await?;
-        Ok(Some(Recalled { count: self.counted(window, stats).await?, had_counters }))
+        Ok(Some(Recalled { count: self.counted_whole(window, stats).await?, had_counters }))
     }
 
-    /// What a window holds, by the stats of the instances that sealed it, and those of this one so far.
+    /// [`Self::counted`], if no server is away.
+    async fn counted_whole(
+        &self,
+        window: Window,
+        stats: BTreeMap<String, WindowStats>,
+    ) -> Result<StoreCount, Unavailable> {
+        let mut around = Around::default();
+        let counted = self.counted(window, stats, &mut around).await;
+        around.all_done().map(|()| counted)
+    }
+
+    /// What a window holds, by the stats of the instances that sealed it, and those of this one so far. Shards of servers that are
+    /// away are left out.
     async fn counted(
         &self,
         window: Window,
         mut stats: BTreeMap<String, WindowStats>,
-    ) -> Result<StoreCount, Unavailable> {
+        around: &mut Around,
+    ) -> StoreCount {
         if let Ok(Some(Entry::Open(local))) = self.local.table.get(window) {
             stats.insert(self.config.instance_id.clone(), local.stats_of_total());
         }
         let sum = |number: fn(&WindowStats) -> u64| stats.values().map(number).sum::<u64>();
         let (accepted_ids, new) = (sum(|one| one.accepted), sum(|one| one.new));
-        let unique_ids = self.unique_ids(window).await?.unwrap_or_default();
+        let (unique_ids, lacks_shards) = self.unique_ids(window, around).await;
+        let unique_ids = unique_ids.unwrap_or_default();
         let missing = match self.config.mode {
-            Mode::Exact => new.saturating_sub(unique_ids),
-            Mode::Hll => 0,
+            Mode::Exact if !lacks_shards => new.saturating_sub(unique_ids),
+            _ => 0,
         };
         // There were some, even if nothing else is known.
-        let none_left = u64::from(unique_ids == 0 && accepted_ids > 0);
+        let none_left = u64::from(unique_ids == 0 && accepted_ids > 0 && !lacks_shards);
         let lost_ids = (sum(|one| one.lost) + missing).max(none_left);
-        Ok(StoreCount { unique_ids, accepted_ids, lost_ids })
+        StoreCount { unique_ids, accepted_ids, lost_ids, lacks_shards }
     }
 
-    async fn unique_ids(&self, window: Window) -> Result<Option<u64>, Unavailable> {
+    /// The different ids of all shards, and whether some are left out because their server is away. None if Redis has no key of the
+    /// window.
+    async fn unique_ids(&self, window: Window, around: &mut Around) -> (Option<u64>, bool) {
         let RedisStoreConfig { mode, shards, keys, .. } = &*self.config;
-        let mut answers: Vec<u64> = Vec::new();
-        for (of_shards, commands) in count_commands(keys, *mode, *shards, window) {
+        let (mut answers, mut lacks_shards) = (Vec::<u64>::new(), false);
+        for (of_shards, commands) in count_commands(&self.redis, keys, *mode, *shards, window) {
+            let node = self.redis.number_for(&of_shards[0]);
             let of_shards: Vec<_> = of_shards.into_iter().map(|key| vec![key]).collect();
-            let some: Vec<u64> = self.replay.mending_ids(&of_shards, Call::Count, &commands).await?;
-            answers.extend(some);
+            let some: Option<Vec<u64>> = if around.skips(node) {
+                None
+            } else {
+                around.note(node, self.replay.mending_ids(&of_shards, Call::Count, &commands).await)
+            };
+            lacks_shards |= some.is_none();
+            answers.extend(some.unwrap_or_default());
         }
-        Ok(sum_counts(&answers))
+        (sum_counts(&answers), lacks_shards)
     }
 
     pub(super) async fn closed(&self, window: Window) {
@@ -423,20 +516,24 @@ impl RedisStore {
     async fn let_expire(&self, windows: &[Window]) {
         let RedisStoreConfig { mode, shards, keys, .. } = &*self.config;
         for window in windows {
-            let mut commands = Commands::new();
-            for shard in 0..usize::from(shards.count()) {
-                let key = keys.ids(*mode, shard, *shards, *window);
-                commands.cmd("EXPIRE").arg(key).arg(2 * window.length().seconds());
-            }
-            let expire = self.redis.run(Call::Seal, async |connection| commands.exec_async(connection).await);
-            if let Err(error) = expire.await {
-                warn!(%window, %error, "exact ids expire later than they could");
+            let shards: Vec<_> = (0..usize::from(shards.count()))
+                .map(|shard| keys.ids(*mode, shard, *shards, *window))
+                .collect();
+            for some in self.redis.groups(&shards, String::as_str, shards.len()) {
+                let mut commands = ::redis::Pipeline::new();
+                for key in some {
+                    commands.cmd("EXPIRE").arg(key).arg(2 * window.length().seconds());
+                }
+                let expire = async |connection: &mut Routed| commands.exec_async(connection).await;
+                if let Err(error) = self.redis.run(Call::Seal, &some[0], expire).await {
+                    warn!(%window, %error, "exact ids expire later than they could");
+                }
             }
         }
     }
 
     pub(super) async fn restore(&self) -> Result<(), Unavailable> {
-        self.pipeline().begin_epoch();
+        self.pipelines().begin_epoch();
         let generation = self.redis.generation();
         for (window, sealed) in self.local.table.sealed() {
             match sealed {
@@ -451,11 +548,11 @@ impl RedisStore {
         for local in &open {
             local.note_loss(generation);
         }
-        self.replay.replay_all(&open).await
+        self.replay.replay_all(&open).await.all_done()
     }
 
     pub(super) fn is_degraded(&self) -> bool {
-        self.breaker.is_open()
+        self.primaries.some_are_away()
     }
 
     pub(super) fn pending_ids(&self) -> u64 {

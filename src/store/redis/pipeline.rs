@@ -1,4 +1,4 @@
-//! The pipeline to Redis: a task that owns a connection and sends what waits. Each worker has one.
+//! The pipeline to a server: a task that owns a connection and sends what waits. Each worker has one for each server.
 //!
 //! A request puts its write into the last [batch](super::batch) of a queue and waits for its own reply. The task takes the first
 //! batch, sends it as one pipeline, and reads the replies. Writes that come in meanwhile are the next batch. So at low load a
@@ -31,11 +31,10 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::batch::{Batch, Receipt, Recycled, Replies};
-use super::breaker::Breaker;
+use super::primaries::Primary;
 use super::target::Target;
-use crate::hll::Observation;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::{self, Call, Redis, Writer};
+use crate::redis::{self, Call, Writer};
 use crate::telemetry::metrics::Metrics;
 
 /// Writes that may wait to be sent; one more is refused.
@@ -73,38 +72,37 @@ pub(super) struct Pipeline {
 pub(super) struct PipelineTask {
     shared: Arc<Shared>,
     redis: Writer,
-    breaker: Arc<Breaker>,
+    primary: Arc<Primary>,
+    metrics: PipelineMetrics,
+}
+
+/// How many writes went together, and how many wait.
+#[derive(Clone)]
+pub(super) struct PipelineMetrics {
     batch_size: Histogram,
     queue_length: Gauge,
 }
 
-/// Makes pipelines, each with its own connection. A write has `timeout` from when it enters the queue.
-pub(super) fn pipelines(
-    count: usize,
-    redis: &Redis,
-    timeout: Duration,
-    breaker: &Arc<Breaker>,
-    epoch: &Arc<AtomicU64>,
-    metrics: &Metrics,
-) -> (Vec<Pipeline>, Vec<PipelineTask>) {
-    (0..count.max(1)).map(|_| pipeline(redis, timeout, breaker, epoch, metrics)).unzip()
+impl PipelineMetrics {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        Self {
+            batch_size: metrics.redis_batch_size.clone(),
+            queue_length: metrics.redis_queue_length.clone(),
+        }
+    }
 }
 
-fn pipeline(
-    redis: &Redis,
+/// Makes a pipeline that writes with this writer. A write has `timeout` from when it enters the queue.
+pub(super) fn pipeline(
+    writer: Writer,
+    primary: &Arc<Primary>,
     timeout: Duration,
-    breaker: &Arc<Breaker>,
     epoch: &Arc<AtomicU64>,
-    metrics: &Metrics,
+    metrics: PipelineMetrics,
 ) -> (Pipeline, PipelineTask) {
     let shared = Arc::new(Shared { queue: Mutex::default(), news: Notify::new(), epoch: Arc::clone(epoch) });
-    let task = PipelineTask {
-        shared: Arc::clone(&shared),
-        redis: redis.writer(),
-        breaker: Arc::clone(breaker),
-        batch_size: metrics.redis_batch_size.clone(),
-        queue_length: metrics.redis_queue_length.clone(),
-    };
+    let primary = Arc::clone(primary);
+    let task = PipelineTask { shared: Arc::clone(&shared), redis: writer, primary, metrics };
     (Pipeline { shared, timeout }, task)
 }
 
@@ -137,21 +135,6 @@ impl Pipeline {
         }
         Ok(receipt)
     }
-
-    /// True when the server has acknowledged this in the current epoch.
-    pub(super) fn is_acknowledged(&self, target: &Target, observation: Observation) -> bool {
-        target.has(observation, self.shared.epoch.load(Ordering::Relaxed))
-    }
-
-    /// The current epoch.
-    pub(super) fn epoch(&self) -> u64 {
-        self.shared.epoch.load(Ordering::Relaxed)
-    }
-
-    /// From now on nothing counts as acknowledged that the server acknowledged before.
-    pub(super) fn begin_epoch(&self) {
-        self.shared.epoch.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// The task sends the batches that are left, and ends.
@@ -172,26 +155,21 @@ impl Drop for PipelineTask {
 }
 
 impl PipelineTask {
-    /// The connection that the writes take.
-    pub(super) fn redis(&self) -> &Writer {
-        &self.redis
-    }
-
     /// Sends until the end of the requests is dropped.
     pub(super) async fn run(self) {
         while let Some(mut batch) = self.next().await {
-            if self.breaker.is_open() {
+            if self.primary.breaker.is_open() {
                 batch.fail(&Unavailable::because("Redis is away"));
                 continue;
             }
-            self.batch_size.record(batch.writes() as f64);
+            self.metrics.batch_size.record(batch.writes() as f64);
             match self.send(&mut batch).await {
                 Ok((replies, epoch)) => {
                     let recycled = batch.answer(self.read(replies), epoch, self.redis.generation());
                     self.shared.queue.lock().recycled = Some(recycled);
                 }
                 Err(error) => {
-                    self.breaker.open(&error);
+                    self.primary.breaker.open(&error);
                     batch.fail(&error);
                 }
             }
@@ -206,7 +184,7 @@ impl PipelineTask {
                 let mut queue = self.shared.queue.lock();
                 if let Some(batch) = queue.batches.pop_front() {
                     queue.writes -= batch.writes();
-                    self.queue_length.increment(queue.writes as f64 - queue.shown as f64);
+                    self.metrics.queue_length.increment(queue.writes as f64 - queue.shown as f64);
                     queue.shown = queue.writes;
                     return Some(batch);
                 }
@@ -247,7 +225,7 @@ impl PipelineTask {
         let replies: Replies = replies.into_iter().map(read).collect();
         for error in replies.iter().filter_map(|reply| reply.as_ref().err()) {
             self.shared.epoch.fetch_add(1, Ordering::Relaxed);
-            self.breaker.open(error);
+            self.primary.breaker.open(error);
         }
         replies
     }

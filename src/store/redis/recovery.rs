@@ -4,6 +4,9 @@
 //! is a write over each connection that requests will use, and then real work: it replays all pending ids of windows that are
 //! not sealed, the oldest window first. A network that lets only a few bytes through does not pass that test. Only after it do
 //! requests wait for Redis again.
+//!
+//! In a cluster each primary has a recovery. After a fail-over its slots have another primary: then the recovery replays to that
+//! one, and the server that is gone is not waited for.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -12,12 +15,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::breaker::Breaker;
 use super::local::LocalWindows;
+use super::primaries::Primary;
 use super::replay::Replay;
 use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::Workers;
-use crate::redis::Writer;
+use crate::redis::Redis;
 
 /// The first wait before a try lasts half of this to all of it; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -25,50 +28,53 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// If the breaker opens again so soon after it was closed, the waits go on where they were.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Tries to get back to Redis whenever the breaker is open.
+/// Tries to get back to a server whenever its breaker is open.
 pub(super) struct Recovery {
-    pub(super) breaker: Arc<Breaker>,
+    pub(super) primary: Arc<Primary>,
+    pub(super) redis: Redis,
     pub(super) local: Arc<LocalWindows>,
     pub(super) replay: Arc<Replay>,
-    /// The connections of the pipelines.
-    pub(super) connections: Vec<Writer>,
 }
 
 impl Recovery {
     /// Runs for ever.
-    pub(super) async fn run(self, workers: &Workers) {
+    pub(super) async fn run(self, workers: Arc<Workers>) {
+        let breaker = &self.primary.breaker;
         let mut wait = FIRST_WAIT;
         let mut closed: Option<Instant> = None;
         loop {
-            self.breaker.opened().await;
+            breaker.opened().await;
             // One connection has failed. The others would notice one by one.
-            self.connections.iter().for_each(Writer::reconnect);
+            self.primary.writers.lock().iter().for_each(|(_, writer)| writer.reconnect());
             if closed.is_none_or(|closed| closed.elapsed() > CALM) {
                 wait = FIRST_WAIT;
             }
             loop {
                 tokio::time::sleep(jittered(wait)).await;
                 wait = (2 * wait).min(LONGEST_WAIT);
-                match self.try_to_come_back(workers).await {
+                match self.try_to_come_back(&workers).await {
                     Ok(()) => break,
-                    Err(error) => debug!(%error, "Redis is not back"),
+                    Err(error) => debug!(node = self.primary.node.name(), %error, "Redis is not back"),
                 }
             }
-            self.breaker.close();
+            breaker.close();
             closed = Some(Instant::now());
             // Requests that had just seen the breaker open may have kept more ids.
             if let Err(error) = self.replay_open().await {
-                self.breaker.open(&error);
+                breaker.open(&error);
             }
         }
     }
 
     async fn try_to_come_back(&self, workers: &Workers) -> Result<(), Unavailable> {
+        // Another server may have taken its place.
+        self.redis.look_around().await?;
         // Each connection is tried on the worker that will use it. All are tried at a time, because connecting may take
         // a second.
-        let probes = self.connections.iter().enumerate().map(|(number, connection)| {
-            let (replay, connection) = (Arc::clone(&self.replay), connection.clone());
-            workers.spawn_on(number, async move { replay.probe(&connection).await })
+        let writers = self.primary.writers.lock().clone();
+        let probes = writers.into_iter().map(|(worker, writer)| {
+            let replay = Arc::clone(&self.replay);
+            workers.spawn_on(worker, async move { replay.probe(&writer).await })
         });
         for probe in probes.collect::<Vec<_>>() {
             probe.await.map_err(Unavailable::because)??;
@@ -76,8 +82,10 @@ impl Recovery {
         self.replay_open().await
     }
 
+    /// Replays all pending ids. Only an error of this server counts: others may be away as well.
     async fn replay_open(&self) -> Result<(), Unavailable> {
-        self.replay.replay_all(&self.local.open()).await
+        let done = self.replay.replay_all(&self.local.open()).await;
+        done.error_of(self.primary.node.number()).map_or(Ok(()), |error| Err(error.clone()))
     }
 }
 

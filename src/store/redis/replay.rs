@@ -21,21 +21,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::metrics::Counter;
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, Pipeline};
 use tokio::time::Instant;
 
+use super::around::Around;
 use super::config::{RedisStoreConfig, SHARDS_A_PIPELINE};
 use super::local::LocalWindow;
 use super::stats::WindowStats;
 use super::target::Target;
 use crate::hll::Sketch;
+use crate::model::counter::BUCKETS;
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
-use crate::redis::{Call, Commands, Redis, Texts, Writer};
+use crate::redis::{Call, Commands, Redis, Routed, Texts, Writer};
 use crate::store::ids::{IdSet, Ids};
 use crate::telemetry::metrics::Metrics;
 
@@ -78,20 +79,31 @@ impl Replay {
         }
     }
 
-    /// Checks that a server takes writes.
+    /// Checks that a node takes writes. In a cluster it may have no key of headcount: then there is nothing to check.
     pub(super) async fn probe(&self, writer: &Writer) -> Result<(), Unavailable> {
-        let RedisStoreConfig { keys, shards, instance_id, timeout, .. } = &*self.config;
-        let (key, seconds) = (keys.merge(0, *shards, instance_id), MERGE_EXPIRES.to_string());
+        let RedisStoreConfig { timeout, .. } = &*self.config;
+        let Some(key) = self.key_on(writer.node().number()) else { return Ok(()) };
+        let seconds = MERGE_EXPIRES.to_string();
         let mut write = Commands::default();
         write.add(&[b"SET", key.as_bytes(), b"", b"EX", seconds.as_bytes()]);
         writer.send(Call::Ask, &write, 0, Instant::now() + *timeout).await.map(drop)
+    }
+
+    /// A key of this instance on a node.
+    fn key_on(&self, node: usize) -> Option<String> {
+        let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
+        let of_shards = (0..shards.count().into()).map(|shard| keys.merge(shard, *shards, instance_id));
+        let of_buckets = (0..BUCKETS).map(|bucket| keys.merge_of_bucket(bucket, instance_id));
+        of_shards.chain(of_buckets).find(|key| self.redis.number_for(key) == node)
     }
 
     /// Seals a window that no addition enters any more.
     pub(super) async fn seal(&self, local: &LocalWindow) -> Result<(), Unavailable> {
         // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
-        let parts = self.give(local, Leave::Part).await?;
+        let mut around = Around::default();
+        let parts = self.give(local, Leave::Part, &mut around).await;
+        around.all_done()?;
         self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await
     }
 
@@ -111,28 +123,27 @@ impl Replay {
         self.store_stats("HSETNX", window, &WindowStats { lost, ..stats.clone() }).await
     }
 
-    /// Replays the pending ids of windows, one window after another.
-    pub(super) async fn replay_all(&self, windows: &[Arc<LocalWindow>]) -> Result<(), Unavailable> {
+    /// Replays the pending ids of windows, one window after another, to all nodes that are there.
+    pub(super) async fn replay_all(&self, windows: &[Arc<LocalWindow>]) -> Around {
+        let mut around = Around::default();
         for local in windows {
-            self.give(local, Leave::Nothing).await?;
+            self.give(local, Leave::Nothing, &mut around).await;
         }
-        Ok(())
+        around
     }
 
     /// Gives Redis what it lacks of a window. Returns in how many shards it left a part.
-    async fn give(&self, local: &LocalWindow, leave: Leave) -> Result<u64, Unavailable> {
+    async fn give(&self, local: &LocalWindow, leave: Leave, around: &mut Around) -> u64 {
         let _replaying = local.replaying.lock().await;
         let parts = match &local.ids {
-            Ids::Hll { sketches, .. } => {
-                let ids = local.unmerged();
-                let parts = self.merge(local, sketches, leave).await?;
-                local.note_merged(ids);
-                parts
+            Ids::Hll { sketches, .. } => self.merge(local, sketches, leave, around).await,
+            Ids::Exact(pending) => {
+                self.add_all(local, pending, around).await;
+                0
             }
-            Ids::Exact(pending) => self.add_all(local, pending).await.map(|()| 0)?,
         };
-        self.give_counters(local, leave == Leave::Part).await?;
-        Ok(parts)
+        self.give_counters(local, leave == Leave::Part, around).await;
+        parts
     }
 
     /// Merges the local sketches into the shared ones.
@@ -141,34 +152,52 @@ impl Replay {
         local: &LocalWindow,
         sketches: &[Sketch],
         leave: Leave,
-    ) -> Result<u64, Unavailable> {
-        let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
+        around: &mut Around,
+    ) -> u64 {
         let sketches: Vec<_> = sketches.iter().enumerate().filter(|(_, sketch)| !sketch.is_empty()).collect();
-        for some in sketches.chunks(SHARDS_A_PIPELINE) {
-            let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
-            // No other merge may come in between. That of another window uses the same key, and so may one that was
-            // sent over a connection that was then given up.
-            commands.atomic();
-            for (shard, sketch) in some {
-                let Target { key, keep_for, .. } = &*local.targets[*shard];
-                let (mine, lives) = match leave {
-                    Leave::Nothing => (keys.merge(*shard, *shards, instance_id), 1000 * MERGE_EXPIRES),
-                    Leave::Part => (keys.part(*shard, *shards, local.window, instance_id), *keep_for),
-                };
-                commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("PX").arg(lives);
-                commands.cmd("PFMERGE").arg(key).arg(&mine);
-                commands.cmd("PEXPIRE").arg(key).arg(keep_for);
-                if leave == Leave::Nothing {
-                    commands.cmd("DEL").arg(&mine);
-                }
-                of_shards.push(vec![key.clone()]);
+        for some in self.redis.groups(&sketches, |(shard, _)| &local.targets[*shard].key, SHARDS_A_PIPELINE) {
+            let node = self.redis.number_of(local.targets[some[0].0].slot);
+            if around.skips(node) {
+                continue;
             }
-            if leave == Leave::Part {
-                local.has_part.store(true, Ordering::Relaxed);
+            // Before the registers are read: they have at least these ids.
+            let ids: Vec<_> = some.iter().map(|(shard, _)| (*shard, local.unmerged(*shard))).collect();
+            if around.note(node, self.merge_some(local, some, leave).await).is_some() {
+                ids.into_iter().for_each(|(shard, ids)| local.note_merged(shard, ids));
             }
-            let () = self.mending_ids(&of_shards, Call::Seal, &commands).await?;
         }
-        Ok(if leave == Leave::Part { sketches.len() as u64 } else { 0 })
+        if leave == Leave::Part { sketches.len() as u64 } else { 0 }
+    }
+
+    async fn merge_some(
+        &self,
+        local: &LocalWindow,
+        some: &[(usize, &Sketch)],
+        leave: Leave,
+    ) -> Result<(), Unavailable> {
+        let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
+        let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
+        // No other merge may come in between. That of another window uses the same key, and so may one that was
+        // sent over a connection that was then given up.
+        commands.atomic();
+        for (shard, sketch) in some {
+            let Target { key, keep_for, .. } = &*local.targets[*shard];
+            let (mine, lives) = match leave {
+                Leave::Nothing => (keys.merge(*shard, *shards, instance_id), 1000 * MERGE_EXPIRES),
+                Leave::Part => (keys.part(*shard, *shards, local.window, instance_id), *keep_for),
+            };
+            commands.cmd("SET").arg(&mine).arg(sketch.to_bytes()).arg("PX").arg(lives);
+            commands.cmd("PFMERGE").arg(key).arg(&mine);
+            commands.cmd("PEXPIRE").arg(key).arg(keep_for);
+            if leave == Leave::Nothing {
+                commands.cmd("DEL").arg(&mine);
+            }
+            of_shards.push(vec![key.clone()]);
+        }
+        if leave == Leave::Part {
+            local.has_part.store(true, Ordering::Relaxed);
+        }
+        self.mending_ids(&of_shards, Call::Seal, &commands).await
     }
 
     /// Merges the parts of all instances into the sketches of a window that all have sealed. Returns how many ids are
@@ -177,76 +206,101 @@ impl Replay {
         &self,
         window: Window,
         stats: &BTreeMap<String, WindowStats>,
-    ) -> Result<u64, Unavailable> {
+        around: &mut Around,
+    ) -> u64 {
         let RedisStoreConfig { mode, keys, shards, .. } = &*self.config;
         let (with_parts, expected): (Vec<&String>, Vec<&WindowStats>) =
             stats.iter().filter(|(_, stats)| stats.parts > 0).unzip();
         if with_parts.is_empty() {
-            return Ok(0);
+            return 0;
         }
         let mut found = vec![0; with_parts.len()];
-        let all: Vec<_> = (0..usize::from(shards.count())).collect();
-        for some in all.chunks(SHARDS_A_PIPELINE) {
+        let all: Vec<_> = (0..usize::from(shards.count()))
+            .map(|shard| (shard, keys.ids(*mode, shard, *shards, window)))
+            .collect();
+        for some in self.redis.groups(&all, |(_, key)| key, SHARDS_A_PIPELINE) {
             let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
-            for shard in some {
-                let key = keys.ids(*mode, *shard, *shards, window);
+            let node = self.redis.number_for(&some[0].1);
+            if around.skips(node) {
+                continue;
+            }
+            for (shard, key) in some {
                 let parts: Vec<_> = with_parts
                     .iter()
                     .map(|instance_id| keys.part(*shard, *shards, window, instance_id))
                     .collect();
-                commands.cmd("PFMERGE").arg(&key).arg(&parts).ignore();
-                commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window)).ignore();
+                commands.cmd("PFMERGE").arg(key).arg(&parts).ignore();
+                commands.cmd("PEXPIRE").arg(key).arg(self.config.keep_for(window)).ignore();
                 // After the merge: a part that exists now was merged.
                 for part in &parts {
                     commands.cmd("EXISTS").arg(part);
                 }
-                of_shards.push([vec![key], parts].concat());
+                of_shards.push([vec![key.clone()], parts].concat());
             }
-            let exists: Vec<u64> = self.mending_ids(&of_shards, Call::Seal, &commands).await?;
-            for (index, exists) in exists.into_iter().enumerate() {
+            let exists: Option<Vec<u64>> =
+                around.note(node, self.mending_ids(&of_shards, Call::Seal, &commands).await);
+            for (index, exists) in exists.unwrap_or_default().into_iter().enumerate() {
                 found[index % with_parts.len()] += exists;
             }
         }
         let gone = expected.iter().zip(found).filter(|(expected, found)| *found < expected.parts);
-        Ok(gone.map(|(expected, _)| expected.accepted.max(1)).sum())
+        gone.map(|(expected, _)| expected.accepted.max(1)).sum()
     }
 
     /// Removes this instance's part of a closed window.
     pub(super) async fn remove_part(&self, local: &LocalWindow) -> Result<(), Unavailable> {
         let RedisStoreConfig { keys, shards, instance_id, .. } = &*self.config;
-        let mut commands = Pipeline::new();
-        for shard in 0..usize::from(shards.count()) {
-            commands.cmd("DEL").arg(keys.part(shard, *shards, local.window, instance_id));
+        let parts: Vec<_> = (0..usize::from(shards.count()))
+            .map(|shard| keys.part(shard, *shards, local.window, instance_id))
+            .collect();
+        for some in self.redis.groups(&parts, String::as_str, parts.len()) {
+            let mut commands = ::redis::cmd("DEL");
+            commands.arg(some);
+            let remove = async |connection: &mut Routed| commands.exec_async(connection).await;
+            self.redis.run(Call::Seal, &some[0], remove).await?;
         }
-        let remove = async |connection: &mut MultiplexedConnection| commands.exec_async(connection).await;
-        self.redis.run(Call::Seal, remove).await?;
         local.has_part.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     /// Adds as many exact ids as are pending now. More may come while it runs.
-    async fn add_all(&self, local: &LocalWindow, pending: &IdSet) -> Result<(), Unavailable> {
+    async fn add_all(&self, local: &LocalWindow, pending: &IdSet, around: &mut Around) {
+        let node_of = |id: &[u8]| self.redis.number_of(local.targets[self.config.shards.of(id)].slot);
         let mut left = pending.len();
         while left > 0 {
-            let some = pending.some(IDS_A_PIPELINE);
+            let some = pending.some(IDS_A_PIPELINE, |id| !around.skips(node_of(id)));
             if some.is_empty() {
                 break;
             }
-            // Redis may have added them all the same, and calls none of them new the next time.
-            let in_doubt = |_: &Unavailable| local.targets.iter().for_each(|target| target.note_doubt());
-            self.add_some(local, &some).await.inspect_err(in_doubt)?;
+            let mut by_shard = vec![Vec::new(); local.targets.len()];
+            for id in &some {
+                by_shard[self.config.shards.of(id.as_bytes())].push(id);
+            }
+            let of_shards = local.targets.iter().zip(by_shard).filter(|(_, ids)| !ids.is_empty());
+            let of_shards: Vec<_> = of_shards.collect();
+            for group in self.redis.groups(&of_shards, |(target, _)| &target.key, of_shards.len()) {
+                let node = self.redis.number_of(group[0].0.slot);
+                if around.skips(node) {
+                    continue;
+                }
+                let added = self.add_some(local, group).await;
+                // Redis may have added them all the same, and calls none of them new the next time.
+                if added.is_err() {
+                    group.iter().for_each(|(target, _)| target.note_doubt());
+                }
+                around.note(node, added);
+            }
             left = left.saturating_sub(some.len() as u64);
         }
-        Ok(())
     }
 
-    async fn add_some(&self, local: &LocalWindow, ids: &[TextId]) -> Result<(), Unavailable> {
-        let mut by_shard = vec![Vec::new(); local.targets.len()];
-        for id in ids {
-            by_shard[self.config.shards.of(id.as_bytes())].push(id);
-        }
+    async fn add_some(
+        &self,
+        local: &LocalWindow,
+        some: &[(&Arc<Target>, Vec<&TextId>)],
+    ) -> Result<(), Unavailable> {
         let (mut commands, mut of_shards) = (Pipeline::new(), Vec::new());
-        for (target, ids) in local.targets.iter().zip(by_shard).filter(|(_, ids)| !ids.is_empty()) {
+        for (target, ids) in some {
             commands.cmd(target.command).arg(&target.key);
             for id in ids {
                 commands.arg(id.as_bytes());
@@ -254,15 +308,21 @@ impl Replay {
             commands.cmd("PEXPIRE").arg(&target.key).arg(target.keep_for).ignore();
             of_shards.push(vec![target.key.clone()]);
         }
-        let added: Vec<u64> = if let Some(added) = self.unless_damaged(Call::Seal, &commands).await? {
-            added
-        } else {
-            // Redis lost ids that it had called new, and may call them new once more.
-            local.note_damage();
-            self.mending_ids(&of_shards, Call::Seal, &commands).await?
-        };
-        let new = added.iter().sum();
-        local.note_replayed(ids, new, self.redis.generation());
+        let added: Vec<u64> =
+            if let Some(added) = self.unless_damaged(Call::Seal, &of_shards[0][0], &commands).await? {
+                added
+            } else {
+                // Redis lost ids that it had called new, and may call them new once more.
+                local.note_damage();
+                self.mending_ids(&of_shards, Call::Seal, &commands).await?
+            };
+        let (new, generation) = (added.iter().sum(), self.redis.generation());
+        let node_of = |target: &Target| self.redis.number_of(target.slot);
+        let answered = some.first().map(|(target, _)| node_of(target));
+        for target in local.targets.iter().filter(|target| Some(node_of(target)) == answered) {
+            target.note_answer(generation);
+        }
+        local.note_replayed(some.iter().flat_map(|(_, ids)| ids.iter().copied()), new);
         self.changed_ids.increment(new);
         Ok(())
     }
@@ -305,7 +365,7 @@ impl Replay {
         self.mending(holds, of_shards, call, commands).await
     }
 
-    /// Runs commands on keys, grouped by slot. It must be safe to run them twice. If a key holds something else than it
+    /// Runs commands on keys, grouped by slot; in a cluster of one slot. It must be safe to run them twice. If a key holds something else than it
     /// should, puts that aside and runs them again.
     pub(super) async fn mending<T: FromRedisValue>(
         &self,
@@ -314,26 +374,27 @@ impl Replay {
         call: Call,
         commands: &Pipeline,
     ) -> Result<T, Unavailable> {
-        if let Some(done) = self.unless_damaged(call, commands).await? {
+        let key = of_slots.iter().flatten().next().map_or("", String::as_str);
+        if let Some(done) = self.unless_damaged(call, key, commands).await? {
             return Ok(done);
         }
         for keys in of_slots {
             damage::put_aside(&self.redis, call, holds, keys).await?;
         }
-        self.redis.run(call, async |connection| commands.query_async(connection).await).await
+        self.redis.run(call, key, async |connection| commands.query_async(connection).await).await
     }
 
-    /// None if a key holds something else than it should.
+    /// Runs commands on keys in the slot of `key`. None if a key holds something else than it should.
     pub(super) async fn unless_damaged<T: FromRedisValue>(
         &self,
         call: Call,
+        key: &str,
         commands: &Pipeline,
     ) -> Result<Option<T>, Unavailable> {
-        let work = async |connection: &mut MultiplexedConnection| match commands.query_async(connection).await
-        {
+        let work = async |connection: &mut Routed| match commands.query_async(connection).await {
             Err(error) if is_damage(&error) => Ok(None),
             done => done.map(Some),
         };
-        self.redis.run(call, work).await
+        self.redis.run(call, key, work).await
     }
 }

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::hll::{Observation, Sketch};
+use crate::redis::slot_of;
 
 /// Where ids go: the key of a shard, a counter, or the names of a bucket, in a window.
 pub(super) struct Target {
     /// `PFADD` or `SADD`.
     pub(super) command: &'static str,
     pub(super) key: String,
+    /// The slot of the key, if the server is one of a cluster.
+    pub(super) slot: u16,
     /// How long the server keeps the key after the last `PEXPIRE`, in milliseconds. It measures that by its own clock:
     /// ours may be wrong.
     pub(super) keep_for: u64,
@@ -70,6 +73,7 @@ impl Target {
     pub(super) fn new(command: &'static str, key: String, keep_for: u64, knowledge: Knowledge) -> Self {
         Self {
             command,
+            slot: slot_of(&key),
             key,
             keep_for,
             expires_since: AtomicU64::new(0),

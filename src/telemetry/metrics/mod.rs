@@ -33,6 +33,8 @@ const SKIPPED_COUNTERS: &str = "headcount_skipped_counters_total";
 const PUBLISH_LAG: &str = "headcount_publish_lag_seconds";
 const REDIS_DURATION: &str = "headcount_redis_command_duration_seconds";
 const REDIS_ERRORS: &str = "headcount_redis_errors_total";
+const REDIS_REDIRECTS: &str = "headcount_redis_redirects_total";
+const REDIS_PRIMARY_AWAY: &str = "headcount_redis_primary_away";
 const CALLBACKS: &str = "headcount_callbacks_total";
 const CONNECTIONS_TIMED_OUT: &str = "headcount_connections_timed_out_total";
 const INFO: &str = "headcount_info";
@@ -182,6 +184,15 @@ impl Metrics {
         );
         Counter::describe(REDIS_ERRORS, "Calls of Redis that failed, by purpose.");
         Counter::describe(
+            REDIS_REDIRECTS,
+            "Commands that a Redis Cluster sent to another server, by kind: moved (the slot is there now) or ask (the slot \
+                         is being moved).",
+        );
+        Gauge::describe(
+            REDIS_PRIMARY_AWAY,
+            "1 while ids for this primary of a Redis Cluster are kept here because it is away, otherwise 0.",
+        );
+        Counter::describe(
             CALLBACKS,
             "Callbacks, by result: ok, bad_status, timeout, failed, forbidden (the host's name led to an \
                          address that callbacks must not go to), or dropped before they were sent: queue_full, host_limit, \
@@ -247,6 +258,15 @@ impl Metrics {
 
     pub(crate) fn redis_errors(&self, purpose: &'static str) -> Counter {
         self.labelled(REDIS_ERRORS, &[("command", purpose.into())])
+    }
+
+    pub(crate) fn redis_redirects(&self, kind: &'static str) -> Counter {
+        self.labelled(REDIS_REDIRECTS, &[("kind", kind.into())])
+    }
+
+    /// Of the primary at this address.
+    pub(crate) fn redis_primary_away(&self, node: String) -> Gauge {
+        self.labelled(REDIS_PRIMARY_AWAY, &[("node", node.into())])
     }
 
     pub(crate) fn callbacks(&self, result: &'static str) -> Counter {

@@ -61,11 +61,12 @@ impl CounterStream {
     }
 
     async fn run(&self, add: Pipeline) -> Result<(), SinkError> {
-        let added =
-            self.redis.run(Call::Publish, async |connection| match add.exec_async(connection).await {
+        let added = self.redis.run(Call::Publish, &self.key, async |connection| {
+            match add.exec_async(connection).await {
                 Err(error) if is_not_newer(&error) => Ok(false),
                 done => done.map(|()| true),
-            });
+            }
+        });
         if added.await.map_err(SinkError::unavailable)? {
             return Ok(());
         }

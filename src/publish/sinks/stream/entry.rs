@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use ::redis::aio::MultiplexedConnection;
 use ::redis::{FromRedisValue, ParsingError, RedisError, Value, from_redis_value};
 
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::{Call, Redis};
+use crate::redis::{Call, Redis, Routed};
 
 /// The field with the namespace that an entry belongs to.
 pub(super) const NAMESPACE: &str = "namespace";
@@ -58,12 +57,12 @@ pub(super) async fn about(
 ) -> Result<Result<HashMap<String, Value>, RedisError>, Unavailable> {
     let mut about = ::redis::cmd("XINFO");
     about.arg("STREAM").arg(key);
-    let ask = async |connection: &mut MultiplexedConnection| match about.query_async(connection).await {
+    let ask = async |connection: &mut Routed| match about.query_async(connection).await {
         Err(error) if is_missing(&error) => Ok(Ok(HashMap::new())),
         Err(error) if is_wrong_type(&error) => Ok(Err(error)),
         about => about.map(Ok),
     };
-    redis.run(Call::Publish, ask).await
+    redis.run(Call::Publish, key, ask).await
 }
 
 pub(super) fn is_not_newer(error: &RedisError) -> bool {

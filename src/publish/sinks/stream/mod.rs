@@ -139,8 +139,10 @@ impl StreamSink {
         let set_back_to = newest.map_or(Id::FIRST, |(id, _)| id).max(Id::before(count.window));
         let mut set_back = ::redis::cmd("XSETID");
         set_back.arg(key).arg(set_back_to.to_string());
-        let done =
-            self.redis.run(Call::Publish, async |connection| set_back.exec_async(connection).await).await;
+        let done = self
+            .redis
+            .run(Call::Publish, key, async |connection| set_back.exec_async(connection).await)
+            .await;
         Ok(match done {
             Ok(()) => format!(
                 "another program added an entry {remembered} to the stream {key}, and deleted it: \
@@ -197,11 +199,12 @@ impl CountSink for StreamSink {
         }
         // Redis refuses an entry that is not newer than all before. The next resume finds out whether the newest entry
         // is this count.
-        let answer =
-            self.redis.run(Call::Publish, async |connection| match add.exec_async(connection).await {
+        let answer = self.redis.run(Call::Publish, &self.key, async |connection| {
+            match add.exec_async(connection).await {
                 Err(error) if is_not_newer(&error) => Ok(false),
                 done => done.map(|()| true),
-            });
+            }
+        });
         if answer.await.map_err(SinkError::unavailable)? {
             return Ok(());
         }

@@ -1,0 +1,48 @@
+//! Work around primaries that are away.
+//!
+//! In a cluster, one primary may be away while the others answer. What is for the others goes on. So work that is for many keys
+//! notes which node has failed, does not try it again, and says at the end what is missing. A Redis that is no cluster has one
+//! node: its first failure ends the work.
+
+use std::collections::BTreeMap;
+
+use crate::platform::unavailable::Unavailable;
+
+/// Which nodes have failed so far.
+#[derive(Default)]
+pub(super) struct Around {
+    failed: BTreeMap<usize, Unavailable>,
+}
+
+impl Around {
+    /// Whether this node has failed.
+    pub(super) fn skips(&self, node: usize) -> bool {
+        self.failed.contains_key(&node)
+    }
+
+    /// Notes how work for a node went. Returns what it returned, if it succeeded.
+    pub(super) fn note<T>(&mut self, node: usize, done: Result<T, Unavailable>) -> Option<T> {
+        match done {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.failed.entry(node).or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// Whether some node has failed.
+    pub(super) fn lacks_some(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    /// The error of this node.
+    pub(super) fn error_of(&self, node: usize) -> Option<&Unavailable> {
+        self.failed.get(&node)
+    }
+
+    /// An error if some node has failed.
+    pub(super) fn all_done(self) -> Result<(), Unavailable> {
+        self.failed.into_values().next().map_or(Ok(()), Err)
+    }
+}
