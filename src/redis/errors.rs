@@ -37,5 +37,13 @@ pub(super) fn is_passing(kind: ServerErrorKind) -> bool {
 }
 
 pub(super) fn unavailable(error: &RedisError) -> Unavailable {
-    Unavailable::because(format_args!("Redis: {error}"))
+    match (error.kind(), error.detail()) {
+        (ErrorKind::InvalidClientConfig, Some(what)) => Unavailable::because(what),
+        _ => Unavailable::because(format_args!("Redis: {error}")),
+    }
+}
+
+/// The error for an address that leads to another kind of server. The text says which address would do.
+pub(super) fn wrong_address(what: String) -> RedisError {
+    (ErrorKind::InvalidClientConfig, "wrong address", what).into()
 }

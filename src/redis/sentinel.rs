@@ -11,13 +11,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use ::redis::sentinel::{Sentinel, SentinelNodeConnectionInfo};
 use ::redis::{
-    Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, RedisResult,
-    ServerErrorKind, TlsMode,
+    Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, RedisResult, TlsMode,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::address::host_and_port;
+use super::errors::wrong_address;
 use super::patience::{CONNECT_TIMEOUT, config, in_time};
 use super::urls::Watched;
 
@@ -44,7 +44,8 @@ async fn ask(sentinel: &ConnectionAddr, watched: &Watched, info: &ConnectionInfo
     let mut to_node = SentinelNodeConnectionInfo::default()
         .set_redis_connection_info(info.redis_settings().clone())
         .set_tcp_settings(info.tcp_settings().clone());
-    if matches!(sentinel, ConnectionAddr::TcpTls { .. }) {
+    let is_tls = matches!(sentinel, ConnectionAddr::TcpTls { .. });
+    if is_tls {
         to_node = to_node.set_tls_mode(TlsMode::Secure);
     }
     let mut asked = Sentinel::build(vec![to_sentinel.clone()])?;
@@ -52,10 +53,12 @@ async fn ask(sentinel: &ConnectionAddr, watched: &Watched, info: &ConnectionInfo
         Err(error) if error.kind() == ErrorKind::MasterNameNotFoundBySentinel => {
             Err(explain(error, &to_sentinel, &watched.master).await)
         }
-        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) => {
-            let at = host_and_port(sentinel);
-            let what = format!("{at} is no Sentinel: use redis://{at} if it is the server itself ({error})");
-            Err((ErrorKind::InvalidClientConfig, "wrong address", what).into())
+        // redis-rs says so of a server that is no Sentinel.
+        Err(error) if error.kind() == ErrorKind::InvalidClientConfig => {
+            let (at, scheme) = (host_and_port(sentinel), if is_tls { "rediss" } else { "redis" });
+            let what =
+                format!("{at} is no Sentinel: use --redis-url {scheme}://{at} if it is the server itself");
+            Err(wrong_address(what))
         }
         found => found,
     }
@@ -79,5 +82,5 @@ async fn explain(error: RedisError, sentinel: &ConnectionInfo, master: &str) -> 
     }
     let names = names.into_iter().collect::<Vec<_>>().join(", ");
     let what = format!("the Sentinels watch no master '{master}', but: {names}");
-    (ErrorKind::InvalidClientConfig, "wrong name", what).into()
+    wrong_address(what)
 }

@@ -31,7 +31,7 @@ use tracing::{debug, info};
 use super::address::{Access, Address, host_and_port};
 use super::call::{Call, CallMetrics};
 use super::cluster::{Member, SLOTS, View, slot_of};
-use super::errors::unavailable;
+use super::errors::{unavailable, wrong_address};
 use super::link::Link;
 use super::node::{Node, Place};
 use super::patience::{CONNECT_TIMEOUT, config, in_time};
@@ -256,13 +256,13 @@ impl Topology {
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             view_of(&mut connection, address).await
         });
-        asking.await.map_err(|error| match error.detail() {
-            Some(detail) if detail.contains("cluster support disabled") => {
-                let (at, is_tls) = (host_and_port(address), matches!(address, ConnectionAddr::TcpTls { .. }));
-                let scheme = if is_tls { "rediss" } else { "redis" };
-                Unavailable::because(format_args!("{at} is in no cluster: use --redis-url {scheme}://{at}"))
+        asking.await.map_err(|error| {
+            if !error.to_string().contains("cluster support disabled") {
+                return unavailable(&error);
             }
-            _ => unavailable(&error),
+            let is_tls = matches!(address, ConnectionAddr::TcpTls { .. });
+            let (at, scheme) = (host_and_port(address), if is_tls { "rediss" } else { "redis" });
+            unavailable(&wrong_address(format!("{at} is in no cluster: use --redis-url {scheme}://{at}")))
         })
     }
 

@@ -8,8 +8,8 @@ use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::window::Window;
 use headcount::redis::keys::Keys;
-use headcount::store::{Away, Store};
 use headcount::store::redis::{OnRedisDown, RedisWrites};
+use headcount::store::{Away, Store};
 use redis::cmd;
 
 use crate::counter_contract::{self, WAYS, add, connect, in_redis, names, settle, store_in_redis, windows};
