@@ -20,6 +20,7 @@ mod bulk;
 mod client;
 mod closing;
 mod closing_together;
+mod cluster;
 mod compare;
 mod footprint;
 mod growth;
@@ -90,6 +91,8 @@ enum Part {
     RollUp,
     /// The count of a range of time
     Ranges,
+    /// An id a request, with a Redis Cluster, and how keys spread over it
+    Cluster,
     /// With more connections, processes and shards
     Growth,
     /// Resident memory
@@ -117,6 +120,7 @@ impl Part {
             Self::ClosingTogether => closing_together::measure(effort.rounds),
             Self::RollUp => roll_up::measure(),
             Self::Ranges => ranges::measure(effort.rounds),
+            Self::Cluster => cluster::measure(effort),
             Self::Growth => growth::measure(effort),
             Self::Footprint => footprint::measure(),
             Self::Lines => lines::measure(),

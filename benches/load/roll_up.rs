@@ -76,7 +76,7 @@ fn store(server: &RedisServer) -> Result<Store, String> {
         instance_id: "bench".to_owned(),
     };
     let address = Address::parse(&server.url()).map_err(text)?;
-    let redis = Redis::new(&address, config.timeout, &Metrics::new()).map_err(text)?;
+    let redis = Redis::new(&address, config.timeout, &Metrics::new());
     let (store, tasks) = RedisStore::new(config, &redis, 1, &Metrics::new().into());
     tokio::spawn(tasks.run(Arc::new(Workers::start(1).map_err(text)?)));
     Ok(Store::Redis(store))

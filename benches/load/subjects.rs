@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::service;
 use crate::support::process::{Process, headcount};
-use crate::support::redis::Redis;
+use crate::support::redis::{Flavour, Redis};
 use crate::support::{free_port, wait_blocking};
 
 const CHANGED: &[&str] = &["--redis-writes", "changed"];
@@ -67,10 +67,19 @@ pub enum Says {
     Uuid,
 }
 
+/// Where the service counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Servers {
+    Memory,
+    Redis,
+    /// A Redis Cluster with so many primaries, and no replicas.
+    Cluster(usize),
+}
+
 /// How the service counts, and what clients say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counter {
-    redis: bool,
+    servers: Servers,
     args: &'static [&'static str],
     says: Says,
     ids: u64,
@@ -78,11 +87,15 @@ pub struct Counter {
 
 impl Counter {
     pub const fn in_memory(args: &'static [&'static str]) -> Self {
-        Self { redis: false, args, says: Says::Integer, ids: IDS }
+        Self { servers: Servers::Memory, args, says: Says::Integer, ids: IDS }
     }
 
     pub const fn in_redis(args: &'static [&'static str]) -> Self {
-        Self { redis: true, args, says: Says::Integer, ids: IDS }
+        Self { servers: Servers::Redis, args, says: Says::Integer, ids: IDS }
+    }
+
+    pub const fn in_cluster(primaries: usize, args: &'static [&'static str]) -> Self {
+        Self { servers: Servers::Cluster(primaries), ..Self::in_redis(args) }
     }
 
     const fn of_few_ids(self) -> Self {
@@ -219,6 +232,8 @@ pub struct Subject {
     pub request: Request,
     processes: Vec<Process>,
     pub redis: Option<Redis>,
+    /// The other primaries of a cluster.
+    others: Vec<Redis>,
     counted: Counted,
     _dir: Option<TempDir>,
 }
@@ -227,7 +242,8 @@ impl Subject {
     /// User and system time of all its processes so far.
     pub fn cpu(&self) -> Duration {
         let own = self.processes.iter().flat_map(|process| with_children(process.0.id()));
-        own.chain(self.redis.as_ref().map(|redis| redis.process.0.id())).map(cpu_of).sum()
+        let servers = self.redis.iter().chain(&self.others).map(|redis| redis.process.0.id());
+        own.chain(servers).map(cpu_of).sum()
     }
 
     /// Checks that the subject counted what was sent: the ids of `requests`, and of up to `more` that were under way. The
@@ -331,6 +347,7 @@ pub struct Service {
     pub addresses: Vec<SocketAddr>,
     processes: Vec<Process>,
     redis: Option<Redis>,
+    others: Vec<Redis>,
 }
 
 impl Service {
@@ -345,8 +362,16 @@ impl Service {
 
     /// The same, by commands that may have more arguments.
     pub fn start_with(counter: Counter, processes: usize, program: impl Fn() -> Command) -> Self {
-        let redis = counter.redis.then(Redis::start);
-        let url = redis.as_ref().map(Redis::url);
+        let mut servers = match counter.servers {
+            Servers::Memory => Vec::new(),
+            Servers::Redis => vec![Redis::start()],
+            Servers::Cluster(primaries) => cluster(primaries),
+        };
+        let redis = (!servers.is_empty()).then(|| servers.remove(0));
+        let url = redis.as_ref().map(|redis| match counter.servers {
+            Servers::Cluster(_) => format!("redis-cluster://{}", redis.address()),
+            Servers::Memory | Servers::Redis => redis.url(),
+        });
         let start = |_| {
             let mut command = program();
             command.args(["--log-level", "warn"]).args(counter.args);
@@ -356,14 +381,14 @@ impl Service {
             listen(command)
         };
         let (addresses, processes) = (0..processes).map(start).unzip();
-        Self { addresses, processes, redis }
+        Self { addresses, processes, redis, others: servers }
     }
 
     /// Combines them behind the first one's address.
     pub fn subject(self, request: Request) -> Subject {
-        let Self { addresses, processes, redis } = self;
+        let Self { addresses, processes, redis, others } = self;
         let (address, counted) = (addresses[0], Counted::Service);
-        Subject { address, request, processes, redis, counted, _dir: None }
+        Subject { address, request, processes, redis, others, counted, _dir: None }
     }
 
     /// One subject for each process. The first one owns Redis, so its figures include Redis.
@@ -375,6 +400,7 @@ impl Service {
             request: Request::one(),
             processes: vec![process],
             redis: redis.take(),
+            others: Vec::new(),
             counted: Counted::Part,
             _dir: None,
         })
@@ -382,12 +408,50 @@ impl Service {
     }
 }
 
+/// A cluster whose slots are spread evenly. Its servers have met.
+pub fn cluster(primaries: usize) -> Vec<Redis> {
+    const SLOTS: usize = 16_384;
+    let start = |_| Redis::start_with(Flavour::Debian, &["--cluster-enabled", "yes"]);
+    let servers: Vec<_> = (0..primaries).map(start).collect();
+    for (number, server) in servers.iter().enumerate() {
+        let mut connection = server.connect();
+        let slots = [number, number + 1].map(|number| number * SLOTS / primaries);
+        let mut add = redis::cmd("CLUSTER");
+        add.arg("ADDSLOTSRANGE").arg(slots[0]).arg(slots[1] - 1).exec(&mut connection).expect("slots");
+        let mut epoch = redis::cmd("CLUSTER");
+        epoch.arg("SET-CONFIG-EPOCH").arg(number + 1).exec(&mut connection).expect("an epoch");
+        let first = servers[0].address();
+        let mut meet = redis::cmd("CLUSTER");
+        meet.arg("MEET")
+            .arg(first.ip().to_string())
+            .arg(first.port())
+            .exec(&mut connection)
+            .expect("a meeting");
+    }
+    wait_blocking("the cluster to be one", || {
+        servers.iter().all(|server| {
+            let mut ask = redis::cmd("CLUSTER");
+            let info: String = ask.arg("INFO").query(&mut server.connect()).expect("an answer");
+            info.contains("cluster_state:ok") && info.contains(&format!("cluster_known_nodes:{primaries}\r"))
+        })
+    });
+    servers
+}
+
 fn noop(args: &[&str], request: Request) -> Subject {
     let service = PathBuf::from(env!("CARGO_BIN_EXE_headcount"));
     let mut command = Command::new(service.with_file_name("examples").join("noop"));
     command.args(args);
     let (address, process) = listen(command);
-    Subject { address, request, processes: vec![process], redis: None, counted: Counted::Nothing, _dir: None }
+    Subject {
+        address,
+        request,
+        processes: vec![process],
+        redis: None,
+        others: Vec::new(),
+        counted: Counted::Nothing,
+        _dir: None,
+    }
 }
 
 /// Starts a command that takes `--listen`.
@@ -486,5 +550,5 @@ http {{
 
 fn peer(address: SocketAddr, request: Request, process: Process, redis: Redis, dir: TempDir) -> Subject {
     let (processes, redis) = (vec![process], Some(redis));
-    Subject { address, request, processes, redis, counted: Counted::Key, _dir: Some(dir) }
+    Subject { address, request, processes, redis, others: Vec::new(), counted: Counted::Key, _dir: Some(dir) }
 }

@@ -14,12 +14,13 @@ pub(super) fn is_refused_password(error: &RedisError) -> bool {
 pub fn is_fatal(error: &RedisError) -> bool {
     match error.kind() {
         // The keys of a slot that is being moved are on two servers. Both are well.
-        ErrorKind::Server(ServerErrorKind::TryAgain) => false,
+        ErrorKind::Server(ServerErrorKind::TryAgain)
+        | ErrorKind::UnexpectedReturnType
+        | ErrorKind::Extension => false,
         // Redis 6.2 wraps the error of a command that a script ran.
         ErrorKind::Server(kind) => {
             is_passing(kind) || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
         }
-        ErrorKind::UnexpectedReturnType | ErrorKind::Extension => false,
         _ => true,
     }
 }

@@ -134,7 +134,7 @@ impl<C: Connection> Shared<C> {
     fn current(&self) -> Option<(C, u64)> {
         let state = self.state.lock();
         let connection = state.connection.as_ref()?;
-        let is_behind = state.run.is_some() && self.node.is_another_run_than(&state.run);
+        let is_behind = state.run.as_ref().is_some_and(|run| self.node.is_another_run_than(run));
         (!is_behind).then(|| (connection.clone(), state.number))
     }
 

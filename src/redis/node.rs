@@ -138,9 +138,8 @@ impl Node {
     }
 
     /// Whether a newer connection has found another server, or a restarted one.
-    pub(super) fn is_another_run_than(&self, run: &Option<String>) -> bool {
-        let last = self.run.lock();
-        last.is_some() && *last != *run
+    pub(super) fn is_another_run_than(&self, run: &str) -> bool {
+        self.run.lock().as_ref().is_some_and(|last| last != run)
     }
 
     /// A new connection leads to the server with this `run_id`. A server that does not tell it may be another one after every

@@ -48,6 +48,10 @@ impl Routed {
     }
 
     /// Sends commands, and returns the answers to each, also those that are errors.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer.
     pub async fn answers(&mut self, commands: &Pipeline) -> RedisResult<Vec<Value>> {
         let mut answers = self.connection.send_packed_commands(commands, 0, commands.len()).await?;
         let Some(topology) = self.topology.clone() else { return Ok(answers) };
@@ -132,14 +136,11 @@ impl Routed {
         if !is_moving {
             topology.read_map_soon();
         }
-        let node = match topology.at(name) {
-            Some(node) => node,
-            None => {
-                // It is new. If the map cannot be read, it stays unknown.
-                let _ = topology.read_map().await;
-                topology.at(name).ok_or_else(|| unknown(name))?
-            }
-        };
+        if topology.at(name).is_none() {
+            // It is new. If the map cannot be read, it stays unknown.
+            let _ = topology.read_map().await;
+        }
+        let node = topology.at(name).ok_or_else(|| unknown(name))?;
         let link = topology.control(node).ok_or_else(no_answer)?.clone();
         self.elsewhere = Some(link.clone());
         Ok(Some(link))

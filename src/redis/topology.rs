@@ -326,18 +326,13 @@ impl Topology {
 
     /// The number of the node that this member is. None if there are too many: its slots keep their node.
     fn number_of_member(&self, known: &mut Known, member: &Member) -> Option<usize> {
-        let number = match known.by_id.get(&member.id) {
-            Some(number) => *number,
-            None => {
-                let number = known.by_id.len();
-                let place = member.place();
-                let node = Node::new(number, &self.access, place, self.timeout, &self.generation);
-                self.nodes.get(number)?.set(Arc::new(node)).ok()?;
-                known.by_id.insert(member.id.clone(), number);
-                number
-            }
-        };
-        self.node(number)?.is_at(member.place());
+        let number = known.by_id.get(&member.id).copied().unwrap_or(known.by_id.len());
+        let place = self.nodes.get(number)?;
+        let node = place.get_or_init(|| {
+            known.by_id.insert(member.id.clone(), number);
+            Arc::new(Node::new(number, &self.access, member.place(), self.timeout, &self.generation))
+        });
+        node.is_at(member.place());
         Some(number)
     }
 }

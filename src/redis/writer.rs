@@ -105,7 +105,9 @@ impl Writer {
             }
         }
         for ((name, is_moving), places) in elsewhere {
-            places.iter().for_each(|_| self.topology.note_redirection(is_moving));
+            for _ in &places {
+                self.topology.note_redirection(is_moving);
+            }
             if !is_moving {
                 self.topology.read_map_soon();
             }

@@ -163,7 +163,9 @@ impl Replay {
             // Before the registers are read: they have at least these ids.
             let ids: Vec<_> = some.iter().map(|(shard, _)| (*shard, local.unmerged(*shard))).collect();
             if around.note(node, self.merge_some(local, some, leave).await).is_some() {
-                ids.into_iter().for_each(|(shard, ids)| local.note_merged(shard, ids));
+                for (shard, ids) in ids {
+                    local.note_merged(shard, ids);
+                }
             }
         }
         if leave == Leave::Part { sketches.len() as u64 } else { 0 }
@@ -286,7 +288,9 @@ impl Replay {
                 let added = self.add_some(local, group).await;
                 // Redis may have added them all the same, and calls none of them new the next time.
                 if added.is_err() {
-                    group.iter().for_each(|(target, _)| target.note_doubt());
+                    for (target, _) in group {
+                        target.note_doubt();
+                    }
                 }
                 around.note(node, added);
             }
