@@ -50,6 +50,7 @@ mod pending;
 mod pipeline;
 mod pipelines;
 mod primaries;
+mod primary;
 mod recovery;
 mod replay;
 mod stats;

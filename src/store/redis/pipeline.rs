@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::batch::{Batch, Receipt, Recycled, Replies};
-use super::primaries::Primary;
+use super::primary::Primary;
 use super::target::Target;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::{self, Call, Writer};

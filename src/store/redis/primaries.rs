@@ -12,8 +12,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::breaker::Breaker;
 use super::config::OnRedisDown;
 use super::pipeline::PipelineTask;
+use super::primary::Primary;
 use crate::platform::unavailable::Unavailable;
-use crate::redis::{Node, Redis, Writer};
+use crate::redis::Redis;
 use crate::telemetry::metrics::Metrics;
 
 /// A task of the store, which begins when a server is first needed. There are at most as many as servers and workers allow.
@@ -22,14 +23,6 @@ pub(super) enum Task {
     Pipeline(usize, PipelineTask),
     /// Gets back to a server after its breaker has opened.
     Recovery(Arc<Primary>),
-}
-
-/// A server that has keys of headcount.
-pub(super) struct Primary {
-    pub(super) node: Arc<Node>,
-    pub(super) breaker: Breaker,
-    /// The connections of the pipelines to it, with their workers.
-    pub(super) writers: Mutex<Vec<(usize, Writer)>>,
 }
 
 /// All servers, by the numbers of their nodes.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::local::LocalWindows;
-use super::primaries::Primary;
+use super::primary::Primary;
 use super::replay::Replay;
 use crate::platform::unavailable::Unavailable;
 use crate::platform::workers::Workers;
