@@ -142,8 +142,12 @@ impl RedisCoordinator {
 
     /// Whether this instance must not trust the heartbeats. After a pause it knows only once its next one is taken.
     fn is_in_grace(&self) -> bool {
-        let Memory { heard, grace, .. } = &*self.memory.lock();
-        heard.is_none_or(|heard| heard.elapsed() > FRESH) || grace.is_some_and(|until| Instant::now() < until)
+        let Memory { heard, grace, generation, acknowledged, .. } = &*self.memory.lock();
+        // The next heartbeat notes it, and ends what this instance knows of the others.
+        let is_elsewhere = acknowledged.is_some() && *generation != self.redis.generation();
+        is_elsewhere
+            || heard.is_none_or(|heard| heard.elapsed() > FRESH)
+            || grace.is_some_and(|until| Instant::now() < until)
     }
 
     /// Whether a connection has led to another server since the last heartbeat.

@@ -186,13 +186,34 @@ impl Sealer {
     async fn seal(&mut self, last: Window) -> Result<(), HeartbeatError> {
         let first = *self.watermark.borrow();
         let before = self.store.windows().into_iter().filter(|window| (first..last).contains(window));
+        let mut done = Ok(());
         for window in before.chain([last]) {
             let store = Arc::clone(&self.store);
-            self.while_it_lives(async move { store.seal(window).await }).await?;
-            if *self.watermark.borrow() <= window {
-                self.watermark.send_replace(window.next());
+            let sealed = self.while_it_lives(async move { store.seal(window).await }).await;
+            done = done.and(sealed);
+            match &done {
+                Ok(()) if *self.watermark.borrow() <= window => {
+                    self.watermark.send_replace(window.next());
+                }
+                // The other servers of a cluster get what they lack of later windows.
+                Err(error) if !self.store.goes_on_without_some() => return Err(error.clone().into()),
+                _ => {}
             }
         }
+        Ok(done?)
+    }
+
+    /// Seals windows that the leader has closed without this instance. A server of a cluster that is away holds it up no longer.
+    async fn seal_closed(&mut self, last: Window) -> Result<(), HeartbeatError> {
+        let store = Arc::clone(&self.store);
+        self.while_it_lives(async move { store.seal_closed(last).await }).await?;
+        self.watermark.send_if_modified(|watermark| {
+            let is_behind = *watermark <= last;
+            if is_behind {
+                *watermark = last.next();
+            }
+            is_behind
+        });
         Ok(())
     }
 
@@ -205,23 +226,29 @@ impl Sealer {
             }
             if !answer.lost {
                 let (store, losses) = (Arc::clone(&self.store), self.losses);
-                self.while_it_lives(async move { store.restore().await }).await?;
+                self.while_it_lives(async move { store.restore(losses).await }).await?;
                 // Restores once more if the store lost data again meanwhile.
                 self.restoring = self.restoring.filter(|_| self.losses != losses);
             }
         };
+        // First, because a primary of a Redis Cluster that is away may hold up the seal.
+        answer.news.into_iter().for_each(|window| self.closed.advance(window));
         if let Some(closed) = answer.closed
             && *self.watermark.borrow() <= closed
         {
-            self.seal(closed).await?;
+            self.seal_closed(closed).await?;
         }
-        if let Some(closed) = answer.closed {
-            self.store.closed(closed).await;
-        }
-        if let Some(published) = answer.published {
-            self.store.evict(published).await;
-        }
-        answer.news.into_iter().for_each(|window| self.closed.advance(window));
+        let store = Arc::clone(&self.store);
+        let (closed, published) = (answer.closed, answer.published);
+        let cleaning = async move {
+            if let Some(closed) = closed {
+                store.closed(closed).await;
+            }
+            if let Some(published) = published {
+                store.evict(published).await;
+            }
+        };
+        self.while_it_lives(cleaning).await;
         self.learn_counters().await;
         Ok(())
     }

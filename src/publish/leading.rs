@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::dependencies::Publisher;
 use super::roll_up::RollUp;
@@ -14,7 +14,7 @@ use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
 use crate::coordination::{CloseError, ClosedCounters, MembershipView, StoredWindow, WindowCounters};
 use crate::model::window::{Window, WindowCount};
-use crate::store::{Away, CountError, Settled, StoreCount};
+use crate::store::{CountError, Settled, StoreCount};
 
 /// The longest sleep before the leader reads the clock again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -26,6 +26,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// How many windows a round may close before the leader checks for a stop and commits the published position. Many are due
 /// when no instance was there for a day.
 const WINDOWS_A_ROUND: usize = 100;
+
+/// How long a primary of a Redis Cluster must have been away to be left out of a window that some instance has open for too long.
+const AWAY_AT_LEAST: Duration = Duration::from_secs(2);
 
 /// Windows whose counters are to expire soon, at most.
 const MOST_CLOSED: usize = 1_000;
@@ -47,8 +50,8 @@ pub(super) struct Leading<'a> {
     closed: VecDeque<StoredWindow>,
     /// What instances with a window open have left to do, and since when that has not become less.
     left: Left,
-    /// The window that could not be counted, and since when.
-    uncounted: Option<(Window, Instant)>,
+    /// The last window was counted without some primaries of a Redis Cluster. The next one does not wait for them again.
+    left_some_out: bool,
     failing: bool,
     roll_up: RollUp,
 }
@@ -65,7 +68,7 @@ impl<'a> Leading<'a> {
             queued: VecDeque::new(),
             closed: VecDeque::new(),
             left: Left::new(),
-            uncounted: None,
+            left_some_out: false,
             failing: false,
             roll_up: RollUp::default(),
         }
@@ -110,12 +113,17 @@ impl<'a> Leading<'a> {
             self.stored = resume.stored;
             self.next = Some(resume.next);
         }
-        let mut closed = 0;
-        while closed < WINDOWS_A_ROUND && self.close_next(stopping).await? {
-            closed += 1;
+        let (mut closed, mut closing) = (0, Ok(true));
+        while closed < WINDOWS_A_ROUND && matches!(closing, Ok(true)) {
+            closing = self.close_next(stopping).await;
+            closed += usize::from(matches!(closing, Ok(true)));
         }
+        // What was published stays so, even if the next window cannot be closed.
         self.commit_published().await?;
-        self.let_counters_expire().await?;
+        closing?;
+        if let Err(error) = self.let_counters_expire().await {
+            debug!(%error, "counters of closed windows expire later than they could");
+        }
         let started = Instant::now();
         let more_to_roll_up = match self.next {
             Some(end) if !stopping => self.roll_up.go_on(self.publisher, &self.term, end).await?,
@@ -169,7 +177,8 @@ impl<'a> Leading<'a> {
         let ended = next.end() <= self.publisher.clock.now();
         // A window in memory does not outlive the process, so a stop closes it before its end.
         let at_the_last = stopping && !self.publisher.coordinator.is_shared();
-        if !(ended || at_the_last) || *self.publisher.watermark.borrow() <= next {
+        let is_shared = self.publisher.coordinator.is_shared();
+        if !(ended || at_the_last) || !(is_shared || self.has_sealed(next)) {
             return Ok(false);
         }
         if next.start() > self.publisher.clock.now() {
@@ -177,7 +186,12 @@ impl<'a> Leading<'a> {
             let Some(with_ids) = self.with_ids_from(next) else { return Ok(false) };
             next = with_ids;
         }
-        let Some(view) = self.publisher.coordinator.membership_view(next).await? else { return Ok(false) };
+        let Some(mut view) = self.publisher.coordinator.membership_view(next).await? else {
+            return Ok(false);
+        };
+        // Its own heartbeat may not say so yet. It waits for itself no longer than for others: perhaps a primary of the Redis
+        // Cluster is away.
+        view.open |= !self.has_sealed(next);
         if view.open && !self.is_overdue(next, &view) {
             return Ok(false);
         }
@@ -185,6 +199,11 @@ impl<'a> Leading<'a> {
             return Ok(true);
         }
         self.close(next, &view).await
+    }
+
+    /// Whether this instance has sealed a window.
+    fn has_sealed(&self, window: Window) -> bool {
+        *self.publisher.watermark.borrow() > window
     }
 
     /// The first window, this one or a later one, in which this instance has ids.
@@ -199,28 +218,26 @@ impl<'a> Leading<'a> {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;
         let is_stuck = self.left.unchanged_for(&view.left) >= patience;
-        is_stuck && due <= self.publisher.clock.now() && view.time.is_none_or(|time| due <= time)
+        (is_stuck || self.left_some_out)
+            && due <= self.publisher.clock.now()
+            && view.time.is_none_or(|time| due <= time)
     }
 
     /// Counts a window, and stores the count.
     async fn close(&mut self, window: Window, view: &MembershipView) -> Result<bool, CloseError> {
-        // An instance that cannot seal it waits for the same primary.
-        let away = if view.open || self.has_waited_for(window) { Away::LeaveOut } else { Away::Wait };
-        let Settled { total, counters } = match self.publisher.store.settle(window, &view.parties, away).await
-        {
+        // Instances that have it open have had their time. Perhaps they wait for the same primary.
+        let away_for = if view.open { AWAY_AT_LEAST } else { self.publisher.close_timeout };
+        let settled = self.publisher.store.settle(window, &view.parties, away_for).await;
+        let Settled { total, counters, lacks_some } = match settled {
             Ok(settled) => settled,
-            Err(CountError::Unavailable(error)) => {
-                if self.uncounted.is_none_or(|(known, _)| known != window) {
-                    self.uncounted = Some((window, Instant::now()));
-                }
-                return Err(error.into());
-            }
+            Err(CountError::Unavailable(error)) => return Err(error.into()),
             Err(CountError::Evicted(_)) => {
                 self.skip(1, window, "a window that cannot be counted any more is skipped");
                 self.next = Some(window.next());
                 return Ok(true);
             }
         };
+        self.left_some_out = lacks_some;
         let count = self.judge(window, view, total);
         match self.publisher.coordinator.close(&self.term, &count, &counters, view).await {
             Ok((stored, is_ours)) => {
@@ -238,12 +255,6 @@ impl<'a> Leading<'a> {
             Err(CloseError::Open) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether the window could not be counted for `--close-timeout`.
-    fn has_waited_for(&self, window: Window) -> bool {
-        let patience = self.publisher.close_timeout;
-        self.uncounted.is_some_and(|(known, since)| known == window && since.elapsed() >= patience)
     }
 
     /// Makes the count to publish, and decides whether it is complete.
@@ -372,24 +383,26 @@ impl<'a> Leading<'a> {
 /// What instances with a window open have left to do.
 struct Left {
     watermarks: Vec<u64>,
-    /// The least that they had pending together.
-    least: u64,
+    /// What they have pending together.
+    pending: u64,
+    /// When they last made progress.
     since: Instant,
 }
 
 impl Left {
     fn new() -> Self {
-        Self { watermarks: Vec::new(), least: u64::MAX, since: Instant::now() }
+        Self { watermarks: Vec::new(), pending: 0, since: Instant::now() }
     }
 
-    /// For how long they made no progress: none has sealed a window, and together they have no fewer ids pending. While a primary
-    /// is away, more ids become pending, which is no progress.
+    /// For how long they made no progress: none has sealed a window, and they did not give anything to Redis. While a primary is
+    /// away, ever more ids are pending.
     fn unchanged_for(&mut self, left: &[(u64, u64)]) -> Duration {
         let watermarks: Vec<_> = left.iter().map(|(watermark, _)| *watermark).collect();
         let pending = left.iter().map(|(_, pending)| *pending).sum();
-        if watermarks != self.watermarks || pending < self.least {
-            *self = Self { watermarks, least: pending, since: Instant::now() };
+        if watermarks != self.watermarks || pending < self.pending {
+            self.since = Instant::now();
         }
+        (self.watermarks, self.pending) = (watermarks, pending);
         self.since.elapsed()
     }
 }

@@ -59,7 +59,7 @@ impl Redis {
     pub async fn wait_for(&self, address: &Address, patience: Duration) -> Result<(), CannotConnect> {
         let deadline = Instant::now() + patience;
         loop {
-            let Err(cause) = self.answers().await else { return Ok(()) };
+            let Err(cause) = self.is_there().await else { return Ok(()) };
             if Instant::now() + TRY_AGAIN_AFTER > deadline {
                 return Err(CannotConnect::Refused { address: address.to_string(), cause });
             }
@@ -67,14 +67,18 @@ impl Redis {
         }
     }
 
-    /// Whether every server with slots answers.
-    async fn answers(&self) -> Result<(), Unavailable> {
+    /// Whether some server with slots answers. Of a cluster, one primary may be away.
+    async fn is_there(&self) -> Result<(), Unavailable> {
         let ping = ::redis::cmd("PING");
         self.0.topology.known().await?;
+        let mut refused = Unavailable::because("no server of the cluster has slots");
         for node in self.nodes_with_slots() {
-            self.run_on(Call::Ask, &node, async |connection| ping.exec_async(connection).await).await?;
+            match self.run_on(Call::Ask, &node, async |connection| ping.exec_async(connection).await).await {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = error,
+            }
         }
-        Ok(())
+        Err(refused)
     }
 
     /// Rises when data may be lost: a connection leads to another server than the last, or to one that has restarted, or slots

@@ -38,8 +38,8 @@ pub(super) struct View {
 pub struct Member {
     pub(super) id: String,
     pub(super) address: ConnectionAddr,
-    /// Its address as redirections name it.
-    named: String,
+    /// Its address as redirections name it: by its IP address or by its name, as the cluster is set.
+    named: Vec<String>,
     /// False for a replica.
     pub is_primary: bool,
     /// The other nodes cannot reach it.
@@ -78,7 +78,11 @@ impl Member {
             return None;
         }
         let address = address(place, has("myself"), asked)?;
-        let named = place.split(['@', ',']).next().unwrap_or_default().to_owned();
+        let with_ip = place.split(['@', ',']).next().unwrap_or_default();
+        let hostname = place.split(',').nth(1).filter(|hostname| !hostname.is_empty());
+        let port = with_ip.rsplit_once(':').map_or("", |(_, port)| port);
+        let with_name = hostname.map(|hostname| format!("{hostname}:{port}"));
+        let named = std::iter::once(with_ip.to_owned()).chain(with_name).collect();
         // The primary of a replica, two times, the epoch, and the state of the link.
         let slots = words.skip(5).filter_map(slots).collect();
         let (is_primary, is_failing) = (has("master"), has("fail") || has("fail?"));

@@ -40,6 +40,13 @@ pub(super) fn is_passing(kind: ServerErrorKind) -> bool {
 pub(super) fn unavailable(error: &RedisError) -> Unavailable {
     match (error.kind(), error.detail()) {
         (ErrorKind::InvalidClientConfig, Some(what)) => Unavailable::because(what),
+        (ErrorKind::Server(ServerErrorKind::TryAgain), _) => {
+            Unavailable::refused(format_args!("Redis: {error}"))
+        }
+        (ErrorKind::Server(kind), _) if !is_passing(kind) => {
+            Unavailable::refused(format_args!("Redis: {error}"))
+        }
+        (ErrorKind::Extension, _) => Unavailable::refused(format_args!("Redis: {error}")),
         _ => Unavailable::because(format_args!("Redis: {error}")),
     }
 }

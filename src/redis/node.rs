@@ -40,7 +40,7 @@ pub(super) enum Place {
     /// Where Sentinels say.
     Watched(Arc<Watched>),
     /// In a cluster, which may give it another address. Redirections may name it by another name.
-    At { address: ConnectionAddr, named: String },
+    At { address: ConnectionAddr, named: Vec<String> },
 }
 
 impl Node {
@@ -83,7 +83,7 @@ impl Node {
 
     /// Whether a redirection with this name leads to it.
     pub(super) fn is_named(&self, name: &str) -> bool {
-        matches!(&*self.place.lock(), Place::At { address, named } if named == name || host_and_port(address) == name)
+        matches!(&*self.place.lock(), Place::At { address, named } if named.iter().any(|known| known == name) || host_and_port(address) == name)
     }
 
     /// Notes where it is in the cluster.

@@ -13,7 +13,7 @@
 //! writes. Then the generation rises, and every instance gives Redis again what it has.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -44,8 +44,9 @@ use crate::telemetry::metrics::Metrics;
 const MOST_NODES: usize = 512;
 /// Nodes that are asked for the map, at most.
 const MOST_ASKED: usize = 32;
-/// After this the map is read again with the next call.
-const OLD_AFTER: Duration = Duration::from_secs(5);
+/// After this the map is read again with the next call. Instances have to learn of a fail-over, and say so in a heartbeat, within
+/// the grace of [`timing`](crate::model::timing).
+const OLD_AFTER: Duration = Duration::from_secs(2);
 /// The map is not read again so soon after the last time.
 const NOT_AGAIN: Duration = Duration::from_millis(50);
 /// How long to wait for other views of the cluster after the first.
@@ -69,6 +70,8 @@ struct Cluster {
     slots: Box<[AtomicU16]>,
     /// Held while the map is read.
     known: AsyncMutex<Known>,
+    /// A task reads the map.
+    is_being_read: AtomicBool,
     /// When the map was last read; none if it never was.
     read_at: Mutex<Option<Instant>>,
     /// The connections over which nodes are asked, and over which commands follow a redirection.
@@ -180,14 +183,18 @@ impl Topology {
     pub(super) fn read_map_soon(self: &Arc<Self>) {
         let Some(cluster) = &self.cluster else { return };
         // One task at a time is enough.
-        if cluster.known.try_lock().is_ok() {
-            let topology = Arc::clone(self);
-            tokio::spawn(async move {
-                if let Err(error) = topology.read_map().await {
-                    debug!(%error, "cannot read the slots of the cluster");
-                }
-            });
+        if cluster.is_being_read.swap(true, Ordering::Relaxed) {
+            return;
         }
+        let topology = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = topology.read_map().await {
+                debug!(%error, "cannot read the slots of the cluster");
+            }
+            if let Some(cluster) = &topology.cluster {
+                cluster.is_being_read.store(false, Ordering::Relaxed);
+            }
+        });
     }
 
     /// Reads the map, unless it was read a moment ago.
@@ -293,8 +300,9 @@ impl Topology {
 
     /// Takes over a view.
     fn learn(&self, cluster: &Cluster, known: &mut Known, view: View) {
+        let is_first = known.members.is_empty();
         let mut primaries = HashSet::new();
-        let (mut moved, mut failed_over) = (0_usize, 0_usize);
+        let mut changed = Vec::new();
         for member in view.members.iter().filter(|member| member.is_primary) {
             let Some(number) = self.number_of_member(known, member) else { continue };
             if !member.is_failing {
@@ -303,16 +311,16 @@ impl Topology {
             for slot in member.slots.iter().cloned().flatten() {
                 let owner = &cluster.slots[usize::from(slot)];
                 let before = usize::from(owner.swap(number as u16, Ordering::Relaxed));
-                if before == number || known.primaries.is_empty() {
-                    continue;
-                }
-                if known.primaries.contains(&number) {
-                    moved += 1;
-                } else {
-                    failed_over += 1;
+                if before != number && !is_first {
+                    changed.push((before, number));
                 }
             }
         }
+        // Slots are moved between healthy primaries. In a fail-over the new one was a replica, and the old one is no primary now.
+        let is_move =
+            |(before, now): &(usize, usize)| known.primaries.contains(now) && primaries.contains(before);
+        let moved = changed.iter().filter(|change| is_move(change)).count();
+        let failed_over = changed.len() - moved;
         if moved > 0 {
             info!(slots = moved, "slots of the Redis Cluster have moved to another primary");
         }
@@ -343,6 +351,7 @@ impl Cluster {
             seeds,
             slots: (0..SLOTS).map(|_| AtomicU16::new(0)).collect(),
             known: AsyncMutex::default(),
+            is_being_read: AtomicBool::new(false),
             read_at: Mutex::default(),
             links: (0..MOST_NODES).map(|_| OnceLock::new()).collect(),
             moved: metrics.redis_redirects("moved"),

@@ -51,6 +51,8 @@ pub struct Settled {
     pub total: StoreCount,
     /// Of its counters.
     pub counters: Arc<CounterCounts>,
+    /// Some primaries of a Redis Cluster are away. Their shards and counters are missing.
+    pub lacks_some: bool,
 }
 
 /// What a window was merged into.
@@ -111,13 +113,4 @@ pub struct StoreCount {
     pub lost_ids: u64,
     /// Some shards are not in the count: their primary is away.
     pub lacks_shards: bool,
-}
-
-/// What to do about primaries that are away when a window is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Away {
-    /// The window cannot be counted yet.
-    Wait,
-    /// It is counted without their shards and counters, unless the primary of the namespace is away.
-    LeaveOut,
 }

@@ -163,7 +163,7 @@ impl MemoryStore {
             Some(Entry::Sealed(sealed)) => sealed.counters,
             None => Arc::default(),
         };
-        Ok(Settled { total: self.count(window)?, counters })
+        Ok(Settled { total: self.count(window)?, counters, lacks_some: false })
     }
 
     pub(super) fn has_sketches(&self) -> bool {

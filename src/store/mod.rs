@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 pub use self::answers::{
-    AddError, Added, Away, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount, Union,
+    AddError, Added, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount, Union,
 };
 pub use self::keep::{Keep, KeepPeriods};
 use self::memory::MemoryStore;
@@ -179,6 +179,24 @@ impl Store {
         }
     }
 
+    /// Seals windows up to this one, which the leader has closed without this instance. In a Redis Cluster it succeeds even if a
+    /// server is away.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::seal`].
+    pub(crate) async fn seal_closed(&self, window: Window) -> Result<(), Unavailable> {
+        match self {
+            Self::Memory(store) => store.seal(window).await,
+            Self::Redis(store) => store.seal_closed(window).await,
+        }
+    }
+
+    /// Whether some of its servers may be away while others are there.
+    pub(crate) fn goes_on_without_some(&self) -> bool {
+        self.redis().is_some_and(RedisStore::goes_on_without_some)
+    }
+
     /// The windows that this instance added to and that are not evicted, oldest first. Some may lie in the future, by
     /// the clock as it is now: it may have been set back.
     pub fn windows(&self) -> Vec<Window> {
@@ -203,8 +221,8 @@ impl Store {
 
     /// The final counts of a window that every instance has sealed, and of its counters. Before it counts, the store gives Redis
     /// back what Redis lost, as far as the parts of the instances have it. `parties` are the instances that are known to have sealed the
-    /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be. `away`
-    /// says what to do if a primary of a Redis Cluster does not answer.
+    /// window: without the stats of one of them, its ids may be missing. [`StoreCount::lost_ids`] says whether any may be. A
+    /// primary of a Redis Cluster that has been away for so long is left out.
     ///
     /// # Errors
     ///
@@ -213,11 +231,11 @@ impl Store {
         &self,
         window: Window,
         parties: &BTreeSet<String>,
-        away: Away,
+        away_for: Duration,
     ) -> Result<Settled, CountError> {
         match self {
             Self::Memory(store) => store.settle(window),
-            Self::Redis(store) => store.settle(window, parties, away).await,
+            Self::Redis(store) => store.settle(window, parties, away_for).await,
         }
     }
 
@@ -355,15 +373,16 @@ impl Store {
     }
 
     /// Adds once more what this instance has of windows that are not evicted, because Redis lost data. In mode `exact`
-    /// that is only the pending ids: no instance has the other ones any more.
+    /// that is only the pending ids: no instance has the other ones any more. `loss` is the number of the loss, from 1: the same if
+    /// an earlier call failed.
     ///
     /// # Errors
     ///
     /// [`Unavailable`]: Redis may have some of it again.
-    pub async fn restore(&self) -> Result<(), Unavailable> {
+    pub async fn restore(&self, loss: u64) -> Result<(), Unavailable> {
         match self {
             Self::Memory(_) => Ok(()),
-            Self::Redis(store) => store.restore().await,
+            Self::Redis(store) => store.restore(loss).await,
         }
     }
 

@@ -18,7 +18,7 @@ use headcount::redis::damage::{self, Holds};
 use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Call, Redis as RedisClient};
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{Away, Keep, Store};
+use headcount::store::{Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -27,7 +27,7 @@ use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, sketch_of, wind
 use crate::support::process::headcount_with_clock;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::{Closed, Server};
-use crate::support::{wait_for, wait_until};
+use crate::support::{another_loss, wait_for, wait_until};
 
 const MODES: [Mode; 2] = [Mode::Hll, Mode::Exact];
 
@@ -403,10 +403,10 @@ impl Run {
                 self.attendance.vanished |= !self.left.is_empty();
                 self.left.clear();
                 for (_, counter, _) in &self.living {
-                    counter.restore().await.unwrap();
+                    counter.restore(another_loss()).await.unwrap();
                 }
             }
-            Event::Replay(instance) => self.living[of(instance)].1.restore().await.unwrap(),
+            Event::Replay(instance) => self.living[of(instance)].1.restore(another_loss()).await.unwrap(),
             Event::Leave(_) | Event::Vanish(_) | Event::Join => {}
         }
     }
@@ -418,7 +418,7 @@ impl Run {
         }
         let parties = self.living.iter().map(|(process, ..)| process).chain(&self.left).cloned().collect();
         let (_, counter, _) = &self.living[leader % self.living.len()];
-        let stats = counter.settle(Self::window(), &parties, Away::Wait).await.unwrap().total;
+        let stats = counter.settle(Self::window(), &parties, Duration::MAX).await.unwrap().total;
         let evidence = Evidence {
             is_over: true,
             attendance: self.attendance,

@@ -15,7 +15,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{AddError, Away, CountError, Keep, Store};
+use headcount::store::{AddError, CountError, Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
@@ -50,7 +50,7 @@ pub async fn add(
 
 /// The counts of the counters of a window that every instance has sealed.
 pub async fn settle(store: &Store, window: Window) -> Result<Arc<CounterCounts>, CountError> {
-    store.settle(window, &BTreeSet::new(), Away::Wait).await.map(|settled| settled.counters)
+    store.settle(window, &BTreeSet::new(), Duration::MAX).await.map(|settled| settled.counters)
 }
 
 async fn settled(store: &Store, window: Window) -> Vec<(String, u64)> {

@@ -8,8 +8,8 @@ use headcount::model::id::IntegerId;
 use headcount::model::mode::Mode;
 use headcount::model::window::Window;
 use headcount::redis::keys::Keys;
+use headcount::store::Store;
 use headcount::store::redis::{OnRedisDown, RedisWrites};
-use headcount::store::{Away, Store};
 use redis::cmd;
 
 use crate::counter_contract::{self, WAYS, add, connect, in_redis, names, settle, store_in_redis, windows};
@@ -17,7 +17,7 @@ use crate::redis_writes::seal_in_the_end;
 use crate::support::fleet::assert_same_registers;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
-use crate::support::wait_until;
+use crate::support::{another_loss, wait_until};
 
 const NAMESPACE: &str = "faults";
 const COUNTERS: u64 = 40;
@@ -87,7 +87,7 @@ async fn a_server_that_lost_everything_gets_the_counters_again() {
         add_to_all(&store, window, 0..30).await;
         let () = cmd("FLUSHALL").query(&mut server.connect()).unwrap();
         // As the heartbeat has it done.
-        store.restore().await.unwrap();
+        store.restore(another_loss()).await.unwrap();
         add(&store, window, 30..40, &[&name(0)]).await;
         store.seal(window).await.unwrap();
 
@@ -185,7 +185,7 @@ async fn a_counter_whose_key_was_made_anew_is_not_whole() {
             seal_in_the_end(&other, window).await;
 
             let parties = ["one", "other"].map(str::to_owned).into();
-            let settled = one.settle(window, &parties, Away::Wait).await.unwrap();
+            let settled = one.settle(window, &parties, Duration::MAX).await.unwrap();
             assert_eq!(settled.total.lost_ids, 0, "{mode:?} {what:?}");
             let counts = settled.counters;
             assert!(!counts.is_whole(&name(3)), "{mode:?} {writes:?} {what:?}");
@@ -226,7 +226,7 @@ async fn a_merge_notices_that_the_key_of_its_counter_is_gone() {
             wait_until("Redis to be back", async || !other.is_degraded()).await;
             seal_in_the_end(&other, window).await;
             let parties = ["one", "other"].map(str::to_owned).into();
-            let settled = one.settle(window, &parties, Away::Wait).await.unwrap();
+            let settled = one.settle(window, &parties, Duration::MAX).await.unwrap();
             assert_eq!(settled.total.lost_ids, 0, "{mode:?} {fault:?}");
             assert!(!settled.counters.is_whole(&name(3)), "{mode:?} {writes:?} {fault:?}");
             if mode == Mode::Hll {

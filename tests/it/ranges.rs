@@ -18,7 +18,7 @@ use headcount::redis::keys::Keys;
 use headcount::redis::{Address, Redis};
 use headcount::store::memory::MemoryStore;
 use headcount::store::redis::{OnRedisDown, RedisStore, RedisStoreConfig, RedisWrites};
-use headcount::store::{Away, Keep, KeepPeriods, RolledUp, Store};
+use headcount::store::{Keep, KeepPeriods, RolledUp, Store};
 use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use serde_json::json;
@@ -113,7 +113,8 @@ async fn simulate(store: &Store) {
         store.seal(window).await.unwrap();
         let periods: Vec<_> = Period::of(window).collect();
         // Counters first, as the leader does it.
-        let counters = store.settle(window, &["test".to_owned()].into(), Away::Wait).await.unwrap().counters;
+        let counters =
+            store.settle(window, &["test".to_owned()].into(), Duration::MAX).await.unwrap().counters;
         for _ in 0..=window.unix_seconds() % 2 {
             store.roll_up_counters(window, counters.all(), &periods).await.unwrap();
         }

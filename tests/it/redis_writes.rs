@@ -20,7 +20,7 @@ use crate::support::fleet::assert_same_registers;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
 use crate::support::server::value_of;
-use crate::support::{PATIENCE, free_port, wait_for};
+use crate::support::{PATIENCE, another_loss, free_port, wait_for};
 
 /// The same one for all tests of a run.
 fn window() -> Window {
@@ -360,10 +360,10 @@ async fn a_lost_sketch_that_cannot_be_restored_is_reported() {
         counter.add(*window, &[IntegerId::from(1_u64), IntegerId::from(2_u64)]).await.unwrap();
         counter.seal(*window).await.unwrap();
     }
-    counter.restore().await.unwrap();
+    counter.restore(another_loss()).await.unwrap();
     assert_eq!(counter.count(windows[0]).await.unwrap().lost_ids, 0, "nothing is lost yet");
     ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
-    counter.restore().await.unwrap();
+    counter.restore(another_loss()).await.unwrap();
     let mut counts = Vec::new();
     for window in &windows {
         let stats = counter.count(*window).await.unwrap();

@@ -12,12 +12,25 @@ use crate::platform::unavailable::Unavailable;
 #[derive(Default)]
 pub(super) struct Around {
     failed: BTreeMap<usize, Unavailable>,
+    /// How much was not done.
+    missed: u64,
 }
 
 impl Around {
-    /// Whether this node has failed.
-    pub(super) fn skips(&self, node: usize) -> bool {
+    /// Whether this node has failed. The caller does nothing for it then.
+    pub(super) fn skips(&mut self, node: usize) -> bool {
+        let skips = self.has_failed(node);
+        self.missed += u64::from(skips);
+        skips
+    }
+
+    pub(super) fn has_failed(&self, node: usize) -> bool {
         self.failed.contains_key(&node)
+    }
+
+    /// How much was not done so far.
+    pub(super) fn missed(&self) -> u64 {
+        self.missed
     }
 
     /// Notes how work for a node went. Returns what it returned, if it succeeded.
@@ -25,6 +38,7 @@ impl Around {
         match done {
             Ok(done) => Some(done),
             Err(error) => {
+                self.missed += 1;
                 self.failed.entry(node).or_insert(error);
                 None
             }
@@ -39,6 +53,11 @@ impl Around {
     /// The error of this node.
     pub(super) fn error_of(&self, node: usize) -> Option<&Unavailable> {
         self.failed.get(&node)
+    }
+
+    /// The nodes that have failed, with their first errors.
+    pub(super) fn failed(&self) -> &BTreeMap<usize, Unavailable> {
+        &self.failed
     }
 
     /// An error if some node has failed.

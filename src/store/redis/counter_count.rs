@@ -35,11 +35,13 @@ struct CountedBucket {
 
 impl Replay {
     /// The final counts of the counters of a window that every instance has sealed. Those of nodes that are away are missing.
+    /// `had_counters`: this instance has seen some.
     pub(super) async fn count_counters(
         &self,
         window: Window,
         stats: &BTreeMap<String, WindowStats>,
         around: &mut Around,
+        had_counters: bool,
     ) -> CounterCounts {
         let overflow: u64 = stats.values().map(|stats| stats.counters.overflow).sum();
         let mut expected = vec![BucketStats::default(); BUCKETS];
@@ -50,6 +52,7 @@ impl Replay {
             }
         }
         let (mut counts, mut lacks_names) = (Vec::new(), stats.values().any(|stats| stats.counters.lost));
+        let had_counters = had_counters || stats.values().any(|stats| !stats.counters.buckets.is_empty());
         if lacks_names {
             for expected in &mut expected {
                 expected.lost = true;
@@ -70,7 +73,8 @@ impl Replay {
                 counts.extend(of_bucket.counts);
             }
         }
-        lacks_names |= around.lacks_some();
+        // If nobody has seen a counter, those of a server that is away are not expected either.
+        lacks_names |= around.lacks_some() && (had_counters || !counts.is_empty());
         let has_overflowed = overflow > 0 || counts.iter().any(|count| *count.name == *OTHER);
         CounterCounts::new(counts, has_overflowed).lacking_names(lacks_names)
     }

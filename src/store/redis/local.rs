@@ -85,6 +85,8 @@ pub(super) struct LocalWindow {
     pub(super) counters: Option<LocalCounters>,
     /// Redis lost exact ids of it, perhaps unnoticed, or their key held something else.
     is_damaged: AtomicBool,
+    /// The number of the last loss that was noted; 0 for none.
+    noted_loss: AtomicU64,
     /// Additions that have entered, and whose requests are not answered.
     under_way: TaskTracker,
     /// Held while it is replayed.
@@ -169,6 +171,15 @@ impl LocalWindows {
     fn counters_up_to(&self, last: Window) -> impl Iterator<Item = Arc<LocalWindow>> {
         let has_counters = |local: &LocalWindow| local.counters.as_ref().is_some_and(LocalCounters::has_some);
         self.kept().filter(move |local| local.window <= last && has_counters(local))
+    }
+
+    /// Whether ids of counters came here in a window.
+    pub(super) fn had_counters(&self, window: Window) -> bool {
+        let has_some = |local: &LocalWindow| local.counters.as_ref().is_some_and(LocalCounters::has_some);
+        match self.table.get(window) {
+            Ok(Some(Entry::Open(local) | Entry::Sealed(Sealed::Kept(local)))) => has_some(&local),
+            _ => false,
+        }
     }
 
     /// Evicts a window and all before it. Returns them.
@@ -270,6 +281,7 @@ impl LocalWindow {
             missed: AtomicU64::new(0),
             replayed_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
+            noted_loss: AtomicU64::new(0),
             under_way: TaskTracker::new(),
             replaying: AsyncMutex::new(()),
             has_part: AtomicBool::new(false),
@@ -345,8 +357,12 @@ impl LocalWindow {
         }
     }
 
-    /// Notes that the server may have lost something, and is of this generation now.
-    pub(super) fn note_loss(&self, generation: u64) {
+    /// Notes that the server may have lost something, and is of this generation now. Of each loss, with its number, only the first
+    /// call counts.
+    pub(super) fn note_loss(&self, loss: u64, generation: u64) {
+        if self.noted_loss.swap(loss, Ordering::Relaxed) == loss {
+            return;
+        }
         let may_hide_a_loss = |target: &Arc<Target>| target.may_hide_a_loss(generation);
         if matches!(self.ids, Ids::Exact(_)) && self.targets.iter().any(may_hide_a_loss) {
             self.note_damage();

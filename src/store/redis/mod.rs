@@ -59,10 +59,13 @@ mod target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
@@ -82,7 +85,7 @@ use self::stats::WindowStats;
 pub use self::stats::accepted_ids;
 use self::target::Target;
 use super::answers::{
-    AddError, Added, Away, CountError, CounterRecord, Recalled, RolledUp, Settled, StoreCount, Union,
+    AddError, Added, CountError, CounterRecord, Recalled, RolledUp, Settled, StoreCount, Union,
 };
 use super::ids::Ids;
 use super::windows::Entry;
@@ -107,6 +110,8 @@ pub struct RedisStore {
     pipelines: Box<[Pipelines]>,
     local: Arc<LocalWindows>,
     replay: Arc<Replay>,
+    /// Since when the servers of a cluster have failed that windows could not be counted without.
+    away_since: Mutex<BTreeMap<usize, Instant>>,
 }
 
 /// The tasks behind a store.
@@ -176,7 +181,8 @@ impl RedisStore {
             local: Arc::clone(&local),
             replay: Arc::clone(&replay),
         };
-        (Self { config, redis: redis.another(), primaries, pipelines, local, replay }, tasks)
+        let away_since = Mutex::default();
+        (Self { config, redis: redis.another(), primaries, pipelines, local, replay, away_since }, tasks)
     }
 
     /// The pipelines of this worker. The caller may also run elsewhere: then it takes the first.
@@ -331,10 +337,33 @@ impl RedisStore {
             self.local.note_sealed_idle(idle);
         }
         for (_, local) in sealing {
-            self.replay.seal(&local).await?;
+            let mut around = Around::default();
+            let sealed = self.replay.seal(&local, &mut around).await;
+            around.all_done().and(sealed)?;
             self.local.note_sealed(local);
         }
         Ok(())
+    }
+
+    pub(super) async fn seal_closed(&self, window: Window) -> Result<(), Unavailable> {
+        if !self.redis.is_cluster() {
+            return self.seal(window).await;
+        }
+        let mut around = Around::default();
+        for (_, local) in self.local.table.close_up_to(window) {
+            if let Err(error) = self.replay.seal(&local, &mut around).await {
+                debug!(window = %local.window, %error, "a closed window is sealed, though a server lacks some of its ids");
+            }
+            self.local.note_sealed(local);
+        }
+        for idle in self.local.idle_up_to(window) {
+            self.local.note_sealed_idle(idle);
+        }
+        Ok(())
+    }
+
+    pub(super) fn goes_on_without_some(&self) -> bool {
+        self.redis.is_cluster()
     }
 
     pub(super) fn windows(&self) -> Vec<Window> {
@@ -351,7 +380,7 @@ impl RedisStore {
         &self,
         window: Window,
         parties: &BTreeSet<String>,
-        away: Away,
+        away_for: Duration,
     ) -> Result<Settled, CountError> {
         self.local.table.get(window)?;
         // First, because a window that is closed by force may still grow.
@@ -367,18 +396,26 @@ impl RedisStore {
         };
         // First, because a bucket that is away takes nothing from the total.
         let mut total = self.counted(window, stats.clone(), &mut around).await;
-        let counters = Arc::new(self.replay.count_counters(window, &stats, &mut around).await);
-        if around.lacks_some() {
-            let home = self.redis.number_for(&self.config.keys.accepted(window));
-            let at_home = around.error_of(home).cloned();
-            match (away, at_home) {
-                (Away::Wait, _) => around.all_done()?,
-                (Away::LeaveOut, Some(error)) => return Err(error.into()),
-                (Away::LeaveOut, None) => {}
+        let counters = Arc::new(
+            self.replay.count_counters(window, &stats, &mut around, self.local.had_counters(window)).await,
+        );
+        self.leave_out(&around, away_for)?;
+        total.lost_ids += in_doubt;
+        Ok(Settled { total, counters, lacks_some: around.lacks_some() })
+    }
+
+    /// An error, unless each server that has failed has been away for so long. The one of the namespace is never left out.
+    fn leave_out(&self, around: &Around, away_for: Duration) -> Result<(), Unavailable> {
+        let home = self.redis.number_for(&self.config.keys.lease());
+        let mut away_since = self.away_since.lock();
+        away_since.retain(|node, _| around.has_failed(*node));
+        for (node, error) in around.failed() {
+            let since = away_since.entry(*node).or_insert_with(Instant::now);
+            if *node == home || error.is_refusal() || since.elapsed() < away_for {
+                return Err(error.clone());
             }
         }
-        total.lost_ids += in_doubt;
-        Ok(Settled { total, counters })
+        Ok(())
     }
 
     /// How many different ids counters have so far.
@@ -533,23 +570,28 @@ impl RedisStore {
         }
     }
 
-    pub(super) async fn restore(&self) -> Result<(), Unavailable> {
+    pub(super) async fn restore(&self, loss: u64) -> Result<(), Unavailable> {
         self.pipelines().begin_epoch();
         let generation = self.redis.generation();
+        let (mut around, mut stored) = (Around::default(), Ok(()));
         for (window, sealed) in self.local.table.sealed() {
-            match sealed {
+            let done = match sealed {
                 Sealed::Kept(local) => {
-                    local.note_loss(generation);
-                    self.replay.seal(&local).await?;
+                    local.note_loss(loss, generation);
+                    self.replay.seal(&local, &mut around).await
                 }
-                Sealed::Dropped(stats) => self.replay.store_lost(window, &stats).await?,
+                Sealed::Dropped(stats) => self.replay.store_lost(window, &stats).await,
+            };
+            stored = stored.and(done);
+            if stored.is_err() && !self.redis.is_cluster() {
+                return stored;
             }
         }
         let open = self.local.open();
         for local in &open {
-            local.note_loss(generation);
+            local.note_loss(loss, generation);
         }
-        self.replay.replay_all(&open).await.all_done()
+        stored.and(self.replay.replay_all(&open).await.all_done())
     }
 
     pub(super) fn is_degraded(&self) -> bool {
@@ -560,8 +602,10 @@ impl RedisStore {
         self.local.pending_ids()
     }
 
+    /// While a server of a cluster is away, the rest is given again and again, which is no progress.
     pub(super) fn counters_left(&self) -> u64 {
-        self.replay.left.load(Ordering::Relaxed)
+        let is_vain = self.redis.is_cluster() && self.primaries.some_are_away();
+        if is_vain { 0 } else { self.replay.left.load(Ordering::Relaxed) }
     }
 
     pub(super) fn take_missed(&self, first: Window, last: Window) -> u64 {

@@ -97,13 +97,16 @@ impl Replay {
         of_shards.chain(of_buckets).find(|key| self.redis.number_for(key) == node)
     }
 
-    /// Seals a window that no addition enters any more.
-    pub(super) async fn seal(&self, local: &LocalWindow) -> Result<(), Unavailable> {
+    /// Seals a window that no addition enters any more. If some node has failed, the window is not sealed, but the other nodes
+    /// have what is for them.
+    pub(super) async fn seal(&self, local: &LocalWindow, around: &mut Around) -> Result<(), Unavailable> {
         // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
-        let mut around = Around::default();
-        let parts = self.give(local, Leave::Part, &mut around).await;
-        around.all_done()?;
+        let missed = around.missed();
+        let parts = self.give(local, Leave::Part, around).await;
+        if around.missed() > missed {
+            return Err(Unavailable::because("a server lacks a part of the window"));
+        }
         self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await
     }
 
@@ -246,7 +249,8 @@ impl Replay {
             }
         }
         let gone = expected.iter().zip(found).filter(|(expected, found)| *found < expected.parts);
-        gone.map(|(expected, _)| expected.accepted.max(1)).sum()
+        // Where a node was skipped, its parts are not gone.
+        if around.lacks_some() { 0 } else { gone.map(|(expected, _)| expected.accepted.max(1)).sum() }
     }
 
     /// Removes this instance's part of a closed window.
@@ -270,7 +274,7 @@ impl Replay {
         let node_of = |id: &[u8]| self.redis.number_of(local.targets[self.config.shards.of(id)].slot);
         let mut left = pending.len();
         while left > 0 {
-            let some = pending.some(IDS_A_PIPELINE, |id| !around.skips(node_of(id)));
+            let some = pending.some(IDS_A_PIPELINE, |id| !around.has_failed(node_of(id)));
             if some.is_empty() {
                 break;
             }

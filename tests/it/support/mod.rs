@@ -24,7 +24,7 @@ pub mod tools;
 use std::fmt::Write;
 use std::net::TcpListener;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a test waits for an expected event. It is far longer than the event takes, even on a busy machine.
@@ -56,6 +56,12 @@ pub fn until_there_is_room(window: Duration, now: SystemTime) -> Duration {
     let into = now.duration_since(UNIX_EPOCH).expect("after 1970").as_millis() % window.as_millis();
     let left = window.saturating_sub(Duration::from_millis(into as u64));
     if left < ROOM_IN_WINDOW { left + Duration::from_millis(100) } else { Duration::ZERO }
+}
+
+/// The number of one more loss, for `Store::restore`.
+pub fn another_loss() -> u64 {
+    static LOSSES: AtomicU64 = AtomicU64::new(1);
+    LOSSES.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Waits until `condition` returns a value, for at most [`PATIENCE`].
