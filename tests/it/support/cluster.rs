@@ -314,7 +314,8 @@ fn member(line: &str) -> (String, Member) {
     let member = Member {
         address: address.unwrap_or_else(|| panic!("no address: {line}")),
         primary: Some((*primary).to_owned()).filter(|primary| primary != "-"),
-        is_away: flags.contains("fail") || flags.contains("handshake") || *link != "connected",
+        is_away: flags.split(',').any(|flag| ["fail", "fail?", "handshake"].contains(&flag))
+            || *link != "connected",
         slots: slots.collect(),
     };
     ((*id).to_owned(), member)
