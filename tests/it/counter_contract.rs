@@ -19,6 +19,7 @@ use headcount::store::{AddError, CountError, Keep, Store};
 use headcount::telemetry::metrics::Metrics;
 
 use crate::support::PATIENCE;
+use crate::support::cluster::Cluster;
 use crate::support::fleet::sketch_of;
 use crate::support::redis::{Flavour, Redis as RedisServer};
 
@@ -215,17 +216,28 @@ pub async fn connect(url: &str) -> Redis {
 pub const WAYS: [(Mode, RedisWrites); 3] =
     [(Mode::Hll, RedisWrites::All), (Mode::Hll, RedisWrites::Changed), (Mode::Exact, RedisWrites::All)];
 
+async fn suite_in_redis(url: &str) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let redis = connect(url).await;
+    for (mode, writes) in WAYS {
+        let namespace = || format!("counters-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        suite(|| in_redis(&redis, mode, writes, &namespace(), "test"), mode).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_in_redis() {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
     for flavour in Flavour::at_hand() {
         println!("{flavour:?}");
-        let server = RedisServer::start_with(flavour, &[]);
-        let redis = connect(&server.url()).await;
-        for (mode, writes) in WAYS {
-            let namespace = || format!("counters-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-            suite(|| in_redis(&redis, mode, writes, &namespace(), "test"), mode).await;
-        }
+        suite_in_redis(&RedisServer::start_with(flavour, &[]).url()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_in_a_cluster() {
+    for flavour in Flavour::at_hand() {
+        println!("{flavour:?}");
+        suite_in_redis(&Cluster::of(flavour).url()).await;
     }
 }
 

@@ -23,6 +23,7 @@ use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use serde_json::json;
 
+use crate::support::cluster::Cluster;
 use crate::support::fleet::{Fleet, WINDOW, estimate, next_window, seconds, wait_for_room_in_the_hour};
 use crate::support::http::Connection;
 use crate::support::redis::Redis as RedisServer;
@@ -45,7 +46,7 @@ fn in_memory(shards: Shards) -> Store {
     Store::Memory(MemoryStore::with_counters(Mode::Hll, shards, COUNTERS).keeping(KEEP))
 }
 
-fn in_redis(server: &RedisServer, shards: Shards) -> Store {
+fn in_redis(url: &str, shards: Shards) -> Store {
     let config = RedisStoreConfig {
         mode: Mode::Hll,
         shards,
@@ -59,7 +60,7 @@ fn in_redis(server: &RedisServer, shards: Shards) -> Store {
         keys: Keys::new(&format!("ranges-{}", shards.count())),
         instance_id: "test".to_owned(),
     };
-    let redis = Redis::new(&Address::parse(&server.url()).unwrap(), config.timeout, &Metrics::new());
+    let redis = Redis::new(&Address::parse(url).unwrap(), config.timeout, &Metrics::new());
     let (store, tasks) = RedisStore::new(config, &redis, 1, &Metrics::new().into());
     tokio::spawn(tasks.run(Arc::new(Workers::start(1).unwrap())));
     Store::Redis(store)
@@ -199,10 +200,18 @@ async fn assert_random_ranges(store: &Store, shards: Shards) {
 async fn the_sketch_of_a_range_has_the_registers_of_its_ids() {
     let server = RedisServer::start();
     for shards in [1, 4].map(|shards| Shards::new(shards).unwrap()) {
-        let store = in_redis(&server, shards);
+        let store = in_redis(&server.url(), shards);
         simulate(&store).await;
         assert_random_ranges(&store, shards).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sketch_of_a_range_in_a_cluster_has_the_registers_of_its_ids() {
+    let (cluster, shards) = (Cluster::start(), Shards::new(8).unwrap());
+    let store = in_redis(&cluster.url(), shards);
+    simulate(&store).await;
+    assert_random_ranges(&store, shards).await;
 }
 
 /// Of windows older than the newest 120 there are only hours and days.

@@ -19,6 +19,7 @@ use headcount::telemetry::metrics::Metrics;
 
 use crate::counter_contract::windows;
 use crate::support::PATIENCE;
+use crate::support::cluster::Cluster;
 use crate::support::redis::{Flavour, Redis as RedisServer};
 
 /// A kind of ids, with as many of them as there are numbers.
@@ -297,9 +298,9 @@ fn store_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites
     store
 }
 
-async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: RedisWrites) {
+async fn suite_in_redis(url: &str, mode: Mode, shards: u16, writes: RedisWrites) {
     let shards = Shards::new(shards).unwrap();
-    let address = Address::parse(&server.url()).unwrap();
+    let address = Address::parse(url).unwrap();
     let redis = Redis::new(&address, Duration::from_secs(5), &Metrics::new());
     redis.wait_for(&address, PATIENCE).await.unwrap();
     let new = || Arc::new(Store::Redis(store_in_redis(&redis, mode, shards, writes)));
@@ -311,7 +312,7 @@ async fn suite_in_redis(server: &RedisServer, mode: Mode, shards: u16, writes: R
 async fn suite_in_every_redis(mode: Mode, shards: u16, writes: RedisWrites) {
     for flavour in Flavour::at_hand() {
         println!("{flavour:?}");
-        suite_in_redis(&RedisServer::start_with(flavour, &[]), mode, shards, writes).await;
+        suite_in_redis(&RedisServer::start_with(flavour, &[]).url(), mode, shards, writes).await;
     }
 }
 
@@ -338,4 +339,16 @@ async fn redis_exact() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_exact_in_shards() {
     suite_in_every_redis(Mode::Exact, 5, RedisWrites::All).await;
+}
+
+/// On a cluster of every server that is supported and at hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_cluster() {
+    for flavour in Flavour::at_hand() {
+        println!("{flavour:?}");
+        let cluster = Cluster::of(flavour);
+        suite_in_redis(&cluster.url(), Mode::Hll, 8, RedisWrites::All).await;
+        suite_in_redis(&cluster.url(), Mode::Hll, 1, RedisWrites::Changed).await;
+        suite_in_redis(&cluster.url(), Mode::Exact, 8, RedisWrites::All).await;
+    }
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use super::process::output_of;
 
-/// An authority, and a server's certificate that it signed. A strict client accepts no self-signed certificate.
+/// An authority, and a server's certificate that it signed. A strict client accepts no self-signed certificate. Nodes of a
+/// Redis Cluster are clients of each other, and show their certificate too.
 pub fn make_certificates(dir: &Path) {
     const CONFIG: &str = "
 [req]
@@ -16,7 +17,7 @@ basicConstraints = critical, CA:TRUE
 keyUsage = critical, keyCertSign
 [server]
 basicConstraints = critical, CA:FALSE
-extendedKeyUsage = serverAuth
+extendedKeyUsage = serverAuth, clientAuth
 subjectAltName = IP:127.0.0.1, DNS:localhost
 ";
     std::fs::write(dir.join("openssl.conf"), CONFIG).expect("a configuration");

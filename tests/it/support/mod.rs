@@ -1,6 +1,7 @@
 //! Helpers of the tests: they start servers, and talk to them.
 
 pub mod certificates;
+pub mod cluster;
 pub mod counter_files;
 pub mod counter_load;
 pub mod disk;
@@ -19,6 +20,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod redis;
 pub mod server;
+pub mod sharded;
 pub mod tools;
 
 use std::fmt::Write;

@@ -115,14 +115,24 @@ impl Redis {
         make_certificates(dir.path());
         let port = free_port();
         let tls_port = port.to_string();
-        let args = [
-            ["--tls-port", &tls_port],
-            ["--tls-cert-file", "server.pem"],
-            ["--tls-key-file", "server.key"],
-            ["--tls-ca-cert-file", "ca.pem"],
-            ["--tls-auth-clients", "no"],
-        ];
-        Self::launch(Flavour::Debian, port, args.as_flattened(), Some(dir), None)
+        Self::launch(Flavour::Debian, port, tls_args(&tls_port).as_flattened(), Some(dir), None)
+    }
+
+    /// Starts a node for a cluster. With the directory of certificates it speaks only TLS, also to other nodes.
+    pub fn start_node(flavour: Flavour, args: &[&str], certificates: Option<&Path>) -> Self {
+        let port = free_port_for_a_node();
+        let args = [&["--cluster-enabled", "yes"], args].concat();
+        let Some(certificates) = certificates else {
+            return Self::launch(flavour, port, &args, None, None);
+        };
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for file in ["ca.pem", "server.pem", "server.key"] {
+            std::fs::copy(certificates.join(file), dir.path().join(file)).expect("a certificate");
+        }
+        let tls_port = port.to_string();
+        let between_nodes = ["--tls-cluster", "yes", "--tls-replication", "yes"];
+        let args = [tls_args(&tls_port).as_flattened(), &between_nodes, &args].concat();
+        Self::launch(flavour, port, &args, Some(dir), None)
     }
 
     /// With `tls`, the directory of the certificates, it speaks TLS.
@@ -229,6 +239,17 @@ impl Redis {
         let read = stream.write_all(b"PING\r\n").and_then(|()| stream.read_exact(&mut answer));
         read.is_ok() && (answer == *b"+PONG\r\n" || answer == *b"-NOAUTH")
     }
+}
+
+/// The arguments of a server with TLS on this port. Its directory has the certificates.
+fn tls_args(port: &str) -> [[&str; 2]; 5] {
+    [
+        ["--tls-port", port],
+        ["--tls-cert-file", "server.pem"],
+        ["--tls-key-file", "server.key"],
+        ["--tls-ca-cert-file", "ca.pem"],
+        ["--tls-auth-clients", "no"],
+    ]
 }
 
 fn spawn(program: &Path, args: &[String], dir: &Path, clock: Option<&str>) -> Process {

@@ -1,0 +1,244 @@
+//! A primary of a Redis Cluster is away for a while, and comes back with its data. The others go on.
+
+use std::time::{Duration, SystemTime};
+
+use headcount::model::counter::bucket_of;
+use headcount::model::mode::Mode;
+use headcount::redis::keys::Keys;
+
+use crate::support::cluster::{Cluster, Places};
+use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, window};
+use crate::support::proxy::Fault;
+use crate::support::sharded::{Counted, Counting, count_in, shards};
+use crate::support::{soak, wait_until};
+
+/// How long a primary is away.
+const AWAY: Duration = Duration::from_secs(20);
+/// Nodes serve their slots while others have no primary.
+const PARTIAL: [&str; 2] = ["--cluster-require-full-coverage", "no"];
+/// Windows do not wait for all of [`AWAY`].
+const IMPATIENT: [&str; 2] = ["--close-timeout", "5s"];
+
+/// Waits until all instances say whether a primary is away.
+async fn wait_until_known(fleet: &Fleet, cluster: &Cluster, node: usize, is_away: bool) {
+    let series = format!("headcount_redis_primary_away{{node=\"{}\"}}", cluster.address(node));
+    for server in &fleet.servers {
+        server.wait_for_metric(&series, f64::from(u8::from(is_away))).await;
+    }
+}
+
+/// Waits until Redis has nothing left to get.
+async fn wait_until_replayed(fleet: &Fleet) {
+    for server in &fleet.servers {
+        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+        server.wait_for_metric("headcount_degraded", 0.0).await;
+    }
+}
+
+/// Asserts that shards that are not on this node get ids of the next window.
+async fn assert_others_go_on(cluster: &Cluster, counting: &Counting, places: &Places, node: usize) {
+    let (keys, start) = (Keys::new(&counting.namespace), next_window(Duration::ZERO).await);
+    let others: Vec<_> = (0..places.shards.len()).filter(|shard| places.shards[*shard] != node).collect();
+    assert!(!others.is_empty() && others.len() < places.shards.len(), "it has some of the shards");
+    for shard in others {
+        let key = keys.ids(counting.mode, shard, shards(), window(start));
+        let there = async || cluster.ask::<bool>(places.shards[shard], &["EXISTS", &key]);
+        wait_until("ids of a shard", there).await;
+    }
+}
+
+/// When a primary was away, in seconds since 1970.
+struct Absence {
+    from: u64,
+    to: u64,
+}
+
+/// A primary hangs, and no replica takes over.
+async fn be_away(cluster: &mut Cluster, node: usize, counting: &[&Counting]) -> Absence {
+    cluster.forbid_fail_over(node);
+    next_window(Duration::from_millis(700)).await;
+    cluster.pause(node);
+    let paused = SystemTime::now();
+    for counting in counting {
+        wait_until_known(&counting.fleet, cluster, node, true).await;
+        let places = cluster.places(&counting.namespace, shards());
+        if places.shards.contains(&node) {
+            assert_others_go_on(cluster, counting, &places, node).await;
+        }
+    }
+    tokio::time::sleep(AWAY.saturating_sub(paused.elapsed().unwrap())).await;
+    let absence = Absence { from: seconds(paused), to: seconds(SystemTime::now()) };
+    cluster.bring_back(node);
+    absence
+}
+
+/// Waits until all is as before.
+async fn recover(cluster: &Cluster, node: usize, counting: &Counting) {
+    wait_until_known(&counting.fleet, cluster, node, false).await;
+    wait_until_replayed(&counting.fleet).await;
+    counting.catch_up().await;
+}
+
+impl Absence {
+    /// The window in which the primary went away.
+    fn first(&self) -> u64 {
+        self.from / WINDOW.as_secs() * WINDOW.as_secs()
+    }
+
+    /// The one before may not have been closed yet. Of the last ones, the `--close-timeout` of five seconds was not over.
+    fn may_be_unseen_in(&self, start: u64) -> bool {
+        (self.first() - WINDOW.as_secs()..=self.to - 4 - WINDOW.as_secs()).contains(&start)
+    }
+
+    /// The window in which the primary went away was closed before it came back, and says that it is incomplete. Windows that
+    /// began before, that ended shortly before it came back, or later, are right.
+    fn assert_seen_in(&self, counted: &Counted, places: &Places, node: usize) {
+        let mut incomplete = Vec::new();
+        for (start, truth) in &counted.truth {
+            let closed = &counted.published[start];
+            if closed.complete {
+                counted.assert_right(*start);
+                continue;
+            }
+            incomplete.push(*start);
+            counted.assert_honest(*start);
+            let elsewhere = |shard: usize| places.shards[shard] != node;
+            let others = count_in(counted.mode, &truth.ids, elsewhere);
+            assert!(closed.unique >= others, "{start}: {closed:?} lacks ids of other shards than {others}");
+            for (name, (_, is_complete)) in &counted.counters[start] {
+                let is_there = places.buckets[bucket_of(name)] != node;
+                assert!(*is_complete || !is_there, "{start} {name}: its bucket was not away");
+            }
+        }
+        assert!(incomplete.contains(&self.first()), "{incomplete:?}");
+        assert!(incomplete.iter().all(|start| self.may_be_unseen_in(*start)), "{incomplete:?}");
+    }
+}
+
+/// It is away for longer than `--close-timeout`: windows are closed without its shards, and say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_are_closed_without_a_primary_that_stays_away() {
+    let mut cluster = Cluster::start_with(&PARTIAL);
+    let node = cluster.primaries()[0];
+    let suits = |places: &Places| {
+        places.own != node
+            && places.shards.contains(&node)
+            && places.shards.iter().any(|other| *other != node)
+    };
+    let namespace = |name| cluster.namespace(name, shards(), suits);
+    let hll = Counting::start(&cluster, Mode::Hll, &namespace("hll"), &IMPATIENT).await;
+    let exact = Counting::start(&cluster, Mode::Exact, &namespace("exact"), &IMPATIENT).await;
+    let absence = be_away(&mut cluster, node, &[&hll, &exact]).await;
+    for counting in [hll, exact] {
+        recover(&cluster, node, &counting).await;
+        let places = cluster.places(&counting.namespace, shards());
+        absence.assert_seen_in(&counting.stop().await, &places, node);
+    }
+}
+
+/// It is back before `--close-timeout`: the windows have waited for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_wait_for_a_primary_that_comes_back_in_time() {
+    let mut cluster = Cluster::start_with(&PARTIAL);
+    let node = cluster.primaries()[0];
+    let suits = |places: &Places| {
+        places.own != node
+            && places.shards.contains(&node)
+            && places.shards.iter().any(|other| *other != node)
+    };
+    let namespace = |name| cluster.namespace(name, shards(), suits);
+    let patient = ["--close-timeout", "40s"];
+    let hll = Counting::start(&cluster, Mode::Hll, &namespace("hll"), &patient).await;
+    let exact = Counting::start(&cluster, Mode::Exact, &namespace("exact"), &patient).await;
+    be_away(&mut cluster, node, &[&hll, &exact]).await;
+    for counting in [hll, exact] {
+        recover(&cluster, node, &counting).await;
+        counting.stop().await.assert_all_right(&cluster);
+    }
+}
+
+/// It has only buckets of counters. The totals are complete, and so are the counters of other buckets.
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_of_a_primary_that_stays_away_are_incomplete() {
+    let mut cluster = Cluster::start_with(&PARTIAL);
+    let node = cluster.primaries()[0];
+    let suits = |places: &Places| {
+        places.own != node && !places.shards.contains(&node) && places.buckets.contains(&node)
+    };
+    let namespace = cluster.namespace("buckets", shards(), suits);
+    let counting = Counting::start(&cluster, Mode::Hll, &namespace, &IMPATIENT).await;
+    let absence = be_away(&mut cluster, node, &[&counting]).await;
+    recover(&cluster, node, &counting).await;
+    let places = cluster.places(&namespace, shards());
+    let counted = counting.stop().await;
+    let mut incomplete = Vec::new();
+    for (start, truth) in &counted.truth {
+        let closed = &counted.published[start];
+        assert!(closed.complete && closed.accepted == truth.accepted, "{closed:?}");
+        counted.assert_honest(*start);
+        for (name, count) in truth.counts(Mode::Hll) {
+            match counted.counters[start].get(&name) {
+                Some((_, true)) => {}
+                _ if places.buckets[bucket_of(&name)] == node => incomplete.push(*start),
+                found => panic!("{start} {name}: {found:?} of {count}, and its bucket was not away"),
+            }
+        }
+    }
+    assert!(incomplete.contains(&absence.first()), "{incomplete:?}");
+    assert!(incomplete.iter().all(|start| absence.may_be_unseen_in(*start)), "{incomplete:?}");
+}
+
+/// It has the keys of the namespace itself: heartbeats, the lease, the counts. Nobody closes a window without them, and nobody is
+/// taken for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_closes_while_the_primary_of_the_namespace_is_away() {
+    let mut cluster = Cluster::start_with(&PARTIAL);
+    let node = cluster.primaries()[0];
+    let suits = |places: &Places| places.own == node && places.shards.iter().any(|other| *other != node);
+    let namespace = |name| cluster.namespace(name, shards(), suits);
+    let hll = Counting::start(&cluster, Mode::Hll, &namespace("hll"), &IMPATIENT).await;
+    let exact = Counting::start(&cluster, Mode::Exact, &namespace("exact"), &IMPATIENT).await;
+    cluster.forbid_fail_over(node);
+    let from = next_window(Duration::from_millis(700)).await;
+    cluster.pause(node);
+    tokio::time::sleep(AWAY).await;
+    for counting in [&hll, &exact] {
+        wait_until_known(&counting.fleet, &cluster, node, true).await;
+        let published = counting.fleet.published();
+        assert!(*published.last_key_value().unwrap().0 < from, "a window was closed: {published:#?}");
+    }
+    cluster.bring_back(node);
+    for counting in [hll, exact] {
+        recover(&cluster, node, &counting).await;
+        counting.stop().await.assert_all_right(&cluster);
+    }
+}
+
+/// Clients do not reach it, but the other nodes do. So no replica takes over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_fails_between_instances_and_a_primary_costs_nothing() {
+    let cluster = Cluster::behind_proxies(&[]).await;
+    let node = cluster.primaries()[0];
+    let with_own = |places: &Places| places.own == node;
+    let with_a_shard = |places: &Places| places.own != node && places.shards.contains(&node);
+    let (hll, exact) =
+        (cluster.namespace("hll", shards(), with_a_shard), cluster.namespace("exact", shards(), with_own));
+    let hll = Counting::start(&cluster, Mode::Hll, &hll, &[]).await;
+    let exact = Counting::start(&cluster, Mode::Exact, &exact, &[]).await;
+    for fault in [Fault::Refuse, Fault::Stall, Fault::MidReply, Fault::Swallow, Fault::Trickle] {
+        next_window(Duration::from_millis(700)).await;
+        cluster.cut_off(node, fault);
+        for counting in [&hll, &exact] {
+            wait_until_known(&counting.fleet, &cluster, node, true).await;
+        }
+        tokio::time::sleep(Duration::from_secs(if soak() { 9 } else { 4 })).await;
+        cluster.cut_off(node, Fault::None);
+        for counting in [&hll, &exact] {
+            recover(&cluster, node, counting).await;
+        }
+        println!("{fault:?}: all is back");
+    }
+    for counting in [hll, exact] {
+        counting.stop().await.assert_all_right(&cluster);
+    }
+}
