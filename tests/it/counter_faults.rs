@@ -2,6 +2,7 @@
 //! all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use headcount::model::counter::{CounterCounts, bucket_of};
 use headcount::model::id::IntegerId;

@@ -71,6 +71,8 @@ mod redis_refusals;
 mod redis_writes;
 mod router_properties;
 mod secrets;
+mod sentinel;
+mod sentinel_faults;
 mod series;
 mod shutdown;
 mod signals;

@@ -19,6 +19,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;
+pub mod sentinel;
 pub mod server;
 pub mod sharded;
 pub mod tools;

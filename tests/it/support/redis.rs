@@ -252,7 +252,7 @@ fn tls_args(port: &str) -> [[&str; 2]; 5] {
     ]
 }
 
-fn spawn(program: &Path, args: &[String], dir: &Path, clock: Option<&str>) -> Process {
+pub(super) fn spawn(program: &Path, args: &[String], dir: &Path, clock: Option<&str>) -> Process {
     let log = File::create(dir.join("log")).expect("a log");
     let mut command = Command::new(program);
     if let Some(offset) = clock {
