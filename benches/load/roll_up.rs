@@ -65,6 +65,7 @@ fn store(server: &RedisServer) -> Result<Store, String> {
     let config = RedisStoreConfig {
         mode: Mode::Hll,
         shards: Shards::ONE,
+        close_timeout: Duration::from_secs(10),
         retention: Duration::from_secs(HOUR),
         keep: Keep { counters: hours, ..Keep::default() },
         writes: RedisWrites::All,

@@ -113,6 +113,7 @@ impl Backend {
             RedisStoreConfig {
                 mode: counting.mode,
                 shards: counting.shards,
+                close_timeout: settings.close_timeout,
                 retention: counting.retention,
                 keep: counting.keep,
                 writes: settings.redis_writes,

@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ::redis::RedisResult;
 use ::redis::aio::MultiplexedConnection;
+use ::redis::{InfoDict, RedisResult};
 use tokio::time::Instant;
 
 use super::address::{Address, CannotConnect};
@@ -122,6 +122,11 @@ impl Redis {
     /// The members of the cluster, primaries and replicas, as last known; none if it is no cluster.
     pub async fn members(&self) -> Vec<Member> {
         self.0.topology.members().await
+    }
+
+    /// What a member of the cluster says about itself.
+    pub(super) async fn info_of(&self, member: &Member) -> Result<InfoDict, Unavailable> {
+        self.0.topology.info_at(&member.address).await
     }
 
     /// Finds out again which server has which keys, if it is a cluster.

@@ -7,6 +7,7 @@ use ::redis::InfoDict;
 use super::address::{Address, host_and_port};
 use super::call::Call;
 use super::client::Redis;
+use super::cluster::Member;
 use super::node::Node;
 use super::urls::Kind;
 use crate::platform::unavailable::Unavailable;
@@ -60,6 +61,15 @@ impl ServerFacts {
             all.push(Self { at: node.name(), ..Self::of(redis, &node).await? });
         }
         Ok(all)
+    }
+
+    /// Asks a member of a cluster, also a replica: it may become a primary.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`], also when the user has no right to `INFO`.
+    pub async fn of_member(redis: &Redis, member: &Member) -> Result<Self, Unavailable> {
+        Ok(Self { at: Some(member.name()), ..Self::read(&redis.info_of(member).await?) })
     }
 
     fn read(info: &InfoDict) -> Self {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use ::metrics::Counter;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Client, ConnectionAddr, Pipeline, RedisResult};
+use ::redis::{Client, ConnectionAddr, InfoDict, Pipeline, RedisResult};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -258,9 +258,7 @@ impl Topology {
 
     async fn ask_address(&self, address: &ConnectionAddr) -> Result<View, Unavailable> {
         let asking = in_time(async {
-            let client = Client::open(self.access.info().set_addr(address.clone()))?;
-            let config = config(self.timeout);
-            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            let mut connection = self.connect_to(address).await?;
             view_of(&mut connection, address).await
         });
         asking.await.map_err(|error| {
@@ -271,6 +269,20 @@ impl Topology {
             let (at, scheme) = (host_and_port(address), if is_tls { "rediss" } else { "redis" });
             unavailable(&wrong_address(format!("{at} is in no cluster: use --redis-url {scheme}://{at}")))
         })
+    }
+
+    async fn connect_to(&self, address: &ConnectionAddr) -> RedisResult<MultiplexedConnection> {
+        let client = Client::open(self.access.info().set_addr(address.clone()))?;
+        client.get_multiplexed_async_connection_with_config(&config(self.timeout)).await
+    }
+
+    /// What the server at an address says about itself, over a connection of its own.
+    pub(super) async fn info_at(&self, address: &ConnectionAddr) -> Result<InfoDict, Unavailable> {
+        let asking = in_time(async {
+            let mut connection = self.connect_to(address).await?;
+            ::redis::cmd("INFO").query_async(&mut connection).await
+        });
+        asking.await.map_err(|error| unavailable(&error))
     }
 
     fn side<'a>(&self, cluster: &'a Cluster, node: &Arc<Node>) -> &'a Side {

@@ -322,6 +322,7 @@ impl Run {
         let config = RedisStoreConfig {
             mode: self.mode,
             shards: Shards::ONE,
+            close_timeout: Duration::from_secs(10),
             retention: Duration::from_secs(60),
             keep: Keep::default(),
             writes: RedisWrites::All,

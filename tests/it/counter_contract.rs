@@ -190,6 +190,7 @@ pub fn store_in_redis(
     let config = RedisStoreConfig {
         mode,
         shards: Shards::ONE,
+        close_timeout: Duration::from_secs(10),
         retention: Duration::from_secs(60),
         keep: Keep::default(),
         writes,

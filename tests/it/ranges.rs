@@ -50,6 +50,7 @@ fn in_redis(url: &str, shards: Shards) -> Store {
     let config = RedisStoreConfig {
         mode: Mode::Hll,
         shards,
+        close_timeout: Duration::from_secs(10),
         retention: Duration::from_secs(10 * DAY),
         keep: KEEP,
         writes: RedisWrites::All,

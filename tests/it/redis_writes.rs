@@ -43,6 +43,7 @@ fn config(namespace: &str, mode: Mode, writes: RedisWrites) -> RedisStoreConfig 
     RedisStoreConfig {
         mode,
         shards: Shards::ONE,
+        close_timeout: Duration::from_secs(10),
         retention: Duration::from_secs(60),
         keep: Keep::default(),
         writes,

@@ -283,6 +283,7 @@ fn store_in_redis(redis: &Redis, mode: Mode, shards: Shards, writes: RedisWrites
     let config = RedisStoreConfig {
         mode,
         shards,
+        close_timeout: Duration::from_secs(10),
         retention: Duration::from_secs(60),
         keep: Keep::default(),
         writes,

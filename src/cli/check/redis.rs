@@ -101,10 +101,20 @@ async fn look_at_servers(
     redis: &Redis,
     findings: &mut Findings<impl Write>,
 ) -> io::Result<()> {
-    let servers = match ServerFacts::of_all(redis).await {
+    let mut servers = match ServerFacts::of_all(redis).await {
         Ok(servers) => servers,
         Err(error) => return findings.add(Verdict::Warn, "version", format_args!("unknown: {error}")),
     };
+    let max_memory = ServerFacts::max_memory_of(&servers);
+    for replica in redis.members().await.iter().filter(|member| !member.is_primary) {
+        match ServerFacts::of_member(redis, replica).await {
+            Ok(server) => servers.push(server),
+            Err(error) => {
+                let name = replica.name();
+                findings.add(Verdict::Warn, "version", format_args!("{name}: unknown: {error}"))?;
+            }
+        }
+    }
     for server in &servers {
         let at = server.at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default();
         if server.is_new_enough() {
@@ -118,7 +128,7 @@ async fn look_at_servers(
             )?;
         }
     }
-    if let Some(warning) = settings.counting.too_much_history(ServerFacts::max_memory_of(&servers)) {
+    if let Some(warning) = settings.counting.too_much_history(max_memory) {
         findings.add(Verdict::Warn, "memory", warning)?;
     }
     for server in &servers {

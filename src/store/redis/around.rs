@@ -60,6 +60,12 @@ impl Around {
         &self.failed
     }
 
+    /// The first error, of which there is one.
+    pub(super) fn error(&self) -> Unavailable {
+        let first = self.failed.values().next().cloned();
+        first.unwrap_or_else(|| Unavailable::because("a server is away"))
+    }
+
     /// An error if some node has failed.
     pub(super) fn all_done(self) -> Result<(), Unavailable> {
         self.failed.into_values().next().map_or(Ok(()), Err)

@@ -38,6 +38,8 @@ pub struct RedisStoreConfig {
     pub mode: Mode,
     /// Keys that a window's ids are split over.
     pub shards: Shards,
+    /// How long the leader waits for an instance that has not sealed a window.
+    pub close_timeout: Duration,
     /// How long a window's keys are kept after it was sealed.
     pub retention: Duration,
     /// How long hours and days are kept.

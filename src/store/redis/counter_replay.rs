@@ -31,9 +31,16 @@ const LISTED_AT_ONCE: usize = 200;
 const IDS_AT_ONCE: usize = 4 * 1024;
 
 impl Replay {
-    /// Gives Redis the pending ids of counters. At the seal it gives all that Redis lacks, and all names once more.
-    pub(super) async fn give_counters(&self, local: &LocalWindow, at_seal: bool, around: &mut Around) {
-        let Some(counters) = &local.counters else { return };
+    /// Gives Redis the pending ids of counters. At the seal it gives all that Redis lacks, and all names once more. Returns the
+    /// buckets whose servers are away.
+    pub(super) async fn give_counters(
+        &self,
+        local: &LocalWindow,
+        at_seal: bool,
+        around: &mut Around,
+    ) -> Vec<usize> {
+        let mut lacking = Vec::new();
+        let Some(counters) = &local.counters else { return lacking };
         let epoch = self.epoch.load(Ordering::Relaxed);
         let mut by_bucket = BTreeMap::<usize, Vec<_>>::new();
         for counter in counters.all().into_iter().filter(|counter| at_seal || counter.has_pending()) {
@@ -44,10 +51,15 @@ impl Replay {
             let node = self.redis.number_of(counters.names_of(bucket).slot);
             if around.skips(node) {
                 self.note_given(of_bucket.len());
+                lacking.push(bucket);
                 continue;
             }
-            around.note(node, self.give_bucket(counters, bucket, of_bucket, epoch).await);
+            let given = self.give_bucket(counters, bucket, of_bucket, epoch).await;
+            if around.note(node, given).is_none() {
+                lacking.push(bucket);
+            }
         }
+        lacking
     }
 
     async fn give_bucket(

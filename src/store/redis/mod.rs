@@ -35,6 +35,7 @@
 //! Local sketches live until the window is published, so that they can be merged once more if Redis loses everything
 //! before that. Of many sealed windows, only the newest keep their sketches.
 
+mod absences;
 mod addition;
 mod around;
 mod batch;
@@ -61,14 +62,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
+use self::absences::Absences;
 use self::addition::Addition;
 use self::around::Around;
 use self::batch::Receipts;
@@ -110,8 +110,10 @@ pub struct RedisStore {
     pipelines: Box<[Pipelines]>,
     local: Arc<LocalWindows>,
     replay: Arc<Replay>,
-    /// Since when the servers of a cluster have failed that windows could not be counted without.
-    away_since: Mutex<BTreeMap<usize, Instant>>,
+    /// Of servers that windows could not be counted without.
+    uncounted: Absences,
+    /// Of servers that windows could not be sealed without.
+    unsealed: Absences,
 }
 
 /// The tasks behind a store.
@@ -181,8 +183,8 @@ impl RedisStore {
             local: Arc::clone(&local),
             replay: Arc::clone(&replay),
         };
-        let away_since = Mutex::default();
-        (Self { config, redis: redis.another(), primaries, pipelines, local, replay, away_since }, tasks)
+        let (redis, uncounted, unsealed) = (redis.another(), Absences::default(), Absences::default());
+        (Self { config, redis, primaries, pipelines, local, replay, uncounted, unsealed }, tasks)
     }
 
     /// The pipelines of this worker. The caller may also run elsewhere: then it takes the first.
@@ -337,9 +339,10 @@ impl RedisStore {
             self.local.note_sealed_idle(idle);
         }
         for (_, local) in sealing {
-            let mut around = Around::default();
-            let sealed = self.replay.seal(&local, &mut around).await;
-            around.all_done().and(sealed)?;
+            // The leader waits for this instance, and this instance for the servers of counters, but not for as long.
+            let patience = self.config.close_timeout / 2;
+            let may_lack = |around: &Around| self.unsealed.all_last_for(around, patience).is_ok();
+            self.replay.seal(&local, &mut Around::default(), may_lack).await?;
             self.local.note_sealed(local);
         }
         Ok(())
@@ -351,7 +354,7 @@ impl RedisStore {
         }
         let mut around = Around::default();
         for (_, local) in self.local.table.close_up_to(window) {
-            if let Err(error) = self.replay.seal(&local, &mut around).await {
+            if let Err(error) = self.replay.seal(&local, &mut around, |_| true).await {
                 debug!(window = %local.window, %error, "a closed window is sealed, though a server lacks some of its ids");
             }
             self.local.note_sealed(local);
@@ -407,15 +410,8 @@ impl RedisStore {
     /// An error, unless each server that has failed has been away for so long. The one of the namespace is never left out.
     fn leave_out(&self, around: &Around, away_for: Duration) -> Result<(), Unavailable> {
         let home = self.redis.number_for(&self.config.keys.lease());
-        let mut away_since = self.away_since.lock();
-        away_since.retain(|node, _| around.has_failed(*node));
-        for (node, error) in around.failed() {
-            let since = away_since.entry(*node).or_insert_with(Instant::now);
-            if *node == home || error.is_refusal() || since.elapsed() < away_for {
-                return Err(error.clone());
-            }
-        }
-        Ok(())
+        self.uncounted.all_last_for(around, away_for)?;
+        around.error_of(home).map_or(Ok(()), |error| Err(error.clone()))
     }
 
     /// How many different ids counters have so far.
@@ -578,7 +574,7 @@ impl RedisStore {
             let done = match sealed {
                 Sealed::Kept(local) => {
                     local.note_loss(loss, generation);
-                    self.replay.seal(&local, &mut around).await
+                    self.replay.seal(&local, &mut around, |_| false).await
                 }
                 Sealed::Dropped(stats) => self.replay.store_lost(window, &stats).await,
             };

@@ -45,6 +45,16 @@ pub(super) const MERGE_EXPIRES: u64 = 60;
 /// Exact ids that are replayed in one pipeline: few enough to be done well within `--redis-timeout`.
 const IDS_A_PIPELINE: usize = 8 * 1024;
 
+/// What Redis has of a window after it was given what it lacked.
+struct Given {
+    /// In so many shards a part was left.
+    parts: u64,
+    /// Shards lack ids, because their servers are away.
+    lacks_ids: bool,
+    /// Buckets of counters that lack ids or names.
+    lacking: Vec<usize>,
+}
+
 /// What a merge leaves in Redis beside the shared sketch: nothing, or this instance's part.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leave {
@@ -97,17 +107,25 @@ impl Replay {
         of_shards.chain(of_buckets).find(|key| self.redis.number_for(key) == node)
     }
 
-    /// Seals a window that no addition enters any more. If some node has failed, the window is not sealed, but the other nodes
-    /// have what is for them.
-    pub(super) async fn seal(&self, local: &LocalWindow, around: &mut Around) -> Result<(), Unavailable> {
+    /// Seals a window that no addition enters any more. The servers that are there get what is for them in any case. If shards
+    /// lack ids, the window is not sealed. If only counters do, `may_lack` decides.
+    pub(super) async fn seal(
+        &self,
+        local: &LocalWindow,
+        around: &mut Around,
+        may_lack: impl Fn(&Around) -> bool,
+    ) -> Result<(), Unavailable> {
         // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
-        let missed = around.missed();
-        let parts = self.give(local, Leave::Part, around).await;
-        if around.missed() > missed {
-            return Err(Unavailable::because("a server lacks a part of the window"));
+        let Given { parts, lacks_ids, lacking } = self.give(local, Leave::Part, around).await;
+        if lacks_ids || !(lacking.is_empty() || may_lack(around)) {
+            return Err(around.error());
         }
-        self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await
+        let mut stats = WindowStats { parts, ..local.stats() };
+        for bucket in lacking {
+            stats.counters.buckets.entry(bucket).or_default().lost = true;
+        }
+        self.store_stats("HSET", local.window, &stats).await
     }
 
     /// Stores the stats of a window without ids. If they were missing, the leader would take the ids for lost.
@@ -135,9 +153,10 @@ impl Replay {
         around
     }
 
-    /// Gives Redis what it lacks of a window. Returns in how many shards it left a part.
-    async fn give(&self, local: &LocalWindow, leave: Leave, around: &mut Around) -> u64 {
+    /// Gives Redis what it lacks of a window, as far as its servers are there.
+    async fn give(&self, local: &LocalWindow, leave: Leave, around: &mut Around) -> Given {
         let _replaying = local.replaying.lock().await;
+        let missed = around.missed();
         let parts = match &local.ids {
             Ids::Hll { sketches, .. } => self.merge(local, sketches, leave, around).await,
             Ids::Exact(pending) => {
@@ -145,8 +164,9 @@ impl Replay {
                 0
             }
         };
-        self.give_counters(local, leave == Leave::Part, around).await;
-        parts
+        let lacks_ids = around.missed() > missed;
+        let lacking = self.give_counters(local, leave == Leave::Part, around).await;
+        Given { parts, lacks_ids, lacking }
     }
 
     /// Merges the local sketches into the shared ones.
