@@ -72,7 +72,7 @@ mod redis_writes;
 mod router_properties;
 mod secrets;
 mod sentinel;
-mod sentinel_faults;
+mod sentinel_outages;
 mod series;
 mod shutdown;
 mod signals;

@@ -101,6 +101,10 @@ use crate::platform::workers::{self, Workers};
 use crate::redis::{Call, Redis, Routed};
 use crate::telemetry::metrics::Metrics;
 
+/// So much before `--close-timeout` an instance seals a window without counters whose server is away. If the leader closed it
+/// first, the total would not be complete either.
+const SOONER_THAN_THE_LEADER: Duration = Duration::from_secs(3);
+
 /// Counts in Redis, together with all instances of the namespace. [`Store`](super::Store) says what the methods promise.
 pub struct RedisStore {
     config: Arc<RedisStoreConfig>,
@@ -340,7 +344,8 @@ impl RedisStore {
         }
         for (_, local) in sealing {
             // The leader waits for this instance, and this instance for the servers of counters, but not for as long.
-            let patience = self.config.close_timeout / 2;
+            let timeout = self.config.close_timeout;
+            let patience = timeout.saturating_sub(SOONER_THAN_THE_LEADER).max(timeout / 2);
             let may_lack = |around: &Around| self.unsealed.all_last_for(around, patience).is_ok();
             self.replay.seal(&local, &mut Around::default(), may_lack).await?;
             self.local.note_sealed(local);

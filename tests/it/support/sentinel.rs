@@ -86,34 +86,10 @@ impl Member {
         redis::cmd("INFO").arg(section).query(&mut self.try_connect().ok()?).ok()
     }
 
-    /// The connections of others than Sentinels and the test.
-    pub fn clients(&self) -> Vec<String> {
-        let list: String =
-            redis::cmd("CLIENT").arg(&["LIST", "TYPE", "normal"]).query(&mut self.connect()).expect("a list");
-        let is_known =
-            |line: &&str| line.contains(" name=sentinel-") || line.contains(&format!(" name={OWN_NAME} "));
-        list.lines().filter(|line| !is_known(line)).map(str::to_owned).collect()
-    }
-
-    /// How many commands had an error for an answer, such as a replica's answer to writes.
-    pub fn errors(&self) -> u64 {
-        let stats: String =
-            redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).expect("an answer");
-        let fields = stats.split(['\r', '\n', ',', ':']).filter_map(|field| field.split_once('='));
-        let errors = fields.filter(|(name, _)| matches!(*name, "rejected_calls" | "failed_calls"));
-        errors.map(|(_, number)| number.parse::<u64>().expect("a number")).sum()
-    }
-
     /// Stops it with open connections.
     pub fn stop(&mut self) {
         self.is_up = false;
         self.process.signal("STOP");
-    }
-
-    /// Lets it go on.
-    pub fn go_on(&mut self) {
-        self.process.signal("CONT");
-        self.is_up = true;
     }
 
     /// Kills it. Data of a server is lost.
@@ -250,19 +226,6 @@ impl Watched {
     pub fn fail_over(&self) {
         let mut sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_up).expect("one").connect();
         redis::cmd("SENTINEL").arg("FAILOVER").arg(&self.name).exec(&mut sentinel).expect("a fail-over");
-    }
-
-    /// Lets the replica lag: it gets no more writes until it is promoted. It stays cut off, so this ends a test.
-    pub fn detach(&self, replica: usize) {
-        let mut connection = self.nodes[replica].connect();
-        let wrong = ["SET", "masteruser", "nobody", "masterauth", "wrong"];
-        redis::cmd("CONFIG").arg(&wrong).exec(&mut connection).expect("another login at the primary");
-        let kill = ["KILL", "TYPE", "replica"];
-        redis::cmd("CLIENT").arg(&kill).exec(&mut self.nodes[1 - replica].connect()).expect("an answer");
-        wait_blocking("the replica to be cut off", || {
-            says(&self.nodes[replica], "master_link_status", "down")
-                && says(&self.nodes[1 - replica], "connected_slaves", "0")
-        });
     }
 
     /// The number of the server that a Sentinel names.
