@@ -199,12 +199,11 @@ fn check_names_each_node() {
         let address = member.address.to_string();
         let about: Vec<_> = found.lines().filter(|line| line.contains(&address)).collect();
         let says = |what: &str| about.iter().any(|line| line.contains(what));
-        match member.primary {
-            Some(_) => assert!(says("replica") && !says("primary"), "{about:#?}"),
-            None => {
-                let slots = member.slots.into_iter().flatten().count().to_string();
-                assert!(says("primary") && says(&slots) && !says("replica"), "{about:#?}");
-            }
+        if member.primary.is_some() {
+            assert!(says("replica") && !says("primary"), "{about:#?}");
+        } else {
+            let slots = member.slots.into_iter().flatten().count().to_string();
+            assert!(says("primary") && says(&slots) && !says("replica"), "{about:#?}");
         }
         assert!(says(if node == evicting { "allkeys-lru" } else { "noeviction" }), "{found}");
         assert_eq!(about.iter().any(|line| line.starts_with("warn")), node == evicting, "{about:#?}");

@@ -96,8 +96,10 @@ fn a_replica_that_may_not_take_over_leaves_its_slots_alone() {
     let places = cluster.places("any", shards());
     assert!(places.shards.contains(&victim), "eight shards spread over three primaries");
     let other = cluster.primaries().into_iter().find(|node| *node != victim).unwrap();
-    let key =
-        (0..).map(|number| format!("key-{number}")).find(|key| cluster.primary_of(key) == other).unwrap();
+    let key = (0..1_000)
+        .map(|number| format!("key-{number}"))
+        .find(|key| cluster.primary_of(key) == other)
+        .unwrap();
     set(&cluster, other, &key).expect("the others go on");
     cluster.bring_back(victim);
     assert_eq!(cluster.primary_of("key"), victim);

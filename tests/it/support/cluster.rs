@@ -302,7 +302,7 @@ fn owner(members: &BTreeMap<usize, Member>, slot: u16) -> usize {
 /// (<https://redis.io/docs/latest/commands/cluster-nodes/>)
 fn member(line: &str) -> (String, Member) {
     let words: Vec<_> = line.split_whitespace().collect();
-    let [id, place, flags, primary, _ping, _pong, _epoch, link, slots @ ..] = &words[..] else {
+    let [id, place, flags, primary, _ping, _pong, _epoch, to_others, slots @ ..] = &words[..] else {
         panic!("no node: {line}")
     };
     let address = place.split('@').next().and_then(|address| address.parse().ok());
@@ -315,7 +315,7 @@ fn member(line: &str) -> (String, Member) {
         address: address.unwrap_or_else(|| panic!("no address: {line}")),
         primary: Some((*primary).to_owned()).filter(|primary| primary != "-"),
         is_away: flags.split(',').any(|flag| ["fail", "fail?", "handshake"].contains(&flag))
-            || *link != "connected",
+            || *to_others != "connected",
         slots: slots.collect(),
     };
     ((*id).to_owned(), member)
