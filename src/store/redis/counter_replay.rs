@@ -96,12 +96,14 @@ impl Replay {
     /// Counters of which Redis acknowledged all ids, and does not have them all any more: another program deleted the key or
     /// wrote to it, or Redis evicted it. What other instances had added may be lost as well.
     async fn lost_of(&self, counters: &[Arc<LocalCounter>]) -> Result<Vec<Arc<LocalCounter>>, Unavailable> {
-        let (mut lost, generation) = (Vec::new(), self.redis.generation());
+        let mut lost = Vec::new();
         for some in counters.chunks(READ_AT_ONCE) {
             let are_there = match self.config.mode {
                 Mode::Hll => self.are_covered(some).await?,
                 Mode::Exact => self.are_there(some).await?,
             };
+            // Only now: the call may have led to another server.
+            let generation = self.redis.generation();
             for (counter, _) in some.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
                 // After a loss that the heartbeat has noticed, all instances give again what they have.
                 if counter.target.must_exist(generation) {
@@ -199,8 +201,11 @@ impl Replay {
             .redis
             .run(Call::Seal, key_of(counters), async |connection| look.query_async(connection).await)
             .await?;
-        for (counter, _) in expected.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
-            counter.note_damage();
+        // If the call has led to another server, that one has acknowledged nothing.
+        if self.redis.generation() == generation {
+            for (counter, _) in expected.iter().zip(are_there).filter(|(_, is_there)| !is_there) {
+                counter.note_damage();
+            }
         }
         Ok(())
     }
