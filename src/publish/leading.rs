@@ -175,9 +175,9 @@ impl<'a> Leading<'a> {
             return Ok(true);
         }
         let ended = next.end() <= self.publisher.clock.now();
-        // A window in memory does not outlive the process, so a stop closes it before its end.
-        let at_the_last = stopping && !self.publisher.coordinator.is_shared();
         let is_shared = self.publisher.coordinator.is_shared();
+        // A window in memory does not outlive the process, so a stop closes it before its end.
+        let at_the_last = stopping && !is_shared;
         if !(ended || at_the_last) || !(is_shared || self.has_sealed(next)) {
             return Ok(false);
         }

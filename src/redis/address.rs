@@ -62,7 +62,7 @@ impl Address {
 
     /// The scheme of a single server.
     pub(super) fn scheme(&self) -> &'static str {
-        if matches!(self.info.addr(), ConnectionAddr::TcpTls { .. }) { "rediss" } else { "redis" }
+        scheme_of(self.info.addr())
     }
 
     /// Whether it contains a password.
@@ -92,6 +92,11 @@ impl fmt::Display for Address {
             Kind::Server => write!(f, "{}, database {database}", self.info.addr()),
         }
     }
+}
+
+/// The scheme of the URL of a single server at this address.
+pub(super) fn scheme_of(address: &ConnectionAddr) -> &'static str {
+    if matches!(address, ConnectionAddr::TcpTls { .. }) { "rediss" } else { "redis" }
 }
 
 /// A host and its port, as in a URL.
@@ -158,7 +163,4 @@ pub enum CannotConnect {
         /// What the server is, and what the user can do.
         what: String,
     },
-    /// The client cannot connect to such an address.
-    #[error("cannot use --redis-url: {0}")]
-    Address(Unavailable),
 }

@@ -20,6 +20,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// The pause between two tries at the start of the service.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
 /// A Redis: a server, the primary that Sentinels name, or a cluster. Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct Redis(Arc<Shared>);
@@ -136,6 +137,13 @@ impl Redis {
     /// [`Unavailable`] when no server of the cluster answers.
     pub async fn look_around(&self) -> Result<(), Unavailable> {
         self.0.topology.read_map().await
+    }
+
+    /// Brings items together whose keys are in one slot, for [`Self::groups`]. Where there are no slots, they stay in their order.
+    pub fn sort_by_slot<T>(&self, items: &mut [T], key: impl Fn(&T) -> &str) {
+        if self.is_cluster() {
+            items.sort_by_cached_key(|item| slot_of(key(item)));
+        }
     }
 
     /// Splits items into groups that one call may have: at most so many, and in a cluster neighbours in one slot.

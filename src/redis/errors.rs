@@ -11,7 +11,7 @@ pub(super) fn is_refused_password(error: &RedisError) -> bool {
 
 /// Whether a new connection may help. If the server has become a replica, or is still loading, its name may lead to
 /// another server by now.
-pub fn is_fatal(error: &RedisError) -> bool {
+pub(super) fn is_fatal(error: &RedisError) -> bool {
     match error.kind() {
         // The keys of a slot that is being moved are on two servers. Both are well.
         ErrorKind::Server(ServerErrorKind::TryAgain)

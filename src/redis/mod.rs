@@ -27,7 +27,6 @@ pub use self::address::{Address, CannotConnect};
 pub use self::call::Call;
 pub use self::client::Redis;
 pub use self::cluster::{Member, slot_of};
-pub use self::errors::is_fatal;
 pub use self::node::Node;
 pub use self::routed::Routed;
 pub use self::settings::Settings;

@@ -34,7 +34,7 @@ pub struct Routed {
 
 /// Where to send a command again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Again {
+pub(super) enum Again {
     /// To the server with this name. The slot is there, or it is being moved there.
     To { name: String, is_moving: bool },
     /// To the same server, a little later.
@@ -132,15 +132,7 @@ impl Routed {
             tokio::time::sleep(WHILE_KEYS_MOVE).await;
             return Ok(None);
         };
-        topology.note_redirection(*is_moving);
-        if !is_moving {
-            topology.read_map_soon();
-        }
-        if topology.at(name).is_none() {
-            // It is new. If the map cannot be read, it stays unknown.
-            let _ = topology.read_map().await;
-        }
-        let node = topology.at(name).ok_or_else(|| unknown(name))?;
+        let node = topology.redirected(name, *is_moving, 1).await.map_err(|_| unknown(name))?;
         let link = topology.control(node).ok_or_else(no_answer)?.clone();
         self.elsewhere = Some(link.clone());
         Ok(Some(link))
@@ -254,7 +246,8 @@ fn again_of(answer: &Value) -> Option<Again> {
     }
 }
 
-fn again_after(error: &ServerError) -> Option<Again> {
+/// Where to send the command again that got this error.
+pub(super) fn again_after(error: &ServerError) -> Option<Again> {
     match error.kind()? {
         ServerErrorKind::Moved => Some(Again::To { name: named_node(error)?, is_moving: false }),
         ServerErrorKind::Ask => Some(Again::To { name: named_node(error)?, is_moving: true }),
@@ -264,7 +257,7 @@ fn again_after(error: &ServerError) -> Option<Again> {
 }
 
 /// The server that a `MOVED` or an `ASK` names.
-pub(super) fn named_node(error: &ServerError) -> Option<String> {
+fn named_node(error: &ServerError) -> Option<String> {
     error.details()?.split_ascii_whitespace().nth(1).map(str::to_owned)
 }
 

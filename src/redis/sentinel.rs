@@ -16,7 +16,7 @@ use ::redis::{
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::address::host_and_port;
+use super::address::{host_and_port, scheme_of};
 use super::errors::wrong_address;
 use super::patience::{CONNECT_TIMEOUT, config, in_time};
 use super::urls::Watched;
@@ -44,8 +44,7 @@ async fn ask(sentinel: &ConnectionAddr, watched: &Watched, info: &ConnectionInfo
     let mut to_node = SentinelNodeConnectionInfo::default()
         .set_redis_connection_info(info.redis_settings().clone())
         .set_tcp_settings(info.tcp_settings().clone());
-    let is_tls = matches!(sentinel, ConnectionAddr::TcpTls { .. });
-    if is_tls {
+    if matches!(sentinel, ConnectionAddr::TcpTls { .. }) {
         to_node = to_node.set_tls_mode(TlsMode::Secure);
     }
     let mut asked = Sentinel::build(vec![to_sentinel.clone()])?;
@@ -55,7 +54,7 @@ async fn ask(sentinel: &ConnectionAddr, watched: &Watched, info: &ConnectionInfo
         }
         // redis-rs says so of a server that is no Sentinel.
         Err(error) if error.kind() == ErrorKind::InvalidClientConfig => {
-            let (at, scheme) = (host_and_port(sentinel), if is_tls { "rediss" } else { "redis" });
+            let (at, scheme) = (host_and_port(sentinel), scheme_of(sentinel));
             let what =
                 format!("{at} is no Sentinel: use --redis-url {scheme}://{at} if it is the server itself");
             Err(wrong_address(what))

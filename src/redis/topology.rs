@@ -28,7 +28,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::address::{Access, Address, host_and_port};
+use super::address::{Access, Address, host_and_port, scheme_of};
 use super::call::{Call, CallMetrics};
 use super::cluster::{Member, SLOTS, View, slot_of};
 use super::errors::{unavailable, wrong_address};
@@ -151,7 +151,7 @@ impl Topology {
     }
 
     /// The node at an address that a server has named.
-    pub(super) fn at(&self, name: &str) -> Option<&Arc<Node>> {
+    fn at(&self, name: &str) -> Option<&Arc<Node>> {
         let there = self.nodes.iter().map_while(OnceLock::get);
         there.into_iter().find(|node| node.is_named(name))
     }
@@ -265,8 +265,7 @@ impl Topology {
             if !error.to_string().contains("cluster support disabled") {
                 return unavailable(&error);
             }
-            let is_tls = matches!(address, ConnectionAddr::TcpTls { .. });
-            let (at, scheme) = (host_and_port(address), if is_tls { "rediss" } else { "redis" });
+            let (at, scheme) = (host_and_port(address), scheme_of(address));
             unavailable(&wrong_address(format!("{at} is in no cluster: use --redis-url {scheme}://{at}")))
         })
     }
@@ -302,12 +301,26 @@ impl Topology {
         self.cluster.as_ref().map(|cluster| &self.side(cluster, node).wire)
     }
 
-    /// Notes that a server sent a command elsewhere: its slot is being moved, or has moved.
-    pub(super) fn note_redirection(&self, is_moving: bool) {
+    /// The node that a server has named for some commands: their slot has moved there, or is being moved.
+    pub(super) async fn redirected(
+        self: &Arc<Self>,
+        name: &str,
+        is_moving: bool,
+        commands: u64,
+    ) -> Result<&Arc<Node>, Unavailable> {
         if let Some(cluster) = &self.cluster {
             let counter = if is_moving { &cluster.asked } else { &cluster.moved };
-            counter.increment(1);
+            counter.increment(commands);
         }
+        if !is_moving {
+            self.read_map_soon();
+        }
+        if self.at(name).is_none() {
+            // It is new.
+            self.read_map().await?;
+        }
+        let unknown = || Unavailable::because(format_args!("the cluster does not know the server {name}"));
+        self.at(name).ok_or_else(unknown)
     }
 
     /// Takes over a view.

@@ -10,7 +10,7 @@ use super::call::Call;
 use super::errors::is_passing;
 use super::link::Link;
 use super::node::Node;
-use super::routed::named_node;
+use super::routed::{Again, again_after};
 use super::topology::Topology;
 use super::wire::{Commands, Replies, Wire};
 use crate::platform::unavailable::Unavailable;
@@ -97,27 +97,14 @@ impl Writer {
         let mut elsewhere = BTreeMap::<(String, bool), Vec<usize>>::new();
         for (place, reply) in replies.iter().enumerate() {
             if let Err(error) = reply
-                && is_redirection(error)
-                && let Some(name) = named_node(error)
+                && let Some(Again::To { name, is_moving }) = again_after(error)
             {
-                let is_moving = error.kind() == Some(ServerErrorKind::Ask);
                 elsewhere.entry((name, is_moving)).or_default().push(place);
             }
         }
         for ((name, is_moving), places) in elsewhere {
-            for _ in &places {
-                self.topology.note_redirection(is_moving);
-            }
-            if !is_moving {
-                self.topology.read_map_soon();
-            }
-            if self.topology.at(&name).is_none() {
-                self.topology.read_map().await?;
-            }
-            let wire = self.topology.at(&name).and_then(|node| self.topology.wire(node));
-            let Some(wire) = wire else {
-                return Err(Unavailable::because(format_args!("the cluster does not know the node {name}")));
-            };
+            let node = self.topology.redirected(&name, is_moving, places.len() as u64).await?;
+            let Some(wire) = self.topology.wire(node) else { continue };
             let again = commands.some(&places, is_moving.then_some(b"ASKING"));
             let answers = wire.run(call, async |wire| wire.exchange(&again).await).await?;
             let answers =

@@ -17,7 +17,7 @@ use crate::platform::unavailable::Unavailable;
 use crate::publish::sinks::kafka::counters::CounterEntry;
 use crate::publish::sinks::kafka::ledger::Entry;
 use crate::redis::keys::Keys;
-use crate::redis::{self, Call, Redis, Routed, Text, Texts, slot_of};
+use crate::redis::{self, Call, Redis, Routed, Text, Texts};
 use crate::store::redis::{accepted_ids, count_commands, sum_counts};
 use crate::telemetry::metrics::Metrics;
 
@@ -211,9 +211,7 @@ impl<'a> Comparison<'a> {
         let key =
             |entry: &CounterEntry| self.keys.counter(mode, &entry.counter, length.starting_at(entry.start));
         let mut ours: Vec<_> = ours.into_iter().map(|entry| (entry, key(entry))).collect();
-        if self.redis.is_cluster() {
-            ours.sort_by_cached_key(|(_, key)| slot_of(key));
-        }
+        self.redis.sort_by_slot(&mut ours, |(_, key)| key);
         for some in self.redis.groups(&ours, |(_, key)| key, ours.len()) {
             let mut ask = Pipeline::with_capacity(some.len());
             for (_, key) in some {

@@ -17,7 +17,7 @@ use crate::model::timing::closed_keys_live;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::Holds;
-use crate::redis::{Call, Routed, slot_of};
+use crate::redis::{Call, Routed};
 
 /// Counters that are counted in one pipeline, with two commands each.
 const COUNTED_AT_ONCE: usize = 100;
@@ -194,9 +194,7 @@ impl Replay {
         let of_names = counts.all().iter().map(|count| keys.counter(*mode, &count.name, window));
         let of_buckets = buckets.into_iter().map(|bucket| keys.names(bucket, window));
         let mut all: Vec<_> = of_names.chain(of_buckets).collect();
-        if self.redis.is_cluster() {
-            all.sort_by_cached_key(|key| slot_of(key));
-        }
+        self.redis.sort_by_slot(&mut all, String::as_str);
         let all: Vec<_> = all.into_iter().enumerate().collect();
         for some in self.redis.groups(&all, |(_, key)| key, EXPIRE_AT_ONCE) {
             let mut expire = Pipeline::new();

@@ -95,14 +95,11 @@ impl Replay {
         periods: &[Period],
     ) -> Result<(), Unavailable> {
         let RedisStoreConfig { keys, instance_id, keep, .. } = &*self.config;
-        let mut counters: Vec<_> = counters.iter().collect();
-        if self.redis.is_cluster() {
-            counters.sort_by_key(|counter| bucket_of(&counter.name));
-        }
-        let keys_of: Vec<_> = counters
+        let mut keys_of: Vec<_> = counters
             .iter()
-            .map(|counter| (*counter, keys.counter(Mode::Hll, &counter.name, window)))
+            .map(|counter| (counter, keys.counter(Mode::Hll, &counter.name, window)))
             .collect();
+        self.redis.sort_by_slot(&mut keys_of, |(_, key)| key);
         for some in self.redis.groups(&keys_of, |(_, key)| key, ROLLED_UP_AT_ONCE / periods.len().max(1)) {
             let (mut commands, mut sketches, mut hashes) = (Pipeline::new(), Vec::new(), Vec::new());
             // Redis may have forgotten the script.
