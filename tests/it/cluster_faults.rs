@@ -117,7 +117,6 @@ async fn replicas_take_over_from_killed_primaries() {
 
 /// It still takes itself for a primary when it goes on, for a moment.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails now and then: issue 23"]
 async fn replicas_take_over_from_primaries_that_hang() {
     replicas_take_over(Loss::Paused).await;
 }

@@ -137,9 +137,21 @@ impl LocalCounters {
     /// them and their counts before those are published, they are lost.
     pub(super) fn give_up(&self) {
         self.are_given_up.store(true, Ordering::Relaxed);
+        // Of a window that was closed while a server was away, some may be pending.
+        self.give_up_pending();
         let names = self.places.all(|name, _| Some(Box::<str>::from(name)));
         self.places.free(names.iter().map(|name| &**name));
         self.places.share().give_all();
+    }
+
+    /// Gives up the exact ids that are still pending.
+    fn give_up_pending(&self) {
+        for counter in self.all() {
+            if let CounterIds::Exact(pending) = &counter.ids {
+                let given_up = std::mem::take(&mut *pending.lock());
+                self.pending.release(given_up.len() as u64);
+            }
+        }
     }
 
     /// Looks up the counters of a request. `then` gets them, and whether all have a place.
@@ -439,13 +451,8 @@ impl LocalCounter {
     }
 }
 
-/// Ids that are still pending are given up.
 impl Drop for LocalCounters {
     fn drop(&mut self) {
-        for counter in self.all() {
-            if let CounterIds::Exact(pending) = &counter.ids {
-                self.pending.release(pending.lock().len() as u64);
-            }
-        }
+        self.give_up_pending();
     }
 }
