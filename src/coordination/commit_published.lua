@@ -3,7 +3,7 @@
 -- A script, because a leader that was asleep must not commit anything.
 --
 -- KEYS: token, published, counts. ARGV: token, window, seconds of closed windows to remember.
--- Returns 'marked' or 'fenced'.
+-- Returns 'committed' or 'fenced'.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 'fenced'
 end
@@ -21,4 +21,4 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
     redis.call('HDEL', KEYS[3], field)
   end
 end
-return 'marked'
+return 'committed'

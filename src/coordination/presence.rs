@@ -53,7 +53,7 @@ impl Presence {
     }
 
     /// By Redis's clock the running window is another one. So this instance does not vouch for the one at its watermark.
-    pub(super) fn is_elsewhere(&mut self, watermark: Window) {
+    pub(super) fn note_other_window(&mut self, watermark: Window) {
         self.since = self.since.max(watermark.start() + Duration::from_nanos(1));
     }
 

@@ -144,21 +144,21 @@ impl RedisCoordinator {
     fn is_in_grace(&self) -> bool {
         let Memory { heard, grace, generation, acknowledged, .. } = &*self.memory.lock();
         // The next heartbeat notes it, and ends what this instance knows of the others.
-        let is_elsewhere = acknowledged.is_some() && *generation != self.redis.generation();
-        is_elsewhere
+        let is_other_server = acknowledged.is_some() && *generation != self.redis.generation();
+        is_other_server
             || heard.is_none_or(|heard| heard.elapsed() > FRESH)
             || grace.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Whether a connection has led to another server since the last heartbeat.
-    fn is_elsewhere(&self) -> bool {
+    /// Notes which server has the heartbeats. Whether a connection has led to another one since the last of them.
+    fn note_server(&self) -> bool {
         let (mut memory, generation) = (self.memory.lock(), self.redis.generation());
-        let elsewhere = memory.acknowledged.is_some() && memory.generation != generation;
-        if elsewhere {
+        let is_other = memory.acknowledged.is_some() && memory.generation != generation;
+        if is_other {
             memory.expect_others();
         }
         memory.generation = generation;
-        elsewhere
+        is_other
     }
 
     /// [`super::Coordinator::heartbeat`].
@@ -168,7 +168,7 @@ impl RedisCoordinator {
     /// [`HeartbeatError`].
     pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<HeartbeatAnswer, HeartbeatError> {
         let lost = HeartbeatAnswer { lost: true, ..HeartbeatAnswer::default() };
-        if self.is_elsewhere() {
+        if self.note_server() {
             return Ok(lost);
         }
         let answer = self.send(&self.ask(heartbeat)).await?;
@@ -449,7 +449,7 @@ impl RedisCoordinator {
             .run(Call::Close, &keys.token(), async |connection| call.invoke_async(connection).await)
             .await?;
         match &*answer {
-            "marked" => {
+            "committed" => {
                 let mut memory = self.memory.lock();
                 memory.published = memory.published.max(Some(window));
                 Ok(())

@@ -50,7 +50,7 @@ pub struct Sealer {
     /// How often the store may have lost data.
     losses: u64,
     /// The watermark of the last heartbeat that was taken.
-    told: Window,
+    reported: Window,
     /// The last round failed.
     interrupted: bool,
     clock_is_off: bool,
@@ -73,8 +73,8 @@ impl Sealer {
         closed: ClosedWindows,
     ) -> Result<Self, HeartbeatError> {
         let presence = Presence::new(Arc::clone(&clock));
-        let told = window.window_at(clock.now());
-        let watermark = watch::channel(told).0;
+        let reported = window.window_at(clock.now());
+        let watermark = watch::channel(reported).0;
         let mut sealer = Self {
             clock,
             store,
@@ -85,7 +85,7 @@ impl Sealer {
             presence,
             restoring: None,
             losses: 0,
-            told,
+            reported,
             interrupted: false,
             clock_is_off: false,
             clock_is_wrong: watch::channel(false).0,
@@ -119,20 +119,20 @@ impl Sealer {
                 Err(_) => wait,
             };
             wait = if round.is_ok() { HEARTBEAT_AGAIN } else { (2 * wait).min(HEARTBEAT_EVERY) };
-            self.say_how_it_went(round);
+            self.note_round(round);
             if tokio::time::timeout(pause, stop.cancelled()).await.is_ok() {
                 break;
             }
         }
         while let Err(error) = unless_disagreed(self.seal_everything().await)? {
-            self.say_how_it_went(Err(error));
+            self.note_round(Err(error));
             tokio::time::sleep(HEARTBEAT_AGAIN).await;
         }
         Ok(())
     }
 
     /// Logs one line when rounds begin to fail, and one when they succeed again.
-    fn say_how_it_went(&mut self, round: Result<(), Unavailable>) {
+    fn note_round(&mut self, round: Result<(), Unavailable>) {
         match round {
             Err(error) if !self.interrupted => {
                 warn!(%error, "cannot seal or send heartbeats, trying again");
@@ -269,12 +269,13 @@ impl Sealer {
     }
 
     /// Logs ids of windows that the leader closed before this instance had sealed them.
-    fn say_what_is_missed(&self, closed: Window) {
-        let missed_ids = if self.told <= closed { self.store.take_missed(self.told, closed) } else { 0 };
+    fn log_missed_ids(&self, closed: Window) {
+        let missed_ids =
+            if self.reported <= closed { self.store.take_missed(self.reported, closed) } else { 0 };
         if missed_ids > 0 {
             self.metrics.missed_ids.increment(missed_ids);
             error!(
-                missed_ids, first = %self.told, last = %closed,
+                missed_ids, first = %self.reported, last = %closed,
                 "windows were closed without this instance: their counts lack the ids that it accepted while Redis \
                  was away"
             );
@@ -300,14 +301,14 @@ impl Sealer {
             self.note_offset(ClockOffset::new(time, asked, self.clock.now()));
         }
         if let Some(closed) = answer.closed {
-            self.say_what_is_missed(closed);
+            self.log_missed_ids(closed);
         }
         if answer.lost {
             warn!("the store may have lost ids: this instance restores all that it has");
             self.losses += 1;
             self.restoring = Some(self.store.windows().first().copied().unwrap_or(sealed));
         } else {
-            self.told = sealed;
+            self.reported = sealed;
         }
         Ok(answer)
     }
@@ -344,7 +345,7 @@ impl Sealer {
         let watermark = *self.watermark.borrow();
         let is_wrong = offset.is_more_than_windows_bear(watermark.length());
         if is_wrong {
-            self.presence.is_elsewhere(watermark);
+            self.presence.note_other_window(watermark);
         }
         if self.clock_is_wrong.send_replace(is_wrong) != is_wrong {
             if is_wrong {

@@ -93,7 +93,7 @@ impl<'a> Leading<'a> {
                 Ok(None) => self.until_next(),
             };
             wait = if failed { (2 * wait).min(LONGEST_SLEEP) } else { RETRY_AFTER };
-            self.say_how_it_went(round);
+            self.note_round(round);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = watermark.changed(), if !failed => {}
@@ -138,7 +138,7 @@ impl<'a> Leading<'a> {
     }
 
     /// Logs one line when rounds begin to fail, and one when they succeed again. A fenced leader gives up its term.
-    fn say_how_it_went(&mut self, round: Result<Option<Duration>, CloseError>) {
+    fn note_round(&mut self, round: Result<Option<Duration>, CloseError>) {
         match round {
             Err(CloseError::Fenced) => {
                 warn!(fencing_token = self.term.token(), "another instance has taken the lease");

@@ -156,13 +156,17 @@ impl Replay {
     }
 
     /// Counts counters of a bucket. One whose key is gone is not complete.
-    async fn count_some(&self, window: Window, names: &[String]) -> Result<Vec<CounterCount>, Unavailable> {
+    async fn count_some(
+        &self,
+        window: Window,
+        names: &[impl AsRef<str>],
+    ) -> Result<Vec<CounterCount>, Unavailable> {
         let (mode, keys) = (self.config.mode, &self.config.keys);
         let (command, holds) = match mode {
             Mode::Hll => ("PFCOUNT", Holds::Sketch),
             Mode::Exact => ("SCARD", Holds::Set),
         };
-        let of_names: Vec<_> = names.iter().map(|name| keys.counter(mode, name, window)).collect();
+        let of_names: Vec<_> = names.iter().map(|name| keys.counter(mode, name.as_ref(), window)).collect();
         let mut commands = Pipeline::new();
         for key in &of_names {
             commands.cmd("EXISTS").arg(key);
@@ -170,7 +174,7 @@ impl Replay {
         }
         let answers: Vec<u64> = self.mending(holds, &[of_names], Call::Count, &commands).await?;
         let counted = names.iter().zip(answers.chunks_exact(2)).map(|(name, answers)| CounterCount {
-            name: name.as_str().into(),
+            name: name.as_ref().into(),
             unique_ids: answers[1],
             is_whole: answers[0] == 1,
         });
@@ -210,14 +214,11 @@ impl Replay {
 
     /// The counts so far of some counters.
     pub(super) async fn counts_of(&self, window: Window, names: &[&str]) -> Result<Vec<u64>, Unavailable> {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let key = |name: &str| self.config.keys.counter(self.config.mode, name, window);
+        let keyed: Vec<_> = names.iter().map(|name| (*name, key(name))).collect();
         let mut counts = Vec::with_capacity(names.len());
-        let keys: Vec<_> = names
-            .iter()
-            .map(|name| (name.clone(), self.config.keys.counter(self.config.mode, name, window)))
-            .collect();
-        for some in self.redis.groups(&keys, |(_, key)| key, COUNTED_AT_ONCE) {
-            let some: Vec<_> = some.iter().map(|(name, _)| name.clone()).collect();
+        for some in self.redis.groups(&keyed, |(_, key)| key, COUNTED_AT_ONCE) {
+            let some: Vec<_> = some.iter().map(|(name, _)| *name).collect();
             counts.extend(self.count_some(window, &some).await?.into_iter().map(|count| count.unique_ids));
         }
         Ok(counts)

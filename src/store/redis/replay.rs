@@ -108,7 +108,8 @@ impl Replay {
     }
 
     /// Seals a window that no addition enters any more. The servers that are there get what is for them in any case. If shards
-    /// lack ids, the window is not sealed. If only counters do, `may_lack` decides.
+    /// lack ids, the window is not sealed. If only counters do, `may_lack` decides, which is asked in any case: it learns which
+    /// servers are back.
     pub(super) async fn seal(
         &self,
         local: &LocalWindow,
@@ -118,7 +119,8 @@ impl Replay {
         // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         let Given { parts, lacks_ids, lacking } = self.give(local, Leave::Part, around).await;
-        if lacks_ids || !(lacking.is_empty() || may_lack(around)) {
+        let may_lack = may_lack(around);
+        if lacks_ids || !(lacking.is_empty() || may_lack) {
             return Err(around.error());
         }
         let mut stats = WindowStats { parts, ..local.stats() };
