@@ -45,8 +45,8 @@ async fn assert_counts(watched: &Watched, mode: Mode) {
         assert!(is_right, "{name}: {closed:?} of {exact}");
         assert_eq!(closed.accepted, truth.accepted, "{name}: {start}");
         let of_window = &counters[&window(*start).to_string()];
-        let found = of_window.iter().map(|(counter, (count, _))| (counter.clone(), *count));
-        assert_eq!(found.collect::<BTreeMap<_, _>>(), truth.counts(mode), "{name}: {start}");
+        let expected = truth.counts(mode).into_iter().map(|(counter, count)| (counter, (count, true)));
+        assert_eq!(*of_window, expected.collect::<BTreeMap<_, _>>(), "{name}: {start}");
     }
     let keys: u64 = redis::cmd("DBSIZE").query(&mut watched.connect()).unwrap();
     assert!(keys > 0, "all that is in the primary");
@@ -151,6 +151,14 @@ async fn tls_and_logins_on_servers_and_sentinels() {
     let of_sentinels = file("password", SENTINEL_LOGIN.1);
     let url = file("url", &watched.url_with(&watched.name, &of_sentinels));
 
+    let without_authority = || {
+        let mut command = headcount();
+        command.env("SSL_CERT_FILE", dir.path().join("none")).env("SSL_CERT_DIR", dir.path());
+        command
+    };
+    for said in refusals(without_authority, &url) {
+        assert!(said.contains("certificate"), "{said}");
+    }
     let checked = output_of(with_authority(&watched).args(["check", "--redis-url", &url]));
     let found = String::from_utf8(checked.stdout).unwrap();
     assert!(checked.status.success(), "{found}");

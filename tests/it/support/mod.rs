@@ -23,7 +23,6 @@ pub mod sentinel;
 pub mod server;
 pub mod sharded;
 pub mod tools;
-pub mod watched;
 
 use std::fmt::Write;
 use std::net::TcpListener;

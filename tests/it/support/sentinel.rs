@@ -92,6 +92,12 @@ impl Member {
         self.process.signal("STOP");
     }
 
+    /// Lets it go on after it was stopped.
+    pub fn go_on(&mut self) {
+        self.process.signal("CONT");
+        self.is_up = true;
+    }
+
     /// Kills it. Data of a server is lost.
     pub fn kill(&mut self) {
         self.is_up = false;
@@ -226,6 +232,20 @@ impl Watched {
     pub fn fail_over(&self) {
         let mut sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_up).expect("one").connect();
         redis::cmd("SENTINEL").arg("FAILOVER").arg(&self.name).exec(&mut sentinel).expect("a fail-over");
+    }
+
+    /// Cuts the replica off from the primary. It may be promoted all the same.
+    pub fn stop_replication(&self) {
+        let primary = self.primary();
+        let replica = &self.nodes[1 - primary];
+        // The primary refuses this login.
+        let login = ["SET", "masteruser", "nobody", "masterauth", "wrong"];
+        redis::cmd("CONFIG").arg(&login).exec(&mut replica.connect()).expect("it is set");
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg(&["KILL", "TYPE", "replica"])
+            .exec(&mut self.nodes[primary].connect())
+            .expect("it is closed");
+        wait_blocking("the replica to be cut off", || says(replica, "master_link_status", "down"));
     }
 
     /// The number of the server that a Sentinel names.
