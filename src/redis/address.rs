@@ -65,9 +65,10 @@ impl Address {
         scheme_of(self.info.addr())
     }
 
-    /// Whether it contains a password.
-    pub fn has_password(&self) -> bool {
-        self.info.redis_settings().password().is_some()
+    /// Whether its URL shows a password, of the servers or of the Sentinels.
+    pub fn shows_password(&self) -> bool {
+        let of_sentinels = matches!(&self.kind, Kind::Sentinel(watched) if watched.shows_password);
+        of_sentinels || self.info.redis_settings().password().is_some()
     }
 
     /// The user that headcount logs in as.

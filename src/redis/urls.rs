@@ -31,6 +31,8 @@ pub(super) struct Watched {
     pub(super) sentinels: Vec<ConnectionAddr>,
     /// The user and the password for Sentinels.
     pub(super) login: RedisConnectionInfo,
+    /// That password stands in the URL itself, and not in a file that the URL names.
+    pub(super) shows_password: bool,
 }
 
 /// Reads a URL. The connection is that of the server; of a cluster, that of the first node; of Sentinels, that of the
@@ -141,15 +143,16 @@ impl<'a> Parts<'a> {
             }
             sentinels.push(address);
         }
-        let mut login = RedisConnectionInfo::default();
+        let (mut login, mut shows_password) = (RedisConnectionInfo::default(), false);
         if let Some(user) = self.parameter("sentinel_user") {
             login = login.set_username(user);
         }
         if let Some(password) = self.parameter("sentinel_password") {
             let secret = password.parse::<SecretArg>().unwrap_or_else(|never| match never {});
+            shows_password = !secret.is_file();
             login = login.set_password(secret.read("sentinel_password")?);
         }
-        let watched = Watched { master: master.to_owned(), sentinels, login };
+        let watched = Watched { master: master.to_owned(), sentinels, login, shows_password };
         Ok((self.to(self.hosts[0], self.login)?, Kind::Sentinel(watched)))
     }
 }

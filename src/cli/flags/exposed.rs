@@ -17,7 +17,7 @@ const SECRETS: [(&str, IsSecret); 6] = [
     ("id_key", is_literal),
     ("kafka_option", is_secret_option),
     ("read_token", is_literal),
-    ("redis_url", has_password),
+    ("redis_url", shows_password),
 ];
 
 /// A line for the user that names the flags whose values show a secret; none if none does.
@@ -54,8 +54,8 @@ fn is_literal(value: &str) -> bool {
     !value.starts_with(FILE)
 }
 
-fn has_password(url: &str) -> bool {
-    is_literal(url) && Address::parse(url).is_ok_and(|address| address.has_password())
+fn shows_password(url: &str) -> bool {
+    is_literal(url) && Address::parse(url).is_ok_and(|address| address.shows_password())
 }
 
 /// Whether an option of librdkafka is a private key, or has a name for a secret.
@@ -74,12 +74,29 @@ mod tests {
 
     #[test]
     fn a_url_is_a_secret_if_it_has_a_password() {
-        for url in ["redis://:p@host", "rediss://user:p@host:1/2", "unix:///tmp/redis.sock?pass=p"] {
-            assert!(has_password(url), "{url}");
+        for url in [
+            "redis://:p@host",
+            "rediss://user:p@host:1/2",
+            "unix:///tmp/redis.sock?pass=p",
+            "redis-cluster://:p@one,two",
+            "redis-sentinel://:p@host?master=m",
+            "redis-sentinel://host?master=m&sentinel_password=p",
+        ] {
+            assert!(shows_password(url), "{url}");
         }
-        for url in ["redis://host", "redis://user@host", "unix:///tmp/redis.sock", "file:/run/url", "no url"]
-        {
-            assert!(!has_password(url), "{url}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let in_file =
+            format!("redis-sentinel://host?master=m&sentinel_password=file:{}", file.path().display());
+        for url in [
+            "redis://host",
+            "redis://user@host",
+            "unix:///tmp/redis.sock",
+            "file:/run/url",
+            "redis-sentinel://host?master=m",
+            &in_file,
+            "no url",
+        ] {
+            assert!(!shows_password(url), "{url}");
         }
     }
 
