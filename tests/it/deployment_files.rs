@@ -242,6 +242,9 @@ async fn instances_serve_with_the_environment_of_kubernetes() {
     let monitor = yaml("deploy/podmonitor.yaml");
     assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
     assert_eq!(monitor["spec"]["podMetricsEndpoints"], serde_json::json!([{"port": "admin"}]));
+    // The alerts match such jobs. Without the label, the job would begin with the namespace.
+    let job = monitor["spec"]["jobLabel"].as_str().and_then(|label| labels[label].as_str());
+    assert!(job.is_some_and(|job| job.starts_with("headcount")), "{monitor}");
     let version = format!(":{}", env!("CARGO_PKG_VERSION"));
     assert!(container["image"].as_str().is_some_and(|image| image.ends_with(&version)), "{container}");
     for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {

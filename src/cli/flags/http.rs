@@ -130,7 +130,7 @@ pub struct HttpFlags {
     )]
     body_limit: u32,
 
-    /// Lists of counters that are made at a time; each one more gets 503 at once
+    /// Lists of counters, series and ranges that are made at a time; each one more gets 503 at once
     #[arg(
         long, env = "HEADCOUNT_MAX_QUERIES", value_name = "NUMBER", default_value = "8",
         value_parser = values::up_to::<1_000>
