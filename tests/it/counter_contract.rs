@@ -22,6 +22,7 @@ use crate::support::PATIENCE;
 use crate::support::cluster::Cluster;
 use crate::support::fleet::sketch_of;
 use crate::support::redis::{Flavour, Redis as RedisServer};
+use crate::support::sentinel::Watched;
 
 const LIMITS: CounterLimits = CounterLimits { most: 200, memory: 64 << 20 };
 
@@ -240,6 +241,11 @@ async fn counters_in_a_cluster() {
         println!("{flavour:?}");
         suite_in_redis(&Cluster::of(flavour).url()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_over_sentinel() {
+    suite_in_redis(&Watched::start().url()).await;
 }
 
 /// Two instances of a namespace see different names, and some of the same ids.

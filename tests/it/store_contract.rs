@@ -21,6 +21,7 @@ use crate::counter_contract::windows;
 use crate::support::PATIENCE;
 use crate::support::cluster::Cluster;
 use crate::support::redis::{Flavour, Redis as RedisServer};
+use crate::support::sentinel::Watched;
 
 /// A kind of ids, with as many of them as there are numbers.
 trait Sample: Id + Clone + 'static {
@@ -352,4 +353,12 @@ async fn redis_cluster() {
         suite_in_redis(&cluster.url(), Mode::Hll, 1, RedisWrites::Changed).await;
         suite_in_redis(&cluster.url(), Mode::Exact, 8, RedisWrites::All).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_over_sentinel() {
+    let watched = Watched::start();
+    suite_in_redis(&watched.url(), Mode::Hll, 8, RedisWrites::All).await;
+    suite_in_redis(&watched.url(), Mode::Hll, 1, RedisWrites::Changed).await;
+    suite_in_redis(&watched.url(), Mode::Exact, 8, RedisWrites::All).await;
 }
