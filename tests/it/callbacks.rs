@@ -365,7 +365,8 @@ async fn silent_receivers_delay_no_request() {
                 assert!(waiting <= 1_000.0, "{waiting} wait");
             }
         }
-        assert!(silent.most_open() <= 32, "{} connections to one host at a time", silent.most_open());
+        // At most 32 at a time. When they have timed out, the next 32 may come before the receiver sees that these are closed.
+        assert!(silent.most_open() <= 64, "{} connections to one host at a time", silent.most_open());
         let grown = server.process.resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{grown} bytes more");
         assert!(server.metric(&callbacks_with("queue_full")).await > 0.0);
