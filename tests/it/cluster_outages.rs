@@ -87,8 +87,8 @@ impl Absence {
         self.from / WINDOW.as_secs() * WINDOW.as_secs()
     }
 
-    /// The window before it may not have been closed yet. The last one ended before the primary came back: after
-    /// `--close-timeout`, no window waits for it any more.
+    /// The window before it may not have been closed yet. The last one ended before the primary came back: buckets are not
+    /// waited for once their primary has been away for `--close-timeout`, and a shard's recovery takes a few seconds.
     fn may_be_unseen_in(&self, start: u64) -> bool {
         (self.first() - WINDOW.as_secs()..=self.to - WINDOW.as_secs()).contains(&start)
     }

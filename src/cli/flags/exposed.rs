@@ -85,8 +85,10 @@ mod tests {
             assert!(shows_password(url), "{url}");
         }
         let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "p").unwrap();
         let in_file =
             format!("redis-sentinel://host?master=m&sentinel_password=file:{}", file.path().display());
+        assert!(Address::parse(&in_file).is_ok(), "{in_file}");
         for url in [
             "redis://host",
             "redis://user@host",

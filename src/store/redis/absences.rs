@@ -14,8 +14,8 @@ use crate::platform::unavailable::Unavailable;
 pub(super) struct Absences(Mutex<BTreeMap<usize, Instant>>);
 
 impl Absences {
-    /// Notes which servers have failed in some work, and that the others are not away any more. An error, unless each of them has
-    /// now failed for so long, and because it is away: not because it refused something.
+    /// Notes which servers have failed in some work, and forgets those that answered. An error, unless every server that has failed
+    /// has been away for so long. One that refuses is not away.
     pub(super) fn all_last_for(
         &self,
         around: &Around,
@@ -23,13 +23,18 @@ impl Absences {
         now: Instant,
     ) -> Result<(), Unavailable> {
         let mut since = self.0.lock();
-        since.retain(|node, _| around.has_failed(*node));
+        since.retain(|node, _| !around.is_there(*node));
         for node in around.failed().keys() {
             since.entry(*node).or_insert(now);
         }
-        let is_no_reason =
+        let must_wait_for =
             |(node, error): &(&usize, &Unavailable)| error.is_refusal() || now - since[*node] < long;
-        around.failed().iter().find(is_no_reason).map_or(Ok(()), |(_, error)| Err(error.clone()))
+        around.failed().iter().find(must_wait_for).map_or(Ok(()), |(_, error)| Err(error.clone()))
+    }
+
+    /// Notes that a server is back.
+    pub(super) fn forget(&self, node: usize) {
+        self.0.lock().remove(&node);
     }
 }
 
@@ -39,10 +44,14 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(7);
 
-    fn around(failed: &[usize]) -> Around {
+    /// What work was like that some servers failed in, and others did.
+    fn around(failed: &[usize], answered: &[usize]) -> Around {
         let mut around = Around::default();
         for node in failed {
             around.note(*node, Err::<(), _>(Unavailable::because("away")));
+        }
+        for node in answered {
+            around.note(*node, Ok(()));
         }
         around
     }
@@ -50,15 +59,19 @@ mod tests {
     #[test]
     fn a_server_that_came_back_is_away_anew() {
         let (absences, start) = (Absences::default(), Instant::now());
-        let are_long_away = |failed: &[usize], seconds| {
-            absences.all_last_for(&around(failed), LONG, start + Duration::from_secs(seconds)).is_ok()
+        let are_long_away = |failed: &[usize], answered: &[usize], seconds| {
+            let now = start + Duration::from_secs(seconds);
+            absences.all_last_for(&around(failed, answered), LONG, now).is_ok()
         };
-        assert!(!are_long_away(&[1], 0), "it has just failed");
-        assert!(are_long_away(&[], 5), "it is back");
-        assert!(!are_long_away(&[1, 2], 10), "both have just failed");
-        assert!(!are_long_away(&[1, 2, 3], 15), "one of them has just failed");
-        assert!(!are_long_away(&[1, 2, 3], 17), "that one is not away for long");
-        assert!(are_long_away(&[1, 2, 3], 22));
+        assert!(!are_long_away(&[1], &[], 0), "it has just failed");
+        assert!(are_long_away(&[], &[1], 5), "it is back");
+        assert!(!are_long_away(&[1, 2], &[], 10), "both have just failed");
+        assert!(are_long_away(&[], &[3], 14), "nothing was asked of them");
+        assert!(!are_long_away(&[1, 2, 3], &[], 15), "one of them has just failed");
+        assert!(are_long_away(&[1, 2], &[], 17));
+        absences.forget(2);
+        assert!(!are_long_away(&[1, 2], &[], 22), "one of them was back");
+        assert!(are_long_away(&[1, 2], &[], 29));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! notes which node has failed, does not try it again, and says at the end what is missing. A Redis that is no cluster has one
 //! node: its first failure ends the work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::platform::unavailable::Unavailable;
 
@@ -12,6 +12,8 @@ use crate::platform::unavailable::Unavailable;
 #[derive(Default)]
 pub(super) struct Around {
     failed: BTreeMap<usize, Unavailable>,
+    /// Which nodes have done something.
+    answered: BTreeSet<usize>,
     /// How much was not done.
     missed: u64,
 }
@@ -28,6 +30,11 @@ impl Around {
         self.failed.contains_key(&node)
     }
 
+    /// Whether this node has done all that was asked of it, and something was.
+    pub(super) fn is_there(&self, node: usize) -> bool {
+        self.answered.contains(&node) && !self.has_failed(node)
+    }
+
     /// How much was not done so far.
     pub(super) fn missed(&self) -> u64 {
         self.missed
@@ -36,7 +43,10 @@ impl Around {
     /// Notes how work for a node went. Returns what it returned, if it succeeded.
     pub(super) fn note<T>(&mut self, node: usize, done: Result<T, Unavailable>) -> Option<T> {
         match done {
-            Ok(done) => Some(done),
+            Ok(done) => {
+                self.answered.insert(node);
+                Some(done)
+            }
             Err(error) => {
                 self.missed += 1;
                 self.failed.entry(node).or_insert(error);

@@ -7,7 +7,7 @@
 //! At the seal, the total is always merged. Counters may be many, so a counter is merged only if Redis does not have all its
 //! ids. Those of which it should have all are read back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -45,6 +45,8 @@ pub(super) struct LocalCounters {
     /// The sets of names, once a counter was named.
     names: OnceLock<Box<[Arc<Target>]>>,
     pending: Arc<PendingIds>,
+    /// Buckets of which Redis lacked ids or names at the last seal.
+    lacking: Mutex<BTreeSet<usize>>,
     /// The counters were given up.
     are_given_up: AtomicBool,
 }
@@ -111,8 +113,14 @@ impl LocalCounters {
             other: Arc::new(LocalCounter::new(config, window, OTHER)),
             names: OnceLock::new(),
             pending: Arc::clone(pending),
+            lacking: Mutex::default(),
             are_given_up: AtomicBool::new(false),
         }
+    }
+
+    /// Notes of which buckets Redis lacks ids or names at a seal.
+    pub(super) fn note_lacking(&self, buckets: &[usize]) {
+        *self.lacking.lock() = buckets.iter().copied().collect();
     }
 
     /// The names, for the next window.
@@ -246,6 +254,9 @@ impl LocalCounters {
             if counter.is_damaged.load(Ordering::Relaxed) {
                 bucket.note_damage(&counter.name);
             }
+        }
+        for bucket in &*self.lacking.lock() {
+            buckets.entry(*bucket).or_default().lost = true;
         }
         let lost = self.are_given_up.load(Ordering::Relaxed);
         CounterStats { overflow: self.places.overflow_ids(), buckets, lost }

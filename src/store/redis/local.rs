@@ -163,6 +163,10 @@ impl LocalWindows {
         let most = (BYTES_KEPT / bytes_a_window).max(ALWAYS_KEPT);
         // Windows before it were dropped earlier.
         if let Some(oldest) = self.kept().rev().nth(most) {
+            // It was closed without a server that was away. What is still pending goes now.
+            if matches!(&oldest.ids, Ids::Exact(pending) if pending.len() > 0) {
+                oldest.note_damage();
+            }
             self.table.note_sealed(oldest.window, Sealed::Dropped(oldest.stats()));
         }
     }

@@ -112,9 +112,9 @@ pub struct RedisStore {
     local: Arc<LocalWindows>,
     replay: Arc<Replay>,
     /// Of servers that windows could not be counted without.
-    uncounted: Absences,
+    uncounted: Arc<Absences>,
     /// Of servers that windows could not be sealed without.
-    unsealed: Absences,
+    unsealed: Arc<Absences>,
 }
 
 /// The tasks behind a store.
@@ -123,6 +123,7 @@ pub struct RedisStoreTasks {
     redis: Redis,
     local: Arc<LocalWindows>,
     replay: Arc<Replay>,
+    absences: [Arc<Absences>; 2],
 }
 
 impl RedisStoreTasks {
@@ -146,7 +147,8 @@ impl RedisStoreTasks {
                 }
                 Some(Task::Recovery(primary)) => {
                     let (local, replay) = (Arc::clone(&self.local), Arc::clone(&self.replay));
-                    let recovery = Recovery { primary, redis: self.redis.clone(), local, replay };
+                    let absences = self.absences.clone();
+                    let recovery = Recovery { primary, redis: self.redis.clone(), local, replay, absences };
                     recoveries.spawn(recovery.run(Arc::clone(&workers)));
                 }
                 None => return Ok(()),
@@ -178,13 +180,15 @@ impl RedisStore {
                 let _ = of_worker.to(node.number());
             }
         }
+        let (uncounted, unsealed) = (Arc::<Absences>::default(), Arc::<Absences>::default());
         let tasks = RedisStoreTasks {
             tasks,
             redis: redis.clone(),
             local: Arc::clone(&local),
             replay: Arc::clone(&replay),
+            absences: [Arc::clone(&uncounted), Arc::clone(&unsealed)],
         };
-        let (redis, uncounted, unsealed) = (redis.another(), Absences::default(), Absences::default());
+        let redis = redis.another();
         (Self { config, redis, primaries, pipelines, local, replay, uncounted, unsealed }, tasks)
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::absences::Absences;
 use super::local::LocalWindows;
 use super::primary::Primary;
 use super::replay::Replay;
@@ -34,6 +35,8 @@ pub(super) struct Recovery {
     pub(super) redis: Redis,
     pub(super) local: Arc<LocalWindows>,
     pub(super) replay: Arc<Replay>,
+    /// Those who wait for servers that are away.
+    pub(super) absences: [Arc<Absences>; 2],
 }
 
 impl Recovery {
@@ -58,6 +61,7 @@ impl Recovery {
                 }
             }
             breaker.close();
+            self.absences.iter().for_each(|absences| absences.forget(self.primary.node.number()));
             closed = Some(Instant::now());
             // Requests that had just seen the breaker open may have kept more ids.
             if let Err(error) = self.replay_open().await {

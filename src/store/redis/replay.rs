@@ -108,8 +108,8 @@ impl Replay {
     }
 
     /// Seals a window that no addition enters any more. The servers that are there get what is for them in any case. If shards
-    /// lack ids, the window is not sealed. If only counters do, `may_lack` decides, which is asked in any case: it learns which
-    /// servers are back.
+    /// lack ids, the window is not sealed. If only counters do, it is sealed if `may_lack` says so. That is called each time, because
+    /// it also notes which servers answered.
     pub(super) async fn seal(
         &self,
         local: &LocalWindow,
@@ -120,14 +120,13 @@ impl Replay {
         local.all_answered(10 * self.config.timeout).await?;
         let Given { parts, lacks_ids, lacking } = self.give(local, Leave::Part, around).await;
         let may_lack = may_lack(around);
+        if let Some(counters) = &local.counters {
+            counters.note_lacking(&lacking);
+        }
         if lacks_ids || !(lacking.is_empty() || may_lack) {
             return Err(around.error());
         }
-        let mut stats = WindowStats { parts, ..local.stats() };
-        for bucket in lacking {
-            stats.counters.buckets.entry(bucket).or_default().lost = true;
-        }
-        self.store_stats("HSET", local.window, &stats).await
+        self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await
     }
 
     /// Stores the stats of a window without ids. If they were missing, the leader would take the ids for lost.
@@ -139,8 +138,8 @@ impl Replay {
     /// were written before.
     pub(super) async fn store_lost(&self, window: Window, stats: &WindowStats) -> Result<(), Unavailable> {
         let lost = match self.config.mode {
-            // The count shows it: ids that Redis called new are missing from the set.
-            Mode::Exact => 0,
+            // The count shows it: ids that Redis called new are missing from the set. But not what was lost before.
+            Mode::Exact => stats.lost,
             Mode::Hll => stats.accepted,
         };
         self.store_stats("HSETNX", window, &WindowStats { lost, ..stats.clone() }).await
