@@ -342,6 +342,15 @@ async fn without_certificates_callbacks_over_http_work() {
     assert_eq!(server.log().iter().filter(|line| said(line)).count(), 1);
 }
 
+/// At most 32 callbacks to a host are under way. One that has timed out is not, though its connection may still be closing: on a
+/// busy machine the next one comes before it is closed. So the open connections say nothing exact.
+async fn assert_few_under_way(server: &Server, silent: &Receiver) {
+    // Each has a connection of its own. In this order, because more may time out meanwhile.
+    let sent = f64::from(silent.connections());
+    let under_way = sent - server.metric(&callbacks_with("timeout")).await;
+    assert!(under_way <= 32.0, "{under_way} callbacks to one host at a time");
+}
+
 /// Receivers do not answer. The service still accepts ids, its queue is bounded, and it counts dropped callbacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_receivers_delay_no_request() {
@@ -363,10 +372,10 @@ async fn silent_receivers_delay_no_request() {
             if request % 500 == 0 {
                 let waiting = server.metric("headcount_callback_queue_length").await;
                 assert!(waiting <= 1_000.0, "{waiting} wait");
+                assert_few_under_way(&server, &silent).await;
             }
         }
-        // At most 32 at a time. When they have timed out, the next 32 may come before the receiver sees that these are closed.
-        assert!(silent.most_open() <= 64, "{} connections to one host at a time", silent.most_open());
+        assert_few_under_way(&server, &silent).await;
         let grown = server.process.resident().saturating_sub(before);
         assert!(grown < 64 << 20, "{grown} bytes more");
         assert!(server.metric(&callbacks_with("queue_full")).await > 0.0);
