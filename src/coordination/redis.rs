@@ -114,6 +114,11 @@ pub struct Survey {
 }
 
 impl Memory {
+    /// Whether the last heartbeat went to another server than that of this generation.
+    fn is_of_another_server(&self, generation: u64) -> bool {
+        self.acknowledged.is_some() && self.generation != generation
+    }
+
     /// Other instances may be coming back: this one does not trust the heartbeats for [`GRACE`].
     fn expect_others(&mut self) {
         self.grace = Some(Instant::now() + GRACE);
@@ -142,18 +147,17 @@ impl RedisCoordinator {
 
     /// Whether this instance must not trust the heartbeats. After a pause it knows only once its next one is taken.
     fn is_in_grace(&self) -> bool {
-        let Memory { heard, grace, generation, acknowledged, .. } = &*self.memory.lock();
-        // The next heartbeat notes it, and ends what this instance knows of the others.
-        let is_other_server = acknowledged.is_some() && *generation != self.redis.generation();
-        is_other_server
-            || heard.is_none_or(|heard| heard.elapsed() > FRESH)
-            || grace.is_some_and(|until| Instant::now() < until)
+        let memory = self.memory.lock();
+        // The next heartbeat notes another server, and ends what this instance knows of the others.
+        memory.is_of_another_server(self.redis.generation())
+            || memory.heard.is_none_or(|heard| heard.elapsed() > FRESH)
+            || memory.grace.is_some_and(|until| Instant::now() < until)
     }
 
     /// Notes which server has the heartbeats. Whether a connection has led to another one since the last of them.
     fn note_server(&self) -> bool {
         let (mut memory, generation) = (self.memory.lock(), self.redis.generation());
-        let is_other = memory.acknowledged.is_some() && memory.generation != generation;
+        let is_other = memory.is_of_another_server(generation);
         if is_other {
             memory.expect_others();
         }

@@ -466,8 +466,7 @@ def main():
             print(f"MISSED {line}", file=sys.stderr)
         sys.exit("not all damage was found" if missed else print(f"all of {total} damages were found"))
 
-    repository, failed = Repository(".", tools, given.kubernetes), False
-    repository.root = Path.cwd()
+    repository, failed = Repository(Path.cwd(), tools, given.kubernetes), False
     for name, check in CHECKS.items():
         try:
             found = check(repository)

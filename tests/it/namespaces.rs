@@ -244,8 +244,7 @@ async fn a_changed_password_is_read_again() {
     }
     server.wait_for_metric("headcount_degraded", 1.0).await;
     std::fs::write(file.path(), &second).unwrap();
-    server.wait_for_metric("headcount_degraded", 0.0).await;
-    server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+    server.wait_until_replayed().await;
     let unique = server.get("/api/verve/unique").await.json()["current"]["unique_request_count"].as_u64();
     assert_eq!(unique, Some(11));
     let log = server.log();

@@ -43,14 +43,6 @@ impl Load {
     }
 }
 
-/// Waits until no instance is degraded and no id is pending.
-async fn wait_until_well(fleet: &Fleet) {
-    for server in &fleet.servers {
-        server.wait_for_metric("headcount_degraded", 0.0).await;
-        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
-    }
-}
-
 async fn assert_degraded(fleet: &Fleet) {
     for server in &fleet.servers {
         server.wait_for_metric("headcount_degraded", 1.0).await;
@@ -128,7 +120,7 @@ async fn under_load(mut site: Site, what_happens: impl AsyncFnOnce(&mut Site, [&
     assert_counters_are_right(hll_files.path(), Mode::Hll, &hll_truth, &[]).await;
     assert_counters_are_right(exact_files.path(), Mode::Exact, &exact_truth, &site.killed_again()).await;
     for fleet in [&hll, &exact] {
-        wait_until_well(fleet).await;
+        fleet.wait_until_replayed().await;
     }
     let ids: u64 = hll_truth.values().chain(exact_truth.values()).map(|truth| truth.accepted).sum();
     println!("{ids} ids in {} windows", hll_truth.len() + exact_truth.len());
@@ -148,7 +140,7 @@ async fn away_for_long(outages: &[Outage]) {
             site.end(*outage);
             let back = next_window(Duration::ZERO).await;
             for fleet in fleets {
-                wait_until_well(fleet).await;
+                fleet.wait_until_replayed().await;
                 fleet.wait_published(back).await;
             }
             println!("{outage:?}: published again");
@@ -182,7 +174,7 @@ async fn many_short_outages_cost_nothing() {
             tokio::time::sleep(Duration::from_millis(random(1_500))).await;
         }
         for fleet in fleets {
-            wait_until_well(fleet).await;
+            fleet.wait_until_replayed().await;
             fleet.wait_published(next_window(Duration::ZERO).await).await;
         }
     })

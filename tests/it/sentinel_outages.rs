@@ -43,14 +43,6 @@ impl Load {
     }
 }
 
-/// Waits until no instance is degraded and no id is pending.
-async fn wait_until_well(fleet: &Fleet) {
-    for server in &fleet.servers {
-        server.wait_for_metric("headcount_degraded", 0.0).await;
-        server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
-    }
-}
-
 /// Waits for the last of these windows, and asserts that each has exactly these ids. All windows are there once, and complete.
 async fn assert_right(fleet: &Fleet, truth: &Windows) {
     let (last, _) = truth.last_key_value().expect("windows");
@@ -79,7 +71,7 @@ async fn a_primary_that_is_killed_again_and_again_costs_nothing() {
         watched.wait_promoted(1 - old).await;
         watched.nodes[old].restart();
         watched.wait_well().await;
-        wait_until_well(&fleet).await;
+        fleet.wait_until_replayed().await;
         fleet.wait_published(start).await;
         println!("{kill}: published again");
     }
@@ -104,7 +96,7 @@ async fn a_primary_that_hung_is_not_written_to_when_it_is_a_replica() {
     next_window(Duration::from_secs(1)).await;
     watched.nodes[0].stop();
     watched.wait_promoted(1).await;
-    wait_until_well(&fleet).await;
+    fleet.wait_until_replayed().await;
     watched.nodes[0].go_on();
     watched.wait_well().await;
     let (replica, before) = (&watched.nodes[0], refused_writes(&watched.nodes[0]));
@@ -145,8 +137,7 @@ async fn one_sentinel_of_three_is_enough_to_start() {
     watched.nodes[0].kill();
     watched.wait_promoted(1).await;
     assert_eq!(server.get("/api/verve/accept?id=3").await.body, "ok");
-    server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
-    server.wait_for_metric("headcount_degraded", 0.0).await;
+    server.wait_until_replayed().await;
     // A server streams to its replica only a second after the first synchronisation. So the new primary may lack all but the last.
     wait_until("the new primary to have all ids", async || unique_so_far(&server).await == 4).await;
 }
@@ -178,14 +169,14 @@ async fn ids_that_the_replica_never_got() {
     let until = at(start, 800);
     let lost = tokio::join!(burst(&hll, 0..300, until), burst(&exact, 0..300, until));
     // The primary acknowledges all of them.
-    wait_until_well(&exact).await;
+    exact.wait_until_replayed().await;
     watched.nodes[0].kill();
     let until = at(start, 1_300);
     let kept = tokio::join!(burst(&hll, 300..600, until), burst(&exact, 300..600, until));
     assert!(kept.0.ended.max(kept.1.ended) < at(start, 2_000), "too slow to say what is in which window");
     watched.wait_promoted(1).await;
     for fleet in [&hll, &exact] {
-        wait_until_well(fleet).await;
+        fleet.wait_until_replayed().await;
     }
     let back = next_window(Duration::ZERO).await;
 
@@ -246,7 +237,6 @@ async fn ids_are_kept_while_all_sentinels_are_away() {
     }
     server.wait_for_metric("headcount_degraded", 1.0).await;
     watched.sentinels[2].restart();
-    server.wait_for_metric("headcount_degraded", 0.0).await;
-    server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+    server.wait_until_replayed().await;
     assert_eq!(unique_so_far(&server).await, 20);
 }

@@ -343,22 +343,23 @@ async fn redis_exact_in_shards() {
     suite_in_every_redis(Mode::Exact, 5, RedisWrites::All).await;
 }
 
+/// With several servers behind one URL.
+async fn suite_in_all_ways(url: &str) {
+    suite_in_redis(url, Mode::Hll, 8, RedisWrites::All).await;
+    suite_in_redis(url, Mode::Hll, 1, RedisWrites::Changed).await;
+    suite_in_redis(url, Mode::Exact, 8, RedisWrites::All).await;
+}
+
 /// On a cluster of every server that is supported and at hand.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_cluster() {
     for flavour in Flavour::at_hand() {
         println!("{flavour:?}");
-        let cluster = Cluster::of(flavour);
-        suite_in_redis(&cluster.url(), Mode::Hll, 8, RedisWrites::All).await;
-        suite_in_redis(&cluster.url(), Mode::Hll, 1, RedisWrites::Changed).await;
-        suite_in_redis(&cluster.url(), Mode::Exact, 8, RedisWrites::All).await;
+        suite_in_all_ways(&Cluster::of(flavour).url()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_over_sentinel() {
-    let watched = Watched::start();
-    suite_in_redis(&watched.url(), Mode::Hll, 8, RedisWrites::All).await;
-    suite_in_redis(&watched.url(), Mode::Hll, 1, RedisWrites::Changed).await;
-    suite_in_redis(&watched.url(), Mode::Exact, 8, RedisWrites::All).await;
+    suite_in_all_ways(&Watched::start().url()).await;
 }

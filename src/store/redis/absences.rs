@@ -14,21 +14,27 @@ use crate::platform::unavailable::Unavailable;
 pub(super) struct Absences(Mutex<BTreeMap<usize, Instant>>);
 
 impl Absences {
-    /// Notes which servers have failed in some work, and forgets those that answered. An error, unless every server that has failed
-    /// has been away for so long. One that refuses is not away.
+    /// Notes which servers have failed in some work, and forgets those that answered.
+    pub(super) fn note(&self, around: &Around, now: Instant) {
+        let mut since = self.0.lock();
+        since.retain(|node, _| !around.is_there(*node));
+        for node in around.failed().keys() {
+            since.entry(*node).or_insert(now);
+        }
+    }
+
+    /// An error, unless every server that has failed has been away for so long. One that refuses is not away, nor is one that was
+    /// not noted.
     pub(super) fn all_last_for(
         &self,
         around: &Around,
         long: Duration,
         now: Instant,
     ) -> Result<(), Unavailable> {
-        let mut since = self.0.lock();
-        since.retain(|node, _| !around.is_there(*node));
-        for node in around.failed().keys() {
-            since.entry(*node).or_insert(now);
-        }
+        let since = self.0.lock();
+        let is_long_away = |node: &usize| since.get(node).is_some_and(|since| now - *since >= long);
         let must_wait_for =
-            |(node, error): &(&usize, &Unavailable)| error.is_refusal() || now - since[*node] < long;
+            |(node, error): &(&usize, &Unavailable)| error.is_refusal() || !is_long_away(node);
         around.failed().iter().find(must_wait_for).map_or(Ok(()), |(_, error)| Err(error.clone()))
     }
 
@@ -60,8 +66,9 @@ mod tests {
     fn a_server_that_came_back_is_away_anew() {
         let (absences, start) = (Absences::default(), Instant::now());
         let are_long_away = |failed: &[usize], answered: &[usize], seconds| {
-            let now = start + Duration::from_secs(seconds);
-            absences.all_last_for(&around(failed, answered), LONG, now).is_ok()
+            let (around, now) = (around(failed, answered), start + Duration::from_secs(seconds));
+            absences.note(&around, now);
+            absences.all_last_for(&around, LONG, now).is_ok()
         };
         assert!(!are_long_away(&[1], &[], 0), "it has just failed");
         assert!(are_long_away(&[], &[1], 5), "it is back");
@@ -79,6 +86,7 @@ mod tests {
         let (absences, start, mut around) = (Absences::default(), Instant::now(), Around::default());
         around.note(1, Err::<(), _>(Unavailable::refused("READONLY")));
         for now in [start, start + 2 * LONG] {
+            absences.note(&around, now);
             assert!(absences.all_last_for(&around, LONG, now).is_err());
         }
     }

@@ -347,9 +347,11 @@ impl RedisStore {
             // The leader waits for this instance, and this instance for the servers of counters, but not for as long.
             let timeout = self.config.close_timeout;
             let patience = timeout.saturating_sub(SOONER_THAN_THE_LEADER).max(timeout / 2);
-            let may_lack =
-                |around: &Around| self.unsealed.all_last_for(around, patience, Instant::now()).is_ok();
-            self.replay.seal(&local, &mut Around::default(), may_lack).await?;
+            let (mut around, away) = (Around::default(), &self.unsealed);
+            let may_lack = |around: &Around| away.all_last_for(around, patience, Instant::now()).is_ok();
+            let sealed = self.replay.seal(&local, &mut around, may_lack).await;
+            away.note(&around, Instant::now());
+            sealed?;
             self.local.note_sealed(local);
         }
         Ok(())

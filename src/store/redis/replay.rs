@@ -108,8 +108,7 @@ impl Replay {
     }
 
     /// Seals a window that no addition enters any more. The servers that are there get what is for them in any case. If shards
-    /// lack ids, the window is not sealed. If only counters do, it is sealed if `may_lack` says so. That is called each time, because
-    /// it also notes which servers answered.
+    /// lack ids, the window is not sealed. If only counters do, `may_lack` decides.
     pub(super) async fn seal(
         &self,
         local: &LocalWindow,
@@ -119,11 +118,10 @@ impl Replay {
         // Each write has its own deadline. This one passes only if something is very wrong.
         local.all_answered(10 * self.config.timeout).await?;
         let Given { parts, lacks_ids, lacking } = self.give(local, Leave::Part, around).await;
-        let may_lack = may_lack(around);
         if let Some(counters) = &local.counters {
             counters.note_lacking(&lacking);
         }
-        if lacks_ids || !(lacking.is_empty() || may_lack) {
+        if lacks_ids || !(lacking.is_empty() || may_lack(around)) {
             return Err(around.error());
         }
         self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await

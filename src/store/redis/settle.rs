@@ -57,7 +57,9 @@ impl RedisStore {
     /// An error, unless each server that has failed has been away for so long. The one of the namespace is never left out.
     fn leave_out(&self, around: &Around, away_for: Duration) -> Result<(), Unavailable> {
         let home = self.redis.number_for(&self.config.keys.lease());
-        self.uncounted.all_last_for(around, away_for, Instant::now())?;
+        let now = Instant::now();
+        self.uncounted.note(around, now);
+        self.uncounted.all_last_for(around, away_for, now)?;
         around.error_of(home).map_or(Ok(()), |error| Err(error.clone()))
     }
 

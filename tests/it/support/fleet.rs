@@ -93,6 +93,13 @@ impl Fleet {
         published
     }
 
+    /// Waits until Redis is back and has all ids, for all instances.
+    pub async fn wait_until_replayed(&self) {
+        for server in &self.servers {
+            server.wait_until_replayed().await;
+        }
+    }
+
     /// Waits until the window with this start is published, and all before it.
     pub async fn wait_published(&self, start: u64) -> BTreeMap<u64, Vec<(usize, Closed)>> {
         wait_for("a window to be published", || {

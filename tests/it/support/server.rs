@@ -121,6 +121,12 @@ impl Server {
         wait_for("closed windows", || Some(self.closed()).filter(|closed| closed.len() >= windows)).await
     }
 
+    /// Waits until Redis is back and has all ids.
+    pub async fn wait_until_replayed(&self) {
+        self.wait_for_metric("headcount_degraded", 0.0).await;
+        self.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
+    }
+
     /// Sends SIGTERM and waits for the end. The log is complete then.
     pub async fn stop(&mut self) -> ExitStatus {
         self.process.signal("TERM");
