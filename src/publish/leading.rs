@@ -186,9 +186,12 @@ impl<'a> Leading<'a> {
             let Some(with_ids) = self.with_ids_from(next) else { return Ok(false) };
             next = with_ids;
         }
-        let Some(mut view) = self.publisher.coordinator.membership_view(next).await? else {
-            return Ok(false);
-        };
+        let view = self.publisher.coordinator.membership_view(next).await;
+        if !matches!(view, Ok(Some(_))) {
+            // Others may be cut off like this leader. They get the whole time again once it sees them.
+            self.left = Left::new();
+        }
+        let Some(mut view) = view? else { return Ok(false) };
         // Its own heartbeat may not say so yet. It waits for itself no longer than for others: perhaps a primary of the Redis
         // Cluster is away.
         view.open |= !self.has_sealed(next);
@@ -212,8 +215,8 @@ impl<'a> Leading<'a> {
     }
 
     /// Whether instances have had a window open for too long. Both clocks have to say so, because either may have been set.
-    /// After an outage a window's end is long past. So the instances must also have made no progress for
-    /// `--close-timeout`.
+    /// After an outage a window's end is long past. So the leader must also have seen them make no progress for
+    /// `--close-timeout`, without a break.
     fn is_overdue(&mut self, window: Window, view: &MembershipView) -> bool {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;

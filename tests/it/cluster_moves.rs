@@ -9,33 +9,46 @@ use headcount::redis::keys::Keys;
 use crate::support::cluster::Cluster;
 use crate::support::counter_load::name;
 use crate::support::fleet::{Fleet, next_window, window};
+use crate::support::server::Server;
 use crate::support::sharded::{Counting, redirects, shards};
 use crate::support::{soak, wait_until};
 
-/// Waits until commands were redirected so often in this way.
-async fn wait_for_redirects(fleet: &Fleet, kind: &str, more_than: f64) {
-    let what = format!("more than {more_than} redirections by {kind}");
-    wait_until(&what, async || redirects(fleet, kind).await > more_than).await;
+/// Waits until commands of slots that are half-way were redirected so often.
+async fn wait_until_asked(fleet: &Fleet, more_than: f64) {
+    let what = format!("more than {more_than} redirections by ASK");
+    wait_until(&what, async || redirects(fleet, "ask").await > more_than).await;
+}
+
+/// How often each instance has noticed that a slot has another primary.
+fn noticed(fleet: &Fleet) -> Vec<usize> {
+    let moved = "slots of the Redis Cluster have moved to another primary";
+    let lines_of =
+        |server: &Server| server.log().iter().filter(|event| event["fields"]["message"] == moved).count();
+    fleet.servers.iter().map(lines_of).collect()
 }
 
 /// Moves a slot to another primary. It is half-way there until the service was redirected, before and after the first key moves.
+/// Returns when all instances know where it is: by `MOVED`, or because they read the map of the cluster again.
 async fn move_slot(cluster: &Cluster, counting: &Counting, slot: u16, to: usize) {
     let fleet = &counting.fleet;
-    let (asked, moved) = (redirects(fleet, "ask").await, redirects(fleet, "moved").await);
+    let (asked, before) = (redirects(fleet, "ask").await, noticed(fleet));
     let moving = cluster.begin_move(slot, to);
     // Keys of the next window.
-    wait_for_redirects(fleet, "ask", asked).await;
+    wait_until_asked(fleet, asked).await;
     moving.move_keys(1);
     let asked = redirects(fleet, "ask").await;
-    wait_for_redirects(fleet, "ask", asked).await;
+    wait_until_asked(fleet, asked).await;
     let asked = redirects(fleet, "ask").await;
     while moving.move_keys(1) > 0 {
         // Others of the same slot are still at the old primary.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    wait_for_redirects(fleet, "ask", asked).await;
+    wait_until_asked(fleet, asked).await;
     moving.finish();
-    wait_for_redirects(fleet, "moved", moved).await;
+    wait_until("all instances to know of the move", async || {
+        noticed(fleet).iter().zip(&before).all(|(now, before)| now > before)
+    })
+    .await;
 }
 
 async fn slots_move(mode: Mode) {
@@ -60,6 +73,7 @@ async fn slots_move(mode: Mode) {
             }
         }
     }
+    assert!(redirects(&counting.fleet, "moved").await > 0.0);
     counting.catch_up().await;
     counting.stop().await.assert_all_right(&cluster);
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use headcount::model::window::WindowLength;
 use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::by_window;
-use crate::support::fleet::{Fleet, next_window, seconds, window};
+use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, window};
 use crate::support::http::Connection;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
@@ -36,6 +37,26 @@ async fn send(server: &Server, counters: impl Iterator<Item = String>, id: u64) 
     let mut connection = Connection::open(server.address).await.unwrap();
     let answer = connection.request(request.as_bytes()).await.unwrap();
     assert_eq!((answer.status, &*answer.body), (200, "ok"));
+}
+
+/// Counts one id in each of many counters on each of these servers. All are in one window, whose start is returned.
+async fn send_in_one_window(fleet: &Fleet, alive: &[usize], proxy: &Proxy, is_held: bool) -> u64 {
+    for _ in 0..5 {
+        let start = next_window(Duration::from_millis(100)).await;
+        if is_held {
+            // As in a chunk, and nowhere else.
+            proxy.hold(&format!("[\"{}\",", name(777)));
+        }
+        let send_to = |server: &usize| send(&fleet.servers[*server], (0..MANY).map(name), *server as u64);
+        join_all(alive.iter().map(send_to)).await;
+        if seconds(SystemTime::now()) < start + WINDOW.as_secs() {
+            return start;
+        }
+        // The next window may have some of them.
+        proxy.release();
+        fleet.wait_published(start + WINDOW.as_secs()).await;
+    }
+    panic!("this machine is too slow: no window has all ids");
 }
 
 /// The lists with counts of a window, and how many chunks each has.
@@ -98,15 +119,8 @@ async fn a_leader_that_dies_in_a_close_leaves_nothing_out() {
     let mut alive = vec![0, 1, 2];
     fleet.wait_published(next_window(Duration::ZERO).await).await;
     for kill in 0..if soak() { 40 } else { 10 } {
-        let start = next_window(Duration::from_millis(100)).await;
         let is_between_chunks = kill % 2 == 0;
-        if is_between_chunks {
-            // As in a chunk, and nowhere else.
-            proxy.hold(&format!("[\"{}\",", name(777)));
-        }
-        for (id, server) in alive.iter().enumerate() {
-            send(&fleet.servers[*server], (0..MANY).map(name), id as u64).await;
-        }
+        let start = send_in_one_window(&fleet, &alive, &proxy, is_between_chunks).await;
         wait_for("a close that has begun", || {
             let has_begun = if is_between_chunks {
                 lists(&redis, start).values().any(|chunks| *chunks > 0)
@@ -139,11 +153,7 @@ async fn an_instance_that_joins_in_a_close_makes_the_leader_count_again() {
     let args = ["--redis-timeout", "20s", "--max-counters", "4000", "--log-dir", dir];
     let mut fleet = Fleet::behind(&proxy.url(), 2, NAMESPACE, &args).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
-    let start = next_window(Duration::from_millis(100)).await;
-    proxy.hold(&format!("[\"{}\",", name(777)));
-    for (id, server) in fleet.servers.iter().enumerate() {
-        send(server, (0..MANY).map(name), id as u64).await;
-    }
+    let start = send_in_one_window(&fleet, &[0, 1], &proxy, true).await;
     let first = wait_for("the first chunk", || {
         lists(&redis, start).into_iter().find(|(_, chunks)| *chunks > 0).map(|(key, _)| key)
     })

@@ -32,7 +32,7 @@ struct Load {
 impl Load {
     fn start(addresses: Vec<SocketAddr>, first: u64) -> Self {
         let stop = CancellationToken::new();
-        let traffic = Traffic { addresses, connections: 64, pause: Duration::from_millis(20), first };
+        let traffic = Traffic { addresses, connections: 64, pause: Duration::from_millis(60), first };
         let task = tokio::spawn(traffic.send_until(stop.clone()));
         Self { stop, task }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::http::{Connection, NoAnswer, get};
 use crate::support::load::Load;
 use crate::support::server::Server;
-use crate::support::{soak, wait_for};
+use crate::support::soak;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_nothing() {
@@ -54,10 +54,7 @@ async fn requests_are_served_during_the_drain_delay() {
     let admin = server.admin.unwrap();
     assert_eq!(get(admin, "/readyz").await.status, 200);
     server.process.signal("TERM");
-    wait_for("the signal to arrive", || {
-        server.log().iter().any(|event| event["fields"]["message"] == "stopping").then_some(())
-    })
-    .await;
+    server.wait_for_log("stopping").await;
     let ready = get(admin, "/readyz").await;
     assert_eq!((ready.status, &*ready.body), (503, "draining"));
     assert_eq!(get(admin, "/livez").await.status, 200);
@@ -111,10 +108,7 @@ async fn a_hanging_client_is_cut_off() {
 async fn a_second_signal_stops_at_once() {
     let mut server = Server::start(&["--drain-delay", "20s"]).await;
     server.process.signal("INT");
-    wait_for("the first signal to arrive", || {
-        server.log().iter().any(|event| event["fields"]["message"] == "stopping").then_some(())
-    })
-    .await;
+    server.wait_for_log("stopping").await;
     // A signal within a second would count as the same one.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     server.process.signal("INT");

@@ -111,17 +111,22 @@ impl Traffic {
         truth
     }
 
-    /// Sends in every window until it is stopped.
+    /// Sends in every window until it is stopped. It is known of two windows in three at least what is in them. The others, as above,
+    /// are not returned.
     pub async fn send_until(self, stop: CancellationToken) -> BTreeMap<u64, Truth> {
-        let mut truth = BTreeMap::new();
-        for number in 0_u64.. {
-            if stop.is_cancelled() {
-                break;
+        let (mut truth, mut rounds) = (BTreeMap::new(), 0);
+        while !stop.is_cancelled() {
+            let (start, of_window, is_certain) = self.send_in_next_window(rounds).await;
+            rounds += 1;
+            if is_certain {
+                truth.insert(start, of_window);
             }
-            let (start, of_window, is_certain) = self.send_in_next_window(number).await;
-            assert!(is_certain, "this machine is too slow to say what is in which window");
-            truth.insert(start, of_window);
         }
+        let certain = truth.len();
+        assert!(
+            3 * certain as u64 >= 2 * rounds,
+            "this machine is too slow: {certain} windows of {rounds} are certain"
+        );
         truth
     }
 

@@ -121,6 +121,12 @@ impl Server {
         wait_for("closed windows", || Some(self.closed()).filter(|closed| closed.len() >= windows)).await
     }
 
+    /// Waits until the log has a line with this message.
+    pub async fn wait_for_log(&self, message: &str) {
+        let is_it = |event: &Value| event["fields"]["message"] == message;
+        wait_for(message, || self.log().iter().any(is_it).then_some(())).await;
+    }
+
     /// Waits until Redis is back and has all ids.
     pub async fn wait_until_replayed(&self) {
         self.wait_for_metric("headcount_degraded", 0.0).await;
