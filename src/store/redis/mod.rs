@@ -100,7 +100,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// So much before `--close-timeout` an instance seals a window without counters whose server is away. If the leader closed it
 /// first, the total would not be complete either.
-const SOONER_THAN_THE_LEADER: Duration = Duration::from_secs(3);
+const SOONER_THAN_THE_LEADER: Duration = Duration::from_secs(4);
 
 /// Counts in Redis, together with all instances of the namespace. [`Store`](super::Store) says what the methods promise.
 pub struct RedisStore {
