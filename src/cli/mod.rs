@@ -62,6 +62,7 @@ pub fn run() -> ExitCode {
             in_runtime(unique::run(question)).map(|()| true)
         }
         Command::Healthcheck(address) => in_runtime(healthcheck::run(address)).map(|()| true),
+        Command::Print(text) => looked(io::stdout().write_all(&text).map(|()| true)),
     };
     match all_is_well {
         Ok(true) => ExitCode::SUCCESS,

@@ -21,6 +21,7 @@ use crate::coordination::{ClosedWindows, HeartbeatError};
 use crate::http::server::{self, Stop};
 use crate::http::{self, Api, LateRouter, Phase};
 use crate::model::window::{Clock, SystemClock, WindowLength};
+use crate::platform::service_manager;
 use crate::platform::workers::Workers;
 use crate::publish::Publisher;
 use crate::store::Counting;
@@ -115,6 +116,7 @@ async fn start(
         closed: closed.clone(),
         clock: Arc::clone(&clock),
     };
+    let upkeep = keep_up(Arc::clone(&metrics), Arc::clone(&workers));
     let (callbacks, callback_task) = Callbacks::new(settings.callbacks.clone(), dependencies, &metrics)?;
     let (phase, phase_receiver) = watch::channel(Phase::Starting);
     let routers = http::routers(Api {
@@ -145,7 +147,7 @@ async fn start(
         callbacks: tokio::spawn(
             callback_task.run(stop_callbacks.drain.clone(), stop_callbacks.abort.clone()),
         ),
-        upkeep: tokio::spawn(keep_up(metrics)),
+        upkeep: tokio::spawn(upkeep),
         public,
         admin,
         backend,
@@ -157,6 +159,7 @@ async fn start(
     };
     service.phase.send_replace(Phase::Ready);
     log_start(service.backend.name, counting, &addresses);
+    service_manager::ready();
     Ok(Some(service))
 }
 
@@ -256,7 +259,23 @@ fn log_start(backend: &str, counting: &Counting, addresses: &[SocketAddr]) {
     );
 }
 
-async fn keep_up(metrics: Arc<Metrics>) {
+async fn keep_up(metrics: Arc<Metrics>, workers: Arc<Workers>) {
+    tokio::join!(keep_up_metrics(metrics), report_life(workers));
+}
+
+/// If systemd wants to know, tells it that this runtime and the threads that serve requests go on.
+async fn report_life(workers: Arc<Workers>) {
+    let Some(every) = service_manager::alive_every() else { return };
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        workers.all_respond().await;
+        service_manager::alive();
+    }
+}
+
+async fn keep_up_metrics(metrics: Arc<Metrics>) {
     let mut ticks = tokio::time::interval(UPKEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

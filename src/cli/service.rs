@@ -26,6 +26,7 @@ use crate::cli::settings::Stopping;
 use crate::coordination::HeartbeatError;
 use crate::http::server::Stop;
 use crate::http::{LateRouter, Phase};
+use crate::platform::service_manager;
 
 /// The part of the shutdown time-out that is reserved for giving up the lease and leaving.
 pub(super) const LEAVING: Duration = Duration::from_secs(1);
@@ -81,6 +82,7 @@ impl Service {
             "stopping"
         );
 
+        service_manager::stopping();
         self.phase.send_replace(Phase::Draining);
         tokio::time::sleep(drain_delay).await;
 

@@ -4,6 +4,7 @@ mod allocator;
 pub(crate) mod budget;
 pub(crate) mod pace;
 pub mod secret;
+pub(crate) mod service_manager;
 pub mod tls;
 pub(crate) mod unavailable;
 pub(crate) mod words;

@@ -15,6 +15,7 @@ mod support;
 mod accuracy;
 mod alerts;
 mod api_tokens;
+mod bare_machines;
 mod callbacks;
 mod check_command;
 mod client_limits;

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
+use clap_mangen::Man;
 
 pub use self::http::HttpFlags;
 use self::http::ListenFlags;
@@ -55,6 +57,16 @@ enum CommandFlags {
     Unique(UniqueFlags),
     /// Ask a running service whether it lives; exit code 0 or 1
     Healthcheck(ListenFlags),
+    /// Write a script with the completions for a shell to standard output
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write a manual page to standard output, as roff
+    Man {
+        /// The page of this command; without it, that of headcount
+        command: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +100,8 @@ pub(super) enum Command {
         warning: Option<String>,
     },
     Healthcheck(SocketAddr),
+    /// Writes this to standard output.
+    Print(Vec<u8>),
 }
 
 /// Reads the command line of this process. An error is a line for the user.
@@ -126,7 +140,29 @@ pub(super) fn read() -> Result<Command, String> {
         CommandFlags::Healthcheck(ListenFlags { listen, admin_listen }) => {
             Command::Healthcheck(admin_listen.unwrap_or(listen))
         }
+        CommandFlags::Completions { shell } => Command::Print(completions(shell)),
+        CommandFlags::Man { command } => Command::Print(manual(command.as_deref())?),
     })
+}
+
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Flags::command(), env!("CARGO_PKG_NAME"), &mut script);
+    script
+}
+
+/// The manual page of headcount, or of one of its commands.
+fn manual(of: Option<&str>) -> Result<Vec<u8>, String> {
+    let mut command = Flags::command().disable_help_subcommand(true);
+    // Commands learn the names of their pages: headcount-check.
+    command.build();
+    let command = match of {
+        None => &command,
+        Some(name) => command.find_subcommand(name).ok_or_else(|| format!("there is no command '{name}'"))?,
+    };
+    let mut page = Vec::new();
+    Man::new(command.clone()).render(&mut page).map_err(|error| error.to_string())?;
+    Ok(page)
 }
 
 fn in_one_line(error: &clap::Error) -> String {
