@@ -266,12 +266,11 @@ async fn keep_up(metrics: Arc<Metrics>, workers: Arc<Workers>) {
 /// If systemd wants to know, tells it that this runtime and the threads that serve requests go on.
 async fn report_life(workers: Arc<Workers>) {
     let Some(every) = service_manager::alive_every() else { return };
-    let mut ticks = tokio::time::interval(every);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
-        workers.all_respond().await;
-        service_manager::alive();
+        tokio::time::sleep(every).await;
+        if workers.all_respond().await {
+            service_manager::alive();
+        }
     }
 }
 

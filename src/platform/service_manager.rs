@@ -24,7 +24,7 @@ pub(crate) fn alive() {
 
 /// How often systemd has to be told that the service lives, if it wants to be: twice in `WatchdogSec=`.
 pub(crate) fn alive_every() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|silence| silence / 2)
+    sd_notify::watchdog_enabled().map(|silence| silence / 2).filter(|every| !every.is_zero())
 }
 
 fn tell(state: NotifyState<'_>) {

@@ -58,12 +58,14 @@ impl Workers {
         self.workers[number].handle.spawn(future)
     }
 
-    /// Waits until each of the threads has taken a new task.
-    pub(crate) async fn all_respond(&self) {
+    /// Waits until each of the threads has taken a new task. False if one has ended.
+    pub(crate) async fn all_respond(&self) -> bool {
         for number in 0..self.count() {
-            // A thread drops its tasks only when the service ends.
-            let _ = self.spawn_on(number, async {}).await;
+            if self.spawn_on(number, async {}).await.is_err() {
+                return false;
+            }
         }
+        true
     }
 
     /// Serves a connection on the thread that has the fewest. `serve` keeps its [`Seat`] until the connection ends.

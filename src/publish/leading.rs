@@ -13,6 +13,7 @@ use super::unpublished::{Pending, PendingCounters, Unpublished};
 use crate::coordination::completeness::Evidence;
 use crate::coordination::term::Term;
 use crate::coordination::{CloseError, ClosedCounters, MembershipView, StoredWindow, WindowCounters};
+use crate::model::timing::FRESH;
 use crate::model::window::{Window, WindowCount};
 use crate::store::{CountError, Settled, StoreCount};
 
@@ -50,6 +51,8 @@ pub(super) struct Leading<'a> {
     closed: VecDeque<StoredWindow>,
     /// What instances with a window open have left to do, and since when that has not become less.
     left: Left,
+    /// Since when this leader does not see the other instances.
+    blind_since: Option<Instant>,
     /// The last window was counted without some primaries of a Redis Cluster. The next one does not wait for them again.
     left_some_out: bool,
     failing: bool,
@@ -68,6 +71,7 @@ impl<'a> Leading<'a> {
             queued: VecDeque::new(),
             closed: VecDeque::new(),
             left: Left::new(),
+            blind_since: None,
             left_some_out: false,
             failing: false,
             roll_up: RollUp::default(),
@@ -187,10 +191,7 @@ impl<'a> Leading<'a> {
             next = with_ids;
         }
         let view = self.publisher.coordinator.membership_view(next).await;
-        if !matches!(view, Ok(Some(_))) {
-            // Others may be cut off like this leader. They get the whole time again once it sees them.
-            self.left = Left::new();
-        }
+        self.note_sight(matches!(view, Ok(Some(_))));
         let Some(mut view) = view? else { return Ok(false) };
         // Its own heartbeat may not say so yet. It waits for itself no longer than for others: perhaps a primary of the Redis
         // Cluster is away.
@@ -214,9 +215,20 @@ impl<'a> Leading<'a> {
         self.publisher.store.windows().into_iter().find(|window| *window >= first)
     }
 
+    /// Notes whether this leader sees the other instances. If it did not for a while, they may have been cut off too, and get the
+    /// whole `--close-timeout` again.
+    fn note_sight(&mut self, sees_them: bool) {
+        if !sees_them {
+            self.blind_since.get_or_insert_with(Instant::now);
+        } else if self.blind_since.take().is_some_and(|since| since.elapsed() > FRESH) {
+            self.left = Left::new();
+            self.left_some_out = false;
+        }
+    }
+
     /// Whether instances have had a window open for too long. Both clocks have to say so, because either may have been set.
-    /// After an outage a window's end is long past. So the leader must also have seen them make no progress for
-    /// `--close-timeout`, without a break.
+    /// After an outage a window's end is long past. So the leader must also have watched them for `--close-timeout`, and seen no
+    /// progress.
     fn is_overdue(&mut self, window: Window, view: &MembershipView) -> bool {
         let patience = self.publisher.close_timeout;
         let due = window.end() + patience;

@@ -111,8 +111,7 @@ impl Traffic {
         truth
     }
 
-    /// Sends in every window until it is stopped. It is known of two windows in three at least what is in them. The others, as above,
-    /// are not returned.
+    /// Sends in every window until it is stopped. Windows with a late answer, as above, are not returned: at most one, and one in ten.
     pub async fn send_until(self, stop: CancellationToken) -> BTreeMap<u64, Truth> {
         let (mut truth, mut rounds) = (BTreeMap::new(), 0);
         while !stop.is_cancelled() {
@@ -122,10 +121,11 @@ impl Traffic {
                 truth.insert(start, of_window);
             }
         }
-        let certain = truth.len();
+        let certain = truth.len() as u64;
+        let uncertain = rounds - certain;
         assert!(
-            3 * certain as u64 >= 2 * rounds,
-            "this machine is too slow: {certain} windows of {rounds} are certain"
+            certain > 0 && uncertain <= 1 + rounds / 10,
+            "this machine is too slow to say what is in {uncertain} windows of {rounds}"
         );
         truth
     }
