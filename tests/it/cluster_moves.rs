@@ -9,7 +9,6 @@ use headcount::redis::keys::Keys;
 use crate::support::cluster::Cluster;
 use crate::support::counter_load::name;
 use crate::support::fleet::{Fleet, next_window, window};
-use crate::support::server::Server;
 use crate::support::sharded::{Counting, redirects, shards};
 use crate::support::{soak, wait_until};
 
@@ -22,9 +21,7 @@ async fn wait_until_asked(fleet: &Fleet, more_than: f64) {
 /// How often each instance has noticed that a slot has another primary.
 fn noticed(fleet: &Fleet) -> Vec<usize> {
     let moved = "slots of the Redis Cluster have moved to another primary";
-    let lines_of =
-        |server: &Server| server.log().iter().filter(|event| event["fields"]["message"] == moved).count();
-    fleet.servers.iter().map(lines_of).collect()
+    fleet.servers.iter().map(|server| server.logged(moved)).collect()
 }
 
 /// Moves a slot to another primary. It is half-way there until the service was redirected, before and after the first key moves.

@@ -245,8 +245,6 @@ async fn windows_wait_for_brokers_that_are_away() {
     let records = wait_recorded(&brokers, &topic, seconds(server.closed().last().unwrap().start())).await;
     assert_each_once(&records, 1);
     assert_eq!(records.iter().map(Record::count).sum::<u64>(), outcome.ok.len() as u64);
-    let log = server.log();
-    let lines = |message: &str| log.iter().filter(|event| event["fields"]["message"] == message).count();
-    let (failed, back) = (lines("a sink fails, trying again"), lines("a sink is back"));
+    let (failed, back) = (server.logged("a sink fails, trying again"), server.logged("a sink is back"));
     assert!((1..=3).contains(&failed) && failed == back, "one line a change of state: {failed}, {back}");
 }

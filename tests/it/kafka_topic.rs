@@ -138,9 +138,8 @@ async fn a_topic_that_is_deleted_is_made_again() {
     let mut server = Server::start(&args).await;
     wait_recorded(&brokers, &topic, 0).await;
     admin(&brokers).delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
-    let made = |event: &&serde_json::Value| event["fields"]["message"] == "made a topic in Kafka";
-    wait_for("the topic to be made again", || (server.log().iter().filter(made).count() == 2).then_some(()))
-        .await;
+    let is_made_again = || (server.logged("made a topic in Kafka") == 2).then_some(());
+    wait_for("the topic to be made again", is_made_again).await;
     let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
     assert_each_once(&records, 1);
     let named = |event: &serde_json::Value| {
@@ -304,8 +303,7 @@ async fn a_topic_that_refuses_records_after_an_outage_is_named() {
     kafka.kill();
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let mut server = Server::start(&args).await;
-    let failing = |event: &serde_json::Value| event["fields"]["message"] == "a sink fails, trying again";
-    wait_for("it to be noticed", || server.log().iter().any(failing).then_some(())).await;
+    server.wait_for_log("a sink fails, trying again").await;
     kafka.restart();
     let expected = format!("{topic} has max.message.bytes=20");
     wait_warned(&server, &expected).await;
@@ -337,15 +335,13 @@ async fn a_broker_that_comes_back_empty_gets_its_topic_again() {
     let mut server = Server::start(&args).await;
     wait_recorded(&brokers, &topic, 0).await;
     kafka.kill();
-    let failing = |event: &serde_json::Value| event["fields"]["message"] == "a sink fails, trying again";
-    wait_for("it to be noticed", || server.log().iter().any(failing).then_some(())).await;
+    server.wait_for_log("a sink fails, trying again").await;
     let last = server.metric("headcount_last_published_window_timestamp_seconds").await as u64;
     kafka.restart_empty();
     let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now())).await;
     assert_each_once(&records, 1);
     assert_eq!(records[0].start(), last + 1, "no window is missing");
-    let made = |event: &&serde_json::Value| event["fields"]["message"] == "made a topic in Kafka";
-    assert_eq!(server.log().iter().filter(made).count(), 2);
+    assert_eq!(server.logged("made a topic in Kafka"), 2);
     assert!(server.stop().await.success());
 }
 

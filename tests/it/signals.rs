@@ -9,15 +9,7 @@ use crate::support::process::{Process, headcount};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::{free_port, wait_for, wait_until};
-
-fn says(server: &Server, message: &str) -> bool {
-    server.log().iter().any(|event| event["fields"]["message"] == message)
-}
-
-async fn wait_to_stop(server: &Server) {
-    wait_for("the first signal to arrive", || says(server, "stopping").then_some(())).await;
-}
+use crate::support::{free_port, wait_until};
 
 /// Any stop signal, once or twice within a second, stops the service in order. The last window is published.
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +56,7 @@ async fn a_later_signal_stops_at_once() {
         let mut server = Server::start(&["--drain-delay", "20s"]).await;
         let sent = Instant::now();
         server.process.signal(first);
-        wait_to_stop(&server).await;
+        server.wait_for_log("stopping").await;
         tokio::time::sleep(Duration::from_millis(1_200).saturating_sub(sent.elapsed())).await;
         assert!(server.process.0.try_wait().unwrap().is_none(), "{first}: it drains for 20 s");
         server.process.signal(second);

@@ -121,10 +121,14 @@ impl Server {
         wait_for("closed windows", || Some(self.closed()).filter(|closed| closed.len() >= windows)).await
     }
 
+    /// How many lines of the log so far have this message.
+    pub fn logged(&self, message: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|event| event["fields"]["message"] == message).count()
+    }
+
     /// Waits until the log has a line with this message.
     pub async fn wait_for_log(&self, message: &str) {
-        let is_it = |event: &Value| event["fields"]["message"] == message;
-        wait_for(message, || self.log().iter().any(is_it).then_some(())).await;
+        wait_for(message, || (self.logged(message) > 0).then_some(())).await;
     }
 
     /// Waits until Redis is back and has all ids.
