@@ -49,10 +49,22 @@ struct Absence {
     to: u64,
 }
 
-/// A primary hangs, and no replica takes over.
-async fn be_away(cluster: &mut Cluster, node: usize, counting: &[&Counting]) -> Absence {
+/// Waits for the middle of a window before which all but the last one are published. Returns its start.
+async fn middle_of_window(counting: &[&Counting]) -> u64 {
+    loop {
+        let start = next_window(Duration::from_millis(700)).await;
+        let of_last =
+            |counting: &&Counting| counting.fleet.published().last_key_value().map(|(last, _)| *last);
+        if counting.iter().all(|counting| of_last(counting) >= Some(start - 2 * WINDOW.as_secs())) {
+            return start;
+        }
+    }
+}
+
+/// A primary hangs, and no replica takes over. If windows do not wait for it, it is away until the first one is published.
+async fn be_away(cluster: &mut Cluster, node: usize, counting: &[&Counting], do_wait: bool) -> Absence {
     cluster.forbid_fail_over(node);
-    next_window(Duration::from_millis(700)).await;
+    let first = middle_of_window(counting).await;
     cluster.pause(node);
     let paused = SystemTime::now();
     for counting in counting {
@@ -63,6 +75,9 @@ async fn be_away(cluster: &mut Cluster, node: usize, counting: &[&Counting]) -> 
         }
     }
     tokio::time::sleep(AWAY.saturating_sub(paused.elapsed().unwrap())).await;
+    for counting in counting.iter().filter(|_| !do_wait) {
+        counting.fleet.wait_published(first).await;
+    }
     let absence = Absence { from: seconds(paused), to: seconds(SystemTime::now()) };
     cluster.bring_back(node);
     absence
@@ -126,7 +141,7 @@ async fn windows_are_closed_without_a_primary_that_stays_away() {
     let namespace = |name| cluster.namespace(name, shards(), suits);
     let hll = Counting::start(&cluster, Mode::Hll, &namespace("hll"), &IMPATIENT).await;
     let exact = Counting::start(&cluster, Mode::Exact, &namespace("exact"), &IMPATIENT).await;
-    let absence = be_away(&mut cluster, node, &[&hll, &exact]).await;
+    let absence = be_away(&mut cluster, node, &[&hll, &exact], false).await;
     for counting in [hll, exact] {
         recover(&cluster, node, &counting).await;
         let places = cluster.places(&counting.namespace, shards());
@@ -147,7 +162,7 @@ async fn windows_wait_for_a_primary_that_comes_back_in_time() {
     let namespace = |name| cluster.namespace(name, shards(), suits);
     let hll = Counting::start(&cluster, Mode::Hll, &namespace("hll"), &PATIENT).await;
     let exact = Counting::start(&cluster, Mode::Exact, &namespace("exact"), &PATIENT).await;
-    be_away(&mut cluster, node, &[&hll, &exact]).await;
+    be_away(&mut cluster, node, &[&hll, &exact], true).await;
     for counting in [hll, exact] {
         recover(&cluster, node, &counting).await;
         counting.stop().await.assert_all_right(&cluster);
@@ -171,7 +186,7 @@ async fn counters_of_a_primary_that_stays_away_are_incomplete() {
     let places = cluster.places(&namespace, shards());
     assert!(!places.shards.contains(&node) && places.buckets.contains(&node));
     let counting = Counting::start(&cluster, Mode::Hll, &namespace, &LESS_IMPATIENT).await;
-    let absence = be_away(&mut cluster, node, &[&counting]).await;
+    let absence = be_away(&mut cluster, node, &[&counting], false).await;
     recover(&cluster, node, &counting).await;
     let counted = counting.stop().await;
     let mut incomplete = Vec::new();
@@ -210,7 +225,7 @@ async fn nobody_closes_while_the_primary_of_the_namespace_is_away() {
     let hll = Counting::start(&cluster, Mode::Hll, &namespace("hll"), &IMPATIENT).await;
     let exact = Counting::start(&cluster, Mode::Exact, &namespace("exact"), &IMPATIENT).await;
     cluster.forbid_fail_over(node);
-    let from = next_window(Duration::from_millis(700)).await;
+    let from = middle_of_window(&[&hll, &exact]).await;
     cluster.pause(node);
     tokio::time::sleep(AWAY).await;
     for counting in [&hll, &exact] {

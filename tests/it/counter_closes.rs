@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
-use headcount::model::window::WindowLength;
+use headcount::model::window::{Window, WindowLength};
 use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::by_window;
-use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, window};
+use crate::support::fleet::{Fleet, seconds};
 use crate::support::http::Connection;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
@@ -20,6 +20,29 @@ use crate::support::{soak, wait_for, wait_until};
 const NAMESPACE: &str = "closes";
 /// Six chunks of a close: more than are read at once.
 const MANY: u64 = 2_600;
+/// Seconds. Long enough for one id in each of many counters, also on a machine whose cores are all busy.
+const WINDOW: u64 = 6;
+
+fn window(start: u64) -> Window {
+    WindowLength::new(Duration::from_secs(WINDOW)).unwrap().starting_at(start)
+}
+
+/// Waits until the next window begins. Returns its start.
+async fn next_window() -> u64 {
+    let start = (seconds(SystemTime::now()) / WINDOW + 1) * WINDOW;
+    let begin = UNIX_EPOCH + Duration::from_secs(start);
+    tokio::time::sleep(begin.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    start
+}
+
+async fn start_fleet(proxy: &Proxy, instances: usize, args: &[&str]) -> Fleet {
+    let (window, url) = (format!("{WINDOW}s"), proxy.url());
+    let common =
+        ["--window", &window, "--redis-url", &url, "--namespace", NAMESPACE, "--max-counters", "4000"];
+    let fleet = Fleet::start_with(instances, &[&common[..], args].concat()).await;
+    fleet.wait_published(next_window().await).await;
+    fleet
+}
 
 fn name(counter: u64) -> String {
     format!("c-{counter:04}")
@@ -42,19 +65,19 @@ async fn send(server: &Server, counters: impl Iterator<Item = String>, id: u64) 
 /// Counts one id in each of many counters on each of these servers. All are in one window, whose start is returned.
 async fn send_in_one_window(fleet: &Fleet, alive: &[usize], proxy: &Proxy, is_held: bool) -> u64 {
     for _ in 0..5 {
-        let start = next_window(Duration::from_millis(100)).await;
+        let start = next_window().await;
         if is_held {
             // As in a chunk, and nowhere else.
             proxy.hold(&format!("[\"{}\",", name(777)));
         }
         let send_to = |server: &usize| send(&fleet.servers[*server], (0..MANY).map(name), *server as u64);
         join_all(alive.iter().map(send_to)).await;
-        if seconds(SystemTime::now()) < start + WINDOW.as_secs() {
+        if seconds(SystemTime::now()) < start + WINDOW {
             return start;
         }
         // The next window may have some of them.
         proxy.release();
-        fleet.wait_published(start + WINDOW.as_secs()).await;
+        fleet.wait_published(start + WINDOW).await;
     }
     panic!("this machine is too slow: no window has all ids");
 }
@@ -105,19 +128,9 @@ async fn assert_published(files: &Path, start: u64, expected: u64) {
 async fn a_leader_that_dies_in_a_close_leaves_nothing_out() {
     let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
     let proxy = Proxy::start(redis.address()).await;
-    let args = [
-        "--mode",
-        "exact",
-        "--lease-ttl",
-        "2s",
-        "--max-counters",
-        "4000",
-        "--log-dir",
-        files.path().to_str().unwrap(),
-    ];
-    let mut fleet = Fleet::behind(&proxy.url(), 3, NAMESPACE, &args).await;
+    let dir = files.path().to_str().unwrap();
+    let mut fleet = start_fleet(&proxy, 3, &["--mode", "exact", "--lease-ttl", "2s", "--log-dir", dir]).await;
     let mut alive = vec![0, 1, 2];
-    fleet.wait_published(next_window(Duration::ZERO).await).await;
     for kill in 0..if soak() { 40 } else { 10 } {
         let is_between_chunks = kill % 2 == 0;
         let start = send_in_one_window(&fleet, &alive, &proxy, is_between_chunks).await;
@@ -150,9 +163,7 @@ async fn an_instance_that_joins_in_a_close_makes_the_leader_count_again() {
     let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
     let proxy = Proxy::start(redis.address()).await;
     let dir = files.path().to_str().unwrap();
-    let args = ["--redis-timeout", "20s", "--max-counters", "4000", "--log-dir", dir];
-    let mut fleet = Fleet::behind(&proxy.url(), 2, NAMESPACE, &args).await;
-    fleet.wait_published(next_window(Duration::ZERO).await).await;
+    let mut fleet = start_fleet(&proxy, 2, &["--redis-timeout", "20s", "--log-dir", dir]).await;
     let start = send_in_one_window(&fleet, &[0, 1], &proxy, true).await;
     let first = wait_for("the first chunk", || {
         lists(&redis, start).into_iter().find(|(_, chunks)| *chunks > 0).map(|(key, _)| key)
