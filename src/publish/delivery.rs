@@ -180,8 +180,10 @@ impl Delivery {
         warn!(sink, from = %first, %to, "a sink lacks windows: publishing them as incomplete");
         let mut window = first;
         while window < to {
-            if !term.is_valid() || self.stop.is_cancelled() {
-                return Err(SinkError::unavailable("stopped before the sink has the windows that it lacks"));
+            if !term.is_valid() {
+                return Err(SinkError::unavailable(
+                    "the term ended before the sink had the windows that it lacks",
+                ));
             }
             let known = self.publisher.store.recall(window).await.map_err(SinkError::unavailable)?;
             let known = known.unwrap_or_default();

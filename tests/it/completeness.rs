@@ -138,8 +138,9 @@ async fn a_key_of_another_type_is_set_aside_and_reported() {
             accept(server, 0..200).await;
             let key = key(name, mode, start);
             let mut connection = redis.connect();
-            ::redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
-            ::redis::cmd(command).arg(&key).arg(value).exec(&mut connection).unwrap();
+            let mut replace = ::redis::pipe();
+            replace.atomic().del(&key).cmd(command).arg(&key).arg(value);
+            replace.exec(&mut connection).unwrap();
             accept(server, 200..250).await;
             assert!(seconds(SystemTime::now()) < start + 2, "too slow to say what is in which window");
             let closed = wait_closed(server, start).await;

@@ -86,10 +86,12 @@ async fn a_counter_whose_key_is_lost_is_incomplete_and_the_total_is_not() {
             send(other, 4..10).await;
             let key = Keys::new(NAMESPACE).counter(mode, &name(7), window(start));
             let mut connection = site.redis.connect();
+            let mut lose = redis::pipe();
+            lose.atomic();
             if !matches!(loss[0], "DEL" | "PEXPIRE") {
-                let () = cmd("DEL").arg(&key).query(&mut connection).unwrap();
+                lose.del(&key);
             }
-            let () = cmd(loss[0]).arg(&key).arg(&loss[1..]).query(&mut connection).unwrap();
+            lose.cmd(loss[0]).arg(&key).arg(&loss[1..]).exec(&mut connection).unwrap();
             wait_until("the loss", async || {
                 let found: String = cmd("TYPE").arg(&key).query(&mut connection).unwrap();
                 loss[0] != "PEXPIRE" || found == "none"

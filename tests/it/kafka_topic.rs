@@ -129,6 +129,26 @@ async fn a_stop_with_brokers_away_ends_in_time() {
     }
 }
 
+/// The topic lacks windows, because no instance ran. An instance that is stopped at once publishes them before its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_publishes_the_windows_that_a_topic_lacks() {
+    let (brokers, namespace) = (shared(), namespace("lacks"));
+    let topic = format!("{namespace}.unique-counts");
+    let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut first = Server::start(&args).await;
+    first.wait_closed(1).await;
+    assert!(first.stop().await.success());
+    let last = first.closed().last().unwrap().start();
+    wait_recorded(&brokers, &topic, seconds(last)).await;
+    wait_for("windows without an instance", || (last.elapsed().unwrap().as_secs() > 3).then_some(())).await;
+
+    let mut second = Server::start(&args).await;
+    assert!(second.stop().await.success(), "{:#?}", second.log());
+    let last = second.closed().last().unwrap().start();
+    let records = wait_recorded(&brokers, &topic, seconds(last)).await;
+    assert_each_once(&records, 1);
+}
+
 /// The topic is deleted while the service runs. The service creates it again and logs that, and windows continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_deleted_is_made_again() {

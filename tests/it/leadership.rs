@@ -323,8 +323,8 @@ async fn nonsense_in_shared_keys_stops_no_instance() {
     }
     for key in [keys.lease(), keys.token(), keys.instances(), keys.config(), keys.counts(), keys.published()]
     {
-        ::redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
-        ::redis::cmd("SADD").arg(&key).arg("x").exec(&mut connection).unwrap();
+        // In one step: an instance may write the key again at once.
+        ::redis::pipe().atomic().del(&key).sadd(&key, "x").exec(&mut connection).unwrap();
         fleet.wait_published(next_window(Duration::ZERO).await).await;
         let said = wait_for("the log to name the key", || {
             let all: Vec<_> = fleet.servers.iter().flat_map(put_aside).collect();

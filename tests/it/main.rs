@@ -86,6 +86,7 @@ mod stream_sink;
 mod test_support;
 mod text_ids;
 mod unique_command;
+mod upgrades;
 mod verify_command;
 mod verify_periods;
 mod window_boundaries;

@@ -47,10 +47,10 @@ fn names(number: u64) -> impl Iterator<Item = String> {
     (0..number).map(|number| format!("c-{number:04}"))
 }
 
-/// Waits until the windows have so many ids in all.
+/// Waits until the windows have so many accepted ids in all. Sketches of parts of them may count a few less.
 async fn wait_counted(redis: &Redis, ids: u64) -> Vec<Entry> {
     let counted = |windows: &[Entry]| -> u64 {
-        windows.iter().map(|(_, fields)| fields["unique_request_count"].parse::<u64>().unwrap()).sum()
+        windows.iter().map(|(_, fields)| fields["accepted_ids"].parse::<u64>().unwrap()).sum()
     };
     let there = || Some(entries(redis, "counts")).filter(|windows| counted(windows) >= ids);
     wait_for("windows in the stream", there).await

@@ -1,7 +1,7 @@
 //! The files of counters that the service writes with `--log-dir`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -17,15 +17,23 @@ pub struct Line {
     pub json: Value,
 }
 
+/// The contents of all files in a directory whose names begin like this, oldest first.
+fn contents(dir: &Path, prefix: &str) -> Vec<String> {
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    let has_prefix = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(prefix);
+    let mut files: Vec<_> = files.filter(has_prefix).collect();
+    files.sort();
+    files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
+}
+
 /// The lines of all files of counters in a directory, in the order in which they were written.
 pub fn counter_lines(dir: &Path) -> Vec<Line> {
-    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
-    let is_of_counters = |path: &std::path::PathBuf| {
-        path.file_name().unwrap().to_string_lossy().starts_with("headcount-counters.")
-    };
-    let mut files: Vec<_> = files.filter(is_of_counters).collect();
-    files.sort();
-    files.iter().flat_map(|file| parse(&std::fs::read_to_string(file).unwrap())).collect()
+    contents(dir, "headcount-counters.").iter().flat_map(|text| parse(text)).collect()
+}
+
+/// Whether a directory has all counters of a window: the service writes the window's own line after them.
+fn has_window(dir: &Path, timestamp: &str) -> bool {
+    contents(dir, "headcount.").iter().any(|lines| lines.contains(timestamp))
 }
 
 /// The counts by window and counter.
@@ -66,10 +74,11 @@ pub async fn wait_for_sum(dir: &Path, ids: u64) -> BTreeMap<String, u64> {
     .await
 }
 
-/// The same as [`by_window`], once the window with this timestamp is there.
+/// The same as [`by_window`], once all counters of the window with this timestamp are there.
 pub async fn wait_by_window(dir: &Path, timestamp: &str) -> BTreeMap<String, BTreeMap<String, (u64, bool)>> {
     wait_for("the counters of a window in a file", || {
-        Some(by_window(dir)).filter(|windows| windows.contains_key(timestamp))
+        let is_there = has_window(dir, timestamp);
+        Some(by_window(dir)).filter(|windows| is_there && windows.contains_key(timestamp))
     })
     .await
 }

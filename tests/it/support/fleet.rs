@@ -3,6 +3,8 @@
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use headcount::hll::Sketch;
@@ -58,6 +60,14 @@ impl Fleet {
 
     pub async fn add_with_clock(&mut self, offset: &str) -> &mut Server {
         self.servers.push(Server::start_with_clock(offset, &self.args()).await);
+        self.servers.last_mut().expect("one")
+    }
+
+    /// Starts an instance with another program, such as that of an earlier version.
+    pub async fn add_program(&mut self, program: &Path) -> &mut Server {
+        let mut command = Command::new(program);
+        command.args(["--listen", "127.0.0.1:0"]).args(self.args());
+        self.servers.push(Server::run(command).await);
         self.servers.last_mut().expect("one")
     }
 

@@ -42,6 +42,9 @@ pub struct Kafka {
     dir: TempDir,
 }
 
+/// The name and the password of the only user of SCRAM.
+pub const SCRAM_USER: [&str; 2] = ["sam", "the password of sam"];
+
 impl Kafka {
     /// Starts a broker at a port where clients already expect it. Returns once it answers.
     pub fn start_on(port: u16) -> Self {
@@ -121,6 +124,7 @@ fn spawn(dir: &Path, port: u16, settings: &[String]) -> Process {
         .arg(dir)
         .arg(port.to_string())
         .args(settings)
+        .env("KAFKA_SCRAM", format!("name={},password={}", SCRAM_USER[0], SCRAM_USER[1]))
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     // Truncated, so that the last start's output is not mistaken for this one's.
