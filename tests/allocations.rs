@@ -45,6 +45,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const CONNECTIONS: usize = 16;
 const REQUESTS: usize = 4_096;
 const TIMES: usize = 10;
+/// What the service may allocate in the background, divided by the requests. One more allocation a request would be 1.
+const BACKGROUND: f64 = 0.25;
 
 #[derive(Parser)]
 struct Args {
@@ -149,9 +151,8 @@ fn counting_hardly_allocates() {
         );
     }
     for [memory, all, changed, exact] in figures {
-        // What the service allocates in the background is among it. One more a request would be 1.
-        assert!(memory < 0.25, "{memory}");
+        assert!(memory < BACKGROUND, "{memory}");
         assert!(all <= 2.0 && exact <= 2.0, "{all} and {exact}");
-        assert!(changed <= all, "{changed} and {all}");
+        assert!(changed <= all + BACKGROUND, "{changed} and {all}");
     }
 }
