@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::sync::Barrier;
 
 use crate::support::disk::SmallDisk;
 use crate::support::fleet::Fleet;
@@ -310,17 +311,26 @@ async fn requests_over_the_limits_of_the_load_balancer_are_refused_as_by_the_ser
 #[tokio::test(flavor = "multi_thread")]
 async fn many_large_bodies_at_once_are_taken_or_refused_as_by_the_service() {
     const LIMIT: usize = 8_388_608;
-    const CLIENTS: usize = 40;
+    const CLIENTS: usize = 60;
     let server = Server::start(&["--window", "24h"]).await;
     let nginx = load_balancer(&[server.address]);
     let disk = SmallDisk::mount_of("256m", &nginx.dir().join("body"));
     let ids: Arc<str> = lines(10_u64.pow(17)..10_u64.pow(17) + LIMIT as u64 / 19).into();
-    let mut clients = tokio::task::JoinSet::new();
+    let (mut clients, all_wait) = (tokio::task::JoinSet::new(), Arc::new(Barrier::new(CLIENTS)));
     for _ in 0..CLIENTS {
-        let (address, ids) = (nginx.address, Arc::clone(&ids));
+        let (address, ids, all_wait) = (nginx.address, Arc::clone(&ids), Arc::clone(&all_wait));
         clients.spawn(async move {
             let mut connection = Connection::open(address).await.unwrap();
-            connection.post("text/plain", ids.as_bytes()).await.unwrap()
+            let (most, last) = ids.as_bytes().split_at(ids.len() - 1);
+            let head = "POST /api/verve/accept HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\n";
+            let head = format!("{head}content-length: {}\r\n\r\n", ids.len());
+            // No body is whole before the others are there. Sending fails if the answer comes first.
+            let sent = connection.send(&[head.as_bytes(), most].concat()).await;
+            all_wait.wait().await;
+            if sent.is_ok() {
+                let _ = connection.send(last).await;
+            }
+            connection.answer(false).await.unwrap()
         });
     }
     let (mut taken, mut refused) = (0, 0);
@@ -343,7 +353,8 @@ async fn many_large_bodies_at_once_are_taken_or_refused_as_by_the_service() {
         "there is room again"
     );
     taken += 1;
-    assert_eq!(server.metric("headcount_accepted_ids_total").await, (taken * (LIMIT / 19)) as f64);
+    // nginx may have given up on a slow answer to a body that was taken.
+    assert!(server.metric("headcount_accepted_ids_total").await >= (taken * (LIMIT / 19)) as f64);
     let logged = std::fs::read_to_string(nginx.dir().join("errors")).unwrap_or_default() + &nginx.errors();
     assert!(!logged.contains("10000000000000"), "{logged}");
     drop(disk);

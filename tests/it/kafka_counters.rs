@@ -370,7 +370,7 @@ async fn brokers_may_be_away_for_longer_than_counters_wait() {
     let (port, redis) = (free_port(), Redis::start());
     let (brokers, mut kafka) = (format!("127.0.0.1:{port}"), Kafka::start_on(port));
     let (topic, of_counters) = topics("away");
-    let args = ["--kafka-brokers", &brokers, "--counter-retention", "8s"];
+    let args = ["--kafka-brokers", &brokers, "--counter-retention", "20s"];
     let fleet = Fleet::start(2, &redis, "away", &args).await;
     let fill = async |first: u64| {
         let start = next_window(Duration::from_millis(50)).await;

@@ -52,6 +52,8 @@ mod instances;
 mod kafka;
 mod kafka_counters;
 mod kafka_faults;
+#[cfg(feature = "kafka-tls")]
+mod kafka_security;
 mod kafka_topic;
 mod layouts;
 mod leadership;

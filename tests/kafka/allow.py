@@ -29,5 +29,7 @@ rights = [
     )
     for operation in operations
 ]
-for done in AdminClient({"bootstrap.servers": brokers}).create_acls(rights, request_timeout=20).values():
+# Without a name of its own, the client would end before the brokers answer.
+client = AdminClient({"bootstrap.servers": brokers})
+for done in client.create_acls(rights, request_timeout=20).values():
     done.result()

@@ -62,6 +62,10 @@ impl Looked<'_> {
     fn report(&self, looked: TopicPreflight, findings: &mut Findings<impl Write>) -> io::Result<bool> {
         let TopicPreflight { partitions, writable } = looked;
         let &Self { name, subject, writing, has_one_partition } = self;
+        let Some(partitions) = partitions else {
+            writable.map_or_else(|error| findings.add(Verdict::Fail, subject, error), Ok)?;
+            return Ok(false);
+        };
         if partitions == 0 {
             let (verdict, what) = match writable {
                 Ok(()) => (Verdict::Ok, "it will be made".to_owned()),

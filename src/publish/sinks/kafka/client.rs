@@ -21,6 +21,12 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// The only partition of windows. Counters may be in several.
 pub(super) const PARTITION: i32 = 0;
 
+/// librdkafka needs a group to read, but headcount commits no offsets for it.
+pub(super) const GROUP: &str = "headcount.ledger";
+
+/// What may help a client without TLS.
+const WANTS_TLS: &str = "; if the brokers want TLS, set --kafka-option security.protocol=ssl or sasl_ssl";
+
 /// After most errors another try may help, so only those that fence the producer are told apart.
 pub(super) fn failure(error: KafkaError) -> SinkError {
     match error.rdkafka_error_code() {
@@ -29,6 +35,9 @@ pub(super) fn failure(error: KafkaError) -> SinkError {
             | RDKafkaErrorCode::ProducerFenced
             | RDKafkaErrorCode::InvalidProducerEpoch,
         ) => SinkError::Fenced,
+        Some(code @ RDKafkaErrorCode::GroupAuthorizationFailed) => {
+            SinkError::unavailable(format!("the user lacks the right to read in the group {GROUP} ({code})"))
+        }
         _ => SinkError::unavailable(error),
     }
 }
@@ -91,6 +100,12 @@ impl Watcher {
 
 impl ClientContext for Watcher {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // Why a broker closes a connection at once is only logged. One that wants TLS does so at the first request.
+        if facility == "FAIL" {
+            let reason = message.split_once("]: ").map_or(message, |(_thread, reason)| reason);
+            let hint = if reason.contains("in state APIVERSION_QUERY") { WANTS_TLS } else { "" };
+            self.last_error.lock().get_or_insert_with(|| format!("{reason}{hint}"));
+        }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 error!(target: "librdkafka", facility, "{message}");

@@ -6,10 +6,10 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 
 use super::client::{TIMEOUT, Watcher, failure};
-use super::ledger;
 use super::settings::KafkaSettings;
 use super::topic::Topic;
 use super::transaction::Producer;
+use super::{ledger, transaction};
 use crate::model::window::Window;
 use crate::publish::sinks::{Origin, SinkError};
 use crate::telemetry::metrics::Metrics;
@@ -26,8 +26,8 @@ pub(crate) struct Preflight {
 
 /// What the check found about a topic.
 pub(crate) struct TopicPreflight {
-    /// How many partitions it has; 0 if it does not exist.
-    pub(crate) partitions: usize,
+    /// How many partitions it has; 0 if it does not exist, none if the user may not know.
+    pub(crate) partitions: Option<usize>,
     pub(crate) writable: Result<(), SinkError>,
 }
 
@@ -39,31 +39,35 @@ pub(crate) fn preflight(
     with_counters: bool,
 ) -> Result<Preflight, SinkError> {
     let watcher = Watcher::new(&Metrics::new());
-    let config = settings.trial_producer();
-    let producer: Producer = config.create_with_context(watcher.clone()).map_err(failure)?;
+    let (producer, id) = transaction::create(&settings.trial_producer(), watcher.clone())?;
     // The time of a window that is published late.
     let time = origin.window.window_at(SystemTime::now()).previous().start();
     let trial = Trial { producer, origin, time };
     let windows = settings.windows();
-    let partitions = windows.partitions(trial.producer.client()).map_err(|error| watcher.explain(error))?;
+    let partitions = windows.look(trial.producer.client()).map_err(|error| watcher.explain(error))?;
     // Without a topic, this still shows whether transactions work and the advertised addresses can be reached.
-    let writable = match trial.producer.init_transactions(TIMEOUT).map_err(failure) {
+    let writable = match transaction::init(&trial.producer, &id) {
         // Only another check can have fenced this one, so transactions work.
         Ok(()) | Err(SinkError::Fenced) => trial.look_at(windows, partitions),
         Err(error) => {
-            let writable = Err(watcher.explain(error));
-            let windows = TopicPreflight { partitions, writable };
+            // Of several missing rights, that to see the topic comes first.
+            let error = partitions.map_or_else(|| windows.hidden(), |_| watcher.explain(error));
+            let windows = TopicPreflight { partitions, writable: Err(error) };
             return Ok(Preflight { windows, last: Ok(None), counters: None });
         }
     };
     let windows = TopicPreflight { partitions, writable: writable.map_err(|error| watcher.explain(error)) };
-    let last = if partitions == 0 { Ok(None) } else { ledger::last(settings, origin) };
+    let last = if partitions.is_none_or(|partitions| partitions == 0) {
+        Ok(None)
+    } else {
+        ledger::last(settings, origin)
+    };
     let last = last.map_err(|error| watcher.explain(error));
     let mut counters = None;
     if with_counters {
         watcher.begin();
         let topic = settings.counters();
-        let partitions = topic.partitions(trial.producer.client()).map_err(|error| watcher.explain(error))?;
+        let partitions = topic.look(trial.producer.client()).map_err(|error| watcher.explain(error))?;
         let writable = trial.look_at(topic, partitions).map_err(|error| watcher.explain(error));
         counters = Some(TopicPreflight { partitions, writable });
     }
@@ -78,9 +82,11 @@ struct Trial<'a> {
 
 impl Trial<'_> {
     /// Whether a topic takes records, or could be made.
-    fn look_at(&self, topic: Topic<'_>, partitions: usize) -> Result<(), SinkError> {
-        if partitions == 0 {
-            return topic.try_to_make();
+    fn look_at(&self, topic: Topic<'_>, partitions: Option<usize>) -> Result<(), SinkError> {
+        match partitions {
+            None => return Err(topic.hidden()),
+            Some(0) => return topic.try_to_make(),
+            Some(_) => {}
         }
         match self.try_to_write(topic).map_err(failure) {
             Ok(()) | Err(SinkError::Fenced) => topic.see_that_it_takes_records(),
@@ -94,6 +100,7 @@ impl Trial<'_> {
         let sent = producer.send(topic.record(&origin.namespace, b"headcount check", *time));
         let flushed = producer.flush(TIMEOUT);
         let refused = producer.client().context().undelivered();
+        let refused = refused.map(|error| transaction::reason(producer).unwrap_or(error));
         producer.abort_transaction(TIMEOUT)?;
         sent.map_err(|(error, _)| error)?;
         flushed?;

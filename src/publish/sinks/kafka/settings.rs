@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::BaseProducer;
 use tracing::warn;
 
-use super::client::{TIMEOUT, failure};
+use super::client::{GROUP, TIMEOUT, failure};
 use crate::platform::secret;
 use crate::publish::sinks::SinkError;
 
@@ -176,6 +176,8 @@ impl KafkaSettings {
     /// the value from the start.
     fn config(&self) -> ClientConfig {
         let mut config = self.config.clone();
+        // By default librdkafka keeps the lines about connections that fail to itself.
+        config.set_log_level(RDKafkaLogLevel::Info);
         for (key, given) in &self.files {
             match secret::resolve(given) {
                 Ok(value) => _ = config.set(key, value),
@@ -216,8 +218,7 @@ impl KafkaSettings {
     pub(super) fn consumer(&self, isolation: &str) -> ClientConfig {
         let mut config = self.config();
         config
-            // librdkafka needs a group, but headcount commits no offsets for it.
-            .set("group.id", "headcount.ledger")
+            .set("group.id", GROUP)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "error")

@@ -8,10 +8,10 @@ use rdkafka::producer::Producer as _;
 use tokio::runtime::Handle;
 use tracing::info;
 
-use super::client::{TIMEOUT, Watcher, failure};
-use super::ledger;
+use super::client::Watcher;
 use super::settings::KafkaSettings;
 use super::transaction::{Producer, Publication, headers};
+use super::{ledger, transaction};
 use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::window::Window;
@@ -67,13 +67,13 @@ impl CountSink for KafkaSink {
         let (producer, last) = self
             .blocking(move || {
                 drop(old);
-                let producer: Producer = settings.producer().create_with_context(watcher).map_err(failure)?;
+                let (producer, id) = transaction::create(&settings.producer(), watcher)?;
                 // Each time, because the topic may have been deleted, or the brokers may have come back empty.
                 settings.windows().prepare(producer.client())?;
                 if !term.is_valid() {
                     return Err(SinkError::unavailable("the lease has ended"));
                 }
-                producer.init_transactions(TIMEOUT).map_err(failure)?;
+                transaction::init(&producer, &id)?;
                 let last = ledger::last(&settings, &origin)?;
                 Ok((producer, last))
             })

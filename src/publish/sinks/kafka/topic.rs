@@ -142,11 +142,33 @@ impl KafkaSettings {
 }
 
 impl<'a> Topic<'a> {
-    /// How many partitions the topic has; 0 if it does not exist.
-    pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
+    /// How many partitions the topic has; 0 if it does not exist. None if the user may not describe it: brokers do not say then
+    /// whether it exists.
+    pub(super) fn look(&self, client: &Client<impl ClientContext>) -> Result<Option<usize>, SinkError> {
         let metadata = client.fetch_metadata(Some(self.name), TIMEOUT).map_err(failure)?;
-        let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
-        Ok(there.map(|topic| topic.partitions().len()).sum())
+        let mut partitions = 0;
+        for topic in metadata.topics() {
+            match topic.error().map(RDKafkaErrorCode::from) {
+                None => partitions += topic.partitions().len(),
+                Some(RDKafkaErrorCode::TopicAuthorizationFailed) => return Ok(None),
+                Some(_) => {}
+            }
+        }
+        Ok(Some(partitions))
+    }
+
+    /// The same, with an error in place of none.
+    pub(super) fn partitions(&self, client: &Client<impl ClientContext>) -> Result<usize, SinkError> {
+        self.look(client)?.ok_or_else(|| self.hidden())
+    }
+
+    /// The error for a topic that the user may not describe.
+    pub(super) fn hidden(&self) -> SinkError {
+        let code = RDKafkaErrorCode::TopicAuthorizationFailed;
+        SinkError::unavailable(format!(
+            "the user lacks the right to describe the topic {} ({code})",
+            self.name
+        ))
     }
 
     /// Makes the topic with one partition if it does not exist. Otherwise checks that its settings let records in.

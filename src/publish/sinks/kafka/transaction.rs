@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
@@ -17,6 +18,23 @@ const ROOM_AFTER: Duration = Duration::from_millis(10);
 
 /// Its thread notes the records that failed, and gets librdkafka's statistics.
 pub(super) type Producer = ThreadedProducer<Watcher>;
+
+/// A producer with these settings, and its transactional id.
+pub(super) fn create(config: &ClientConfig, watcher: Watcher) -> Result<(Producer, String), SinkError> {
+    let id = config.get("transactional.id").unwrap_or_default().to_owned();
+    Ok((config.create_with_context(watcher).map_err(failure)?, id))
+}
+
+/// Fences all producers that had this id before.
+pub(super) fn init(producer: &Producer, id: &str) -> Result<(), SinkError> {
+    producer.init_transactions(TIMEOUT).map_err(|error| match error.rdkafka_error_code() {
+        Some(code @ RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => {
+            let lacks = format!("the user lacks the right to write with the transactional id {id} ({code})");
+            SinkError::unavailable(lacks)
+        }
+        _ => failure(error),
+    })
+}
 
 /// What a transaction writes.
 pub(super) struct Publication<'a> {
@@ -88,7 +106,7 @@ fn send(
 
 /// Why librdkafka will not commit the transaction under way: it says so to an attempt to begin another one. A record's own error
 /// says only that librdkafka dropped it.
-fn reason(producer: &Producer) -> Option<KafkaError> {
+pub(super) fn reason(producer: &Producer) -> Option<KafkaError> {
     let error = producer.begin_transaction().err()?;
     (error.rdkafka_error_code() != Some(RDKafkaErrorCode::State)).then_some(error)
 }
