@@ -48,12 +48,15 @@ class Pods(threading.Thread):
     def __init__(self, cluster):
         super().__init__(daemon=True)
         self.seen, self.gone = {}, set()
-        command = [cluster.programs / "kubectl", "get", "--raw", f"/api/v1/namespaces/{SPACE}/pods?watch=true"]
+        command = [cluster.programs / "kubectl", "get", "--raw", f"/api/v1/namespaces/{SPACE}/pods?watch=true&resourceVersion=0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def run(self):
         for line in self.process.stdout:
             event = json.loads(line)
+            if event["object"]["kind"] != "Pod":
+                print(f"the watch ended: {line}", file=sys.stderr)
+                return
             name = event["object"]["metadata"]["name"]
             if event["type"] == "DELETED":
                 self.gone.add(name)
@@ -63,7 +66,8 @@ class Pods(threading.Thread):
 
     def exits(self, names):
         """The exit code and the reason of pods that have gone."""
-        eventually("the end of the pods in the watch", lambda: set(names) <= self.gone)
+        eventually("the end of the pods in the watch", lambda: set(names) <= self.gone or not self.is_alive())
+        demand(self.is_alive(), "the watch of pods ended")
         return {name: self.seen.get(name) for name in names}
 
 
@@ -292,7 +296,8 @@ class Test:
         return "3 new pods"
 
     def upgrade(self):
-        self.helm("upgrade", SPACE, CHART, "--values", self.values, "--set", "image.tag=2,config.max-counters=200", "--wait")
+        self.helm("upgrade", SPACE, CHART, "--values", self.values, "--wait",
+                  "--set", "config.max-counters=200", "--set-string", "image.tag=2")
         self.wait_until_settled()
         demand(self.running() == {(f"{IMAGE}:2", "200")}, f"running: {self.running()}")
         return "another image, and max-counters 200"
