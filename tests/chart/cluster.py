@@ -45,7 +45,8 @@ def eventually(what, condition, seconds=90, pause=0.2):
 def run(*command, seconds=120, **options):
     """What a command writes. It must succeed."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=seconds, **options)
-    demand(done.returncode == 0, f"{Path(command[0]).name} {' '.join(map(str, command[1:4]))}: {done.stderr.strip()[-600:]}")
+    told = (done.stderr.strip() or done.stdout.strip())[-1500:]
+    demand(done.returncode == 0, f"{Path(command[0]).name} {' '.join(map(str, command[1:4]))}: {told}")
     return done.stdout
 
 

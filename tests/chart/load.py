@@ -1,7 +1,7 @@
 """The load of scripts/chart-test: ids through the Service, and what came of each.
 
-Each id is sent three times, by different connections, so that most ids reach several instances. A connection sends 25
-requests. Then a new one takes its place, because kube-proxy chooses the instance by connection.
+Each id is sent three times, by different connections, so that most ids reach several instances. kube-proxy chooses the
+instance by connection. So three workers take a new connection after 25 requests. Three keep theirs until the server ends it.
 
 What a request may do, as HTTP clients do:
 
@@ -17,9 +17,9 @@ import threading
 import time
 from collections import defaultdict
 
-WORKERS = 6
+REQUESTS = (25, 25, 25, None, None, None)  # Of each connection, by worker.
+WORKERS = len(REQUESTS)
 RATE = 20  # Requests a second of each worker.
-REQUESTS = 25  # Of each connection.
 COPIES = 3  # Of each id.
 TIMEOUT = 10
 
@@ -33,8 +33,8 @@ class Broken(Exception):
 
 
 class Connection:
-    def __init__(self, address):
-        self.answers = 0
+    def __init__(self, address, requests):
+        self.answers, self.requests = 0, requests
         try:
             self.socket = socket.create_connection(address, timeout=TIMEOUT)
         except OSError as error:
@@ -59,7 +59,7 @@ class Connection:
             early = self.answers > 0 and not received and not isinstance(error, TimeoutError)
             raise Broken(f"broken: {error or type(error).__name__}", early) from error
         self.answers += 1
-        self.last = self.answers == REQUESTS or fields.get("connection") == "close"
+        self.last = self.answers == self.requests or fields.get("connection") == "close"
         return int(head.split(" ")[1]), body
 
     def more(self, received):
@@ -104,11 +104,11 @@ class Load:
             with self.lock:
                 identifier = self.sent // COPIES
                 self.sent += 1
-            connection = self.send(connection, identifier)
+            connection = self.send(connection, identifier, REQUESTS[number])
         if connection:
             connection.close()
 
-    def send(self, connection, identifier):
+    def send(self, connection, identifier, requests):
         """Sends an id. Returns the connection if it can take the next request."""
         began, why = time.time(), None
         if connection and connection.is_closed():
@@ -116,7 +116,7 @@ class Load:
             connection = None
         try:
             try:
-                connection = connection or self.connect()
+                connection = connection or self.connect(requests)
                 answer = connection.get(f"/api/verve/accept?id={identifier}")
             except Broken as broken:
                 if not broken.early:
@@ -124,7 +124,7 @@ class Load:
                 connection.close()
                 with self.lock:
                     self.repeated += 1
-                connection = self.connect()
+                connection = self.connect(requests)
                 answer = connection.get(f"/api/verve/accept?id={identifier}")
             if answer != (200, b"ok"):
                 why = f"answer: {answer[0]} {answer[1][:80]!r}"
@@ -138,10 +138,10 @@ class Load:
             return None
         return connection
 
-    def connect(self):
+    def connect(self, requests):
         with self.lock:
             self.connections += 1
-        return Connection(self.address)
+        return Connection(self.address, requests)
 
     def note(self, identifier, began, ended, why):
         first, last = (int(at // self.window) * self.window for at in (began, ended))

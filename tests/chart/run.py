@@ -24,7 +24,8 @@ VALUES = {
     "image": {"repository": IMAGE, "tag": "1", "pullPolicy": "Never"},
     "replicas": 3,
     "secrets": {"redis-url": {"name": "headcount", "key": "redis-url"}},
-    "config": {"mode": "exact", "window": f"{WINDOW}s", "kafka-brokers": KAFKA, "max-counters": 100},
+    # On a busy machine Redis may take longer than 350 ms. That is not what is tested here.
+    "config": {"mode": "exact", "window": f"{WINDOW}s", "kafka-brokers": KAFKA, "max-counters": 100, "redis-timeout": "2s"},
     # Small enough for six pods on two nodes. Memory has the chart's limit.
     "resources": {"requests": {"cpu": "100m"}},
 }
@@ -76,6 +77,7 @@ class Test:
         self.cluster, self.load, self.failed = cluster, None, False
         self.checked = 0  # Windows that were compared.
         self.killed = []  # Times at which a pod was killed by force.
+        self.judged = 0  # Failures of the load that a step has looked at.
         self.values = DISK / "values.json"
         self.values.write_text(json.dumps(VALUES))
 
@@ -163,7 +165,7 @@ class Test:
     def verify(self):
         url = f"redis://:{self.cluster.password}@{HOST}:6379"
         command = [DISK / "headcount", "verify", "--kafka-brokers", KAFKA, "--mode", "exact", "--window", f"{WINDOW}s"]
-        told = run(*command, env=os.environ | {"HEADCOUNT_REDIS_URL": url})
+        told = run(*command, "--redis-timeout", "5s", env=os.environ | {"HEADCOUNT_REDIS_URL": url})
         for line in ("gaps: none", "repeats: none", "out of order: none"):
             demand(f"ok   {line}" in told, f"headcount verify: {told}")
 
@@ -171,28 +173,36 @@ class Test:
 
     def under_load(self, step, may_fail=False):
         """Runs a step while the load goes on. Then each answer must have been `ok`, and each window right."""
-        before, began = self.load.totals(), time.time()
-        before_names = self.names()
-        found = step()
-        time_taken = time.time() - began
+        before, names, began = self.load.totals(), self.names(), time.time()
+        found = [step()]
+        seconds = time.time() - began
         # Some answers after the step, too.
         sent = self.load.totals()["sent"] + 100
         eventually("more requests", lambda: self.load.totals()["sent"] >= sent)
-        failures = self.load.failures[before["failures"]:]
-        if may_fail:
-            for at, why in failures:
-                expected = why.startswith(("broken", "no connection")) and at < self.killed[-1] + 15
-                demand(expected, f"{at - self.killed[-1]:.1f} s after the kill a request failed: {why}")
-        else:
-            demand(not failures, f"{len(failures)} requests failed: {sorted({why for _, why in failures})[:5]}")
-            exits = self.watch.exits(before_names - self.names())
-            demand(all(exit == (0, "Completed") for exit in exits.values()), f"pods did not end in order: {exits}")
-            found = "; ".join(filter(None, [found, f"{len(exits)} pods ended with 0" if exits else ""]))
-        after = self.load.totals()
         self.windows_are_right(time.time())
+        if not may_fail:
+            gone = names - self.names()
+            self.ended_in_order(gone)
+            found += [f"{len(gone)} pods ended with 0"] if gone else []
+        after = self.load.totals()
         difference = {name: after[name] - before[name] for name in after}
-        return (f"{found}; {time_taken:.0f} s; {difference['ok']} answers ok, {difference['failures']} failed, "
+        self.failures_are_expected(may_fail)
+        return (f"{'; '.join(found)}; {seconds:.0f} s; {difference['ok']} answers ok, {difference['failures']} failed, "
                 f"{difference['repeated']} repeated; {self.checked} windows right")
+
+    def failures_are_expected(self, may_fail=False):
+        """Looks at all failures that no step has looked at before."""
+        failures, self.judged = self.load.failures[self.judged:], len(self.load.failures)
+        for at, why in failures:
+            demand(may_fail, f"{len(failures)} requests failed, the first at {stamp(at)}: {why}")
+            # A connection to the killed process may break. An answer is never wrong.
+            expected = why.startswith(("broken", "no connection")) and at < self.killed[-1] + 15
+            demand(expected, f"{at - self.killed[-1]:.1f} s after the kill a request failed: {why}")
+
+    def ended_in_order(self, names):
+        """A pod that Kubernetes had to kill has the exit code 137."""
+        exits = self.watch.exits(names)
+        demand(all(exit == (0, "Completed") for exit in exits.values()), f"pods did not end in order: {exits}")
 
     def refuses_wrong_value(self):
         values = ["--values", self.values, "--set", "config.mode=bloom"]
@@ -319,11 +329,14 @@ class Test:
 
     def delete_by_force(self):
         leader = self.leader()
+        process = Path("/proc", str(self.pid(leader)))
         self.killed.append(time.time())
         self.kubectl("delete", "pod", leader, "--grace-period=0", "--force")
-        eventually("the pod to go", lambda: leader not in self.names())
+        # The pod has gone from the API at once, its process has not.
+        eventually("the end of the process", lambda: not process.exists())
+        seconds = time.time() - self.killed[-1]
         self.wait_until_settled()
-        return "the leader"
+        return f"the leader, whose process ended {seconds:.1f} s later"
 
     def kill_process(self):
         leader = self.leader()
@@ -369,15 +382,15 @@ class Test:
         """The load ends first: then there is no Service."""
         pods = self.names()
         self.load.stop()
+        self.failures_are_expected()
         self.helm("uninstall", SPACE, "--wait", "--timeout", "2m")
         eventually("the pods to go", lambda: not self.names())
-        exits = self.watch.exits(pods)
-        demand(all(exit == (0, "Completed") for exit in exits.values()), f"pods did not end in order: {exits}")
+        self.ended_in_order(pods)
         label = f"app.kubernetes.io/instance={SPACE}"
         kinds = "all,serviceaccounts,poddisruptionbudgets,configmaps,endpointslices,secrets"
         left = eventually_empty(lambda: self.cluster.get(kinds, "--selector", label, "--namespace", SPACE)["items"])
         demand(not left, f"left: {[thing['kind'] for thing in left]}")
-        return f"nothing is left, {len(exits)} pods ended with 0"
+        return f"nothing is left, {len(pods)} pods ended with 0"
 
     def install_again(self):
         """A stop leaves the running window open. The next instance publishes it."""
