@@ -179,11 +179,11 @@ class Test:
         # Some answers after the step, too.
         sent = self.load.totals()["sent"] + 100
         eventually("more requests", lambda: self.load.totals()["sent"] >= sent)
-        self.windows_are_right(time.time())
         if not may_fail:
             gone = names - self.names()
             self.ended_in_order(gone)
             found += [f"{len(gone)} pods ended with 0"] if gone else []
+        self.windows_are_right(time.time())
         after = self.load.totals()
         difference = {name: after[name] - before[name] for name in after}
         self.failures_are_expected(may_fail)
