@@ -12,7 +12,9 @@ import os
 import re
 import secrets
 import subprocess
+import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ DISK = Path("/run/disk")
 LOG = DISK / "log"
 PAUSE = "docker.io/local/pause:1"
 IMAGE = "docker.io/local/headcount"
+SPACE = "counts"  # The namespace, and the name of the release.
 
 
 class Failure(Exception):
@@ -161,7 +164,10 @@ class Cluster:
         ready = lambda: self.is_up() and succeeds(self.programs / "kubectl", "get", "--raw", "/readyz")
         eventually("the API server", ready, 180)
         self.start("kube-controller-manager", self.programs / "kube-controller-manager", "--kubeconfig=kubeconfig",
-                   "--service-account-private-key-file=accounts.key", "--leader-elect=false")
+                   "--service-account-private-key-file=accounts.key", "--leader-elect=false",
+                   # It looks every 15 s otherwise, and believes no pod that is younger than five minutes.
+                   "--horizontal-pod-autoscaler-sync-period=2s", "--horizontal-pod-autoscaler-cpu-initialization-period=1s",
+                   "--horizontal-pod-autoscaler-initial-readiness-delay=1s")
         self.start("kube-scheduler", self.programs / "kube-scheduler", "--kubeconfig=kubeconfig", "--leader-elect=false")
 
     def start_containerd(self, node):
@@ -233,3 +239,33 @@ class Cluster:
     def ready_nodes(self):
         conditions = [condition for node in self.get("nodes")["items"] for condition in node["status"].get("conditions", [])]
         return sum(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+class Pods(threading.Thread):
+    """What became of each pod, by watching: a pod that has gone cannot be asked."""
+
+    def __init__(self, cluster):
+        super().__init__(daemon=True)
+        self.known, self.gone, self.ended = set(), set(), {}
+        url = f"/api/v1/namespaces/{SPACE}/pods?watch=true&resourceVersion=0"
+        self.process = subprocess.Popen([cluster.programs / "kubectl", "get", "--raw", url], stdout=subprocess.PIPE, text=True)
+
+    def run(self):
+        for line in self.process.stdout:
+            event = json.loads(line)
+            if event["object"]["kind"] != "Pod":
+                print(f"the watch ended: {line}", file=sys.stderr)
+                return
+            name = event["object"]["metadata"]["name"]
+            self.known.add(name)
+            if event["type"] == "DELETED":
+                self.gone.add(name)
+            for status in event["object"]["status"].get("containerStatuses", []):
+                if ended := status["state"].get("terminated"):
+                    self.ended[name] = (ended["exitCode"], ended.get("reason"))
+
+    def exits(self, names):
+        """The exit code and the reason of pods that have gone."""
+        eventually("the end of the pods in the watch", lambda: set(names) <= self.gone or not self.is_alive())
+        demand(self.is_alive(), "the watch of pods ended")
+        return {name: self.ended.get(name) for name in names}

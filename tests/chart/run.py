@@ -6,17 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from datetime import datetime
 from pathlib import Path
 
-from cluster import DISK, HOST, IMAGE, LOG, NODES, Cluster, Failure, demand, eventually, run
+from cluster import DISK, HOST, IMAGE, LOG, NODES, SPACE, Cluster, Failure, Pods, demand, eventually, run
 from load import Load
+from metrics import Metrics, objects
 
 CHART = "deploy/helm/headcount"
-SPACE = "counts"  # The namespace, and the name of the release.
 WINDOW = 10
 KAFKA = f"{HOST}:9092"
 VALUES = {
@@ -41,35 +40,6 @@ def http(url):
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-class Pods(threading.Thread):
-    """What became of each pod, by watching: a pod that has gone cannot be asked."""
-
-    def __init__(self, cluster):
-        super().__init__(daemon=True)
-        self.seen, self.gone = {}, set()
-        command = [cluster.programs / "kubectl", "get", "--raw", f"/api/v1/namespaces/{SPACE}/pods?watch=true&resourceVersion=0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def run(self):
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event["object"]["kind"] != "Pod":
-                print(f"the watch ended: {line}", file=sys.stderr)
-                return
-            name = event["object"]["metadata"]["name"]
-            if event["type"] == "DELETED":
-                self.gone.add(name)
-            for status in event["object"]["status"].get("containerStatuses", []):
-                if ended := status["state"].get("terminated"):
-                    self.seen[name] = (ended["exitCode"], ended.get("reason"))
-
-    def exits(self, names):
-        """The exit code and the reason of pods that have gone."""
-        eventually("the end of the pods in the watch", lambda: set(names) <= self.gone or not self.is_alive())
-        demand(self.is_alive(), "the watch of pods ended")
-        return {name: self.seen.get(name) for name in names}
 
 
 class Test:
@@ -173,14 +143,14 @@ class Test:
 
     def under_load(self, step, may_fail=False):
         """Runs a step while the load goes on. Then each answer must have been `ok`, and each window right."""
-        before, names, began = self.load.totals(), self.names(), time.time()
+        before, gone_before, began = self.load.totals(), set(self.watch.gone), time.time()
         found = [step()]
         seconds = time.time() - began
         # Some answers after the step, too.
         sent = self.load.totals()["sent"] + 100
         eventually("more requests", lambda: self.load.totals()["sent"] >= sent)
         if not may_fail:
-            gone = names - self.names()
+            gone = self.watch.known - self.names() - gone_before
             self.ended_in_order(gone)
             found += [f"{len(gone)} pods ended with 0"] if gone else []
         self.windows_are_right(time.time())
@@ -378,6 +348,25 @@ class Test:
             self.wait_until_settled(number)
         return "from 3 to 5 and to 2, by hand"
 
+    def autoscale(self):
+        """Kubernetes goes to one instance first, as docs/deployment.md says. Then the autoscaler decides."""
+        certificate, name = DISK / "metrics.pem", "/CN=metrics"
+        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", name, "-keyout", certificate, "-out", certificate)
+        metrics = Metrics(HOST, certificate, self.pods)
+        metrics.millicores = 140
+        for thing in objects(HOST):
+            self.cluster.kubectl("apply", "--filename", "-", input=json.dumps(thing))
+        # The chart's default takes one instance a minute away, after five minutes.
+        down = {"stabilizationWindowSeconds": 0, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 5}]}
+        values = {"enabled": True, "minReplicas": 2, "maxReplicas": 5, "behavior": {"scaleDown": down}}
+        self.helm("upgrade", SPACE, CHART, "--values", self.values, "--set-json", f"autoscaling={json.dumps(values)}", "--wait")
+        self.wait_until_settled(2)
+        # 70 % of the 100 millicores that a pod asks for: 280 need four pods, 600 more than there may be.
+        for millicores, number in ((280, 4), (600, 5), (200, 3), (10, 2)):
+            metrics.millicores = millicores
+            self.wait_until_settled(number)
+        return "by CPU to 2, 4, 5, 3 and 2"
+
     def uninstall(self):
         """The load ends first: then there is no Service."""
         pods = self.names()
@@ -433,6 +422,7 @@ def steps(test):
     yield "kill -9", lambda: test.under_load(test.kill_process, may_fail=True)
     yield "drain", lambda: test.under_load(test.drain)
     yield "scale", lambda: test.under_load(test.scale)
+    yield "autoscale", lambda: test.under_load(test.autoscale)
     yield "uninstall", test.uninstall
     yield "install again", test.install_again
 
