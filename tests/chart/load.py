@@ -6,6 +6,7 @@ instance by connection. So three workers take a new connection after 25 requests
 What a request may do, as HTTP clients do:
 
 - A connection that the server has closed before the request is sent is replaced. Nothing was sent, so nothing is repeated.
+  Such connections are counted in `replaced`.
 - If a connection had an answer before, and it breaks before the first byte of the next answer, the request is repeated,
   once, on a new connection (RFC 9110, 9.2.2). Such requests are counted in `repeated`.
 - Everything else is a failure: no connection, an answer that breaks off or does not come, and each that is not 200 `ok`.
@@ -76,7 +77,7 @@ class Load:
     def __init__(self, address, window):
         self.address, self.window = address, window
         self.lock = threading.Lock()
-        self.sent, self.ok, self.repeated, self.connections = 0, 0, 0, 0
+        self.sent, self.ok, self.repeated, self.replaced, self.connections = 0, 0, 0, 0, 0
         self.failures = []  # The time and the reason of each.
         # By the start of a window: ids that count in it, and ids that may.
         self.surely, self.perhaps = defaultdict(set), defaultdict(set)
@@ -114,6 +115,8 @@ class Load:
         if connection and connection.is_closed():
             connection.close()
             connection = None
+            with self.lock:
+                self.replaced += 1
         try:
             try:
                 connection = connection or self.connect(requests)
@@ -164,5 +167,5 @@ class Load:
 
     def totals(self):
         with self.lock:
-            return {"sent": self.sent, "ok": self.ok, "repeated": self.repeated, "connections": self.connections,
-                    "failures": len(self.failures)}
+            return {"sent": self.sent, "ok": self.ok, "failures": len(self.failures), "repeated": self.repeated,
+                    "replaced": self.replaced, "connections": self.connections}

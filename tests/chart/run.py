@@ -158,7 +158,8 @@ class Test:
         difference = {name: after[name] - before[name] for name in after}
         self.failures_are_expected(may_fail)
         return (f"{'; '.join(found)}; {seconds:.0f} s; {difference['ok']} answers ok, {difference['failures']} failed, "
-                f"{difference['repeated']} repeated; {self.checked} windows right")
+                f"{difference['repeated']} repeated, {difference['replaced']} connections replaced; "
+                f"{self.checked} windows right")
 
     def failures_are_expected(self, may_fail=False):
         """Looks at all failures that no step has looked at before."""
@@ -350,8 +351,9 @@ class Test:
 
     def autoscale(self):
         """Kubernetes goes to one instance first, as docs/deployment.md says. Then the autoscaler decides."""
-        certificate, name = DISK / "metrics.pem", "/CN=metrics"
-        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", name, "-keyout", certificate, "-out", certificate)
+        certificate = DISK / "metrics.pem"
+        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=metrics", "-keyout", certificate,
+            "-out", certificate)
         metrics = Metrics(HOST, certificate, self.pods)
         metrics.millicores = 140
         for thing in objects(HOST):
@@ -459,7 +461,7 @@ def main():
         sys.exit(1)
     totals = test.load.totals()
     print(f"{totals['sent']} requests over {totals['connections']} connections: {totals['ok']} ok, {totals['failures']} failed, "
-          f"{totals['repeated']} repeated; {time.monotonic() - began:.0f} s")
+          f"{totals['repeated']} repeated, {totals['replaced']} connections replaced; {time.monotonic() - began:.0f} s")
 
 
 main()
