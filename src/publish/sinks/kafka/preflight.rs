@@ -6,10 +6,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 
 use super::client::{TIMEOUT, Watcher, failure};
+use super::ledger;
 use super::settings::KafkaSettings;
 use super::topic::Topic;
+use super::transaction;
 use super::transaction::Producer;
-use super::{ledger, transaction};
 use crate::model::window::Window;
 use crate::publish::sinks::{Origin, SinkError};
 use crate::telemetry::metrics::Metrics;

@@ -9,9 +9,10 @@ use tokio::runtime::Handle;
 use tracing::info;
 
 use super::client::Watcher;
+use super::ledger;
 use super::settings::KafkaSettings;
+use super::transaction;
 use super::transaction::{Producer, Publication, headers};
-use super::{ledger, transaction};
 use crate::coordination::ClosedWindow;
 use crate::coordination::term::Term;
 use crate::model::window::Window;
