@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use headcount::model::window::{Window, WindowLength};
@@ -10,7 +10,7 @@ use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::by_window;
-use crate::support::fleet::{Fleet, seconds};
+use crate::support::fleet::{Fleet, next_window_of, seconds};
 use crate::support::http::Connection;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
@@ -27,12 +27,8 @@ fn window(start: u64) -> Window {
     WindowLength::new(Duration::from_secs(WINDOW)).unwrap().starting_at(start)
 }
 
-/// Waits until the next window begins. Returns its start.
 async fn next_window() -> u64 {
-    let start = (seconds(SystemTime::now()) / WINDOW + 1) * WINDOW;
-    let begin = UNIX_EPOCH + Duration::from_secs(start);
-    tokio::time::sleep(begin.duration_since(SystemTime::now()).unwrap_or_default()).await;
-    start
+    next_window_of(Duration::from_secs(WINDOW), Duration::ZERO).await
 }
 
 async fn start_fleet(proxy: &Proxy, instances: usize, args: &[&str]) -> Fleet {

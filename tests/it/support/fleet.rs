@@ -154,7 +154,12 @@ pub fn window(start: u64) -> Window {
 
 /// Waits until `into` the next window, and returns its start.
 pub async fn next_window(into: Duration) -> u64 {
-    let start = (seconds(SystemTime::now()) / WINDOW.as_secs() + 1) * WINDOW.as_secs();
+    next_window_of(WINDOW, into).await
+}
+
+/// The same for windows of another length.
+pub async fn next_window_of(length: Duration, into: Duration) -> u64 {
+    let start = (seconds(SystemTime::now()) / length.as_secs() + 1) * length.as_secs();
     let moment = UNIX_EPOCH + Duration::from_secs(start) + into;
     tokio::time::sleep(moment.duration_since(SystemTime::now()).unwrap_or_default()).await;
     start
