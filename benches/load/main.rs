@@ -31,6 +31,7 @@ mod report;
 mod requests;
 mod roll_up;
 mod service;
+mod sizing;
 mod slow_log;
 mod subjects;
 #[path = "../../tests/it/support/mod.rs"]
@@ -87,6 +88,8 @@ enum Part {
     Closing,
     /// The same of three instances, through Redis and Kafka
     ClosingTogether,
+    /// What a million requests a minute need, of Redis and Kafka too
+    Sizing,
     /// The roll-up of many counters into their hour, through Redis
     RollUp,
     /// The count of a range of time
@@ -118,6 +121,7 @@ impl Part {
             Self::Arrivals => arrivals::measure(effort),
             Self::Closing => closing::measure(effort.rounds),
             Self::ClosingTogether => closing_together::measure(effort.rounds),
+            Self::Sizing => sizing::measure(),
             Self::RollUp => roll_up::measure(),
             Self::Ranges => ranges::measure(effort.rounds),
             Self::Cluster => cluster::measure(effort),
@@ -134,7 +138,7 @@ impl Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let effort = Effort { rounds: args.rounds, duration: Duration::from_secs(args.seconds) };
-    let is_usual = |part: &Part| !matches!(part, Part::Compare | Part::ClosingTogether);
+    let is_usual = |part: &Part| !matches!(part, Part::Compare | Part::ClosingTogether | Part::Sizing);
     let all = Part::value_variants().iter().copied().filter(is_usual).collect();
     let parts = if args.parts.is_empty() { all } else { args.parts.clone() };
     let mut figures = Map::new();

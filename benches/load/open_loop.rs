@@ -34,7 +34,7 @@ struct Lane {
     waiting: VecDeque<Instant>,
 }
 
-/// Sends random ids, `rate` of them a second.
+/// Sends random ids, `rate` of them a second. If the subject's requests have counters, each names one of them, at random.
 pub fn send(subject: &Subject, rate: f64, time: Range<Instant>, seed: u64) -> Result<Vec<Answered>, String> {
     let io = |error: std::io::Error| error.to_string();
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| error.to_string())?;
@@ -87,8 +87,14 @@ impl Client<'_> {
             return Ok(());
         }
         lane.under_way = Some(time);
-        let id = self.ids.next().expect("it never ends") % IDS;
-        let request = format!("GET {}{id} HTTP/1.1\r\nhost: localhost\r\n\r\n", self.subject.request.prefix);
+        let request = &self.subject.request;
+        let mut random = || self.ids.next().expect("it never ends");
+        let id = random() % IDS;
+        let counter = match request.counters {
+            0 => String::new(),
+            counters => format!("&counter=campaign-{}", random() % counters),
+        };
+        let request = format!("GET {}{id}{counter} HTTP/1.1\r\nhost: localhost\r\n\r\n", request.prefix);
         // One write is enough: the request is small, and no other is under way.
         lane.stream.write_all(request.as_bytes()).map_err(|error| error.to_string())
     }

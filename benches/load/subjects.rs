@@ -332,7 +332,8 @@ fn with_children(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(children).collect()
 }
 
-fn cpu_of(pid: u32) -> Duration {
+/// User and system time of a process so far.
+pub fn cpu_of(pid: u32) -> Duration {
     /// The kernel's ticks in /proc: a hundred a second on every machine.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");

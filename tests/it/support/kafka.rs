@@ -38,8 +38,8 @@ pub fn namespace(name: &str) -> String {
 pub struct Kafka {
     port: u16,
     settings: Vec<String>,
-    process: Process,
-    dir: TempDir,
+    pub process: Process,
+    pub dir: TempDir,
 }
 
 /// The name and the password of the only user of SCRAM.
