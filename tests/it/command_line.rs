@@ -79,7 +79,6 @@ fn wrong_values_name_the_flag_the_value_and_valid_ones() {
             &["--kafka-option", "an option of librdkafka"],
         ),
         (&["--kafka-brokers", "b:1", "--kafka-option", "no.such=1"], &["--kafka-option", "'no.such'"]),
-        (&["--kafka-brokers", "b:1", "--kafka-option", "security.protocol=ssl"], &["--features kafka-tls"]),
         (&["--redis-stream", "counts"], &["--redis-stream", "--redis-url"]),
         (&["verify"], &["--kafka-brokers"]),
         (&["--callbacks", "maybe"], &["--callbacks", "'maybe'", "on or off"]),

@@ -78,8 +78,8 @@ fn refused(key: &str, why: &str) -> String {
     format!("invalid option '{key}' for '--kafka-option <KEY=VALUE>': {why}")
 }
 
-/// Key and value of an option that the user may set.
-fn read_option(option: &str) -> Result<(&str, &str), String> {
+/// Key and value of an option that the user may set. `has_tls` says whether this build has TLS for Kafka.
+fn read_option(option: &str, has_tls: bool) -> Result<(&str, &str), String> {
     let (key, value) = option
         .split_once('=')
         .map(|(key, value)| (key.trim(), value.trim()))
@@ -94,7 +94,7 @@ fn read_option(option: &str) -> Result<(&str, &str), String> {
     }
     let is_tls =
         key.starts_with("ssl.") || key == "security.protocol" && value.to_lowercase().contains("ssl");
-    if is_tls && !cfg!(feature = "kafka-tls") {
+    if is_tls && !has_tls {
         return Err(refused(
             key,
             "this build has no TLS for Kafka: build it with --features kafka-tls, or use the Docker image",
@@ -142,7 +142,7 @@ impl KafkaSettings {
             .set("reconnect.backoff.max.ms", "1000");
         let mut files = Vec::new();
         for option in options {
-            let (key, given) = read_option(option)?;
+            let (key, given) = read_option(option, cfg!(feature = "kafka-tls"))?;
             let value = secret::resolve(given)
                 .map_err(|(path, error)| refused(key, &format!("cannot read '{path}': {error}")))?;
             config.set(key, value);
@@ -249,6 +249,16 @@ mod tests {
             let error = new(&[format!("{key}=1")]).unwrap_err();
             assert!(error.contains(&key) && error.contains("exactly once"), "{error}");
         }
+    }
+
+    #[test]
+    fn tls_needs_a_build_that_has_it() {
+        for option in ["security.protocol=SASL_SSL", "ssl.ca.location=/etc/kafka/ca.pem"] {
+            assert!(read_option(option, true).is_ok(), "{option}");
+            let error = read_option(option, false).unwrap_err();
+            assert!(error.contains("--kafka-option") && error.contains("--features kafka-tls"), "{error}");
+        }
+        assert!(read_option("security.protocol=sasl_plaintext", false).is_ok());
     }
 
     /// Each new client gets the value that is in the file by then. Without the file it gets the value from the start.
