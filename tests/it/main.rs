@@ -58,6 +58,7 @@ mod kafka_topic;
 mod layouts;
 mod leadership;
 mod live_page;
+mod load_balancers;
 mod log_sink;
 mod lost_ids;
 mod memory_use;

@@ -1,5 +1,6 @@
 //! Helpers of the tests: they start servers, and talk to them.
 
+pub mod balancers;
 pub mod certificates;
 pub mod cluster;
 pub mod counter_files;
