@@ -180,3 +180,36 @@ fn every_command_has_a_manual_page() {
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).starts_with("error: there is no command 'frobnicate'"));
 }
+
+/// `scripts/release` makes the package, so here is only what needs no build of it.
+#[test]
+fn the_debian_package_names_files_that_exist() {
+    let manifest = std::fs::read_to_string("Cargo.toml").unwrap();
+    let package =
+        manifest.split_once("[package.metadata.deb]").unwrap().1.split_once("\n[profile").unwrap().0;
+    let sources: Vec<_> = package
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("[\"")?.split_once('"'))
+        .map(|(source, _)| source)
+        .filter(|source| !source.starts_with("target/release/"))
+        .collect();
+    assert_eq!(sources, ["CHANGELOG.md", "deploy/debian/headcount.env"]);
+    for source in sources.into_iter().chain(["deploy/debian/postrm", "deploy/systemd/headcount.service"]) {
+        assert!(std::fs::exists(source).unwrap(), "{source}");
+    }
+}
+
+/// The settings that the Debian package installs: the flags exist, and only this machine can reach the service.
+#[test]
+fn the_settings_of_the_debian_package_are_flags() {
+    let settings = std::fs::read_to_string("deploy/debian/headcount.env").unwrap();
+    let assignments: Vec<_> =
+        settings.lines().filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once('=')).collect();
+    let help = written(&["serve", "--help"]);
+    for (variable, _) in &assignments {
+        let flag = variable.strip_prefix("HEADCOUNT_").unwrap().to_lowercase().replace('_', "-");
+        assert!(help.contains(&format!("--{flag} ")), "--{flag}");
+    }
+    assert!(settings.contains("\nHEADCOUNT_LISTEN=127.0.0.1:"), "{settings}");
+    assert!(assignments.len() > 3, "{assignments:?}");
+}
