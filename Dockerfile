@@ -1,8 +1,9 @@
-# syntax=docker/dockerfile:1
-FROM rust:1-slim-bookworm AS build
+FROM rust:1.95.0-slim-bookworm AS build
 # What librdkafka and its OpenSSL are built with.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ make perl && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
+# Programs that compile at a time, if not one a core: --build-arg CARGO_BUILD_JOBS=2
+ARG CARGO_BUILD_JOBS
 
 # The dependencies first, from the manifests alone: this layer is rebuilt only when they change.
 COPY Cargo.toml Cargo.lock ./
@@ -16,14 +17,21 @@ COPY src ./src
 # Sources are copied with the times of the checkout, which may be older than the stand-ins.
 RUN touch src/lib.rs src/main.rs && cargo build --profile dist --locked --features kafka-tls --bin headcount
 
-FROM debian:bookworm-slim
+FROM debian:12.15-slim
 # Certificates to trust: of callbacks' endpoints, of Redis and Kafka with TLS.
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
-RUN useradd --system --uid 10001 --no-create-home headcount
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /src/target/dist/headcount /usr/local/bin/headcount
+# Needs no entry in /etc/passwd.
 USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# It asks where HEADCOUNT_LISTEN or HEADCOUNT_ADMIN_LISTEN say: set the address there, not by a flag.
+# It asks where the flags of process 1 or the environment say.
 HEALTHCHECK --interval=10s --timeout=4s --start-period=5s CMD ["headcount", "healthcheck"]
 ENTRYPOINT ["headcount"]
+# The commit: --build-arg REVISION="$(git rev-parse HEAD)"
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="headcount" \
+      org.opencontainers.image.description="Counts how many different ids arrive each minute" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION"

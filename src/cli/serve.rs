@@ -222,6 +222,8 @@ fn set_info(metrics: &Metrics, backend: &'static str, counting: &Counting) {
         ("mode", counting.mode.as_str().into()),
         ("window", counting.window.seconds().to_string().into()),
         ("shards", counting.shards.count().to_string().into()),
+        // Tells a restart from another container that got the same address.
+        ("host", gethostname::gethostname().to_string_lossy().into_owned().into()),
     ]);
 }
 

@@ -4,8 +4,9 @@ use std::net::TcpListener;
 use std::process::Output;
 
 use crate::support::http::get;
-use crate::support::process::{headcount, output_of, run};
+use crate::support::process::{Process, headcount, output_of, run};
 use crate::support::server::Server;
+use crate::support::{free_port, wait_until};
 
 #[track_caller]
 fn assert_one_line(output: &Output, code: i32, words: &[&str]) {
@@ -225,6 +226,28 @@ async fn healthcheck_asks_where_the_service_listens() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     assert_one_line(&run(&["healthcheck", "--listen", &address]), 1, &[&address, "does not answer"]);
+}
+
+/// In a container the flags of the service are known only from process 1.
+#[tokio::test]
+async fn healthcheck_asks_where_process_one_listens() {
+    const PROGRAM: &str = env!("CARGO_BIN_EXE_headcount");
+    let port = free_port().to_string();
+    let mut container = std::process::Command::new("unshare");
+    container.args(["--fork", "--kill-child", "--pid", "--mount-proc", PROGRAM, "--window", "24h"]);
+    container.args(["--listen", &format!("127.0.0.1:{port}")]).stdout(std::process::Stdio::null());
+    let container = Process(container.spawn().unwrap());
+    let children = format!("/proc/{0}/task/{0}/children", container.0.id());
+    let in_container = |args: &[&str]| {
+        let first = std::fs::read_to_string(&children).unwrap_or_default();
+        let mut command = std::process::Command::new("nsenter");
+        command.args(["--target", first.trim(), "--pid", "--mount", PROGRAM, "healthcheck"]);
+        output_of(command.args(args).env_remove("HEADCOUNT_LISTEN"))
+    };
+    wait_until("process 1 to be healthy", async || in_container(&[]).status.success()).await;
+    // A flag that is typed counts more.
+    let other = format!("127.0.0.1:{}", free_port());
+    assert_one_line(&in_container(&["--listen", &other]), 1, &[&other]);
 }
 
 /// If the log cannot be written, standard error says so once, and the service continues. At the end it says that counts

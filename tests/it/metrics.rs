@@ -68,8 +68,9 @@ async fn all_series_are_there_from_the_start() {
         assert_eq!(value_of(&text, &series), Some(0.0), "{series} in\n{text}");
     }
     let info = format!(
-        r#"headcount_info{{version="{}",counter="memory",mode="hll",window="86400",shards="1"}}"#,
-        env!("CARGO_PKG_VERSION")
+        r#"headcount_info{{version="{}",counter="memory",mode="hll",window="86400",shards="1",host="{}"}}"#,
+        env!("CARGO_PKG_VERSION"),
+        gethostname::gethostname().to_string_lossy()
     );
     assert_eq!(value_of(&text, &info), Some(1.0), "{text}");
     assert_eq!(value_of(&text, "headcount_standard_error_ratio"), Some(0.008_125));

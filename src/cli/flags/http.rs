@@ -33,7 +33,7 @@ pub(super) struct ListenFlags {
 #[command(next_help_heading = "HTTP")]
 pub struct HttpFlags {
     #[command(flatten)]
-    addresses: ListenFlags,
+    pub(super) addresses: ListenFlags,
 
     // Not a doc comment: help has no Markdown, and <TOKEN> is no tag there.
     #[arg(

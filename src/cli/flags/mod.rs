@@ -7,17 +7,20 @@ mod counting;
 mod exposed;
 mod http;
 mod logging;
+mod process_one;
 mod publishing;
 mod redis;
 mod serve;
 mod unique;
 mod values;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -55,7 +58,8 @@ enum CommandFlags {
     Count(CountFlags),
     /// Ask a running service how many different ids came: now, or in a range of time
     Unique(UniqueFlags),
-    /// Ask a running service whether it lives; exit code 0 or 1
+    /// Ask a running service whether it lives; exit code 0 or 1. In a container, without flags, it asks where
+    /// the flags of process 1 say
     Healthcheck(ListenFlags),
     /// Write a script with the completions for a shell to standard output
     Completions {
@@ -137,12 +141,31 @@ pub(super) fn read() -> Result<Command, String> {
             question: flags.question()?,
             warning: matches.subcommand_matches("unique").and_then(exposed::warning),
         },
-        CommandFlags::Healthcheck(ListenFlags { listen, admin_listen }) => {
+        CommandFlags::Healthcheck(own) => {
+            let typed = matches.subcommand_matches("healthcheck").is_some_and(names_address);
+            let service = if typed { None } else { process_one::command_line() };
+            let ListenFlags { listen, admin_listen } = service.and_then(listen_flags).unwrap_or(own);
             Command::Healthcheck(admin_listen.unwrap_or(listen))
         }
         CommandFlags::Completions { shell } => Command::Print(completions(shell)),
         CommandFlags::Man { command } => Command::Print(manual(command.as_deref())?),
     })
+}
+
+/// Whether the user typed an address, which then counts.
+fn names_address(healthcheck: &ArgMatches) -> bool {
+    let typed = |flag| healthcheck.value_source(flag) == Some(ValueSource::CommandLine);
+    typed("listen") || typed("admin_listen")
+}
+
+/// Where a service with this command line listens; none if it is another command.
+fn listen_flags(words: Vec<OsString>) -> Option<ListenFlags> {
+    let flags = Flags::try_parse_from(words).ok()?;
+    match flags.command {
+        None => Some(flags.serve.listen()),
+        Some(CommandFlags::Serve(serve)) => Some(serve.listen()),
+        Some(_) => None,
+    }
 }
 
 fn completions(shell: Shell) -> Vec<u8> {
@@ -176,6 +199,35 @@ fn in_one_line(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where process 1 listens, if this is its command line.
+    fn listens(line: &str) -> Option<String> {
+        let bytes: String = line.split(' ').map(|word| format!("{word}\0")).collect();
+        let ListenFlags { listen, admin_listen } = listen_flags(process_one::words(bytes.as_bytes())?)?;
+        Some(admin_listen.unwrap_or(listen).to_string())
+    }
+
+    #[test]
+    fn healthcheck_understands_the_command_line_of_process_one() {
+        for line in [
+            "headcount --listen 0.0.0.0:9000",
+            "/usr/local/bin/headcount --window 2s --listen=0.0.0.0:9000",
+            "headcount serve --listen 0.0.0.0:9000",
+            "headcount --listen 0.0.0.0:8000 --admin-listen 0.0.0.0:9000",
+            "/sbin/docker-init -- headcount --listen 0.0.0.0:9000",
+        ] {
+            assert_eq!(listens(line).as_deref(), Some("0.0.0.0:9000"), "{line}");
+        }
+        for line in [
+            "/sbin/init --listen 0.0.0.0:9000",
+            "headcount healthcheck",
+            "headcount check --listen 0.0.0.0:9000",
+            "headcount --listen nonsense",
+            "",
+        ] {
+            assert_eq!(listens(line), None, "{line}");
+        }
+    }
 
     /// headcount warns about every secret on the command line that the help hides.
     #[test]

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::callbacks::CallbackFlags;
 use super::counting::CountingFlags;
-use super::http::HttpFlags;
+use super::http::{HttpFlags, ListenFlags};
 use super::logging::LoggingFlags;
 use super::publishing::{KafkaFlags, PublishingFlags};
 use super::redis::RedisFlags;
@@ -55,6 +55,10 @@ struct StoppingFlags {
 }
 
 impl ServeFlags {
+    pub(super) fn listen(self) -> ListenFlags {
+        self.http.addresses
+    }
+
     /// Reads the files that flags name, and checks what flags must agree on.
     ///
     /// # Errors
