@@ -2,8 +2,6 @@ FROM rust:1.95.0-slim-bookworm AS build
 # What librdkafka and its OpenSSL are built with.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ make perl && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# Programs that compile at a time, if not one a core: --build-arg CARGO_BUILD_JOBS=2
-ARG CARGO_BUILD_JOBS
 
 # The dependencies first, from the manifests alone: this layer is rebuilt only when they change.
 COPY Cargo.toml Cargo.lock ./
