@@ -24,9 +24,13 @@ def main():
     fill_counters()
     # Some of the connections are for the bodies, and one is for the metrics.
     connections = [idle() for _ in range(CONNECTIONS - BODIES - 1)]
-    bodies = [begin_body(number) for number in range(BODIES)]
+    ids = "".join(f"{10**17 + number}\n" for number in range(BODY_LIMIT // 19)).encode()
+    bodies = [begin_body(ids) for _ in range(BODIES)]
     open_now = metric("headcount_connections")
-    taken = sum(finish(connection, ids) for connection, ids in bodies)
+    # All at once: a body and the list of its ids take memory at the same time.
+    for connection in bodies:
+        finish(connection, ids)
+    taken = sum(is_taken(connection) for connection in bodies)
     print(json.dumps({
         "counter_bytes": int(metric("headcount_counter_memory_bytes")),
         "connections": int(open_now),
@@ -81,23 +85,27 @@ def idle():
     return connection
 
 
-def begin_body(number):
-    """Sends all of a body but its last bytes. The ids have 18 digits."""
-    first = 10**17 + number * 10**9
-    ids = "".join(f"{first + n}\n" for n in range(BODY_LIMIT // 19)).encode()
+def begin_body(ids):
+    """Sends all of a body but its last bytes."""
     connection = socket.create_connection((HOST, PORT), timeout=60)
     try:
         connection.sendall(head(len(ids), "text/plain") + ids[:-LAST])
     except OSError:
         # It was refused while it was sent.
         pass
-    return connection, ids
+    return connection
 
 
 def finish(connection, ids):
-    """Whether the service took the body."""
     try:
         connection.sendall(ids[-LAST:])
+    except OSError:
+        # It was refused.
+        pass
+
+
+def is_taken(connection):
+    try:
         return answer_of(connection) == 200
     except (OSError, IndexError):
         return False

@@ -63,16 +63,16 @@ it_says_what_it_is() {
   note "$version"
 }
 
-# start FLAG-OF-DOCKER... IMAGE FLAG...: a container named c, on port 8080 unless told otherwise.
-start() { docker run --detach --name c --health-interval 1s "$@" >/dev/null; }
-remove() { docker rm --force --volumes c >/dev/null; }
-health_is() { [ "$(docker inspect --format '{{.State.Health.Status}}' c)" = "$1" ]; }
-address() { docker inspect --format '{{.NetworkSettings.IPAddress}}' c; }
+# start FLAG-OF-DOCKER... IMAGE FLAG...: a container named it, on port 8080 unless told otherwise.
+start() { docker run --detach --name it --health-interval 1s "$@" >/dev/null; }
+remove() { docker rm --force --volumes it >/dev/null; }
+health_is() { [ "$(docker inspect --format '{{.State.Health.Status}}' it)" = "$1" ]; }
+address() { docker inspect --format '{{.NetworkSettings.IPAddress}}' it; }
 pid_of() { docker inspect --format '{{.State.Pid}}' "$1"; }
 get() { inside curl --silent --max-time 10 "http://$1"; }
 # The most memory that the container's cgroup had, in bytes: cgroup v2 or v1.
-peak() { docker exec c sh -c 'cat /sys/fs/cgroup/memory.peak 2>/dev/null || cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes'; }
-was_not_killed_for_memory() { [ "$(docker inspect --format '{{.State.OOMKilled}} {{.State.Running}}' c)" = "false true" ]; }
+peak() { docker exec it sh -c 'cat /sys/fs/cgroup/memory.peak 2>/dev/null || cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes'; }
+was_not_killed_for_memory() { [ "$(docker inspect --format '{{.State.OOMKilled}} {{.State.Running}}' it)" = "false true" ]; }
 
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges)
 
@@ -80,11 +80,11 @@ it_runs_without_rights_in_64_megabytes() {
   local status used answers
   start "${hardened[@]}" --memory 64m --memory-swap 64m "$image" --max-counters 0 --body-limit 65536 --window 1h
   eventually 30 "the container to be healthy" health_is healthy
-  status=$(cat "/proc/$(pid_of c)/status")
+  status=$(cat "/proc/$(pid_of it)/status")
   grep -q '^Uid:[[:space:]]*10001[[:space:]]*10001' <<<"$status" || fail "it does not run as user 10001"
   grep -q '^CapBnd:[[:space:]]*0*$' <<<"$status" || fail "it could get capabilities"
   grep -q '^NoNewPrivs:[[:space:]]*1$' <<<"$status" || fail "it could get privileges"
-  ! docker exec c sh -c 'echo x >/tmp/x' 2>/dev/null || fail "its file system can be written"
+  ! docker exec it sh -c 'echo x >/tmp/x' 2>/dev/null || fail "its file system can be written"
   # Single ids over 200 connections, then the largest bodies over 64.
   inside wrk --threads 2 --connections 200 --duration 5s "http://$(address):8080/api/verve/accept?id=42" >"$work/wrk.log"
   ! grep -q 'Non-2xx' "$work/wrk.log" || fail "$(grep 'Non-2xx' "$work/wrk.log")"
@@ -104,19 +104,19 @@ it_stops_in_order_as_process_1() {
   local id code
   start "${hardened[@]}" "$image" --window 24h
   eventually 30 "the container to be healthy" health_is healthy
-  [ "$(tr '\0' ' ' <"/proc/$(pid_of c)/cmdline")" = "headcount --window 24h " ] || fail "process 1 is another"
+  [ "$(tr '\0' ' ' <"/proc/$(pid_of it)/cmdline")" = "headcount --window 24h " ] || fail "process 1 is another"
   for id in 1 2 3 3; do
     [ "$(get "$(address):8080/api/verve/accept?id=$id")" = ok ] || fail "it does not count"
   done
-  docker stop --time 30 c >/dev/null
-  code=$(docker inspect --format '{{.State.ExitCode}}' c)
+  docker stop --time 30 it >/dev/null
+  code=$(docker inspect --format '{{.State.ExitCode}}' it)
   [ "$code" = 0 ] || fail "SIGTERM ends it with $code"
-  docker logs c 2>&1 | grep -q 'unique_request_count[^0-9]*3[^0-9]' || fail "the running window is not in the log: $(docker logs c 2>&1 | tail -n 3)"
+  docker logs it 2>&1 | grep -q 'unique_request_count[^0-9]*3[^0-9]' || fail "the running window is not in the log: $(docker logs it 2>&1 | tail -n 3)"
   note "exit code 0, the window has 3 ids"
   remove
 }
 
-workers() { docker exec c sh -c 'cat /proc/1/task/*/comm' | grep -c '^worker-'; }
+workers() { docker exec it sh -c 'cat /proc/1/task/*/comm' | grep -c '^worker-'; }
 
 its_threads_follow_the_quota() {
   local cores of_one of_all
@@ -141,7 +141,7 @@ its_health_check_finds_it() {
   start --init "$image" serve --admin-listen 127.0.0.1:9001
   eventually 30 "a container with --init and --admin-listen to be healthy" health_is healthy
   # SIGSTOP stands for a process that hangs.
-  kill -STOP "$(pgrep --parent "$(pid_of c)" --exact headcount)"
+  kill -STOP "$(pgrep --parent "$(pid_of it)" --exact headcount)"
   eventually 60 "a container that hangs to be unhealthy" health_is unhealthy
   remove
   start --env HEADCOUNT_LISTEN=0.0.0.0:9002 "$image"
@@ -154,9 +154,9 @@ its_limit_is_enough_for_everything_at_once() {
   local limit filled used
   limit=$(compose_limit)
   start "${hardened[@]}" --memory "$limit" --memory-swap "$limit" "$image" --window 24h --max-counters 10000000 \
-    --max-connections-per-address 10000
+    --max-connections-per-address 10000 --idle-timeout 10m --body-read-timeout 10m
   eventually 30 "the container to be healthy" health_is healthy
-  filled=$(inside python3 tests/image/fill.py "$(address)" 8080 10000 8388608 64) || { docker logs c 2>&1 | tail -n 5 >&2; fail "could not fill it"; }
+  filled=$(inside python3 tests/image/fill.py "$(address)" 8080 10000 8388608 64) || { docker logs it 2>&1 | tail -n 5 >&2; fail "could not fill it"; }
   was_not_killed_for_memory || fail "$limit are not enough for $filled"
   used=$(peak)
   python3 - "$filled" <<'PYTHON' || fail "the load did not fill everything: $filled"

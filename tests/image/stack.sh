@@ -87,8 +87,8 @@ each_has_ids() {
 metric() { get "$(ip_of "$1"):8080/metrics" | awk -v name="$2" '$1 == name { print $2 }'; }
 knows_all() {
   local container known
-  known=$(for _ in $(seq 12); do get "$balancer/metrics" | sed -n 's/^headcount_info{.*host="\([^"]*\)".*/\1/p'; done)
-  for container in $(instances); do grep -q "^${container:0:12}" <<<"$known" || return 1; done
+  known=$(for _ in $(seq 12); do get "$balancer/status" | grep -o '"instance":"[^/]*'; done)
+  for container in $(instances); do grep -q "\"${container:0:12}" <<<"$known" || return 1; done
 }
 
 leader() {

@@ -68,6 +68,7 @@ fn every_service_is_pinned_limited_checked_and_waited_for() {
         assert_eq!(numbers.count(), 3, "{name}: {tag}");
         if service.get("build").is_some() {
             assert_eq!(tag, env!("CARGO_PKG_VERSION"), "{name}");
+            assert!(dockerfile.contains(&format!(r#"image.version="{tag}""#)));
             assert!(dockerfile.contains(r#"HEALTHCHECK --interval=10s --timeout=4s --start-period=5s CMD ["headcount", "healthcheck"]"#));
             assert!(service.get("healthcheck").is_none(), "that of the Dockerfile counts");
         } else {
@@ -76,6 +77,8 @@ fn every_service_is_pinned_limited_checked_and_waited_for() {
         let limits = &service["deploy"]["resources"]["limits"];
         assert!(limits["memory"].as_str().is_some_and(|bytes| bytes.parse::<u64>().is_ok()), "{name}");
         assert!(limits["cpus"].as_f64().is_some_and(|cpus| cpus > 0.0), "{name}: {limits}");
+        assert!(limits["pids"].as_u64().is_some_and(|pids| pids > 0), "{name}: {limits}");
+        assert!(service["logging"]["options"]["max-size"].is_string(), "{name} has a log without bounds");
         assert_eq!(service["restart"], "unless-stopped", "{name}");
         assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
         for (on, how) in service["depends_on"].as_object().into_iter().flatten() {
