@@ -39,7 +39,8 @@ why_not() {
 
 fetch() {
   scripts/install dockerd=docker.io debootstrap=debootstrap slirp4netns=slirp4netns iptables=iptables ip=iproute2 \
-    nsenter=util-linux mvn=maven java=default-jre-headless wrk=wrk
+    nsenter=util-linux mvn=maven java=default-jre-headless wrk=wrk \
+    kcat=kcat curl=curl
   python3 -m pip --version >/dev/null 2>&1 || scripts/install pip=python3-pip
   local kafka wanted
   kafka=$(tag_of apache/kafka)
