@@ -188,7 +188,7 @@ async fn serve_is_the_default_command() {
             .args(args)
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .stdout(std::process::Stdio::piped());
-        let mut child = crate::support::process::Process(child.spawn().unwrap());
+        let mut child = Process(child.spawn().unwrap());
         let mut line = String::new();
         std::io::BufRead::read_line(
             &mut std::io::BufReader::new(child.0.stdout.as_mut().unwrap()),
@@ -260,7 +260,7 @@ async fn a_log_that_cannot_be_written_is_reported() {
         .args(["--listen", "127.0.0.1:0", "--window", "1s", "--shutdown-timeout", "2s"])
         .stdout(full)
         .stderr(std::process::Stdio::piped());
-    let mut child = crate::support::process::Process(command.spawn().unwrap());
+    let mut child = Process(command.spawn().unwrap());
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.0.stderr.take().unwrap()));
     let first = lines.next().unwrap().unwrap();
     assert!(first.contains("the log cannot be written"), "{first}");
