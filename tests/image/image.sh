@@ -175,7 +175,7 @@ PYTHON
   remove
 }
 
-compose_limit() { awk '/^  headcount:/ { on = 1 } on && /limits:/ { sub(/.*memory: /, ""); sub(/}.*/, ""); print; exit }' docker-compose.yml; }
+compose_limit() { awk '/^  headcount:/ { on = 1 } on && /limits:/ { sub(/.*memory: /, ""); sub(/[,}].*/, ""); print; exit }' docker-compose.yml; }
 
 check_image() {
   local checks=(it_is_built it_is_small it_says_what_it_is it_runs_without_rights_in_64_megabytes
