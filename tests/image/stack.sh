@@ -183,7 +183,7 @@ a_roll_fails_no_request() {
   stop_load
   only_ok "docker/roll ran"
   [ "$(instances | wc -l)" = "$number" ] || fail "after docker/roll there are $(instances | wc -l) instances, not $number"
-  ! instances | grep -qxFf <(echo "$before") || fail "docker/roll left an old instance"
+  ! grep -qxFf <(echo "$before") <<<"$(instances)" || fail "docker/roll left an old instance"
   note "$number instances replaced, $(cat "$work/load.json")"
 }
 
