@@ -77,7 +77,7 @@ kafka_is_healthy_by_an_answer() {
   # Five tries, every five seconds, of three seconds each.
   eventually 90 "a Kafka that hangs to be unhealthy" is_health $kafka unhealthy
   kill -CONT "$(pid_of $kafka)"
-  eventually 60 "Kafka to be healthy again" is_health $kafka healthy
+  eventually 180 "Kafka to be healthy again" is_health $kafka healthy
 }
 is_health() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$1")" = "$2" ]; }
 
@@ -140,8 +140,9 @@ each_window_is_there_once() {
 redis_and_kafka_may_restart() {
   start_load 50
   compose restart redis kafka >/dev/null 2>&1
-  eventually 90 "Redis to be healthy" is_health image-test-redis-1 healthy
-  eventually 90 "Kafka to be healthy" is_health image-test-kafka-1 healthy
+  eventually 180 "Redis to be healthy" is_health image-test-redis-1 healthy
+  # On a busy machine Kafka needs more than 90 s to start.
+  eventually 180 "Kafka to be healthy" is_health image-test-kafka-1 healthy
   stop_load
   only_ok "Redis and Kafka restarted"
   eventually 180 "all ids to be in Kafka" all_are_published
