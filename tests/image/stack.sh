@@ -36,7 +36,7 @@ kill_instance() {
   twice=$((twice + 8))
 }
 
-# The records of the windows in Kafka, a line each. kcat reads in a moment what takes Kafka's tool ten seconds. Only the
+# The records of the windows in Kafka, a line each. kcat reads in a moment what takes Kafka's tool seconds. Only the
 # containers know the name that Kafka advertises.
 records() {
   echo "$(ip_of image-test-kafka-1) kafka" >"$work/hosts"
