@@ -41,7 +41,7 @@ why_not() {
 fetch() {
   scripts/install dockerd=docker.io debootstrap=debootstrap slirp4netns=slirp4netns iptables=iptables ip=iproute2 \
     nsenter=util-linux mvn=maven java=default-jre-headless wrk=wrk \
-    kcat=kcat curl=curl
+    kcat=kcat curl=curl pgrep=procps
   python3 -m pip --version >/dev/null 2>&1 || scripts/install pip=python3-pip
   local kafka wanted
   kafka=$(tag_of apache/kafka)
@@ -87,7 +87,7 @@ start_engine() {
     --host "$DOCKER_HOST" >"$work/dockerd.log" 2>&1 9>&- &
   engine=$!
   local until=$((SECONDS + 90))
-  until docker info >/dev/null 2>&1; do
+  until timeout 20 /usr/bin/docker info >/dev/null 2>&1; do
     if ! kill -0 "$engine" 2>/dev/null || [ "$SECONDS" -ge "$until" ]; then
       tail -n 5 "$work/dockerd.log" >&2
       fail "the engine does not start"
@@ -101,10 +101,11 @@ slirp='' engine=''
 stop_engine() {
   local pid until
   if [ -n "$engine" ] && kill -0 "$engine" 2>/dev/null; then
-    docker ps --all --quiet | xargs --no-run-if-empty /usr/bin/docker rm --force --volumes >/dev/null 2>&1 || true
+    # An engine that hangs must not keep the script.
+    timeout 60 /usr/bin/docker ps --all --quiet | timeout 120 xargs --no-run-if-empty /usr/bin/docker rm --force --volumes >/dev/null 2>&1 || true
     # No network or volume of a run is left for the next one.
-    docker network prune --force >/dev/null 2>&1 || true
-    docker volume prune --force >/dev/null 2>&1 || true
+    timeout 60 /usr/bin/docker network prune --force >/dev/null 2>&1 || true
+    timeout 60 /usr/bin/docker volume prune --force >/dev/null 2>&1 || true
   fi
   for pid in $engine $slirp; do
     kill "$pid" 2>/dev/null || true

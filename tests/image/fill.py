@@ -46,7 +46,7 @@ def metric(name):
 
 
 def fill_counters():
-    connection = socket.create_connection((HOST, PORT))
+    connection = socket.create_connection((HOST, PORT), timeout=60)
     deadline = time.monotonic() + 240
     for first in range(0, 1 << 40, 10_000):
         names = [f"{number:0>100}" for number in range(first, first + 10_000)]

@@ -8,7 +8,7 @@ balancer=127.0.0.1:8080
 up() { compose up --detach --wait --wait-timeout 300 "$@" >"$work/up.log" 2>&1 || { tail -n 20 "$work/up.log" >&2; fail "docker compose up failed"; }; }
 instances() { compose ps --quiet headcount; }
 ip_of() { docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$1"; }
-say_more() { [ -z "$engine" ] || docker ps --all --format '{{.Names}}: {{.Status}}' >&2 || true; }
+say_more() { [ -z "$engine" ] || timeout 60 /usr/bin/docker ps --all --format '{{.Names}}: {{.Status}}' >&2 || true; }
 
 # A load in the background. stop_load prints what it got: {"ok": 500}.
 load='' next_id=1
