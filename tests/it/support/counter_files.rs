@@ -83,18 +83,24 @@ pub async fn wait_by_window(dir: &Path, timestamp: &str) -> BTreeMap<String, BTr
     .await
 }
 
+/// All whole lines. A leader that is killed may leave half a line, which the next one ends. Then the next one writes all lines
+/// of that window.
 fn parse(text: &str) -> Vec<Line> {
     let line = |line: &str| {
-        let json: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        Line {
+        let json: Value = match serde_json::from_str(line) {
+            Ok(json) => json,
+            Err(error) if error.is_eof() && !line.is_empty() => return None,
+            Err(error) => panic!("{error}: {line}"),
+        };
+        Some(Line {
             timestamp: json["timestamp"].as_str().unwrap().to_owned(),
             counter: json["counter"].as_str().unwrap().to_owned(),
             unique: json["unique_request_count"].as_u64().unwrap(),
             complete: json["complete"].as_bool().unwrap(),
             json,
-        }
+        })
     };
-    // The last line may still be written, or its leader was killed: then the next one cuts it off.
-    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    whole.map(|text| line(text.trim_end())).collect()
+    // The last line may still be written.
+    let ended = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    ended.filter_map(|text| line(text.trim_end())).collect()
 }
