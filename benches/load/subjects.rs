@@ -1,6 +1,6 @@
 //! The subjects: the service with each way of counting, the no-op as the floor, and other programs.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -465,10 +465,7 @@ pub fn listen(mut command: Command) -> (SocketAddr, Process) {
 fn spawn(mut command: Command, address: SocketAddr) -> Process {
     let child = command.stdin(Stdio::null()).spawn().expect("it starts");
     let mut process = Process(child);
-    wait_blocking("it to listen", || {
-        assert!(process.0.try_wait().expect("a child can be waited for").is_none(), "it ended");
-        TcpStream::connect(address).is_ok()
-    });
+    process.wait_listening(address, String::new);
     process
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use crate::support::counter_files::wait_for_sum;
 use crate::support::counter_load::CounterLoad;
 use crate::support::fleet::{
-    Fleet, WINDOW, assert_complete, assert_no_gap, assert_once_each, assert_same_registers, next_window,
-    seconds, sketch_in, sketch_of,
+    Fleet, WINDOW, assert_agreed, assert_complete, assert_no_gap, assert_once_each, assert_same_registers,
+    next_window, seconds, sketch_in, sketch_of,
 };
 use crate::support::load::{Load, burst};
 use crate::support::nginx::Nginx;
@@ -181,9 +181,7 @@ async fn a_flushed_redis_loses_no_window() {
     let (_, closed) = &published[&start][0];
     assert_eq!(closed.accepted, (before.sent.len() + after.sent.len()) as u64);
     assert_complete(&published);
-    for (start, closed) in &published {
-        assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
-    }
+    assert_agreed(&published);
 }
 
 /// Redis comes back empty, and a new instance connects first. The stream continues where it was.

@@ -195,13 +195,13 @@ async fn bodies_pass_nginx_up_to_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_pass_haproxy_up_to_the_limit() {
     let server = Server::start(&["--window", "24h"]).await;
-    bodies_pass_up_to_the_limit(&server, haproxy([server.address; 2]).address).await;
+    bodies_pass_up_to_the_limit(&server, haproxy(&[server.address; 2]).address).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_pass_envoy_up_to_the_limit() {
     let server = Server::start(&["--window", "24h"]).await;
-    bodies_pass_up_to_the_limit(&server, envoy([server.address; 2]).address).await;
+    bodies_pass_up_to_the_limit(&server, envoy(&[server.address; 2]).address).await;
 }
 
 /// A client is told that no instance answers, in the words of the service. No id gets into a log.
@@ -220,7 +220,7 @@ fn nowhere() -> [SocketAddr; 2] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_instance_haproxy_refuses_as_the_service_does() {
-    let haproxy = haproxy(nowhere());
+    let haproxy = haproxy(&nowhere());
     refused_without_an_instance(&haproxy).await;
     wait_until("the health checks to fail", async || haproxy.said().contains("has no server available"))
         .await;
@@ -229,7 +229,7 @@ async fn without_an_instance_haproxy_refuses_as_the_service_does() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_instance_envoy_refuses_as_the_service_does() {
-    refused_without_an_instance(&envoy(nowhere())).await;
+    refused_without_an_instance(&envoy(&nowhere())).await;
 }
 
 /// Waits until an instance has accepted this many more ids.
@@ -286,7 +286,7 @@ async fn clients_of_nginx_notice_no_stopping_instance() {
 async fn clients_of_haproxy_notice_no_stopping_instance() {
     let redis = Redis::start();
     let mut fleet = two_instances(&redis).await;
-    let haproxy = haproxy([fleet.servers[0].address, fleet.servers[1].address]);
+    let haproxy = haproxy(&fleet.addresses());
     clients_notice_no_stopping_instance(&mut fleet, haproxy.address).await;
 }
 
@@ -294,6 +294,6 @@ async fn clients_of_haproxy_notice_no_stopping_instance() {
 async fn clients_of_envoy_notice_no_stopping_instance() {
     let redis = Redis::start();
     let mut fleet = two_instances(&redis).await;
-    let envoy = envoy([fleet.servers[0].address, fleet.servers[1].address]);
+    let envoy = envoy(&fleet.addresses());
     clients_notice_no_stopping_instance(&mut fleet, envoy.address).await;
 }

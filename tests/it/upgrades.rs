@@ -11,7 +11,9 @@ use headcount::model::mode::Mode;
 
 use crate::support::counter_files::wait_by_window;
 use crate::support::counter_load::Traffic;
-use crate::support::fleet::{Fleet, WINDOW, assert_complete, assert_no_gap, next_window, window};
+use crate::support::fleet::{
+    Fleet, WINDOW, assert_agreed, assert_complete, assert_no_gap, next_window, window,
+};
 use crate::support::kafka::{assert_each_once, namespace, shared, wait_recorded};
 use crate::support::process::{headcount, output_of};
 use crate::support::redis::Redis;
@@ -78,10 +80,7 @@ async fn roll(name: &str, mode: Mode, from: &Path, to: &Path) {
     let published = fleet.wait_published(*last).await;
     assert_no_gap(&published);
     assert_complete(&published);
-    // Two leaders in a row may both log a window. Then they log the same.
-    for (start, closed) in &published {
-        assert!(closed.iter().all(|(_, other)| other.unique == closed[0].1.unique), "{start}: {closed:?}");
-    }
+    assert_agreed(&published);
     let records = wait_recorded(&brokers, &format!("{namespace}.unique-counts"), *last).await;
     assert_each_once(&records, WINDOW.as_secs());
     let recorded: BTreeMap<_, _> = records.iter().map(|record| (record.start(), record.count())).collect();

@@ -1,13 +1,13 @@
 //! HAProxy and Envoy, with the files of deploy/load-balancers. The tests replace the addresses in them.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::free_port;
 use super::process::Process;
 use super::tools::{in_repository, python_tool, replaced};
-use super::{free_port, wait_blocking};
 
 /// A load balancer that runs.
 pub struct Balancer {
@@ -16,8 +16,8 @@ pub struct Balancer {
     dir: TempDir,
 }
 
-/// HAProxy in front of these instances.
-pub fn haproxy(instances: [SocketAddr; 2]) -> Balancer {
+/// HAProxy in front of these two instances.
+pub fn haproxy(instances: &[SocketAddr]) -> Balancer {
     let of = |number: usize| (format!("10.0.0.1{}:8080", number + 1), instances[number].to_string());
     let mut haproxy = Command::new("haproxy");
     haproxy.arg("-f");
@@ -27,17 +27,18 @@ pub fn haproxy(instances: [SocketAddr; 2]) -> Balancer {
     })
 }
 
-/// Envoy in front of these instances.
-pub fn envoy(instances: [SocketAddr; 2]) -> Balancer {
+/// Envoy in front of these two instances.
+pub fn envoy(instances: &[SocketAddr]) -> Balancer {
     let at = |address: &str, port: u16| format!("{{address: {address}, port_value: {port}}}");
     let mut envoy = python_tool("envoy");
     // Without --base-id, two of them would share memory.
     envoy.args(["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "warn", "--config-path"]);
     start(envoy, "envoy.yaml", |text, address| {
         let text = replaced(text, &at("0.0.0.0", 8080), &at("127.0.0.1", address.port()));
-        let of = |number: usize| at(&format!("10.0.0.1{}", number + 1), 8080);
-        let instances = instances.map(|address| at("127.0.0.1", address.port()));
-        [0, 1].into_iter().fold(text, |text, number| replaced(&text, &of(number), &instances[number]))
+        let of = |number: usize| {
+            (at(&format!("10.0.0.1{}", number + 1), 8080), at("127.0.0.1", instances[number].port()))
+        };
+        [0, 1].into_iter().map(of).fold(text, |text, (name, instance)| replaced(&text, &name, &instance))
     })
 }
 
@@ -53,17 +54,17 @@ fn start(mut command: Command, file: &str, change: impl FnOnce(&str, SocketAddr)
     let child = command.arg(path).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn();
     let process = Process(child.expect("it starts: is it installed? ./scripts/test does that"));
     let mut balancer = Balancer { address, process, dir };
-    wait_blocking("the load balancer to listen", || {
-        let ended = balancer.process.0.try_wait().expect("a child can be waited for").is_some();
-        assert!(!ended, "it ended:\n{}", balancer.said());
-        TcpStream::connect(address).is_ok()
-    });
+    balancer.process.wait_listening(address, || said_in(&balancer.dir));
     balancer
 }
 
 impl Balancer {
     /// What it wrote to its output.
     pub fn said(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("said")).unwrap_or_default()
+        said_in(&self.dir)
     }
+}
+
+fn said_in(dir: &TempDir) -> String {
+    std::fs::read_to_string(dir.path().join("said")).unwrap_or_default()
 }

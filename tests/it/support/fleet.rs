@@ -135,6 +135,13 @@ pub fn assert_no_gap(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     }
 }
 
+/// Asserts that those who published the same window, such as two leaders in a row, agree about it.
+pub fn assert_agreed(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
+    for (start, closed) in published {
+        assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
+    }
+}
+
 /// All but the first window, which is incomplete because the namespace is new.
 pub fn assert_complete(published: &BTreeMap<u64, Vec<(usize, Closed)>>) {
     for (start, closed) in published.iter().skip(1) {

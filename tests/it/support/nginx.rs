@@ -1,7 +1,7 @@
 //! A load balancer for tests: nginx.
 
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -42,11 +42,7 @@ impl Nginx {
             .spawn()
             .expect("nginx starts: is it installed? ./scripts/test does that");
         let mut nginx = Self { address, process: Process(child), dir };
-        wait_blocking("nginx to listen", || {
-            let ended = nginx.process.0.try_wait().expect("a child can be waited for").is_some();
-            assert!(!ended, "nginx ended:\n{}", nginx.errors());
-            TcpStream::connect(address).is_ok()
-        });
+        nginx.process.wait_listening(address, || errors_in(&nginx.dir));
         nginx
     }
 
@@ -71,7 +67,7 @@ impl Nginx {
 
     /// Its error log.
     pub fn errors(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
+        errors_in(&self.dir)
     }
 
     /// The process ids of its workers.
@@ -88,6 +84,10 @@ impl Drop for Nginx {
         // Not with SIGKILL, as `Process` does: the worker would keep running.
         self.process.terminate();
     }
+}
+
+fn errors_in(dir: &TempDir) -> String {
+    std::fs::read_to_string(dir.path().join("error.log")).unwrap_or_default()
 }
 
 fn configure(dir: &Path, configuration: &str) {

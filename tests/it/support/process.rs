@@ -1,6 +1,7 @@
 //! Child processes that end with the test.
 
 use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -100,6 +101,15 @@ impl Process {
         while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until it listens at this address. If it ends before, the panic has what it `said`.
+    pub fn wait_listening(&mut self, address: SocketAddr, said: impl Fn() -> String) {
+        wait_blocking("a server to listen", || {
+            let ended = self.0.try_wait().expect("a child can be waited for").is_some();
+            assert!(!ended, "it ended:\n{}", said());
+            TcpStream::connect(address).is_ok()
+        });
     }
 
     /// Resident memory in bytes.
