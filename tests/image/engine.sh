@@ -10,8 +10,7 @@ state=$PWD/target/image-test
 work=$(mktemp -d /tmp/image-test.XXXXXX)
 netns=${work##*/}
 export DOCKER_HOST=unix://$work/sock DOCKER_CONFIG=$state/config
-# The classic builder for `docker build` too: Compose has no other without the plugin buildx, which Debian 12 lacks. So each
-# finds the layers that the other has built.
+# The classic builder for `docker build` too: Debian 12 lacks the plugin buildx.
 export DOCKER_BUILDKIT=0
 # A newer client may be elsewhere, which the engine does not know.
 docker() { /usr/bin/docker "$@"; }

@@ -9,11 +9,18 @@ make_context() {
   cp -r Dockerfile .dockerignore Cargo.toml Cargo.lock src "$work/context/"
 }
 
-# build TAG LOG: prints how many seconds it took.
+# build TAG LOG: prints how many seconds it took. Compose builds, as for the stack: to the classic builder, the same file is another one
+# if another client sends it, and then the stack would compile all dependencies again.
 build() {
   local started=$SECONDS
+  cat >"$work/build.yml" <<END
+services:
+  image:
+    build: { context: $work/context, args: { REVISION: $(git rev-parse HEAD) } }
+    image: $1
+END
   # Without the colours of what a step writes to standard error.
-  docker build --build-arg "REVISION=$(git rev-parse HEAD)" --tag "$1" "$work/context" 2>&1 9>&- | sed 's/\x1b\[[0-9;]*m//g' >"$2" ||
+  compose --file "$work/build.yml" build 2>&1 9>&- | sed 's/\x1b\[[0-9;]*m//g' >"$2" ||
     { tail -n 20 "$2" >&2; fail "the image cannot be built"; }
   echo $((SECONDS - started))
 }
