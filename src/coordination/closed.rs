@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::completeness;
 use super::staged::StoredCounters;
 use crate::model::counter::CounterCounts;
-use crate::model::window::{Window, WindowCount};
+use crate::model::window::{Window, WindowCount, is_false};
 use crate::platform::unavailable::Unavailable;
 use crate::telemetry::metrics::Metrics;
 
@@ -57,6 +57,8 @@ pub enum CloseError {
 struct StoredCount {
     unique_request_count: u64,
     accepted_ids: u64,
+    #[serde(default, skip_serializing_if = "is_false")]
+    has_imports: bool,
     complete: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     counters: Option<StoredCounters>,
@@ -64,14 +66,14 @@ struct StoredCount {
 
 pub(super) fn to_stored(window: &StoredWindow) -> String {
     let StoredWindow { count, counters } = window.clone();
-    let WindowCount { unique_request_count, accepted_ids, complete, .. } = count;
-    json!(StoredCount { unique_request_count, accepted_ids, complete, counters }).to_string()
+    let WindowCount { unique_request_count, accepted_ids, has_imports, complete, .. } = count;
+    json!(StoredCount { unique_request_count, accepted_ids, has_imports, complete, counters }).to_string()
 }
 
 pub(super) fn from_stored(window: Window, text: &str) -> Option<StoredWindow> {
-    let StoredCount { unique_request_count, accepted_ids, complete, counters } =
+    let StoredCount { unique_request_count, accepted_ids, has_imports, complete, counters } =
         serde_json::from_str(text).ok()?;
-    let count = WindowCount { window, unique_request_count, accepted_ids, complete };
+    let count = WindowCount { window, unique_request_count, accepted_ids, has_imports, complete };
     Some(StoredWindow { count, counters })
 }
 
@@ -278,6 +280,7 @@ mod tests {
             window: length.starting_at(number * 10),
             unique_request_count: number,
             accepted_ids: number,
+            has_imports: false,
             complete: true,
         };
         assert_eq!((closed.last(), closed.all()), (None, vec![]));

@@ -194,6 +194,7 @@ mod tests {
             window: kept.window.starting_at(second),
             unique_request_count: second,
             accepted_ids: second,
+            has_imports: false,
             complete: true,
         };
         for second in 0..3 * DAY {

@@ -80,6 +80,12 @@ impl GrowingSketch {
         Some(true)
     }
 
+    /// Merges a sketch, if the memory for it is granted, as [`Self::raise_within`] asks for it. False if it was refused: then only
+    /// some registers were raised.
+    pub(crate) fn merge_within(&self, sketch: &Sketch, room: impl Fn(usize) -> bool) -> bool {
+        sketch.observations().all(|observation| self.raise_within(observation, &room).is_some())
+    }
+
     /// Shows another sketch what this one was shown.
     pub fn merge_into(&self, other: &Sketch) {
         self.read(|listed| raise_all(other, listed), |sketch| other.merge(sketch));

@@ -65,10 +65,12 @@
 mod codec;
 mod estimate;
 mod growing;
+mod joint;
 mod observation;
 mod sketch;
 
 pub use self::codec::InvalidSketch;
 pub use self::growing::GrowingSketch;
+pub use self::joint::Overlap;
 pub use self::observation::Observation;
 pub use self::sketch::Sketch;

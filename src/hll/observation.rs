@@ -3,7 +3,7 @@
 use crate::platform::words::little_endian;
 
 /// Bits of the hash that choose the register ("p" in the papers).
-const INDEX_BITS: u32 = 14;
+pub(super) const INDEX_BITS: u32 = 14;
 /// Registers of a sketch ("m" in the papers).
 pub(super) const REGISTERS: usize = 1 << INDEX_BITS;
 /// Bits of the hash that make the rank ("q" in Ertl's paper).
@@ -12,6 +12,9 @@ const RANK_BITS: u32 = 64 - INDEX_BITS;
 pub(super) const MAX_RANK: u8 = RANK_BITS as u8 + 1;
 /// The number of ranks, with that of a register which was shown nothing.
 pub(super) const RANKS: usize = MAX_RANK as usize + 1;
+
+/// The seed of the hash.
+pub(super) const SEED: u64 = 0xadc8_3b19;
 
 /// All that a sketch sees of an element: its register and its rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,6 @@ impl Observation {
 /// Austin Appleby's MurmurHash2, 64-bit version for 64-bit machines, read little endian, with the
 /// seed that Redis chose.
 fn murmur_hash_64a(element: &[u8]) -> u64 {
-    const SEED: u64 = 0xadc8_3b19;
     const M: u64 = 0xc6a4_a793_5bd1_e995;
     const R: u32 = 47;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::codec::{self, InvalidSketch, Run};
 use super::estimate::estimate;
-use super::observation::{Observation, RANKS, REGISTERS};
+use super::observation::{INDEX_BITS, Observation, RANKS, REGISTERS, SEED};
 
 /// Remembers how many different elements it was shown, give or take [`Sketch::STANDARD_ERROR`].
 pub struct Sketch {
@@ -20,6 +20,15 @@ impl Sketch {
     ///
     /// Two of three estimates are within one of it, 95 of 100 within two, nearly all within three.
     pub(crate) const STANDARD_ERROR: f64 = 1.04 / 128.0;
+
+    /// Bits of the hash that choose a register.
+    pub const PRECISION: u32 = INDEX_BITS;
+    /// How many registers there are.
+    pub const REGISTERS: usize = REGISTERS;
+    /// The hash of an element, and its seed.
+    pub const HASH: &str = "MurmurHash64A";
+    /// The seed of the hash.
+    pub const SEED: u64 = SEED;
 
     /// A sketch of nothing.
     pub fn new() -> Self {
@@ -75,6 +84,12 @@ impl Sketch {
         common
     }
 
+    /// What makes this sketch: an observation for each register that is not 0.
+    pub(crate) fn observations(&self) -> impl Iterator<Item = Observation> {
+        let known = (0..).zip(self.ranks()).filter(|(_, rank)| *rank > 0);
+        known.map(|(register, rank)| Observation { register, rank })
+    }
+
     /// Whether another sketch has every register at least as high.
     pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.ranks().zip(other.ranks()).all(|(rank, other)| rank <= other)
@@ -117,7 +132,7 @@ impl Sketch {
         self.registers[registers].iter().all(|register| register.load(Ordering::Relaxed) <= rank)
     }
 
-    fn ranks(&self) -> impl Iterator<Item = u8> {
+    pub(super) fn ranks(&self) -> impl Iterator<Item = u8> {
         self.registers.iter().map(|register| register.load(Ordering::Relaxed))
     }
 }

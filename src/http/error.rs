@@ -8,11 +8,15 @@ use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AU
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use thiserror::Error;
+
 use crate::callback::guard::Refused;
+use crate::hll::InvalidSketch;
 use crate::model::counter::InvalidCounter;
 use crate::model::id_list::InvalidIdList;
 use crate::model::parts::NotKept;
 use crate::model::range::InvalidRange;
+use crate::store::WrongShards;
 
 const FAILURE_REASON: HeaderName = HeaderName::from_static("failure-reason");
 const FAILURE_DETAIL: HeaderName = HeaderName::from_static("failure-detail");
@@ -57,6 +61,9 @@ pub enum Failure {
     },
     InvalidEndpoint,
     ForbiddenEndpoint,
+    InvalidSketch {
+        why: RefusedSketch,
+    },
     /// `line` as that of `InvalidId`, if it is an element.
     InvalidBody {
         line: Option<usize>,
@@ -73,9 +80,32 @@ pub enum Failure {
     StoreUnavailable,
 }
 
+/// Why a sketch is not merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RefusedSketch {
+    /// Redis could not have written it.
+    #[error(transparent)]
+    Sketch(#[from] InvalidSketch),
+    /// It has no sketch for each shard.
+    #[error(transparent)]
+    Shards(#[from] WrongShards),
+    /// The document has no list of sketches in Base64.
+    #[error("expected JSON as GET /api/verve/sketch answers it: {{\"sketches\":[...]}} in Base64")]
+    Body,
+    /// The document says that its sketches are of another kind.
+    #[error("the sketches have another precision, hash or seed than those of Redis")]
+    Kind,
+    /// The ids were hashed with another key, or with none.
+    #[error("the header headcount-key is not the fingerprint of this service's --id-key")]
+    Key,
+    /// The ids were hashed with a key, and this service has none.
+    #[error("the header headcount-key names a key, but this service has no --id-key")]
+    NoKey,
+}
+
 impl Failure {
     /// One of each kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::MissingId,
         Self::InvalidId { line: None },
         Self::RepeatedId,
@@ -86,6 +116,7 @@ impl Failure {
         Self::NotAvailable { why: "" },
         Self::InvalidEndpoint,
         Self::ForbiddenEndpoint,
+        Self::InvalidSketch { why: RefusedSketch::Body },
         Self::InvalidBody { line: None },
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
@@ -132,7 +163,8 @@ impl Failure {
                 (S::BAD_REQUEST, "range_not_kept", meaning)
             }
             Self::NotAvailable { .. } => {
-                (S::BAD_REQUEST, "not_available", "the service does not count such a range.")
+                let meaning = "the service does not count this, or is not started for it.";
+                (S::BAD_REQUEST, "not_available", meaning)
             }
             Self::InvalidEndpoint => {
                 let meaning = "the endpoint is not an http or https URL, is too long, or is given twice.";
@@ -140,6 +172,10 @@ impl Failure {
             }
             Self::ForbiddenEndpoint => {
                 (S::BAD_REQUEST, "forbidden_endpoint", "callbacks must not go to this endpoint.")
+            }
+            Self::InvalidSketch { .. } => {
+                let meaning = "the body is no sketch of Redis, not one for each shard, or one of ids under another `--id-key`.";
+                (S::BAD_REQUEST, "invalid_sketch", meaning)
             }
             Self::InvalidBody { .. } => {
                 let meaning =
@@ -199,6 +235,12 @@ impl From<InvalidCounter> for Failure {
     }
 }
 
+impl From<RefusedSketch> for Failure {
+    fn from(why: RefusedSketch) -> Self {
+        Self::InvalidSketch { why }
+    }
+}
+
 impl From<InvalidRange> for Failure {
     fn from(why: InvalidRange) -> Self {
         Self::InvalidRange { why }
@@ -239,6 +281,7 @@ impl IntoResponse for Failure {
             Self::InvalidParameter { detail } => Some(HeaderValue::from_static(detail)),
             Self::InvalidRange { why } => HeaderValue::from_str(&why.to_string()).ok(),
             Self::RangeNotKept { at } => HeaderValue::from_str(&at.to_string()).ok(),
+            Self::InvalidSketch { why } => HeaderValue::from_str(&why.to_string()).ok(),
             Self::NotAvailable { why } => Some(HeaderValue::from_static(why)),
             _ => None,
         };

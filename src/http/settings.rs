@@ -16,6 +16,8 @@ pub struct Settings {
     pub token: Option<ApiToken>,
     /// A token that opens only the routes that count nothing.
     pub read_token: Option<ApiToken>,
+    /// Whether clients may send sketches instead of ids.
+    pub allow_sketches: bool,
     /// Whether to serve the live page, and `/status`, its data.
     pub with_page: bool,
     /// Threads that serve connections.

@@ -135,6 +135,16 @@ impl Range {
         if from < to { Ok(Self { from, to }) } else { Err(InvalidRange::Empty) }
     }
 
+    /// From a window, an hour or a day, and so many of them: up to the running one at the latest.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRange`].
+    pub fn of_steps(from: Moment, steps: u64, running: Window) -> Result<Self, InvalidRange> {
+        let seconds = from.seconds + steps * u64::from(running.length().seconds());
+        Self::new(from, Moment { seconds, is_whole: true }, running)
+    }
+
     /// Its windows, oldest first.
     ///
     /// # Errors

@@ -181,8 +181,18 @@ pub struct WindowCount {
     pub unique_request_count: u64,
     /// How many ids were accepted, repeats among them.
     pub accepted_ids: u64,
+    /// Present, and true, where sketches were merged into the window: they do not say how many ids they were shown, so each is one of
+    /// `accepted_ids`.
+    #[serde(rename = "accepted_ids_is_lower_bound", default, skip_serializing_if = "is_false")]
+    #[schema(required = false)]
+    pub has_imports: bool,
     /// False where ids may be missing, or were not accepted from the window's start to its end.
     pub complete: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+pub(crate) fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Says what time it is. Tests set it.

@@ -191,6 +191,7 @@ impl Delivery {
                 window,
                 unique_request_count: known.count.unique_ids,
                 accepted_ids: known.count.accepted_ids,
+                has_imports: known.count.has_imports,
                 complete: false,
             };
             let counters = if known.had_counters { WindowCounters::Skipped } else { WindowCounters::None };

@@ -274,7 +274,7 @@ impl<'a> Leading<'a> {
 
     /// Makes the count to publish, and decides whether it is complete.
     fn judge(&self, window: Window, view: &MembershipView, counted: StoreCount) -> WindowCount {
-        let StoreCount { unique_ids, accepted_ids, lost_ids, lacks_shards } = counted;
+        let StoreCount { unique_ids, accepted_ids, has_imports, lost_ids, lacks_shards } = counted;
         if lost_ids > 0 {
             error!(%window, lost_ids, "the store has lost ids that it had acknowledged");
         }
@@ -298,6 +298,7 @@ impl<'a> Leading<'a> {
             } else {
                 accepted_ids.max(unique_ids)
             },
+            has_imports,
             complete: evidence.is_complete(),
         }
     }

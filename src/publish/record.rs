@@ -16,6 +16,7 @@ use crate::store::standard_error;
 // Attributes that sinks also read back.
 pub(super) const WINDOW_SECONDS: &str = "window_seconds";
 pub(super) const ACCEPTED_IDS: &str = "accepted_ids";
+pub(super) const ACCEPTED_IDS_IS_LOWER_BOUND: &str = "accepted_ids_is_lower_bound";
 pub(super) const COMPLETE: &str = "complete";
 pub(super) const COUNTERS: &str = "counters";
 const COUNTERS_COMPLETE: &str = "counters_complete";
@@ -126,6 +127,9 @@ impl<'a> Record<'a> {
             ("instance", origin.instance.clone()),
             ("fencing_token", fencing_token.to_string()),
         ];
+        if count.has_imports {
+            attributes.push((ACCEPTED_IDS_IS_LOWER_BOUND, true.to_string()));
+        }
         if !matches!(counters, WindowCounters::None) {
             attributes.push((COUNTERS, counters.to_string()));
         }

@@ -248,6 +248,7 @@ mod tests {
             window: window(number),
             unique_request_count: number,
             accepted_ids: number,
+            has_imports: false,
             complete: true,
         };
         let counters = PendingCounters::Here(WindowCounters::None);

@@ -84,6 +84,20 @@ pub struct CounterRecord {
     pub since: Option<u64>,
 }
 
+/// What the sets of two counters have in common, in mode `exact`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// All of it.
+    Sets {
+        /// How many ids the counters have, in the order of the question.
+        counts: [u64; 2],
+        /// How many both have.
+        common: u64,
+    },
+    /// The sets are not compared, for this reason.
+    Not(&'static str),
+}
+
 /// The union of parts of a range.
 #[derive(Debug, Default)]
 pub struct Union {
@@ -109,6 +123,9 @@ pub struct StoreCount {
     pub unique_ids: u64,
     /// All ids, repeats among them.
     pub accepted_ids: u64,
+    /// Sketches were merged into it. They do not say how many ids they were shown, so there may be more than
+    /// [`accepted_ids`](Self::accepted_ids): each counts as one.
+    pub has_imports: bool,
     /// How many ids Redis lost, or had to get again. Above zero, some may be missing.
     pub lost_ids: u64,
     /// Some shards are not in the count: their primary is away.

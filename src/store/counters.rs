@@ -81,6 +81,28 @@ impl Counters {
         overflow
     }
 
+    /// Merges a sketch into the counters of these names, in mode `hll`. Returns how many of its ids were counted in `_other`: none or
+    /// all.
+    pub(super) fn import(&self, sketch: &Sketch, names: &CounterNames<'_>) -> u64 {
+        let bytes = |name: &str| BYTES_A_COUNTER + name.len();
+        let share = self.places.share();
+        let make = |_: &str| CounterIds::new(self.mode);
+        let is_in_all = self.places.with(names, bytes, make, |counters, all_have_a_place| {
+            counters
+                .iter()
+                .fold(all_have_a_place, |is_in_all, counter| counter.import(sketch, share) && is_in_all)
+        });
+        if is_in_all {
+            return 0;
+        }
+        if let Other::Hll(other) = &self.other {
+            other.merge(sketch);
+        }
+        let overflow = sketch.estimate();
+        self.places.note_overflow(overflow);
+        overflow
+    }
+
     /// The count of a counter so far: 0 if no id was counted in it.
     pub(super) fn count(&self, name: &str) -> u64 {
         if name == OTHER {
@@ -89,6 +111,29 @@ impl Counters {
         // A reader that found the window open may come when the counters are freed.
         let count = self.places.get(name, CounterIds::count);
         count.or_else(|| self.sealed.get().map(|counts| counts.get(name))).unwrap_or_default()
+    }
+
+    /// How many ids two counters have in common so far, in mode `exact`.
+    pub(super) fn common(&self, names: [&str; 2]) -> u64 {
+        let [one, other] = names;
+        self.with_exact(one, |one| self.with_exact(other, |other| one.common(other))).flatten().unwrap_or(0)
+    }
+
+    /// The exact ids of a counter. None if it has none.
+    fn with_exact<T>(&self, name: &str, read: impl FnOnce(Exactly<'_>) -> T) -> Option<T> {
+        if name == OTHER {
+            return match &self.other {
+                Other::Exact { ids, .. } => Some(read(Exactly::Striped(ids))),
+                Other::Hll(_) => None,
+            };
+        }
+        let of = |ids: &CounterIds| match ids {
+            CounterIds::Exact(ids) => {
+                Some(read(ids.striped.get().map_or(Exactly::OneSet(ids), Exactly::Striped)))
+            }
+            CounterIds::Hll(_) => None,
+        };
+        self.places.get(name, of).flatten()
     }
 
     /// Adds the ids of a counter so far to a sketch, in mode `hll`.
@@ -183,6 +228,14 @@ impl CounterIds {
         }
     }
 
+    /// False if there is no memory for all of a sketch, or no sketch to merge it into.
+    fn import(&self, sketch: &Sketch, share: &Share) -> bool {
+        match self {
+            Self::Hll(own) => own.merge_within(sketch, |bytes| share.take(bytes)),
+            Self::Exact(_) => false,
+        }
+    }
+
     fn count(&self) -> u64 {
         match self {
             Self::Hll(sketch) => sketch.estimate(),
@@ -225,9 +278,58 @@ impl ExactIds {
         ids.insert_if(id, room)
     }
 
+    fn contains(&self, id: &[u8]) -> bool {
+        let is_in = self.one_set.lock().contains(id);
+        is_in || self.striped.get().is_some_and(|ids| ids.contains(id))
+    }
+
     fn len(&self) -> u64 {
         let one_set = self.one_set.lock();
         self.striped.get().map_or(one_set.len() as u64, IdSet::len)
+    }
+}
+
+/// The exact ids of a counter, or of `_other`.
+#[derive(Clone, Copy)]
+enum Exactly<'a> {
+    /// It may have stripes by now.
+    OneSet(&'a ExactIds),
+    Striped(&'a IdSet),
+}
+
+impl Exactly<'_> {
+    fn len(self) -> u64 {
+        match self {
+            Self::OneSet(ids) => ids.len(),
+            Self::Striped(ids) => ids.len(),
+        }
+    }
+
+    fn contains(self, id: &[u8]) -> bool {
+        match self {
+            Self::OneSet(ids) => ids.contains(id),
+            Self::Striped(ids) => ids.contains(id),
+        }
+    }
+
+    /// How many ids both have. It holds no lock of one while it takes one of the other.
+    fn common(self, other: Self) -> u64 {
+        let (few, many) = if self.len() <= other.len() { (self, other) } else { (other, self) };
+        let in_many = |ids: Vec<TextId>| ids.iter().filter(|id| many.contains(id.as_bytes())).count() as u64;
+        match few {
+            Self::OneSet(ids) => {
+                let one_set = ids.one_set.lock();
+                // Under the lock: it has stripes, or all are in the one set.
+                if let Some(striped) = ids.striped.get() {
+                    drop(one_set);
+                    return Exactly::Striped(striped).common(many);
+                }
+                let some: Vec<_> = one_set.iter().cloned().collect();
+                drop(one_set);
+                in_many(some)
+            }
+            Self::Striped(ids) => ids.stripes().map(in_many).sum(),
+        }
     }
 }
 

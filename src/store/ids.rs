@@ -85,6 +85,11 @@ impl IdSet {
         ids.contains(id) || room() && ids.insert(id.into())
     }
 
+    /// All ids, copied a stripe at a time.
+    pub(super) fn stripes(&self) -> impl Iterator<Item = Vec<TextId>> {
+        self.stripes.iter().map(|stripe| stripe.lock().iter().cloned().collect())
+    }
+
     /// Removes ids. Returns how many were in the set.
     pub(super) fn remove<'a>(&self, ids: impl Iterator<Item = &'a TextId>) -> u64 {
         ids.filter(|id| self.remove_one(id.as_bytes())).count() as u64

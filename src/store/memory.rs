@@ -4,13 +4,16 @@
 //! it, so there is nothing else to know.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::answers::{AddError, Added, CountError, CounterRecord, RolledUp, Settled, StoreCount, Union};
+use super::answers::{
+    AddError, Added, Compared, CountError, CounterRecord, RolledUp, Settled, StoreCount, Union,
+};
 use super::counter_history;
 use super::counters::Counters;
 use super::history::{History, MOST_BYTES};
 use super::ids::Ids;
+use super::import::Import;
 use super::keep::Keep;
 use super::places::{Before, LastNames};
 use super::windows::{Entry, WindowTable};
@@ -39,6 +42,7 @@ pub struct MemoryStore {
 struct OpenWindow {
     ids: Ids,
     accepted: AtomicU64,
+    has_imports: AtomicBool,
     /// None if counters are off.
     counters: Option<Counters>,
 }
@@ -85,11 +89,20 @@ impl MemoryStore {
         self.windows.enter(window, || self.open(window), |open| open.add(ids, counters))
     }
 
+    pub(super) fn import(
+        &self,
+        window: Window,
+        import: &Import,
+        counters: &CounterNames<'_>,
+    ) -> Result<Added, AddError> {
+        self.windows.enter(window, || self.open(window), |open| open.import(import, counters))
+    }
+
     fn open(&self, window: Window) -> OpenWindow {
         let (ids, accepted) = (Ids::new(self.mode, self.shards), AtomicU64::new(0));
         let counters = (self.limits.most > 0)
             .then(|| Counters::new(window, self.mode, self.limits, &self.memory, self.names_before(window)));
-        OpenWindow { ids, accepted, counters }
+        OpenWindow { ids, accepted, has_imports: AtomicBool::new(false), counters }
     }
 
     fn names_before(&self, window: Window) -> Before {
@@ -153,6 +166,23 @@ impl MemoryStore {
             None => 0,
         };
         Ok(counters.iter().map(count).collect())
+    }
+
+    /// Compares two counters of an open window. It takes a while.
+    pub(super) fn compare(&self, window: Window, names: [&str; 2]) -> Result<Compared, CountError> {
+        Ok(match self.windows.get(window)? {
+            Some(Entry::Open(open)) => match &open.counters {
+                Some(counters) => {
+                    let counts = names.map(|name| counters.count(name));
+                    Compared::Sets { counts, common: counters.common(names).min(counts[0]).min(counts[1]) }
+                }
+                None => Compared::Sets { counts: [0; 2], common: 0 },
+            },
+            Some(Entry::Sealed(_)) => {
+                Compared::Not("without Redis, mode exact keeps no ids of a window that is over")
+            }
+            None => Compared::Sets { counts: [0; 2], common: 0 },
+        })
     }
 
     pub(super) fn settle(&self, window: Window) -> Result<Settled, CountError> {
@@ -252,6 +282,20 @@ impl OpenWindow {
         Added { changed: changed as u64, overflow }
     }
 
+    fn import(&self, import: &Import, counters: &CounterNames<'_>) -> Added {
+        if let Ids::Hll { sketches, .. } = &self.ids {
+            sketches.iter().zip(import.of_shards()).for_each(|(sketch, imported)| sketch.merge(imported));
+        }
+        // As with ids.
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.has_imports.store(true, Ordering::Relaxed);
+        let overflow = match &self.counters {
+            Some(named) if !counters.is_empty() => named.import(import.union(), counters),
+            _ => 0,
+        };
+        Added { changed: 0, overflow }
+    }
+
     /// Adds the ids so far to a sketch for each shard, or for a counter to its only one.
     fn add_sketches(&self, of: &Subject, sketches: &mut Vec<Sketch>) {
         match (of, &self.ids, &self.counters) {
@@ -282,6 +326,13 @@ impl OpenWindow {
 
     fn count(&self) -> StoreCount {
         let accepted_ids = self.accepted.load(Ordering::Relaxed);
-        StoreCount { unique_ids: self.ids.count(), accepted_ids, lost_ids: 0, lacks_shards: false }
+        let has_imports = self.has_imports.load(Ordering::Relaxed);
+        StoreCount {
+            unique_ids: self.ids.count(),
+            accepted_ids,
+            has_imports,
+            lost_ids: 0,
+            lacks_shards: false,
+        }
     }
 }

@@ -5,6 +5,7 @@ mod counter_history;
 mod counters;
 mod history;
 mod ids;
+mod import;
 mod keep;
 pub mod memory;
 mod places;
@@ -15,8 +16,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 pub use self::answers::{
-    AddError, Added, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount, Union,
+    AddError, Added, Compared, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount,
+    Union,
 };
+pub use self::import::{Import, WrongShards};
 pub use self::keep::{Keep, KeepPeriods};
 use self::memory::MemoryStore;
 use self::redis::RedisStore;
@@ -146,6 +149,25 @@ impl Store {
         }
     }
 
+    /// Merges sketches into a window, and into counters in the same window, in mode `hll`. As [`Self::add_to`] adds ids: when this
+    /// returns `Ok`, they are in every count of the window that starts later. To do it twice changes nothing but
+    /// [`StoreCount::accepted_ids`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::add`].
+    pub async fn import(
+        &self,
+        window: Window,
+        import: &Import,
+        counters: &CounterNames<'_>,
+    ) -> Result<Added, AddError> {
+        match self {
+            Self::Memory(store) => store.import(window, import, counters),
+            Self::Redis(store) => store.import(window, import, counters).await,
+        }
+    }
+
     /// How many different ids counters have in a window so far: 0 for one that nobody named.
     ///
     /// # Errors
@@ -155,6 +177,18 @@ impl Store {
         match self {
             Self::Memory(store) => store.counts_of(window, counters),
             Self::Redis(store) => store.counts_of(window, counters).await,
+        }
+    }
+
+    /// Compares the sets of two counters in a window, in mode `exact`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::count`].
+    pub async fn compare(&self, window: Window, counters: [&str; 2]) -> Result<Compared, CountError> {
+        match self {
+            Self::Memory(store) => store.compare(window, counters),
+            Self::Redis(store) => store.compare(window, counters).await,
         }
     }
 

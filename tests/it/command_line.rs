@@ -42,6 +42,7 @@ fn wrong_values_name_the_flag_the_value_and_valid_ones() {
         (&["--id-key", "file:/nowhere"], &["--id-key", "'/nowhere'"]),
         (&["--api-token", "short"], &["--api-token", "16 to 512"]),
         (&["--read-token", "0123456789abcdef"], &["--read-token", "requires", "--api-token"]),
+        (&["--allow-sketches"], &["--allow-sketches", "requires", "--api-token"]),
         (&["--listen", "8080"], &["--listen", "'8080'", "such as 0.0.0.0:8080"]),
         (&["--listen", "localhost"], &["--listen", "'localhost'", "an IP address and a port"]),
         (&["--admin-listen", ":9090"], &["--admin-listen", "':9090'", "an IP address and a port"]),
@@ -95,6 +96,11 @@ fn wrong_values_name_the_flag_the_value_and_valid_ones() {
         (&["serve", "--mode", "bloom"], &["--mode", "'bloom'"]),
         (&["count", "--mode", "bloom"], &["--mode", "'bloom'"]),
         (&["unique", "--to", "5"], &["--from"]),
+        (&["overlap"], &["two files", "2 to 8 different counters", "'--counter'"]),
+        (&["overlap", "--url", "h"], &["--url", "'h'", "such as http://localhost:8080"]),
+        (&["retention"], &["--from", "--step", "--steps"]),
+        (&["retention", "--from", "0", "--step", "week", "--steps", "2"], &["--step", "'week'", "hour, day"]),
+        (&["retention", "--from", "0", "--step", "day", "--steps", "1"], &["--steps", "'1'", "2..=35"]),
         (
             &["unique", "--url", "localhost:8080"],
             &["--url", "'localhost:8080'", "such as http://localhost:8080"],
@@ -152,7 +158,7 @@ fn help_and_version() {
         format!("headcount {}\n", env!("CARGO_PKG_VERSION"))
     );
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
-    for command in ["serve", "count", "unique", "healthcheck"] {
+    for command in ["serve", "count", "unique", "overlap", "retention", "healthcheck"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
     assert!(help.lines().all(|line| line.chars().count() <= 100), "no line is longer than a terminal");

@@ -86,8 +86,13 @@ impl Instance {
         unique: u64,
         view: &MembershipView,
     ) -> Result<u64, CloseError> {
-        let count =
-            WindowCount { window, unique_request_count: unique, accepted_ids: unique, complete: true };
+        let count = WindowCount {
+            window,
+            unique_request_count: unique,
+            accepted_ids: unique,
+            has_imports: false,
+            complete: true,
+        };
         let counters = CounterCounts::default();
         let (stored, _) = self.coordinator.close(term, &count, &counters, view).await?;
         assert_eq!(stored.count.window, window);

@@ -54,8 +54,13 @@ impl Sink {
     async fn publish(&mut self, windows: u64) {
         let term = Term::for_ever();
         for _ in 0..windows {
-            let count =
-                WindowCount { window: self.next, unique_request_count: 1, accepted_ids: 1, complete: true };
+            let count = WindowCount {
+                window: self.next,
+                unique_request_count: 1,
+                accepted_ids: 1,
+                has_imports: false,
+                complete: true,
+            };
             let deadline = Instant::now() + Duration::from_secs(60);
             while let Err(error) = self.try_to_publish(&count, &term).await {
                 assert!(!matches!(error, SinkError::Fatal(_)), "{error}");

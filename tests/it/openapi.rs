@@ -14,6 +14,8 @@ use crate::support::server::Server;
 use crate::support::soak;
 use crate::support::tools::{in_repository, python_tool, run};
 
+/// The operation that takes sketches.
+const MERGE: &str = "mergeSketch";
 /// No window ends during a test.
 const LONG_WINDOW: [&str; 2] = ["--window", "24h"];
 /// Arguments of schemathesis: only the routes that depend on the service's flags.
@@ -145,6 +147,8 @@ fn findings(server: &Server, description: &str, args: &[&str]) -> Result<String,
         // The machine may be busy. And earlier findings must not change the requests.
         .args(["--suppress-health-check", "all", "--generation-database", "none"])
         .args(["--max-examples", if soak() { "300" } else { "12" }])
+        // A schema cannot say what a sketch is.
+        .args(if args.contains(&MERGE) { &[][..] } else { &["--exclude-operation-id", MERGE] })
         .args(args)
         .env("SCHEMATHESIS_HOOKS", in_repository("tests/python/schemathesis_hooks.py"))
         .env("HEADCOUNT_TEST_WINDOW", window_of(server).as_secs().to_string())
@@ -228,6 +232,18 @@ async fn an_instance_with_a_token_follows_the_description() {
     let before = server.metric(unauthorized).await;
     assert_keeps_to_it(&server, &[API, ["--phases", "examples,coverage"]].concat());
     assert!(server.metric(unauthorized).await > before + 10.0);
+}
+
+#[tokio::test]
+async fn an_instance_that_takes_sketches_follows_the_description() {
+    let token = "9f86d081884c7d659a2feaa0c55ad015";
+    let args = ["--api-token", token, "--allow-sketches"];
+    let server = Server::start(&[&LONG_WINDOW[..], &args].concat()).await;
+    let bearing = format!("authorization: Bearer {token}");
+    let only = ["--include-operation-id", MERGE, "--exclude-checks", "positive_data_acceptance"];
+    assert_keeps_to_it(&server, &[&only[..], &["--header", &bearing]].concat());
+    let refused = r#"headcount_requests_total{route="sketch",result="invalid_sketch"}"#;
+    assert!(server.metric(refused).await > 0.0, "it does send what is no sketch");
 }
 
 /// Arguments of schemathesis: only the routes with counts.

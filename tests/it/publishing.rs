@@ -359,7 +359,13 @@ async fn files_recover_from_errors() {
     assert_eq!(std::fs::read_dir(&logs).unwrap().count(), 0, "nothing before the first window");
     let window = window_length().window_at(ManualClock::at(START).now());
     let count = |window| {
-        ClosedWindow::from(WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true })
+        ClosedWindow::from(WindowCount {
+            window,
+            unique_request_count: 1,
+            accepted_ids: 2,
+            has_imports: false,
+            complete: true,
+        })
     };
     let file = logs.join("headcount.2023-11-14.jsonl");
     let lines = || std::fs::read_to_string(&file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
@@ -403,7 +409,13 @@ async fn a_file_that_hangs_is_named_and_gets_each_line_once() {
     let mut sink = FileSink::open(dir.path(), origin()).unwrap();
     let window = window_length().window_at(ManualClock::at(START).now());
     let count = |window| {
-        ClosedWindow::from(WindowCount { window, unique_request_count: 1, accepted_ids: 2, complete: true })
+        ClosedWindow::from(WindowCount {
+            window,
+            unique_request_count: 1,
+            accepted_ids: 2,
+            has_imports: false,
+            complete: true,
+        })
     };
     let file = dir.path().join("headcount.2023-11-14.jsonl");
     assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());

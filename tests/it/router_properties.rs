@@ -253,6 +253,7 @@ fn every_failure_reason_is_listed_once() {
             | Failure::RepeatedId
             | Failure::InvalidEndpoint
             | Failure::ForbiddenEndpoint
+            | Failure::InvalidSketch { .. }
             | Failure::InvalidBody { .. }
             | Failure::BodyTooLarge
             | Failure::UnsupportedMediaType

@@ -84,7 +84,13 @@ async fn first_and_repeated_ids<I: Sample>(store: &Store) {
     assert_eq!(store.add::<I>(window, &[]).await.unwrap().changed, 0);
     assert_eq!(
         store.count(window).await,
-        Ok(StoreCount { unique_ids: 2, accepted_ids: 5, lost_ids: 0, lacks_shards: false })
+        Ok(StoreCount {
+            unique_ids: 2,
+            accepted_ids: 5,
+            has_imports: false,
+            lost_ids: 0,
+            lacks_shards: false
+        })
     );
 }
 
@@ -160,7 +166,13 @@ async fn a_sealed_window_refuses<I: Sample>(store: &Store) {
     assert_eq!(store.add(a, &ids::<I>(0..9)).await, Err(AddError::Sealed { open: b }));
     assert_eq!(
         store.count(a).await,
-        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0, lacks_shards: false }),
+        Ok(StoreCount {
+            unique_ids: 3,
+            accepted_ids: 3,
+            has_imports: false,
+            lost_ids: 0,
+            lacks_shards: false
+        }),
         "final, and nothing of it came in"
     );
     store.add(b, &ids::<I>(0..9)).await.unwrap();
@@ -169,7 +181,13 @@ async fn a_sealed_window_refuses<I: Sample>(store: &Store) {
     store.seal(a).await.unwrap();
     assert_eq!(
         store.count(a).await,
-        Ok(StoreCount { unique_ids: 3, accepted_ids: 3, lost_ids: 0, lacks_shards: false }),
+        Ok(StoreCount {
+            unique_ids: 3,
+            accepted_ids: 3,
+            has_imports: false,
+            lost_ids: 0,
+            lacks_shards: false
+        }),
         "sealing again changes nothing"
     );
     store.add(b, &ids::<I>(9..10)).await.unwrap();

@@ -29,7 +29,8 @@ use crate::store::{AddError, Counting};
 
 pub(super) const ONLY_ACCEPT: Failure = Failure::MethodNotAllowed { allow: "GET, POST" };
 
-struct Counted;
+/// The answer to what was counted.
+pub(super) struct Counted;
 
 impl IntoResponse for Counted {
     fn into_response(self) -> Response {
@@ -206,7 +207,7 @@ impl<'a, I: Id> Query<'a, I> {
 }
 
 /// The counters that the query of a POST names: they hold for all ids of the body.
-fn counters_of<'a>(query: &'a str, counting: &Counting) -> Result<CounterNames<'a>, Failure> {
+pub(super) fn counters_of<'a>(query: &'a str, counting: &Counting) -> Result<CounterNames<'a>, Failure> {
     let mut counters = CounterNames::default();
     for (_, value) in pairs(query).filter(|(key, _)| key == "counter") {
         add_counter(&mut counters, value, counting)?;

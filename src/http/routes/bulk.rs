@@ -52,30 +52,37 @@ pub(super) async fn read(
     limits: &Settings,
     budget: &Budget,
 ) -> Result<Bulk, Failure> {
+    let format = match format(request.headers()) {
+        Ok(format) => format,
+        Err(failure) => {
+            refuse(request).await;
+            return Err(failure);
+        }
+    };
+    let (body, budget) = read_whole(request, limits.body_limit, limits.body_read_timeout, budget).await?;
+    Ok(Bulk { ids: parse(format, kind, counters, body).await?, _budget: budget })
+}
+
+/// Reads a whole body of up to `longest` bytes. It has its place in the budget until the permit is dropped.
+pub(super) async fn read_whole(
+    request: Request,
+    longest: u32,
+    patience: Duration,
+    budget: &Budget,
+) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let announced = request.body().size_hint().lower();
-    let begun = format(request.headers()).and_then(|format| {
-        if announced > u64::from(limits.body_limit) { Err(Failure::BodyTooLarge) } else { Ok(format) }
-    });
     let mut body = request.into_body();
-    let read = match begun {
-        Ok(format) => {
-            tokio::time::timeout(limits.body_read_timeout, collect(&mut body, limits.body_limit, budget))
-                .await
-                .unwrap_or(Err(Failure::InvalidBody { line: None }))
-                .map(|(body, budget)| (format, body, budget))
-        }
-        Err(failure) => Err(failure),
+    let read = if announced > u64::from(longest) {
+        Err(Failure::BodyTooLarge)
+    } else {
+        let read = tokio::time::timeout(patience, collect(&mut body, longest, budget)).await;
+        read.unwrap_or(Err(Failure::InvalidBody { line: None }))
     };
-    match read {
-        Ok((format, body, budget)) => {
-            Ok(Bulk { ids: parse(format, kind, counters, body).await?, _budget: budget })
-        }
-        Err(failure) => {
-            linger(body, expects_continue).await;
-            Err(failure)
-        }
+    if read.is_err() {
+        linger(body, expects_continue).await;
     }
+    read
 }
 
 fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {

@@ -44,10 +44,10 @@ pub(super) struct CounterList {
 
 /// A counter, and how many different ids it has.
 #[derive(Serialize, ToSchema)]
-struct NamedCount {
+pub(super) struct NamedCount {
     /// Its name.
-    counter: String,
-    unique_request_count: u64,
+    pub(super) counter: String,
+    pub(super) unique_request_count: u64,
 }
 
 /// What a client asks for.

@@ -20,15 +20,18 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 use super::accept;
 use super::counters;
 use super::ops;
-use super::paths::{COUNTERS, SERIES, UNIQUE};
+use super::overlap;
+use super::paths::{COUNTERS, OVERLAP, RETENTION, SERIES, SKETCH, UNIQUE};
+use super::retention;
 use super::schemas;
 use super::series;
+use super::sketch;
 use super::state::Routes;
 use super::status;
 use super::ui;
 use super::unique;
 use crate::http::api::ONLY_READ;
-use crate::http::error::{Failure, NO_STORE};
+use crate::http::error::{Failure, NO_STORE, RefusedSketch};
 use crate::model::counter::InvalidCounter;
 use crate::model::id::IdKind;
 use crate::model::parts::NotKept;
@@ -93,7 +96,8 @@ pub(super) async fn openapi(State(routes): State<Arc<Routes>>) -> Response {
     ),
     paths(
         ui::page, status::status, accept::accept_one, accept::accept_many, unique::unique,
-        counters::counters, series::series,
+        counters::counters, series::series, overlap::overlap, retention::retention,
+        sketch::read, sketch::merge,
         ops::livez, ops::readyz, ops::metrics, openapi
     ),
     modifiers(&Shared)
@@ -130,7 +134,7 @@ fn complete(description: &mut Value) {
         for (method, operation) in operations.iter_mut() {
             complete_operation(path, method, operation);
         }
-        if !operations.contains_key("post")
+        if path != "/api/verve/accept"
             && let Some(mut head) = operations.get("get").cloned()
         {
             let id = head["operationId"].as_str().unwrap_or_default();
@@ -178,7 +182,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
             parameter["schema"]["type"] = types[0].clone();
         }
         if parameter["name"] == "counter" {
-            schemas::describe_counter(path, &mut parameter["schema"]);
+            schemas::describe_counter(&mut parameter["schema"]);
         }
         if parameter["name"] == "from" || parameter["name"] == "to" {
             parameter["schema"]["pattern"] = json!(TIME);
@@ -190,6 +194,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     let responses = &mut operation["responses"];
     let ok = match path {
         "/api/verve/accept" => Some(words("All ids of the request are counted.", &["ok"])),
+        SKETCH if method == "post" => Some(words("The sketch is merged.", &["ok"])),
         ops::LIVEZ => Some(words("The process is alive.", &["alive"])),
         "/readyz" => Some(words("Yes; `degraded` while Redis is away.", &["ready", "degraded"])),
         _ => None,
@@ -233,7 +238,11 @@ const OF_RANGES: [Failure; 3] = [
 fn failures(path: &str, method: &str) -> Vec<Failure> {
     let (is_accept, is_of_api) = (path == "/api/verve/accept", path.starts_with("/api/"));
     let mut failures = vec![
-        if is_accept { accept::ONLY_ACCEPT } else { ONLY_READ },
+        match path {
+            _ if is_accept => accept::ONLY_ACCEPT,
+            SKETCH => sketch::BOTH,
+            _ => ONLY_READ,
+        },
         // The server checks every head for these, before any route.
         Failure::InvalidHost,
         Failure::InvalidBody { line: (method == "post").then_some(1) },
@@ -256,7 +265,16 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
             Failure::InvalidParameter { detail: "" },
         ]);
     }
-    if path == UNIQUE {
+    if path == SKETCH && method == "post" {
+        failures.extend([
+            Failure::NotAvailable { why: "sketches are taken only with --allow-sketches" },
+            Failure::InvalidSketch { why: RefusedSketch::Key },
+            Failure::BodyTooLarge,
+            Failure::UnsupportedMediaType,
+        ]);
+        return failures;
+    }
+    if [UNIQUE, OVERLAP, RETENTION, SKETCH].contains(&path) {
         failures.extend(OF_RANGES);
     }
     match method {
@@ -289,7 +307,7 @@ fn meaning(failure: Failure, path: &str, method: &str) -> &'static str {
             "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight`, or its \
              limit for bulk bodies."
         }
-        Failure::Overloaded if [COUNTERS, SERIES, UNIQUE].contains(&path) => {
+        Failure::Overloaded if [COUNTERS, SERIES, UNIQUE, OVERLAP, RETENTION, SKETCH].contains(&path) => {
             "the service has reached `--max-connections`, `--max-connections-per-address`, `--max-in-flight` or \
              `--max-queries`, or the answer took longer than 2 s."
         }

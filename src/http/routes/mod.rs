@@ -6,11 +6,14 @@ mod counters;
 mod description;
 mod in_flight;
 pub(super) mod ops;
+mod overlap;
 mod paths;
 mod query;
 mod range;
+mod retention;
 mod schemas;
 mod series;
+mod sketch;
 mod state;
 mod status;
 mod ui;
@@ -25,7 +28,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 
 pub use self::description::description;
-use self::paths::{COUNTERS, SERIES, UNIQUE};
+use self::paths::{COUNTERS, OVERLAP, RETENTION, SERIES, SKETCH, UNIQUE};
 use self::state::Routes;
 use super::api::{Api, ONLY_READ};
 use super::error::{Failure, NO_STORE, TEXT};
@@ -48,7 +51,9 @@ pub fn routers(api: Api) -> Routers {
     }
     let ui = Some(ui).filter(|_| api.settings.with_page).unwrap_or_default();
     let routes = Arc::new(Routes::new(api));
-    let public = counts(Router::new()).route("/api/verve/accept", any(accept::accept));
+    let public = counts(Router::new())
+        .route("/api/verve/accept", any(accept::accept))
+        .route(SKETCH, any(sketch::sketch));
     let operations = Router::new()
         .route(ops::LIVEZ, get(ops::livez))
         .route("/readyz", get(ops::readyz))
@@ -74,6 +79,8 @@ fn counts(router: Router<Arc<Routes>>) -> Router<Arc<Routes>> {
         .route(UNIQUE, any(unique::unique))
         .route(COUNTERS, any(counters::counters))
         .route(SERIES, any(series::series))
+        .route(OVERLAP, any(overlap::overlap))
+        .route(RETENTION, any(retention::retention))
 }
 
 async fn not_found(State(routes): State<Arc<Routes>>) -> Response {

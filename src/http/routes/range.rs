@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -31,7 +32,8 @@ pub(super) struct RangeQuery<'a> {
     from: Option<Cow<'a, [u8]>>,
     to: Option<Cow<'a, [u8]>>,
     pub(super) step: Option<Cow<'a, [u8]>>,
-    pub(super) counter: Option<Cow<'a, [u8]>>,
+    steps: Option<Cow<'a, [u8]>>,
+    counters: Vec<Cow<'a, [u8]>>,
 }
 
 impl<'a> RangeQuery<'a> {
@@ -42,7 +44,11 @@ impl<'a> RangeQuery<'a> {
                 "from" => ("from", &mut parsed.from),
                 "to" => ("to", &mut parsed.to),
                 "step" => ("step", &mut parsed.step),
-                "counter" => ("counter", &mut parsed.counter),
+                "steps" => ("steps", &mut parsed.steps),
+                "counter" => {
+                    parsed.counters.push(percent_decoded(value));
+                    continue;
+                }
                 _ => continue,
             };
             // In a time, a `+` is a plus.
@@ -55,21 +61,55 @@ impl<'a> RangeQuery<'a> {
 
     /// What to count: a counter if one is named.
     pub(super) fn subject(&self, counting: &store::Counting) -> Result<Subject, Failure> {
-        let Some(name) = &self.counter else { return Ok(Subject::Total) };
-        counting.may_count()?;
-        let name = CounterName::parse_for_reading(String::from_utf8_lossy(name))?;
-        Ok(Subject::Counter(name.as_str().into()))
+        match &*self.counters(counting)? {
+            [] => Ok(Subject::Total),
+            [name] => Ok(Subject::Counter(name.clone())),
+            _ => Err(InvalidRange::Repeated("counter").into()),
+        }
+    }
+
+    /// The counters that are named, as often as they are.
+    pub(super) fn counters(&self, counting: &store::Counting) -> Result<Vec<Box<str>>, Failure> {
+        let name = |name: &Cow<'_, [u8]>| {
+            counting.may_count()?;
+            Ok(CounterName::parse_for_reading(String::from_utf8_lossy(name))?.as_str().into())
+        };
+        self.counters.iter().map(name).collect()
+    }
+
+    pub(super) fn names_counters(&self) -> bool {
+        !self.counters.is_empty()
+    }
+
+    /// Whether an end of a range is given.
+    pub(super) fn has_range(&self) -> bool {
+        self.from.is_some() || self.to.is_some()
     }
 
     /// The range of windows, or of hours or days if `running` is one.
     pub(super) fn range(&self, running: Window) -> Result<Range, InvalidRange> {
-        let moment = |text: &Option<Cow<'_, [u8]>>, name| {
-            let text = text.as_deref().ok_or(InvalidRange::Missing(name))?;
-            let text = std::str::from_utf8(text).map_err(|_| InvalidRange::NotATime(name))?;
-            Moment::parse(text).ok_or(InvalidRange::NotATime(name))
-        };
-        Range::new(moment(&self.from, "from")?, moment(&self.to, "to")?, running)
+        Range::new(moment(self.from.as_deref(), "from")?, moment(self.to.as_deref(), "to")?, running)
     }
+
+    /// The range of so many hours or days as `steps` says, up to the running one.
+    pub(super) fn steps(&self, running: Window, may_be: RangeInclusive<u64>) -> Result<Range, Failure> {
+        let steps = self.steps.as_deref().filter(|steps| steps.iter().all(u8::is_ascii_digit));
+        let number = steps.and_then(|steps| std::str::from_utf8(steps).ok()?.parse().ok());
+        let number = number
+            .filter(|number| may_be.contains(number))
+            .ok_or(Failure::InvalidParameter { detail: "steps is a whole number from 2 to 35" })?;
+        if self.to.is_some() {
+            return Err(Failure::InvalidParameter {
+                detail: "a retention has no to: steps says where it ends",
+            });
+        }
+        Ok(Range::of_steps(moment(self.from.as_deref(), "from")?, number, running)?)
+    }
+}
+
+fn moment(text: Option<&[u8]>, name: &'static str) -> Result<Moment, InvalidRange> {
+    let text = std::str::from_utf8(text.ok_or(InvalidRange::Missing(name))?);
+    text.ok().and_then(Moment::parse).ok_or(InvalidRange::NotATime(name))
 }
 
 /// How many different ids a range of time has.
@@ -122,6 +162,11 @@ pub(super) fn admit(routes: &Routes) -> Result<Permit, Failure> {
             why: "mode exact keeps no sketches: only mode hll counts ranges, hours and days",
         });
     }
+    admit_exact(routes)
+}
+
+/// The same also in mode `exact`.
+pub(super) fn admit_exact(routes: &Routes) -> Result<Permit, Failure> {
     let permit = Arc::clone(&routes.queries).try_acquire_owned().map_err(|_| Failure::Overloaded)?;
     if routes.api.store.is_degraded() {
         return Err(Failure::StoreUnavailable);
@@ -147,6 +192,14 @@ pub(super) fn name_of(subject: Subject) -> Option<Box<str>> {
     }
 }
 
+/// The sketches of a range.
+pub(super) struct Counted {
+    /// One for each shard.
+    pub(super) sketches: Vec<Sketch>,
+    /// Whether every window of the range is complete and in them.
+    pub(super) complete: bool,
+}
+
 /// A count of ranges.
 pub(super) struct Counting<'a> {
     pub(super) routes: &'a Routes,
@@ -160,6 +213,13 @@ impl Counting<'_> {
         {
             return Ok(count);
         }
+        let Counted { sketches, complete } = self.sketches(range, permit).await?;
+        let unique_request_count = sketches.iter().map(Sketch::estimate).sum();
+        Ok(PastCount { unique_request_count, complete })
+    }
+
+    /// The sketches of a range.
+    pub(super) async fn sketches(&self, range: Range, permit: Permit) -> Result<Counted, Failure> {
         let coordinator = &self.routes.api.coordinator;
         let rolled_up = coordinator.rolled(&[]).await.map_err(unavailable)?.last;
         let parts = self.kept(rolled_up).parts(range).map_err(|at| Failure::RangeNotKept { at })?;
@@ -170,9 +230,8 @@ impl Counting<'_> {
         let noted = self.noted(&parts, &periods).await?;
         // Last: an id that was rolled up meanwhile is in a sketch then.
         let Union { sketches, of_parts } = self.union(parts.clone(), permit).await?;
-        let are_complete = parts.iter().zip(&of_parts).all(|(part, count)| noted.is_complete(*part, *count));
-        let unique_request_count = sketches.iter().map(Sketch::estimate).sum();
-        Ok(PastCount { unique_request_count, complete: are_complete })
+        let complete = parts.iter().zip(&of_parts).all(|(part, count)| noted.is_complete(*part, *count));
+        Ok(Counted { sketches, complete })
     }
 
     /// The stored count of a closed window. Those of counters are remembered only for the last one.

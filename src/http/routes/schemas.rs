@@ -50,6 +50,21 @@ impl PartialSchema for Lines {
 
 impl ToSchema for Lines {}
 
+/// A sketch as a string of Redis.
+pub(super) struct Octets;
+
+impl PartialSchema for Octets {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+            .description(Some("A string of Redis: dense, of 12304 bytes, or sparse, of up to 16400."))
+            .into()
+    }
+}
+
+impl ToSchema for Octets {}
+
 /// Says what ids are where they are texts. The derived schemas say what they are where they are integers.
 pub(super) fn describe_texts(description: &mut Value) {
     /// A JSON value that is an id, for certain: longer ones may be too.
@@ -77,10 +92,12 @@ pub(super) fn describe_texts(description: &mut Value) {
 }
 
 /// Says which names of counters a parameter may have.
-pub(super) fn describe_counter(path: &str, schema: &mut Value) {
-    if path == "/api/verve/accept" {
+pub(super) fn describe_counter(schema: &mut Value) {
+    if schema["type"] == "array" {
         schema["items"]["pattern"] = json!(format!("^{NAME}$"));
         schema["maxItems"] = json!(CounterNames::MOST);
+        // A name that a request repeats is one.
+        schema["uniqueItems"] = json!(true);
     } else {
         schema["pattern"] = json!(format!("^({NAME}|{OTHER})$"));
     }

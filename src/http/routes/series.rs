@@ -105,7 +105,7 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
 
 async fn of_windows(routes: &Routes, query: &RangeQuery<'_>) -> Result<Series, Failure> {
     let api = &routes.api;
-    if query.counter.is_some() {
+    if query.names_counters() {
         return Err(InvalidRange::StepOfCounter.into());
     }
     let range = query.range(api.running_window())?;

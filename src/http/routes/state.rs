@@ -26,8 +26,13 @@ pub(super) struct Routes {
     pub(super) unique: RouteHandles,
     pub(super) counters: RouteHandles,
     pub(super) series: RouteHandles,
+    pub(super) overlap: RouteHandles,
+    pub(super) retention: RouteHandles,
+    pub(super) sketch: RouteHandles,
     /// A permit for each query that may run at a time.
     pub(super) queries: Arc<Semaphore>,
+    /// A permit for each request whose sketches may be merged at a time.
+    pub(super) merges: Semaphore,
     pub(super) status: RouteHandles,
     pub(super) not_found: Counter,
 }
@@ -41,7 +46,11 @@ impl Routes {
             unique: route("unique"),
             counters: route("counters"),
             series: route("series"),
+            overlap: route("overlap"),
+            retention: route("retention"),
+            sketch: route("sketch"),
             queries: Arc::new(Semaphore::new(api.settings.max_queries as usize)),
+            merges: Semaphore::new(api.settings.max_queries as usize),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
             bulk_budget: Budget::new(&api.settings),

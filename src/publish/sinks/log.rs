@@ -43,6 +43,7 @@ impl CountSink for LogSink {
                 timestamp = %count.window,
                 unique_request_count = count.unique_request_count,
                 accepted_ids = count.accepted_ids,
+                accepted_ids_is_lower_bound = count.has_imports.then_some(true),
                 mode = mode.as_str(),
                 standard_error,
                 complete = count.complete,

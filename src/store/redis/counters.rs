@@ -21,7 +21,7 @@ use super::pending::PendingIds;
 use super::pipelines::Pipelines;
 use super::stats::{BucketStats, CounterStats};
 use super::target::{All, BeforeMerge, Knowledge, Target};
-use crate::hll::{GrowingSketch, Observation};
+use crate::hll::{GrowingSketch, Observation, Sketch};
 use crate::model::counter::{BUCKETS, CounterNames, OTHER, bucket_of};
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
@@ -217,6 +217,24 @@ impl LocalCounters {
         })
     }
 
+    /// Merges a sketch into the local ones of counters. Redis lacks it until it is replayed. Returns how many of its ids were counted
+    /// in `_other`: none or all. The caller sees to it that nothing is replayed meanwhile.
+    pub(super) fn import(&self, sketch: &Sketch, names: &CounterNames<'_>) -> u64 {
+        let share = self.places.share();
+        let is_in_all = self.with(names, |counters, all_have_a_place| {
+            counters.iter().fold(all_have_a_place, |is_in_all, counter| {
+                counter.import(sketch, |bytes| share.take(bytes)) && is_in_all
+            })
+        });
+        if is_in_all {
+            return 0;
+        }
+        self.other.import(sketch, |_| true);
+        let overflow = sketch.estimate();
+        self.places.note_overflow(overflow);
+        overflow
+    }
+
     /// Notes ids that were counted in `_other`.
     pub(super) fn note_overflow(&self, ids: u64) {
         self.places.note_overflow(ids);
@@ -402,6 +420,15 @@ impl LocalCounter {
     /// Whether Redis has all ids, but those of so many writes that the caller has begun.
     fn is_in_redis(&self, own: u32, epoch: u64) -> bool {
         self.target.has_all_but(own, epoch) && self.unmerged() == 0
+    }
+
+    /// False if there is no memory for all of a sketch.
+    fn import(&self, imported: &Sketch, room: impl Fn(usize) -> bool) -> bool {
+        let CounterIds::Hll(sketch) = &self.ids else { return false };
+        self.is_touched.store(true, Ordering::Relaxed);
+        // Before its registers are there: a thread that finds them must not believe that Redis has them.
+        self.unmerged.fetch_add(1, Ordering::Release);
+        sketch.merge_within(imported, room)
     }
 
     /// Whether Redis may lack some of the ids: it never acknowledged them, or lost everything.

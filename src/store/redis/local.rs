@@ -17,6 +17,7 @@ use super::counters::LocalCounters;
 use super::pending::PendingIds;
 use super::stats::WindowStats;
 use super::target::{Knowledge, Registers, Target};
+use crate::model::counter::CounterNames;
 use crate::model::id::{Id, TextId};
 use crate::model::mode::Mode;
 use crate::model::window::Window;
@@ -24,6 +25,7 @@ use crate::platform::budget::Budget;
 use crate::platform::unavailable::Unavailable;
 use crate::store::answers::{AddError, Added};
 use crate::store::ids::{IdSet, Ids};
+use crate::store::import::Import;
 use crate::store::places::{Before, LastNames};
 use crate::store::windows::{Entry, WindowTable};
 
@@ -77,6 +79,7 @@ pub(super) struct LocalWindow {
     /// In mode `hll`, how many ids of each shard's sketch are pending.
     unmerged: Box<[AtomicU64]>,
     accepted: AtomicU64,
+    imports: AtomicU64,
     /// Ids that were accepted while Redis was away.
     missed: AtomicU64,
     /// How many replayed exact ids Redis called new.
@@ -282,6 +285,7 @@ impl LocalWindow {
             counters,
             unmerged: (0..shards.count()).map(|_| AtomicU64::new(0)).collect(),
             accepted: AtomicU64::new(0),
+            imports: AtomicU64::new(0),
             missed: AtomicU64::new(0),
             replayed_new: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
@@ -325,6 +329,30 @@ impl LocalWindow {
         };
         self.missed.fetch_add(all.ids.len() as u64, Ordering::Relaxed);
         Ok(added)
+    }
+
+    /// Merges sketches into the local ones. Redis lacks them until they are replayed. The caller holds [`Self::replaying`].
+    pub(super) fn import(&self, import: &Import, counters: &CounterNames<'_>) -> Added {
+        let Ids::Hll { sketches, .. } = &self.ids else { return Added::default() };
+        for ((own, imported), unmerged) in sketches.iter().zip(import.of_shards()).zip(&self.unmerged) {
+            if !imported.is_empty() {
+                self.pending.add(1);
+                unmerged.fetch_add(1, Ordering::Relaxed);
+                own.merge(imported);
+            }
+        }
+        let overflow = match &self.counters {
+            Some(named) if !counters.is_empty() => named.import(import.union(), counters),
+            _ => 0,
+        };
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        self.imports.fetch_add(1, Ordering::Relaxed);
+        Added { changed: 0, overflow }
+    }
+
+    /// Notes that an import was accepted while Redis was away.
+    pub(super) fn note_missed_import(&self) {
+        self.missed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes room for all of these exact ids, in the total and in each counter, or for none. Ids that are pending already need
@@ -393,7 +421,8 @@ impl LocalWindow {
         let written_new: u64 = self.targets.iter().map(|target| target.new_ids()).sum();
         let new = written_new + self.replayed_new.load(Ordering::Relaxed);
         let accepted = self.accepted.load(Ordering::Relaxed);
-        WindowStats { accepted, new, lost, ..WindowStats::default() }
+        let imports = self.imports.load(Ordering::Relaxed);
+        WindowStats { accepted, new, lost, imports, ..WindowStats::default() }
     }
 
     /// Waits until all additions are answered. No more may enter.

@@ -40,6 +40,7 @@ mod addition;
 mod around;
 mod batch;
 mod breaker;
+mod compare;
 mod config;
 mod count;
 mod counter_count;
@@ -86,6 +87,7 @@ pub use self::stats::accepted_ids;
 use self::target::Target;
 use super::answers::{AddError, Added, CounterRecord, RolledUp, Union};
 use super::ids::Ids;
+use super::import::Import;
 use crate::hll::Observation;
 use crate::model::counter::{CounterCount, CounterCounts, CounterNames, Subject, bucket_of};
 use crate::model::id::Id;
@@ -215,6 +217,32 @@ impl RedisStore {
             counters.note_overflow(added.overflow);
         }
         // Only now may the window be sealed: Redis has the ids, or they are pending.
+        drop(under_way);
+        Ok(added)
+    }
+
+    pub(super) async fn import(
+        &self,
+        window: Window,
+        import: &Import,
+        counters: &CounterNames<'_>,
+    ) -> Result<Added, AddError> {
+        let (local, under_way) = self.local.enter(window)?;
+        let mut around = self.primaries.around_those_away();
+        if around.lacks_some() && self.config.on_redis_down == OnRedisDown::Fail {
+            return Err(around.error().into());
+        }
+        let added = self.replay.import(&local, import, counters, &mut around).await?;
+        if around.lacks_some() {
+            // What has failed now is tried again, as after any other write.
+            self.primaries.note_failed(&around);
+            if self.config.on_redis_down == OnRedisDown::Fail {
+                return Err(around.error().into());
+            }
+            local.note_missed_import();
+            self.primaries.note_kept(1);
+        }
+        // Only now may the window be sealed: Redis has it, or it is pending.
         drop(under_way);
         Ok(added)
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::around::Around;
 use super::breaker::Breaker;
 use super::config::OnRedisDown;
 use super::pipeline::PipelineTask;
@@ -88,6 +89,28 @@ impl Primaries {
     pub(super) fn is_away(&self, slot: u16) -> bool {
         let primary = self.known[self.number_of(slot)].get();
         primary.is_some_and(|primary| primary.breaker.is_open())
+    }
+
+    /// Work that leaves out the servers that are away.
+    pub(super) fn around_those_away(&self) -> Around {
+        let mut around = Around::default();
+        if self.some_are_away() {
+            let known =
+                self.known.iter().enumerate().filter_map(|(number, known)| Some((number, known.get()?)));
+            for (number, _) in known.filter(|(_, primary)| primary.breaker.is_open()) {
+                around.note::<()>(number, Err(Unavailable::because("Redis is away")));
+            }
+        }
+        around
+    }
+
+    /// Notes which servers have failed: no request waits for them any more.
+    pub(super) fn note_failed(&self, around: &Around) {
+        for (number, error) in around.failed() {
+            if let Ok(primary) = self.get(*number) {
+                primary.breaker.open(error);
+            }
+        }
     }
 
     /// Notes ids that were accepted without the servers that are away.

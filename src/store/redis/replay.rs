@@ -30,14 +30,16 @@ use super::local::LocalWindow;
 use super::stats::WindowStats;
 use super::target::Target;
 use crate::hll::Sketch;
-use crate::model::counter::BUCKETS;
+use crate::model::counter::{BUCKETS, CounterNames};
 use crate::model::id::TextId;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::damage::{self, Holds, is_damage};
 use crate::redis::{Call, Commands, Redis, Routed, Texts, Writer};
+use crate::store::answers::Added;
 use crate::store::ids::{IdSet, Ids};
+use crate::store::import::Import;
 use crate::telemetry::metrics::Metrics;
 
 /// A sketch that waits to be merged expires after so many seconds.
@@ -152,9 +154,31 @@ impl Replay {
         around
     }
 
+    /// Merges sketches into a window and its counters, here and as far as the servers are there. Those that are away get them when
+    /// they are back.
+    pub(super) async fn import(
+        &self,
+        local: &LocalWindow,
+        import: &Import,
+        counters: &CounterNames<'_>,
+        around: &mut Around,
+    ) -> Result<Added, Unavailable> {
+        // No merge comes in between: one that had not seen all registers would count the import as merged.
+        let replaying = tokio::time::timeout(10 * self.config.timeout, local.replaying.lock()).await;
+        let _replaying = replaying.map_err(|_| Unavailable::because("the window is being replayed"))?;
+        let added = local.import(import, counters);
+        self.give_now(local, Leave::Nothing, around).await;
+        Ok(added)
+    }
+
     /// Gives Redis what it lacks of a window, as far as its servers are there.
     async fn give(&self, local: &LocalWindow, leave: Leave, around: &mut Around) -> Given {
         let _replaying = local.replaying.lock().await;
+        self.give_now(local, leave, around).await
+    }
+
+    /// The same for a caller who holds the lock.
+    async fn give_now(&self, local: &LocalWindow, leave: Leave, around: &mut Around) -> Given {
         let missed = around.missed();
         let parts = match &local.ids {
             Ids::Hll { sketches, .. } => self.merge(local, sketches, leave, around).await,

@@ -16,7 +16,7 @@ use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::Call;
-use crate::store::answers::{CountError, Recalled, Settled, StoreCount};
+use crate::store::answers::{Compared, CountError, Recalled, Settled, StoreCount};
 use crate::store::windows::Entry;
 
 impl RedisStore {
@@ -73,6 +73,15 @@ impl RedisStore {
         Ok(self.replay.counts_of(window, names).await?)
     }
 
+    /// Compares the sets of two counters.
+    pub(in crate::store) async fn compare(
+        &self,
+        window: Window,
+        counters: [&str; 2],
+    ) -> Result<Compared, CountError> {
+        Ok(self.replay.compare(window, counters).await?)
+    }
+
     pub(in crate::store) async fn recall(&self, window: Window) -> Result<Option<Recalled>, Unavailable> {
         let mut around = Around::default();
         let (unique_ids, _) = self.unique_ids(window, &mut around).await;
@@ -118,7 +127,8 @@ impl RedisStore {
         // There were some, even if nothing else is known.
         let none_left = u64::from(unique_ids == 0 && accepted_ids > 0 && !lacks_shards);
         let lost_ids = (sum(|one| one.lost) + missing).max(none_left);
-        StoreCount { unique_ids, accepted_ids, lost_ids, lacks_shards }
+        let has_imports = sum(|one| one.imports) > 0;
+        StoreCount { unique_ids, accepted_ids, has_imports, lost_ids, lacks_shards }
     }
 
     /// The different ids of all shards, and whether some are left out because their server is away. None if Redis has no key of the

@@ -19,6 +19,9 @@ pub(super) struct WindowStats {
     pub(super) lost: u64,
     /// In how many shards Redis got this instance's [part](super::replay).
     pub(super) parts: u64,
+    /// Sketches that were merged, and are among the accepted ids as one each.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(super) imports: u64,
     #[serde(default, skip_serializing_if = "CounterStats::is_empty")]
     pub(super) counters: CounterStats,
 }
@@ -77,6 +80,11 @@ impl BucketStats {
 /// How many ids an instance had accepted, by its stored stats; none if the text is none.
 pub fn accepted_ids(stored: &str) -> Option<u64> {
     serde_json::from_str::<WindowStats>(stored).ok().map(|stats| stats.accepted)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_none(number: &u64) -> bool {
+    *number == 0
 }
 
 impl CounterStats {

@@ -79,6 +79,8 @@ declare! {
     late_ids: Counter = "headcount_late_ids_total",
     /// Ids that were counted in the counter _other, because a counter of theirs found no place or no memory.
     counter_overflow_ids: Counter = "headcount_counter_overflow_ids_total",
+    /// Requests with sketches that were merged into a window.
+    imported_sketches: Counter = "headcount_imported_sketches_total",
     /// Counters of the last closed window that had ids.
     counters: Gauge = "headcount_counters",
     /// Memory that counters take in this instance.

@@ -15,6 +15,8 @@ pub struct Answer {
     pub status: u16,
     headers: Vec<(String, String)>,
     pub body: String,
+    /// The same as it came: a sketch is no text.
+    pub bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -93,14 +95,17 @@ impl Connection {
             .filter_map(|line| line.split_once(": "))
             .map(|(key, value)| (key.to_ascii_lowercase(), value.to_owned()))
             .collect();
-        let mut answer = Answer { status: status.expect("a status"), headers, body: String::new() };
+        let mut answer =
+            Answer { status: status.expect("a status"), headers, body: String::new(), bytes: Vec::new() };
         let length = answer.header("content-length").map_or(0, |length| length.parse().expect("a length"));
         if !without_body {
             while self.received.len() < length {
                 self.receive().await.map_err(|_| NoAnswer::Torn)?;
             }
-            answer.body =
-                String::from_utf8(self.received.drain(..length).collect()).expect("a body in UTF-8");
+            answer.bytes = self.received.drain(..length).collect();
+            if answer.header("content-type") != Some("application/octet-stream") {
+                answer.body = String::from_utf8(answer.bytes.clone()).expect("a body in UTF-8");
+            }
         }
         Ok(answer)
     }

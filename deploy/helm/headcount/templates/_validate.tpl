@@ -87,6 +87,9 @@ A message says what to change. It never quotes a value that may be a secret.
 {{- if and (get $has "read-token") (not (get $has "api-token")) }}
 {{- fail "secrets.read-token needs secrets.api-token: without that, no request needs a token" }}
 {{- end }}
+{{- if and (index $config "allow-sketches") (not (get $has "api-token")) }}
+{{- fail "config.allow-sketches needs secrets.api-token: a sketch may set any count" }}
+{{- end }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "HEADCOUNT_" .name }}
 {{- fail (printf "extraEnv: %s belongs in config, as %s" .name (.name | trimPrefix "HEADCOUNT_" | lower | replace "_" "-")) }}

@@ -1,0 +1,253 @@
+//! `/api/verve/overlap`: how many ids counters have in common.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::header::CACHE_CONTROL;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tokio::runtime::Handle;
+use utoipa::ToSchema;
+
+use super::counters::NamedCount;
+use super::range::{self, Counted, Counting, Permit, RangeQuery};
+use super::state::{QUERY_PATIENCE, Routes};
+use crate::hll::{self, Sketch};
+use crate::http::error::{Failure, NO_STORE};
+use crate::model::counter::Subject;
+use crate::model::mode::Mode;
+use crate::model::range::Range;
+use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
+use crate::store::{self, Compared};
+
+/// Counters of a question, at most.
+const MOST: usize = 8;
+
+/// What counters have in common.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "mode": "hll", "from": "2026-11-23T04:00:00Z", "to": "2026-11-23T05:00:00Z",
+    "counters": [
+        { "counter": "campaign-7", "unique_request_count": 100_280 },
+        { "counter": "campaign-8", "unique_request_count": 99_410 }
+    ],
+    "union": 181_370, "intersection": 18_020, "intersection_standard_error": 561.2, "jaccard": 0.099_355,
+    "complete": true
+})))]
+pub(super) struct Overlap {
+    #[schema(inline)]
+    mode: Mode,
+    /// The start of the first window.
+    from: Window,
+    /// The end of the last one.
+    to: Window,
+    /// In the order of the question.
+    #[schema(inline, min_items = 2, max_items = 8)]
+    counters: Vec<NamedCount>,
+    /// How many different ids all of them have together.
+    union: u64,
+    /// Of two counters: how many different ids both have. Never more than the smaller one has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u64)]
+    intersection: Option<u64>,
+    /// In ids. Two of three intersections are within one standard error, 95 of 100 within two. It is 0 in mode `exact`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f64, minimum = 0)]
+    intersection_standard_error: Option<f64>,
+    /// The intersection, divided by the union; 0 if that is empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f64, minimum = 0, maximum = 1)]
+    jaccard: Option<f64>,
+    /// Of three counters and more: each with each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline, value_type = Vec<Pair>, max_items = 28)]
+    pairs: Option<Vec<Pair>>,
+    /// Whether every window of the range is complete and in all the counts.
+    complete: bool,
+}
+
+/// Two of more than two counters, and what they have in common, as of two counters alone.
+#[derive(Serialize, ToSchema)]
+struct Pair {
+    /// Their names.
+    #[schema(min_items = 2, max_items = 2)]
+    counters: [String; 2],
+    intersection: u64,
+    #[schema(minimum = 0)]
+    intersection_standard_error: f64,
+    #[schema(minimum = 0, maximum = 1)]
+    jaccard: f64,
+}
+
+/// What counters have in common
+#[utoipa::path(
+    get, path = "/api/verve/overlap", operation_id = "overlap", tag = "counts",
+    params(
+        ("counter" = Vec<String>, Query, min_items = 2, max_items = 8, description = "Two to eight counters. Of more than two, each \
+            is compared with each: there is no intersection of more than two."),
+        ("from" = Option<String>, Query, description = "With `to`: the start of a range, as that of `/api/verve/unique`. Without \
+            a range, the running window is compared.", example = "2026-11-23T04:00:00Z"),
+        ("to" = Option<String>, Query, description = "With `from`: its end.", example = "2026-11-23T05:00:00Z"),
+    ),
+    responses((status = 200, description = "The counts.", body = Overlap)),
+    security((), ("token" = []))
+)]
+pub(super) async fn overlap(State(routes): State<Arc<Routes>>, request: Request) -> Response {
+    let admitted = routes.api.admit_reader(&request);
+    let query = request.uri().query().unwrap_or_default();
+    routes.overlap.answer_reader(admitted, read(&routes, query)).await
+}
+
+async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
+    let query = RangeQuery::parse(query)?;
+    let names = names(&query, &routes.api.counting)?;
+    let running = routes.api.running_window();
+    let range =
+        if query.has_range() { query.range(running)? } else { Range { from: running, to: running.next() } };
+    let exactly = routes.api.counting.mode == Mode::Exact;
+    let permit = if exactly { range::admit_exact(routes)? } else { range::admit(routes)? };
+    let comparing = async {
+        if exactly {
+            compare_exactly(routes, &names, range, permit).await
+        } else {
+            compare(routes, names, range, permit).await
+        }
+    };
+    let compared = tokio::time::timeout(QUERY_PATIENCE, comparing).await;
+    let overlap = compared.map_err(|_| Failure::Overloaded)??;
+    Ok(([(CACHE_CONTROL, NO_STORE)], Json(overlap)))
+}
+
+/// The counters of a question. One that is named twice is one.
+fn names(query: &RangeQuery<'_>, counting: &store::Counting) -> Result<Vec<Box<str>>, Failure> {
+    let mut names = Vec::with_capacity(MOST);
+    for name in query.counters(counting)? {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if (2..=MOST).contains(&names.len()) {
+        Ok(names)
+    } else {
+        Err(Failure::InvalidParameter { detail: "name two to eight different counters: counter=A&counter=B" })
+    }
+}
+
+async fn compare(
+    routes: &Routes,
+    names: Vec<Box<str>>,
+    range: Range,
+    permit: Permit,
+) -> Result<Overlap, Failure> {
+    let (mut all, mut complete) = (Vec::with_capacity(names.len()), true);
+    for name in names {
+        let of = Subject::Counter(name.clone());
+        let counted = Counting { routes, of: &of }.sketches(range, Arc::clone(&permit)).await?;
+        let Counted { sketches, complete: is_complete } = counted;
+        all.push((name, sketches.into_iter().next().unwrap_or_default()));
+        complete &= is_complete;
+    }
+    let mode = routes.api.counting.mode;
+    let work = tokio::task::spawn_blocking(move || {
+        // Held until the work ends, even if the client does not wait for it.
+        let _permit = permit;
+        answer(mode, range, &all, complete)
+    });
+    work.await.map_err(|error| range::unavailable(Unavailable::because(error)))
+}
+
+/// Only two counters, in the running window or the last closed one: of others there are no sets.
+async fn compare_exactly(
+    routes: &Routes,
+    names: &[Box<str>],
+    range: Range,
+    permit: Permit,
+) -> Result<Overlap, Failure> {
+    let api = &routes.api;
+    let [one, other] = names else {
+        return Err(Failure::NotAvailable { why: "mode exact compares two counters at a time" });
+    };
+    let window = range.from;
+    let closed = api.closed.counters().filter(|closed| closed.window() == window);
+    if window.next() != range.to || (window != api.running_window() && closed.is_none()) {
+        let why = "mode exact has ids only of the running window and of the last closed one";
+        return Err(Failure::NotAvailable { why });
+    }
+    let (store, names, runtime) = (Arc::clone(&api.store), [one.clone(), other.clone()], Handle::current());
+    let work = tokio::task::spawn_blocking(move || {
+        // Held until the work ends, even if the client does not wait for it.
+        let _permit = permit;
+        let compared = runtime.block_on(store.compare(window, names.each_ref().map(|name| &**name)));
+        (names, compared)
+    });
+    let (names, compared) = work.await.map_err(|error| range::unavailable(Unavailable::because(error)))?;
+    let (counts, common) = match compared.map_err(|error| range::unavailable(Unavailable::because(error)))? {
+        Compared::Sets { counts, common } => (counts, common),
+        Compared::Not(why) => return Err(Failure::NotAvailable { why }),
+    };
+    let union = counts[0] + counts[1] - common;
+    let jaccard = if union == 0 { 0.0 } else { common as f64 / union as f64 };
+    let complete = closed.is_some_and(|closed| names.iter().all(|name| closed.is_complete(name)));
+    let counters = names.into_iter().zip(counts);
+    Ok(Overlap {
+        mode: Mode::Exact,
+        from: range.from,
+        to: range.to,
+        counters: counters
+            .map(|(name, unique_request_count)| NamedCount { counter: name.into(), unique_request_count })
+            .collect(),
+        union,
+        intersection: Some(common),
+        intersection_standard_error: Some(0.0),
+        jaccard: Some(rounded(jaccard, 1e6)),
+        pairs: None,
+        complete,
+    })
+}
+
+fn answer(mode: Mode, range: Range, all: &[(Box<str>, Sketch)], complete: bool) -> Overlap {
+    let mut union = Sketch::new();
+    for (_, sketch) in all {
+        union.absorb(sketch);
+    }
+    let count = |(name, sketch): &(Box<str>, Sketch)| NamedCount {
+        counter: name.to_string(),
+        unique_request_count: sketch.estimate(),
+    };
+    let pairs =
+        all.iter().enumerate().flat_map(|(place, one)| all[place + 1..].iter().map(move |of| (one, of)));
+    let mut pairs: Vec<_> = pairs.map(|(one, other)| Pair::of(one, other)).collect();
+    let of_two = if all.len() == 2 { pairs.pop() } else { None };
+    Overlap {
+        mode,
+        from: range.from,
+        to: range.to,
+        counters: all.iter().map(count).collect(),
+        union: union.estimate(),
+        intersection: of_two.as_ref().map(|of_two| of_two.intersection),
+        intersection_standard_error: of_two.as_ref().map(|of_two| of_two.intersection_standard_error),
+        jaccard: of_two.as_ref().map(|of_two| of_two.jaccard),
+        pairs: of_two.is_none().then_some(pairs),
+        complete,
+    }
+}
+
+impl Pair {
+    fn of((name, sketch): &(Box<str>, Sketch), (other, other_sketch): &(Box<str>, Sketch)) -> Self {
+        let hll::Overlap { intersection, standard_error, jaccard, .. } =
+            hll::Overlap::of(sketch, other_sketch);
+        Self {
+            counters: [name.to_string(), other.to_string()],
+            intersection,
+            intersection_standard_error: rounded(standard_error, 10.0),
+            jaccard: rounded(jaccard, 1e6),
+        }
+    }
+}
+
+/// A figure without digits that say nothing.
+pub(super) fn rounded(figure: f64, parts: f64) -> f64 {
+    (figure * parts).round() / parts
+}
