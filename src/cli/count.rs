@@ -2,13 +2,16 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
+use crate::cli::output;
+use crate::cli::sketch_file::{self, Destination};
 use crate::hll::Sketch;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
@@ -19,9 +22,55 @@ const BUFFER: usize = 256 * 1024;
 /// A count that is quicker than this shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What to count, and how.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) source: Source,
+    /// `Hll` where sketches are read or written.
+    pub(super) mode: Mode,
+    /// Where to write the sketch.
+    pub(super) sketch_out: Option<PathBuf>,
+    /// Whether to print JSON.
+    pub(super) as_json: bool,
+}
+
+/// Where the lines are.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// In this file; in standard input without one, or with `-`.
+    Lines(Option<PathBuf>),
+    /// They have been counted: their sketches are in these files.
+    Sketches(Vec<PathBuf>),
+}
+
+/// Counts, writes the sketch, and prints the count, also if the sketch cannot be written: the count may have taken long.
+pub(super) fn run(task: Task) -> anyhow::Result<()> {
+    // Before the count, which may take long.
+    let sketch_out = task.sketch_out.map(Destination::new).transpose()?;
+    let mut seen = Seen::new(task.mode);
+    match &task.source {
+        Source::Lines(file) => count_lines(file.as_deref(), &mut seen)?,
+        Source::Sketches(files) => {
+            for file in files {
+                seen.merge(&sketch_file::read(file)?);
+            }
+        }
+    }
+    let written = match (&sketch_out, &seen) {
+        (Some(sketch_out), Seen::Hll(sketch)) => sketch_out.write(sketch),
+        _ => Ok(()),
+    };
+    let printed = if task.as_json {
+        output::print_json(&seen.json()?)
+    } else {
+        output::print_lines(&[seen.to_string()])
+    };
+    written.and(printed)
+}
+
 /// Counts the different lines, as `sort -u | wc -l` does. A line ends in LF, which the last one need not have. All its
-/// other bytes count. Without a file, or with `-`, it reads standard input.
-pub(super) fn run(file: Option<&Path>, mode: Mode) -> anyhow::Result<()> {
+/// other bytes count.
+fn count_lines(file: Option<&Path>, seen: &mut Seen) -> anyhow::Result<()> {
     let name = file.filter(|file| file.as_os_str() != "-");
     let unreadable = || {
         let name = name.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
@@ -36,9 +85,7 @@ pub(super) fn run(file: Option<&Path>, mode: Mode) -> anyhow::Result<()> {
         None => (Box::new(io::stdin().lock()), None),
     };
     let lines = BufReader::with_capacity(BUFFER, text);
-    let mut seen = Seen::new(mode);
-    count(lines, &mut seen, Progress::new(size)).with_context(unreadable)?;
-    writeln!(io::stdout(), "{seen}").context("cannot write the result to standard output")
+    count(lines, seen, Progress::new(size)).with_context(unreadable)
 }
 
 fn count(mut text: impl BufRead, seen: &mut Seen, mut progress: Progress) -> io::Result<()> {
@@ -99,17 +146,47 @@ impl Seen {
             }
         }
     }
+
+    /// Adds what another sketch was shown. Lines that are kept themselves have no sketch, so they stay as they are.
+    fn merge(&mut self, other: &Sketch) {
+        if let Self::Hll(sketch) = self {
+            sketch.absorb(other);
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Hll(_) => Mode::Hll,
+            Self::Exact(_) => Mode::Exact,
+        }
+    }
+
+    fn count(&self) -> u64 {
+        match self {
+            Self::Hll(sketch) => sketch.estimate(),
+            Self::Exact(lines) => lines.len() as u64,
+        }
+    }
+
+    fn standard_error(&self) -> f64 {
+        standard_error(self.mode(), Shards::ONE)
+    }
+
+    fn json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&json!({
+            "mode": self.mode(), "standard_error": self.standard_error(), "unique_count": self.count(),
+        }))
+    }
 }
 
 /// The count comes first, so that a script can cut it off. Its error follows.
 impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Hll(sketch) => {
-                let error = 100.0 * standard_error(Mode::Hll, Shards::ONE);
-                write!(f, "{} (standard error {error:.2} %)", sketch.estimate())
+        match self.mode() {
+            Mode::Hll => {
+                write!(f, "{} (standard error {:.2} %)", self.count(), 100.0 * self.standard_error())
             }
-            Self::Exact(lines) => write!(f, "{} (exact)", lines.len()),
+            Mode::Exact => write!(f, "{} (exact)", self.count()),
         }
     }
 }

@@ -5,15 +5,21 @@
 
 mod backend;
 mod check;
+mod client;
 mod count;
+mod figures;
 mod findings;
 pub mod flags;
 mod healthcheck;
 pub mod listeners;
+mod output;
+mod overlap;
+mod retention;
 pub mod serve;
 mod service;
 pub mod settings;
 mod signals;
+mod sketch_file;
 mod unique;
 mod verify;
 
@@ -49,18 +55,15 @@ pub fn run() -> ExitCode {
     let looked = |result: io::Result<bool>| result.context("cannot write to standard output");
     let all_is_well = match command {
         Command::Help => Ok(true),
-        Command::Serve { settings, warning } => serve(*settings, warning).map(|()| true),
+        Command::Serve(settings, warning) => serve(*settings, warning).map(|()| true),
         Command::Check(settings) => in_runtime(async { looked(check::run(&settings, io::stdout()).await) }),
         Command::Verify(settings, kafka) => {
             in_runtime(async { looked(verify::run(&settings, &kafka, io::stdout()).await) })
         }
-        Command::Count { file, mode } => count::run(file.as_deref(), mode).map(|()| true),
-        Command::Unique { question, warning } => {
-            if let Some(warning) = warning {
-                tell("warning", &warning);
-            }
-            in_runtime(unique::run(question)).map(|()| true)
-        }
+        Command::Count(task) => count::run(task).map(|()| true),
+        Command::Unique(question, warning) => ask(warning, unique::run(question)),
+        Command::Overlap(task, warning) => ask(warning, overlap::run(task)),
+        Command::Retention(question, warning) => ask(warning, retention::run(question)),
         Command::Healthcheck(address) => in_runtime(healthcheck::run(address)).map(|()| true),
         Command::Print(text) => looked(io::stdout().write_all(&text).map(|()| true)),
     };
@@ -90,6 +93,14 @@ fn serve(settings: Settings, warning: Option<String>) -> anyhow::Result<()> {
         }
     });
     served.inspect_err(|error| error!("{error:#}"))
+}
+
+/// Asks a service, after a warning about secrets on the command line.
+fn ask(warning: Option<String>, asking: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<bool> {
+    if let Some(warning) = warning {
+        tell("warning", &warning);
+    }
+    in_runtime(asking).map(|()| true)
 }
 
 /// Runs a future on all cores. Threads that still hang in a system call afterwards are abandoned.

@@ -53,9 +53,14 @@ pub struct HttpFlags {
         env = "HEADCOUNT_READ_TOKEN",
         value_name = "TOKEN",
         hide_env_values = true,
-        help = "Take this token too, but only to read: for GET /api/verve/unique, /api/verve/counters, /api/verve/series and /status"
+        help = "Take this token too, but only to read: for GET /api/verve/unique, /api/verve/counters, /api/verve/series, \
+                /api/verve/overlap, /api/verve/retention, /api/verve/sketch and /status"
     )]
     read_token: Option<SecretArg>,
+
+    /// Merge sketches that clients with the API token send to /api/verve/sketch. Such a client may set any count
+    #[arg(long, env = "HEADCOUNT_ALLOW_SKETCHES")]
+    allow_sketches: bool,
 
     /// Serve no live page at /, and no /status, which the page reads
     #[arg(long, env = "HEADCOUNT_NO_UI")]
@@ -130,7 +135,8 @@ pub struct HttpFlags {
     )]
     body_limit: u32,
 
-    /// Lists of counters, series and ranges that are made at a time; each one more gets 503 at once
+    /// Lists of counters, series, ranges and overlaps that are made at a time, and sketches that are merged at a time; each one
+    /// more gets 503 at once
     #[arg(
         long, env = "HEADCOUNT_MAX_QUERIES", value_name = "NUMBER", default_value = "8",
         value_parser = values::up_to::<1_000>
@@ -154,11 +160,17 @@ impl HttpFlags {
         if read_token.is_some() && api_token.is_none() {
             return Err("'--read-token <TOKEN>' requires '--api-token <TOKEN>'".to_owned());
         }
+        if self.allow_sketches && api_token.is_none() {
+            return Err(
+                "'--allow-sketches' requires '--api-token <TOKEN>': a sketch may set any count".to_owned()
+            );
+        }
         Ok(Settings {
             listen: self.addresses.listen,
             admin_listen: self.addresses.admin_listen,
             token: api_token,
             read_token,
+            allow_sketches: self.allow_sketches,
             with_page: !self.no_ui,
             threads: self.threads.map_or_else(workers::cores, |threads| threads as usize),
             max_connections: self.max_connections,

@@ -3,34 +3,42 @@
 //! The parser of a flag checks its value. [`ServeFlags::settings`] checks what two flags must agree on.
 
 mod callbacks;
+mod count;
 mod counting;
 mod exposed;
 mod http;
 mod logging;
+mod overlap;
 mod process_one;
 mod publishing;
 mod redis;
+mod retention;
 mod serve;
+mod service;
 mod unique;
 mod values;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
+use self::count::CountFlags;
 pub use self::http::HttpFlags;
 use self::http::ListenFlags;
+use self::overlap::OverlapFlags;
+use self::retention::RetentionFlags;
 pub use self::serve::ServeFlags;
 use self::unique::UniqueFlags;
+use crate::cli::count::Task as CountTask;
+use crate::cli::overlap::Task as OverlapTask;
+use crate::cli::retention::Question as RetentionQuestion;
 use crate::cli::settings::Settings;
-use crate::cli::unique::Question;
-use crate::model::mode::Mode;
+use crate::cli::unique::Question as UniqueQuestion;
 use crate::publish::sinks::kafka::KafkaSettings;
 
 /// Counts how many different integer ids arrive each minute
@@ -54,10 +62,14 @@ enum CommandFlags {
     Check(Box<ServeFlags>),
     /// Look for gaps, repeats and wrong counts in the Kafka topic of a service; exit code 0 or 1
     Verify(Box<ServeFlags>),
-    /// Count the different lines of a file or of standard input
+    /// Count the different lines of a file or of standard input, or the union of sketches
     Count(CountFlags),
     /// Ask a running service how many different ids came: now, or in a range of time
     Unique(UniqueFlags),
+    /// Tell how much two sketches have in common, or two to eight counters of a running service
+    Overlap(OverlapFlags),
+    /// Ask a running service how many ids of an hour or a day came again in the later ones
+    Retention(RetentionFlags),
     /// Ask a running service whether it lives; exit code 0 or 1. In a container, without flags, it asks where
     /// the flags of process 1 say
     Healthcheck(ListenFlags),
@@ -73,36 +85,20 @@ enum CommandFlags {
     },
 }
 
-#[derive(Debug, Args)]
-struct CountFlags {
-    /// The file, with any bytes; standard input without it, or with -. One whole line is in memory at a time
-    file: Option<PathBuf>,
-
-    /// How to count
-    #[arg(long, env = "HEADCOUNT_MODE", value_enum, default_value_t = Mode::Hll)]
-    mode: Mode,
-}
+/// A line for the user about secrets on the command line, if there are any.
+type Warning = Option<String>;
 
 /// A command, with its settings.
 pub(super) enum Command {
     /// Help or the version, which has been printed.
     Help,
-    Serve {
-        settings: Box<Settings>,
-        /// A line for the log about secrets on the command line.
-        warning: Option<String>,
-    },
+    Serve(Box<Settings>, Warning),
     Check(Box<Settings>),
     Verify(Box<Settings>, KafkaSettings),
-    Count {
-        file: Option<PathBuf>,
-        mode: Mode,
-    },
-    Unique {
-        question: Question,
-        /// As that of `Serve`.
-        warning: Option<String>,
-    },
+    Count(CountTask),
+    Unique(UniqueQuestion, Warning),
+    Overlap(OverlapTask, Warning),
+    Retention(RetentionQuestion, Warning),
     Healthcheck(SocketAddr),
     /// Writes this to standard output.
     Print(Vec<u8>),
@@ -124,23 +120,25 @@ pub(super) fn read() -> Result<Command, String> {
         }
         Err(error) => return Err(in_one_line(&error)),
     };
+    let warning = |command: &str| matches.subcommand_matches(command).and_then(exposed::warning);
     let settings = |flags: ServeFlags| flags.settings().map(Box::new);
     Ok(match flags.command.unwrap_or_else(|| CommandFlags::Serve(Box::new(flags.serve))) {
-        CommandFlags::Serve(flags) => Command::Serve {
-            settings: settings(*flags)?,
-            warning: exposed::warning(matches.subcommand_matches("serve").unwrap_or(&matches)),
-        },
+        CommandFlags::Serve(flags) => Command::Serve(
+            settings(*flags)?,
+            exposed::warning(matches.subcommand_matches("serve").unwrap_or(&matches)),
+        ),
         CommandFlags::Check(flags) => Command::Check(settings(*flags)?),
         CommandFlags::Verify(flags) => {
             let settings = settings(*flags)?;
             let kafka = settings.sinks.kafka.clone().ok_or("'verify' requires '--kafka-brokers'")?;
             Command::Verify(settings, kafka)
         }
-        CommandFlags::Count(CountFlags { file, mode }) => Command::Count { file, mode },
-        CommandFlags::Unique(flags) => Command::Unique {
-            question: flags.question()?,
-            warning: matches.subcommand_matches("unique").and_then(exposed::warning),
-        },
+        CommandFlags::Count(flags) => Command::Count(flags.task()?),
+        CommandFlags::Unique(flags) => Command::Unique(flags.question()?, warning("unique")),
+        CommandFlags::Overlap(flags) => {
+            Command::Overlap(flags.task(matches.subcommand_matches("overlap"))?, warning("overlap"))
+        }
+        CommandFlags::Retention(flags) => Command::Retention(flags.question()?, warning("retention")),
         CommandFlags::Healthcheck(own) => {
             let typed = matches.subcommand_matches("healthcheck").is_some_and(names_address);
             let service = if typed { None } else { process_one::command_line() };

@@ -1,11 +1,8 @@
 //! The service's answer as text.
 
-use std::fmt::{self, Display};
-use std::time::Duration;
-
 use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+
+use crate::cli::figures::{Estimate, end_of, state};
 
 /// A range, or the windows of now.
 #[derive(Debug, Deserialize)]
@@ -31,9 +28,7 @@ impl Answer {
         match self {
             Self::Range { standard_error, from, to, unique_request_count, complete } => {
                 let estimate = Estimate { count: *unique_request_count, error: *standard_error };
-                let state =
-                    if *complete { "complete" } else { "incomplete: not over, or ids may be missing" };
-                vec![format!("{estimate} from {from} to {to}, {state}")]
+                vec![format!("{estimate} from {from} to {to}, {}", state(*complete))]
             }
             Self::Now { standard_error, window_seconds, current, last } => {
                 let line = |count: &Count| count.line(*standard_error, *window_seconds);
@@ -48,35 +43,13 @@ impl Count {
     fn line(&self, error: f64, window_seconds: u32) -> String {
         let Self { timestamp, unique, complete } = self;
         let estimate = Estimate { count: *unique, error };
-        let length = Duration::from_secs(window_seconds.into());
-        let end = OffsetDateTime::parse(timestamp, &Rfc3339)
-            .ok()
-            .and_then(|start| start.checked_add(length.try_into().ok()?));
-        let end = end.and_then(|end| end.format(&Rfc3339).ok()).unwrap_or_default();
+        let end = end_of(timestamp, window_seconds);
         let state = match complete {
             None => "still running",
             Some(true) => "complete",
             Some(false) => "incomplete: ids may be missing",
         };
         format!("{estimate} from {timestamp} to {end}, {state}")
-    }
-}
-
-/// A count, and where the true one is 95 times of 100: within two standard errors.
-struct Estimate {
-    count: u64,
-    error: f64,
-}
-
-impl Display for Estimate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { count, error } = self;
-        if *error == 0.0 {
-            return write!(f, "{count} (exact)");
-        }
-        let at = |factor: f64| *count as f64 * factor;
-        let (low, high) = (at((1.0 - 2.0 * error).max(0.0)).ceil(), at(1.0 + 2.0 * error).floor());
-        write!(f, "{count} (standard error {:.2} %, 95 %: {low} to {high})", 100.0 * error)
     }
 }
 
