@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::support::fleet::Fleet;
+use crate::support::fleet::{Fleet, wait_for_room_in_the_hour};
 use crate::support::http;
 use crate::support::nginx::Nginx;
 use crate::support::redis::Redis;
@@ -76,6 +76,20 @@ async fn the_page_counts_ranges() {
 }
 
 #[tokio::test]
+async fn the_page_shows_what_two_counters_have_in_common() {
+    wait_for_room_in_the_hour().await;
+    let server = Server::start(&["--window", "1s"]).await;
+    browse("overlaps", server.address, &[]);
+}
+
+#[tokio::test]
+async fn the_page_shows_how_many_ids_come_again() {
+    wait_for_room_in_the_hour().await;
+    let server = Server::start(&["--window", "1s"]).await;
+    browse("returns", server.address, &[]);
+}
+
+#[tokio::test]
 async fn the_page_asks_for_no_history_that_cannot_be() {
     let exact = Server::start(&["--window", "1s", "--mode", "exact"]).await;
     browse("exact", exact.address, &[]);
@@ -141,7 +155,13 @@ async fn the_page_can_be_left_out_or_moved() {
     }
     // Clients ask for them, and so does the page.
     for address in [without.address, apart.address, apart.admin.unwrap()] {
-        for path in ["/api/verve/counters", "/api/verve/unique", "/api/verve/series?from=0&to=5"] {
+        for path in [
+            "/api/verve/counters",
+            "/api/verve/unique",
+            "/api/verve/series?from=0&to=5",
+            "/api/verve/overlap",
+            "/api/verve/retention",
+        ] {
             assert_ne!(http::get(address, path).await.status, 404, "{path}");
         }
         assert_eq!(http::get(address, "/api/verve/counters").await.status, 200);

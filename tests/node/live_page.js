@@ -369,6 +369,8 @@ async function none(browser) {
   await page.waitForFunction(() => document.querySelectorAll("#chart .mark").length >= 4);
   assert.equal(listsAsked(asked).length, 0);
   assert.ok(!(await page.isVisible("#counters")));
+  assert.ok(!(await page.isVisible("#overlaps")), "there is nothing to compare");
+  assert.ok(await page.isVisible("#retention") && !(await page.isVisible("#retention-counter")), "returns are of all ids");
   assert.equal(await text(page, "#state"), "All well");
   assertQuiet(opened);
 }
@@ -419,13 +421,16 @@ async function history(browser) {
   await assertRefusals(browser);
 }
 
+const refuse = (route, reason, detail) => route.fulfill({
+  status: 400, body: "failed", headers: { "failure-reason": reason, "failure-detail": detail },
+});
+
 /** What is refused, or only kept for a shorter time. */
 async function assertRefusals(browser) {
   const opened = await open(browser, {}, page => page.route("**/api/verve/series?*", route => {
     const url = route.request().url(), { step, counts } = seriesFor(url);
-    const refuse = (reason, detail) => route.fulfill({ status: 400, body: "failed", headers: { "failure-reason": reason, "failure-detail": detail } });
-    if (step === "day") return refuse("not_available", "the service keeps no days");
-    return counts.length > 12 ? refuse("range_not_kept", "nothing is kept of it") : route.fulfill({ json: seriesFor(url) });
+    if (step === "day") return refuse(route, "not_available", "the service keeps no days");
+    return counts.length > 12 ? refuse(route, "range_not_kept", "nothing is kept of it") : route.fulfill({ json: seriesFor(url) });
   })), { page, asked } = opened;
   await says(page, "#hours-title", /^The last 12 hours \(UTC\)$/);
   assert.equal(await page.locator("#hours .mark").count(), 11);
@@ -489,13 +494,293 @@ async function ranges(browser) {
   assertQuiet(opened, /400|ERR_ABORTED/);
 }
 
+const questionsAsked = (asked, name) => asked.map(request => new URL(request)).filter(({ pathname }) => pathname.endsWith(`/api/verve/${name}`));
+const digits = text => Number(text.replaceAll(",", ""));
+
+/** Both circles, and the area that they share, measured in strips: not as the page computes it. */
+async function circles(page) {
+  const [one, other] = await page.locator("#circles circle").evaluateAll(all => all.map(circle => ["cx", "cy", "r"].map(name => Number(circle.getAttribute(name)))));
+  assert.equal(one[1], other[1]);
+  const [from, to] = [Math.max(one[0] - one[2], other[0] - other[2]), Math.min(one[0] + one[2], other[0] + other[2])];
+  const STRIPS = 100_000, width = Math.max(0, to - from) / STRIPS;
+  let shared = 0;
+  for (let strip = 0; strip < STRIPS; strip += 1) {
+    const x = from + (strip + .5) * width;
+    shared += width * 2 * Math.min(...[one, other].map(([cx, , r]) => Math.sqrt(Math.max(0, r ** 2 - (x - cx) ** 2))));
+  }
+  const [left, top, wide, high] = (await page.getAttribute("#circles", "viewBox")).split(" ").map(Number);
+  for (const [cx, cy, r] of [one, other]) {
+    assert.ok(cx - r >= left && cx + r <= left + wide && cy - r >= top && cy + r <= top + high, "all of the circles is seen");
+  }
+  return { areas: [one, other].map(([, , r]) => Math.PI * r ** 2), shared };
+}
+
+/** The areas are as the numbers. */
+async function assertToScale(page, one, other, both) {
+  const { areas, shared } = await circles(page), unit = areas[0] / one;
+  assert.ok(Math.abs(areas[1] / unit - other) <= 1e-6 * other, `${areas[1] / unit} and not ${other}`);
+  assert.ok(Math.abs(shared / unit - both) < 1e-3 * Math.max(one, other), `${shared / unit} and not ${both}`);
+}
+
+/** Two counters of the service, which have a third in common; then answers that are made up, and refusals. */
+async function overlaps(browser) {
+  const opened = await open(browser), { page, asked } = opened;
+  await page.waitForSelector("#overlaps:visible");
+  const ids = Array.from({ length: 4_000 }, (_, id) => ({ id, counters: [...(id < 2_000 ? ["a"] : []), ...(id >= 1_000 && id < 3_000 ? ["b"] : []), ...(id >= 3_000 ? ["c"] : [])] }));
+  const sending = setInterval(() => send(ids).catch(() => {}), 300);
+  // Names to choose from: those of the counters that are listed.
+  await page.waitForFunction(() => [...document.querySelectorAll("#names option")].map(({ value }) => value).sort().join() === "a,b,c");
+  clearInterval(sending);
+  const field = name => page.getByLabel(name, { exact: true });
+  for (const name of ["One counter", "Another counter"]) assert.equal(await field(name).getAttribute("list"), "names");
+  assert.equal(questionsAsked(asked, "overlap").length, 0, "nobody has asked yet");
+  await field("One counter").fill("a");
+  await page.selectOption("#overlap-time", "3600");
+  assert.equal(questionsAsked(asked, "overlap").length, 0, "the other one is missing");
+  await field("Another counter").fill("b");
+  const announced = says(page, "#announcement", /^a has [\d,]+ different ids, b has [\d,]+\. In both: /);
+  await page.getByRole("button", { name: "Compare" }).click();
+  await announced;
+  const [question] = questionsAsked(asked, "overlap"), { searchParams } = question;
+  assert.deepEqual(searchParams.getAll("counter"), ["a", "b"]);
+  const [from, to] = ["from", "to"].map(end => Date.parse(searchParams.get(end)) / 1000);
+  assert.ok(from % 3600 === 0 && to === from + 3600 && from <= Date.now() / 1000, question.search);
+
+  const answer = await (await fetch(question)).json(), { counters, union, intersection, intersection_standard_error: error, jaccard } = answer;
+  const [one, other] = counters.map(counter => counter.unique_request_count);
+  assert.ok(Math.abs(intersection - 1_000) < 5 * error && error > 0, `${intersection} ± ${error}`);
+  const shown = async () => ({
+    names: [await text(page, "#one-name"), await text(page, "#other-name")],
+    numbers: (await Promise.all(["#one-count", "#other-count", "#in-both", "#in-either"].map(id => text(page, id)))).map(text => digits(text.match(/^[\d,]+?(?=95 %|exact| ±|$)/)[0])),
+  });
+  assert.deepEqual(await shown(), { names: ["a", "b"], numbers: [one, other, intersection, union] });
+  const [, shownError, low, high] = (await text(page, "#in-both")).match(/ ± ([\d.,]+)95 %: ([\d,]+) to ([\d,]+)$/).map(digits);
+  assert.ok(Math.abs(shownError - error) < .006 * error, `${shownError} and not ${error}`);
+  assert.deepEqual([low, high], [Math.ceil(intersection - 2 * error), Math.floor(intersection + 2 * error)]);
+  assert.ok(Math.abs(parseFloat(await text(page, "#jaccard")) - 100 * jaccard) < .006);
+  assert.match(await text(page, "#overlap-note"), /^from [\d-]+ [\d:]+ to [\d-]+ [\d:]+ UTC · incomplete: not over, or ids may be missing$/);
+  await assertToScale(page, one, other, intersection);
+  await assertLooks(page, "overlap");
+
+  // Not again until the user asks. Another time is a question.
+  await anotherWindow(page);
+  await anotherWindow(page);
+  assert.equal(questionsAsked(asked, "overlap").length, 1);
+  const running = page.waitForRequest(/overlap\?/);
+  await page.selectOption("#overlap-time", "");
+  assert.equal(new URL((await running).url()).search, "?counter=a&counter=b");
+
+  await assertMadeUpOverlaps(page, answer);
+
+  // Refused.
+  await field("Another counter").fill("a");
+  await page.keyboard.press("Enter");
+  await says(page, "#overlap-note", /^Name two to eight different counters: counter=A&counter=B\.$/);
+  assert.ok(!(await page.isVisible("#overlap-found")));
+  await assertUsable(page, "refused overlap");
+  assertQuiet(opened, /400/);
+}
+
+async function assertMadeUpOverlaps(page, real) {
+  const markup = "<img src=x onerror='window.ran = true'>";
+  const madeUp = (one, other, intersection, error, more = {}) => ({
+    ...real, counters: [{ counter: markup, unique_request_count: one }, { counter: LONGEST, unique_request_count: other }],
+    union: one + other - intersection, intersection, intersection_standard_error: error, jaccard: intersection / (one + other - intersection), ...more,
+  });
+  const show = async json => {
+    await page.route(/overlap\?/, route => route.fulfill({ json }));
+    // The answer is seen by its end.
+    const to = json.to.replace("T", " ").replace("Z", "");
+    await page.getByRole("button", { name: "Compare" }).click();
+    await says(page, "#overlap-note", new RegExp(` to ${to} UTC · ${json.complete ? "complete" : "incomplete"}`));
+    await page.unroute(/overlap\?/);
+  };
+  // Fewer than two standard errors: no fact, neither in the number nor in the picture.
+  await show(madeUp(80_000, 20_000, 999, 500, { to: "2026-11-23T05:00:00Z", complete: true }));
+  assert.equal(await text(page, "#in-both"), "not distinguishable from none95 %: 0 to 1,999");
+  assert.match(await text(page, "#jaccard"), /^–/);
+  assert.match(await text(page, "#circles-text"), /In both: not distinguishable from none/);
+  await assertToScale(page, 80_000, 20_000, 0);
+  assert.equal(await text(page, "#one-name"), markup);
+  assert.equal(await page.locator("#overlaps img").count(), 0);
+  assert.equal(await page.evaluate(() => window.ran), undefined);
+  await assertLooks(page, "no-overlap");
+  // As many as two standard errors are a fact.
+  await show(madeUp(20_000, 80_000, 1_000, 500, { to: "2026-11-23T06:00:00Z" }));
+  assert.equal(await text(page, "#in-both"), "1,000 ± 50095 %: 0 to 2,000");
+  await assertToScale(page, 20_000, 80_000, 1_000);
+  // One is a part of the other; both are the same; one has none.
+  await show(madeUp(1_000_000, 40_000, 40_000, 210, { to: "2026-11-23T07:00:00Z" }));
+  await assertToScale(page, 1_000_000, 40_000, 40_000);
+  await show(madeUp(5_000, 5_000, 5_000, 12.3, { to: "2026-11-23T08:00:00Z" }));
+  await assertToScale(page, 5_000, 5_000, 5_000);
+  assert.match(await text(page, "#in-both"), /^5,000 ± 12\.3/);
+  assert.match(await text(page, "#jaccard"), /^100%/);
+  await show(madeUp(5_000, 0, 0, 0, { to: "2026-11-23T09:00:00Z" }));
+  await assertToScale(page, 5_000, 0, 0);
+  assert.match(await text(page, "#in-both"), /^0 ± 0exact$/);
+}
+
+/** An answer of the service, as it was asked for: a quarter came again at first, then fewer. Of one step nothing is known. */
+const FIRST = 100_000, UNKNOWN = 3, INCOMPLETE = 2;
+const returnedIn = k => k === UNKNOWN ? 0 : Math.round(FIRST / (4 + k / 3));
+function retentionFor(request, unlike = {}) {
+  const { searchParams } = new URL(request), step = searchParams.get("step"), number = Number(searchParams.get("steps"));
+  const seconds = { hour: 3600, day: DAY }[step], from = Date.parse(searchParams.get("from")) / 1000, counter = searchParams.get("counter");
+  const steps = Array.from({ length: number - 1 }, (_, k) => ({
+    timestamp: at(from + (k + 1) * seconds), unique_request_count: k === UNKNOWN ? 0 : 90_000 + k, returned: returnedIn(k),
+    returned_standard_error: k === UNKNOWN ? FIRST : 900.5, complete: k !== UNKNOWN && k !== INCOMPLETE && k < number - 2,
+  }));
+  return {
+    ...(counter ? { counter } : {}), mode: "hll", standard_error: 0.008125, step, step_seconds: seconds, from: at(from),
+    to: at(from + number * seconds), unique_request_count: FIRST, complete: true, steps, ...unlike,
+  };
+}
+
+/** The share of the ids that came again. The answers are made up, as those of the hours and days are; but the form is that of the service. */
+async function returns(browser) {
+  const opened = await open(browser), { page, asked } = opened, questions = () => questionsAsked(asked, "retention");
+  await page.waitForSelector("#retention:visible");
+  await anotherWindow(page);
+  assert.equal(questions().length, 0, "nobody has asked yet");
+  // The service was just started: of no hour before this one it knows ids.
+  // On a busy machine the service may refuse an answer that takes longer than two seconds: then a user asks again.
+  const note = page.locator("#retention-note");
+  for (const deadline = Date.now() + PATIENCE; ;) {
+    await note.evaluate(element => element.textContent = "");
+    await page.getByRole("button", { name: "Show" }).click();
+    await says(page, "#retention-note", /./);
+    if (await note.textContent() !== "The service is busy. Try again.") break;
+    assert.ok(Date.now() < deadline, "it stays busy");
+  }
+  await says(page, "#retention-note", /^No ids in the hour from [\d-]+ [\d:]+ UTC · incomplete: not over, or ids may be missing$/);
+  assert.deepEqual(questions().map(({ searchParams }) => searchParams.get("steps")).slice(-5), ["24", "12", "6", "3", "2"]);
+  assert.ok(!(await page.isVisible("#returns-all")));
+  // The last one is the cheapest.
+  const question = questions().at(-1), real = await (await fetch(question)).json(), form = retentionFor(question);
+  assert.deepEqual([real, real.steps[0]].map(one => Object.keys(one).sort()), [form, form.steps[0]].map(one => Object.keys(one).sort()));
+
+  await page.route("**/api/verve/retention?*", route => route.fulfill({ json: retentionFor(route.request().url()) }));
+  for (const [step, number, counter] of [["hour", 24, ""], ["day", 14, ""], ["hour", 24, "campaign-7"]]) {
+    const before = questions().length, began = Date.now();
+    if (counter) await page.getByLabel("Counter (empty: all ids)").fill(counter);
+    // A change of the step is a question, too.
+    if (await page.inputValue("#retention-step") !== step) await page.selectOption("#retention-step", step);
+    else await page.getByRole("button", { name: "Show" }).click();
+    await says(page, "#retention-note", new RegExp(`^Of 100,000 different ids${counter && ` of ${counter}`} in the ${step} from [\\d-]+ [\\d:]+ UTC · 95 %: 98,375 to 101,625 · complete$`));
+    const [{ searchParams }, ...others] = questions().slice(before), seconds = { hour: 3600, day: DAY }[step];
+    assert.deepEqual([others.length, searchParams.get("step"), searchParams.get("steps"), searchParams.get("counter")], [0, step, String(number), counter || null]);
+    const from = Date.parse(searchParams.get("from")) / 1000;
+    // The last step is the running one, as the page knew it some seconds ago at most.
+    const running = [began - 10_000, Date.now()].map(time => Math.floor(time / 1000 / seconds) * seconds);
+    assert.ok(running.includes(from + (number - 1) * seconds), searchParams.get("from"));
+    await assertCurve(page, number - 1);
+    const [newest] = await page.locator("#returns-rows tr").allTextContents();
+    assert.match(newest, new RegExp(`${whole(returnedIn(number - 2))} ± 901${whole(90_000 + number - 2)}no$`));
+  }
+  await page.focus("#returns");
+  await page.keyboard.press("ArrowLeft");
+  assert.match(await text(page, "#returns-reading"), /: [\d.]+%, [\d,]+ of 100,000 \(95 %: [\d.]+% to [\d.]+%\), incomplete$/);
+  assert.match(await text(page, "#returns-text"), /^22 hours from .* to .*: from [\d.]+% to 25% of the ids of the first step came again, [\d.]+% in the last\./);
+  await assertLooks(page, "retention");
+  // Not again until the user asks.
+  const before = questions().length;
+  await anotherWindow(page);
+  await anotherWindow(page);
+  assert.equal(questions().length, before);
+  await page.unroute("**/api/verve/retention?*");
+
+  await assertRefusedReturns(page, questions);
+  assertQuiet(opened, /400|503/);
+}
+
+const whole = number => number.toLocaleString("en-GB");
+
+/** Each mark is where the labels of the axis say, and so is the band of two standard errors. */
+async function assertCurve(page, steps) {
+  const known = Array.from({ length: steps }, (_, k) => k).filter(k => k !== UNKNOWN);
+  await page.waitForFunction(marks => document.querySelectorAll("#returns .mark").length === marks, known.length);
+  const drawn = await page.evaluate(() => {
+    const all = name => [...document.querySelectorAll(`#returns ${name}`)], number = (one, name) => Number(one.getAttribute(name));
+    return {
+      marks: all(".mark").map(mark => ({ x: number(mark, "cx"), y: number(mark, "cy"), complete: mark.dataset.complete })),
+      lines: all(".grid").map(line => number(line, "y1")),
+      labels: all("text").map(text => text.textContent).filter(text => /^[\d.]+%$/.test(text)).map(parseFloat),
+      bands: all(".band").map(band => band.getAttribute("points").split(" ").map(point => point.split(",").map(Number))),
+    };
+  });
+  assert.equal(drawn.labels.length, drawn.lines.length);
+  const [bottom, top] = [drawn.lines[0], drawn.lines.at(-1)], [least, most] = [drawn.labels[0], drawn.labels.at(-1)];
+  const near = (y, count) => {
+    const share = least + (y - bottom) / (top - bottom) * (most - least);
+    assert.ok(Math.abs(share - 100 * count / FIRST) < .01, `${share} % and not ${count}`);
+  };
+  known.forEach((k, index) => near(drawn.marks[index].y, returnedIn(k)));
+  assert.ok(drawn.marks.every(({ x }, index) => index === 0 || x > drawn.marks[index - 1].x));
+  assert.deepEqual(known.filter((_, index) => drawn.marks[index].complete === "false"), [INCOMPLETE, steps - 1]);
+  // A gap where nothing is known. The lower edge goes back.
+  assert.deepEqual(drawn.bands.map(band => band.length / 2), [UNKNOWN, steps - UNKNOWN - 1]);
+  const [upper, lower] = [band => band.slice(0, band.length / 2), band => band.slice(band.length / 2).reverse()].map(half => drawn.bands.flatMap(half));
+  known.forEach((k, index) => {
+    near(upper[index][1], returnedIn(k) + 2 * 900.5);
+    near(lower[index][1], returnedIn(k) - 2 * 900.5);
+  });
+}
+
+async function assertRefusedReturns(page, questions) {
+  const routes = "**/api/verve/retention?*", show = () => page.getByRole("button", { name: "Show" }).click();
+  // Fewer steps are kept: fewer are shown, and why.
+  await page.route(routes, route => retentionFor(route.request().url()).steps.length > 5
+    ? refuse(route, "range_not_kept", "nothing is kept of then") : route.fulfill({ json: retentionFor(route.request().url(), { complete: false }) }));
+  const before = questions().length;
+  await show();
+  await says(page, "#retention-fewer", /^These are fewer than 24 hours\. Nothing is kept of then\.$/);
+  await says(page, "#retention-note", /^Of 100,000 different ids .* · incomplete: not over, or ids may be missing$/);
+  await assertCurve(page, 5);
+  assert.equal(questions().length - before, 3);
+  await page.unroute(routes);
+  // So few that it may be none.
+  await page.route(routes, route => {
+    const answer = retentionFor(route.request().url());
+    return route.fulfill({ json: { ...answer, steps: answer.steps.map(step => ({ ...step, returned: 1_800, returned_standard_error: 900.5 })) } });
+  });
+  await show();
+  await page.waitForSelector("#retention-fewer", { state: "hidden" });
+  await page.focus("#returns");
+  await page.keyboard.press("ArrowLeft");
+  await says(page, "#returns-reading", /: not distinguishable from none \(95 %: 0% to 3\.6%\), incomplete$/);
+  await page.unroute(routes);
+  // None are kept, or there is nothing to compare.
+  for (const [reason, detail, times] of [["range_not_kept", "nothing is kept of it", 5], ["not_available", "name a counter", 1]]) {
+    await page.route(routes, route => refuse(route, reason, detail));
+    const before = questions().length;
+    await show();
+    await says(page, "#retention-note", new RegExp(`^${detail[0].toUpperCase()}${detail.slice(1)}\\.$`));
+    assert.equal(questions().length - before, times);
+    assert.ok(!(await page.isVisible("#returns-all")) && !(await page.isVisible("#retention-fewer")));
+    await page.unroute(routes);
+  }
+  await assertUsable(page, "refused retention");
+  // A page that is hidden before the answer asks for no fewer steps.
+  await page.route(routes, async route => {
+    await page.evaluate(() => Object.defineProperty(document, "hidden", { value: true, configurable: true }));
+    await refuse(route, "range_not_kept", "nothing is kept now");
+  });
+  const asked = questions().length;
+  await show();
+  await says(page, "#retention-note", /^Nothing is kept now\.$/);
+  assert.equal(questions().length - asked, 1);
+}
+
 /** Mode exact has neither hours nor ranges: it says so, and asks for none. */
 async function exact(browser) {
   const opened = await open(browser), { page, asked } = opened;
   await says(page, "#hours-trouble", /^Mode exact counts no hours\.$/);
   await says(page, "#days-trouble", /^Mode exact counts no days\.$/);
   assert.ok(await page.isVisible("#no-ranges") && !(await page.isVisible("#range")));
-  assert.equal(historyAsked(asked).length, 0);
+  assert.ok(await page.isVisible("#no-overlaps") && !(await page.isVisible("#overlap")));
+  assert.ok(await page.isVisible("#no-retentions") && !(await page.isVisible("#retention")));
+  assert.deepEqual(["series", "overlap", "retention"].flatMap(name => questionsAsked(asked, name)), []);
   await assertUsable(page, "exact");
   assertQuiet(opened);
 }
@@ -539,7 +824,7 @@ async function away(browser) {
 }
 
 (async () => {
-  const checks = { count, chart, access, counters, overflow, failures, history, ranges, exact, long, none, instances, degraded, away };
+  const checks = { count, chart, access, counters, overflow, failures, history, ranges, overlaps, returns, exact, long, none, instances, degraded, away };
   const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: QUIET });
   try {
     await checks[check](browser);

@@ -1,8 +1,8 @@
 //! `/`: the live page.
 //!
-//! One file with its own style and script. The script asks only [`status`](super::status) and
-//! [`counters`](super::counters). The content security policy has the hashes of style and script, so the browser runs and
-//! loads nothing else. That holds even if a name on the page contains markup.
+//! One file with its own style and script. The script asks only routes of this service that read counts, as
+//! [`status`](super::status) and [`overlap`](super::overlap). The content security policy has the hashes of style and script,
+//! so the browser runs and loads nothing else. That holds even if a name on the page contains markup.
 
 use std::sync::LazyLock;
 
@@ -27,7 +27,8 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 
 /// The live page
 ///
-/// Shows the data of `/status`, and the largest counters. With `--no-ui` it is 404.
+/// Shows the data of `/status` and the largest counters, and answers questions about ranges of time, returns and overlaps.
+/// With `--no-ui` it is 404.
 #[utoipa::path(
     get, path = "/", tag = "counts",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html"))
