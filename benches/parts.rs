@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::hint::black_box;
+use std::iter;
 use std::pin::pin;
 use std::sync::Barrier;
 use std::task::{Context, Poll, Waker};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
-use headcount::hll::Sketch;
+use headcount::hll::{Overlap, Sketch};
 use headcount::model::counter::{CounterLimits, CounterName, CounterNames};
 use headcount::model::element::ListCounters;
 use headcount::model::id::{Id, IntegerId};
@@ -69,6 +70,17 @@ fn sketches(criterion: &mut Criterion) {
     group.bench_function("count", |bencher| bencher.iter(|| black_box(&one).estimate()));
     group.bench_function("write", |bencher| bencher.iter(|| black_box(&one).to_bytes()));
     group.bench_function("read", |bencher| bencher.iter(|| Sketch::from_bytes(black_box(&bytes)).unwrap()));
+    group.bench_function("overlap", |bencher| bencher.iter(|| Overlap::of(black_box(&one), &other)));
+    // A fifth of the ids of each is also in the next.
+    let eight: Vec<_> =
+        (0..8).map(|place| sketch_of(&ids[10_000 * place..10_000 * place + 12_000])).collect();
+    group.bench_function("overlap of eight, each with each", |bencher| {
+        bencher.iter(|| {
+            let pairs =
+                (1..eight.len()).flat_map(|place| eight[..place].iter().zip(iter::repeat(&eight[place])));
+            pairs.map(|(one, other)| Overlap::of(one, other).intersection).sum::<u64>()
+        });
+    });
     group.finish();
 }
 

@@ -262,7 +262,8 @@ impl ClosedWindows {
             counts.push_back(count);
             *self.newest.lock() = Some(window);
             self.metrics.unique_ids.set(count.unique_request_count as f64);
-            self.metrics.window_accepted_ids.set(count.accepted_ids as f64);
+            let accepted = if count.has_imports { f64::NAN } else { count.accepted_ids as f64 };
+            self.metrics.window_accepted_ids.set(accepted);
         }
     }
 }

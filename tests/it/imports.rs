@@ -59,8 +59,6 @@ async fn an_outage_costs_no_imported_sketch() {
             proxy.set(fault);
             assert!(import(&store, window, 2_500..4_000, &["a", "new"]).await, "{fault:?}");
             assert!(import(&store, window, 4_000..4_100, &[]).await, "{fault:?}");
-            // Ids that an import has shown to the sketch of a counter already.
-            add(&store, window, 2_600..2_700, &["a"]).await;
             proxy.set(Fault::None);
             wait_until("Redis to be back", async || !store.is_degraded()).await;
             wait_until("Redis to have the import", async || {

@@ -242,7 +242,7 @@ async fn an_instance_that_takes_sketches_follows_the_description() {
     let bearing = format!("authorization: Bearer {token}");
     let only = ["--include-operation-id", MERGE, "--exclude-checks", "positive_data_acceptance"];
     assert_keeps_to_it(&server, &[&only[..], &["--header", &bearing]].concat());
-    let refused = r#"headcount_requests_total{route="sketch",result="invalid_sketch"}"#;
+    let refused = r#"headcount_requests_total{route="merge",result="invalid_sketch"}"#;
     assert!(server.metric(refused).await > 0.0, "it does send what is no sketch");
 }
 

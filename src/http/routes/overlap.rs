@@ -189,7 +189,12 @@ async fn compare_exactly(
     };
     let union = counts[0] + counts[1] - common;
     let jaccard = if union == 0 { 0.0 } else { common as f64 / union as f64 };
-    let complete = closed.is_some_and(|closed| names.iter().all(|name| closed.is_complete(name)));
+    // With fewer ids than were counted at the close, Redis has lost some since.
+    let complete = closed.is_some_and(|closed| {
+        let has_all =
+            |(name, count): (&Box<str>, u64)| closed.is_complete(name) && count >= closed.counts.get(name);
+        names.iter().zip(counts).all(has_all)
+    });
     let counters = names.into_iter().zip(counts);
     Ok(Overlap {
         mode: Mode::Exact,

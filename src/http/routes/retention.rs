@@ -179,12 +179,12 @@ impl LaterStep {
     /// An id is in the same shard always. So what shards have in common adds up, and so do the squares of the errors.
     fn of(first: &Counted, timestamp: Window, counted: &Counted) -> Self {
         let (mut unique_request_count, mut returned, mut squares) = (0, 0, 0.0);
-        for (shard, before) in first.sketches.iter().enumerate() {
-            let Some(sketch) = counted.sketches.get(shard) else {
-                // Nothing is known of it.
-                squares += (before.estimate() as f64).powi(2);
-                continue;
-            };
+        if counted.sketches.is_empty() {
+            // Nothing is known of the step: it may have none of the ids, or all.
+            let all: u64 = first.sketches.iter().map(Sketch::estimate).sum();
+            squares = (all as f64).powi(2);
+        }
+        for (before, sketch) in first.sketches.iter().zip(&counted.sketches) {
             let overlap = Overlap::of(before, sketch);
             unique_request_count += overlap.second;
             returned += overlap.intersection;

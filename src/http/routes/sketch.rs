@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use quanta::Instant;
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 use utoipa::ToSchema;
@@ -31,6 +31,7 @@ use crate::model::mode::Mode;
 use crate::model::range::Range;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
+use crate::platform::unavailable::Unavailable;
 use crate::store::{AddError, Import, WrongShards};
 
 /// The methods of this path.
@@ -98,7 +99,7 @@ pub(super) async fn sketch(State(routes): State<Arc<Routes>>, request: Request) 
     let started = Instant::now();
     if request.method() == Method::POST {
         let merged = merge(&routes, request).await;
-        return routes.sketch.answer(started, merged.map(|()| accept::Counted));
+        return routes.merge.answer(started, merged.map(|()| accept::Counted));
     }
     let admitted = routes.api.admit_reader(&request).map_err(|failure| match failure {
         Failure::MethodNotAllowed { .. } => BOTH,
@@ -138,30 +139,40 @@ pub(super) async fn read(routes: &Routes, query: &str, headers: &HeaderMap) -> R
     }
     let permit = range::admit(routes)?;
     let counting = Counting { routes, of: &of };
-    let counted = tokio::time::timeout(QUERY_PATIENCE, counting.sketches(range, permit)).await;
+    let counted = tokio::time::timeout(QUERY_PATIENCE, counting.sketches(range, Arc::clone(&permit))).await;
     let Counted { sketches, complete } = counted.map_err(|_| Failure::Overloaded)??;
-    let strings: Vec<_> = sketches.iter().map(Sketch::to_bytes).collect();
-    let tag = tag_of(&strings);
-    let mut response = if headers.get(IF_NONE_MATCH).is_some_and(|known| known == tag) {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else if as_json {
-        let document = Export {
-            from: range.from,
-            to: range.to,
-            unique_request_count: sketches.iter().map(Sketch::estimate).sum(),
-            standard_error: range::error_of(routes, &of),
-            counter: range::name_of(of),
-            complete,
-            precision: Sketch::PRECISION,
-            hash: Sketch::HASH,
-            seed: Sketch::SEED,
-            sketches: strings.iter().map(|string| STANDARD.encode(string)).collect(),
-        };
-        Json(document).into_response()
-    } else {
-        let string = strings.into_iter().next().unwrap_or_default();
-        ([(CONTENT_TYPE, HeaderValue::from_static(OCTETS))], string).into_response()
+    let mut export = Export {
+        from: range.from,
+        to: range.to,
+        unique_request_count: 0,
+        standard_error: range::error_of(routes, &of),
+        counter: range::name_of(of),
+        complete,
+        precision: Sketch::PRECISION,
+        hash: Sketch::HASH,
+        seed: Sketch::SEED,
+        sketches: Vec::new(),
     };
+    let known = headers.get(IF_NONE_MATCH).cloned();
+    let writing = tokio::task::spawn_blocking(move || {
+        // Held until the work ends, even if the client does not wait for it.
+        let _permit = permit;
+        let strings: Vec<_> = sketches.iter().map(Sketch::to_bytes).collect();
+        let tag = tag_of(&strings);
+        let response = if known.is_some_and(|known| known == tag) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else if as_json {
+            export.unique_request_count = sketches.iter().map(Sketch::estimate).sum();
+            export.sketches = strings.iter().map(|string| STANDARD.encode(string)).collect();
+            Json(export).into_response()
+        } else {
+            let string = strings.into_iter().next().unwrap_or_default();
+            ([(CONTENT_TYPE, HeaderValue::from_static(OCTETS))], string).into_response()
+        };
+        (response, tag)
+    });
+    let (mut response, tag) =
+        writing.await.map_err(|error| range::unavailable(Unavailable::because(error)))?;
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, NO_STORE);
     headers.insert(ETAG, tag);
@@ -183,8 +194,9 @@ fn wants_json(headers: &HeaderMap) -> bool {
 
 /// The same for the same sketches.
 fn tag_of(strings: &[Vec<u8>]) -> HeaderValue {
-    let digest = digest(&SHA256, &strings.concat());
-    let tag = STANDARD.encode(&digest.as_ref()[..18]);
+    let mut digest = Context::new(&SHA256);
+    strings.iter().for_each(|string| digest.update(string));
+    let tag = STANDARD.encode(&digest.finish().as_ref()[..18]);
     HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
 
@@ -234,19 +246,18 @@ pub(super) async fn merge(routes: &Routes, request: Request) -> Result<(), Failu
     let shards = api.counting.shards;
     let longest =
         if as_json { BESIDE + usize::from(shards.count()) * LONGEST.div_ceil(3) * 4 } else { LONGEST };
-    let longest = u32::try_from(longest).unwrap_or(u32::MAX).min(api.settings.body_limit);
-    // A client does not choose how many sketches are in memory.
-    let Ok(_permit) = routes.merges.try_acquire() else {
-        bulk::refuse(request).await;
-        return Err(Failure::Overloaded);
-    };
-    let (body, _budget) =
+    let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+    let (body, budget) =
         bulk::read_whole(request, longest, api.settings.body_read_timeout, &routes.bulk_budget).await?;
+    // A client does not choose how many sketches are in memory. Only now: a slow sender keeps nobody out.
+    let permit = Arc::clone(&routes.merges).try_acquire_owned().map_err(|_| Failure::Overloaded)?;
+    routes.in_flight.admit()?;
     let parse = tokio::task::spawn_blocking(move || {
+        let _budget = budget;
         let sketches = if as_json { of_document(&body, shards)? } else { vec![Sketch::from_bytes(&body)?] };
-        Import::new(sketches, shards).map_err(RefusedSketch::from)
+        Ok::<_, RefusedSketch>((Import::new(sketches, shards)?, permit))
     });
-    let import = parse.await.map_err(|error| {
+    let (import, _permit) = parse.await.map_err(|error| {
         error!(%error, "a panic ended the check of a sketch");
         Failure::StoreUnavailable
     })??;
@@ -277,7 +288,7 @@ fn may_merge(routes: &Routes, headers: &HeaderMap) -> Result<(), Failure> {
 
 fn of_document(body: &Bytes, shards: Shards) -> Result<Vec<Sketch>, RefusedSketch> {
     let document: Document = serde_json::from_slice(body).map_err(|_| RefusedSketch::Body)?;
-    // First: in memory, a sketch may take a thousand times as much as in the document.
+    // Before any is decoded: in memory, a sketch may take a thousand times as much as in the document.
     WrongShards::check(document.sketches.len(), shards)?;
     let is_ours = document.precision.is_none_or(|precision| precision == Sketch::PRECISION)
         && document.hash.as_deref().is_none_or(|hash| hash == Sketch::HASH)

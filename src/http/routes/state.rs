@@ -29,10 +29,11 @@ pub(super) struct Routes {
     pub(super) overlap: RouteHandles,
     pub(super) retention: RouteHandles,
     pub(super) sketch: RouteHandles,
+    pub(super) merge: RouteHandles,
     /// A permit for each query that may run at a time.
     pub(super) queries: Arc<Semaphore>,
     /// A permit for each request whose sketches may be merged at a time.
-    pub(super) merges: Semaphore,
+    pub(super) merges: Arc<Semaphore>,
     pub(super) status: RouteHandles,
     pub(super) not_found: Counter,
 }
@@ -49,8 +50,9 @@ impl Routes {
             overlap: route("overlap"),
             retention: route("retention"),
             sketch: route("sketch"),
+            merge: route("merge"),
             queries: Arc::new(Semaphore::new(api.settings.max_queries as usize)),
-            merges: Semaphore::new(api.settings.max_queries as usize),
+            merges: Arc::new(Semaphore::new(api.settings.max_queries as usize)),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
             bulk_budget: Budget::new(&api.settings),

@@ -17,7 +17,7 @@ use crate::http::error::{Failure, NO_STORE};
 use crate::model::counter::CounterName;
 use crate::model::mode::Mode;
 use crate::model::shard::Shards;
-use crate::model::window::{UniqueCount, Window};
+use crate::model::window::{UniqueCount, Window, is_false};
 use crate::store::standard_error;
 
 /// Counts, and how the service counts.
@@ -58,6 +58,10 @@ pub(super) struct ClosedCount {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = u64)]
     accepted_ids: Option<u64>,
+    /// Present, and true, where sketches were merged into the window: of these nobody knows how many ids were accepted.
+    #[serde(skip_serializing_if = "is_false")]
+    #[schema(required = false)]
+    accepted_ids_is_lower_bound: bool,
     /// False where ids may be missing, or were not accepted from the window's start to its end.
     complete: bool,
 }
@@ -135,6 +139,7 @@ async fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, F
             timestamp: closed.window(),
             unique_request_count: closed.counts.get(name),
             accepted_ids: None,
+            accepted_ids_is_lower_bound: false,
             complete: closed.is_complete(name),
         }),
     })
@@ -153,6 +158,7 @@ async fn of_total(routes: &Routes) -> Result<Unique, Failure> {
             timestamp: count.window,
             unique_request_count: count.unique_request_count,
             accepted_ids: Some(count.accepted_ids),
+            accepted_ids_is_lower_bound: count.has_imports,
             complete: count.complete,
         }),
     })

@@ -12,6 +12,8 @@ use crate::platform::unavailable::Unavailable;
 #[derive(Default)]
 pub(super) struct Around {
     failed: BTreeMap<usize, Unavailable>,
+    /// Which of them were not asked at all.
+    left_out: BTreeSet<usize>,
     /// Which nodes have done something.
     answered: BTreeSet<usize>,
     /// How much was not done.
@@ -33,6 +35,18 @@ impl Around {
     /// Whether this node has done all that was asked of it, and something was.
     pub(super) fn is_there(&self, node: usize) -> bool {
         self.answered.contains(&node) && !self.has_failed(node)
+    }
+
+    /// Leaves out a node that is away. It counts as one that has failed.
+    pub(super) fn leave_out(&mut self, node: usize) {
+        self.note::<()>(node, Err(Unavailable::because("Redis is away")));
+        self.left_out.insert(node);
+    }
+
+    /// The nodes that were asked and have failed, with their first errors.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (usize, &Unavailable)> {
+        let asked = self.failed.iter().filter(|(node, _)| !self.left_out.contains(node));
+        asked.map(|(node, error)| (*node, error))
     }
 
     /// How much was not done so far.

@@ -8,7 +8,7 @@
 //! ids. Those of which it should have all are read back.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -419,6 +419,8 @@ impl LocalCounter {
 
     /// Whether Redis has all ids, but those of so many writes that the caller has begun.
     fn is_in_redis(&self, own: u32, epoch: u64) -> bool {
+        // After the registers that the caller has found: see `import`.
+        fence(Ordering::Acquire);
         self.target.has_all_but(own, epoch) && self.unmerged() == 0
     }
 
@@ -426,8 +428,9 @@ impl LocalCounter {
     fn import(&self, imported: &Sketch, room: impl Fn(usize) -> bool) -> bool {
         let CounterIds::Hll(sketch) = &self.ids else { return false };
         self.is_touched.store(true, Ordering::Relaxed);
-        // Before its registers are there: a thread that finds them must not believe that Redis has them.
-        self.unmerged.fetch_add(1, Ordering::Release);
+        self.unmerged.fetch_add(1, Ordering::Relaxed);
+        // A thread that finds its registers finds this too, and does not believe that Redis has them.
+        fence(Ordering::Release);
         sketch.merge_within(imported, room)
     }
 

@@ -228,16 +228,16 @@ impl RedisStore {
         counters: &CounterNames<'_>,
     ) -> Result<Added, AddError> {
         let (local, under_way) = self.local.enter(window)?;
-        let mut around = self.primaries.around_those_away();
-        if around.lacks_some() && self.config.on_redis_down == OnRedisDown::Fail {
-            return Err(around.error().into());
+        let (may_keep, primaries) = (self.config.on_redis_down == OnRedisDown::Count, &self.primaries);
+        if !may_keep && primaries.some_are_away() {
+            return Err(Unavailable::because("Redis is away").into());
         }
-        let added = self.replay.import(&local, import, counters, &mut around).await?;
-        if around.lacks_some() {
-            // What has failed now is tried again, as after any other write.
-            self.primaries.note_failed(&around);
-            if self.config.on_redis_down == OnRedisDown::Fail {
-                return Err(around.error().into());
+        let (away, failed) =
+            (|| primaries.around_those_away(), |around: &Around| primaries.note_failed(around));
+        let (added, done) = self.replay.import(&local, import, counters, away, failed).await?;
+        if let Err(error) = done {
+            if !may_keep {
+                return Err(error.into());
             }
             local.note_missed_import();
             self.primaries.note_kept(1);

@@ -98,16 +98,17 @@ impl Primaries {
             let known =
                 self.known.iter().enumerate().filter_map(|(number, known)| Some((number, known.get()?)));
             for (number, _) in known.filter(|(_, primary)| primary.breaker.is_open()) {
-                around.note::<()>(number, Err(Unavailable::because("Redis is away")));
+                around.leave_out(number);
             }
         }
         around
     }
 
-    /// Notes which servers have failed: no request waits for them any more.
+    /// Notes which servers have failed that were not away: no request waits for them any more.
     pub(super) fn note_failed(&self, around: &Around) {
-        for (number, error) in around.failed() {
-            if let Ok(primary) = self.get(*number) {
+        // Of one that was left out nothing is known: it may be back.
+        for (number, error) in around.failures() {
+            if let Ok(primary) = self.get(number) {
                 primary.breaker.open(error);
             }
         }

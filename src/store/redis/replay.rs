@@ -154,21 +154,25 @@ impl Replay {
         around
     }
 
-    /// Merges sketches into a window and its counters, here and as far as the servers are there. Those that are away get them when
-    /// they are back.
+    /// Merges sketches into a window and its counters, here and as far as the servers are there. Those that are `away`, which is asked
+    /// when the work begins, get them when they are back. `failed` learns which servers have failed, before another import begins.
+    /// Returns whether some lack the sketches.
     pub(super) async fn import(
         &self,
         local: &LocalWindow,
         import: &Import,
         counters: &CounterNames<'_>,
-        around: &mut Around,
-    ) -> Result<Added, Unavailable> {
+        away: impl FnOnce() -> Around,
+        failed: impl FnOnce(&Around),
+    ) -> Result<(Added, Result<(), Unavailable>), Unavailable> {
         // No merge comes in between: one that had not seen all registers would count the import as merged.
         let replaying = tokio::time::timeout(10 * self.config.timeout, local.replaying.lock()).await;
         let _replaying = replaying.map_err(|_| Unavailable::because("the window is being replayed"))?;
+        let mut around = away();
         let added = local.import(import, counters);
-        self.give_now(local, Leave::Nothing, around).await;
-        Ok(added)
+        self.give_now(local, Leave::Nothing, &mut around).await;
+        failed(&around);
+        Ok((added, around.all_done()))
     }
 
     /// Gives Redis what it lacks of a window, as far as its servers are there.

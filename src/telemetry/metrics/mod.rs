@@ -87,7 +87,7 @@ declare! {
     counter_memory: Gauge = "headcount_counter_memory_bytes",
     /// Different ids of the last closed window.
     unique_ids: Gauge = "headcount_unique_ids",
-    /// Accepted ids of the last closed window, repeats among them.
+    /// Accepted ids of the last closed window, repeats among them; NaN if clients sent sketches into it, of which nobody knows that.
     window_accepted_ids: Gauge = "headcount_window_accepted_ids",
     /// Different ids of the running window so far; NaN while they cannot be counted.
     current_unique_ids: Gauge = "headcount_current_unique_ids",
