@@ -192,8 +192,8 @@ async fn compare_exactly(
     // With fewer ids than were counted at the close, Redis has lost some since.
     let complete = closed.is_some_and(|closed| {
         let has_all =
-            |(name, count): (&Box<str>, u64)| closed.is_complete(name) && count >= closed.counts.get(name);
-        names.iter().zip(counts).all(has_all)
+            |(name, count): (&str, u64)| closed.is_complete(name) && count >= closed.counts.get(name);
+        names.iter().map(|name| &**name).zip(counts).all(has_all)
     });
     let counters = names.into_iter().zip(counts);
     Ok(Overlap {

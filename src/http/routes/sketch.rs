@@ -195,7 +195,9 @@ fn wants_json(headers: &HeaderMap) -> bool {
 /// The same for the same sketches.
 fn tag_of(strings: &[Vec<u8>]) -> HeaderValue {
     let mut digest = Context::new(&SHA256);
-    strings.iter().for_each(|string| digest.update(string));
+    for string in strings {
+        digest.update(string);
+    }
     let tag = STANDARD.encode(&digest.finish().as_ref()[..18]);
     HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
 }
