@@ -96,8 +96,6 @@ pub(super) fn describe_counter(schema: &mut Value) {
     if schema["type"] == "array" {
         schema["items"]["pattern"] = json!(format!("^{NAME}$"));
         schema["maxItems"] = json!(CounterNames::MOST);
-        // A name that a request repeats is one.
-        schema["uniqueItems"] = json!(true);
     } else {
         schema["pattern"] = json!(format!("^({NAME}|{OTHER})$"));
     }
