@@ -181,7 +181,7 @@ def flags(repository):
 
 def as_text(flag, value):
     if isinstance(value, bool):
-        return "true" if flag == "no-ui" else "on" if value else "off"
+        return "true" if flag in ["no-ui", "allow-sketches"] else "on" if value else "off"
     return ",".join(value) if isinstance(value, list) else str(value)
 
 

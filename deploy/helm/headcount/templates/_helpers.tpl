@@ -105,9 +105,9 @@ HEADCOUNT_{{ . | upper | replace "-" "_" }}
 {{/* All variables of the service. */}}
 {{- define "headcount.env" -}}
 {{- range $flag, $value := .Values.config }}
-{{- if eq $flag "no-ui" }}
+{{- if has $flag (list "no-ui" "allow-sketches") }}
 {{- if $value }}
-- name: HEADCOUNT_NO_UI
+- name: {{ include "headcount.variable" $flag }}
   value: "true"
 {{- end }}
 {{- else if and (ne $flag "kafka-option") (not (and (kindIs "slice" $value) (empty $value))) }}
