@@ -132,13 +132,7 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
     let query = request.uri().query().unwrap_or_default();
     let admitted = api.admit(request.headers()).and_then(|()| routes.in_flight.admit());
     let counters = admitted.and_then(|()| counters_of(query, &api.counting)).map(CounterNames::into_owned);
-    let counters = match counters {
-        Ok(counters) => counters,
-        Err(failure) => {
-            bulk::refuse(request).await;
-            return Err(failure);
-        }
-    };
+    let (request, counters) = bulk::go_on(request, counters).await?;
     let counters = ListCounters { of_all: counters, available: api.counting.may_count() };
     let body = bulk::read(request, api.counting.ids, counters, &api.settings, &routes.bulk_budget).await?;
     routes.in_flight.admit()?;

@@ -52,13 +52,8 @@ pub(super) async fn read(
     limits: &Settings,
     budget: &Budget,
 ) -> Result<Bulk, Failure> {
-    let format = match format(request.headers()) {
-        Ok(format) => format,
-        Err(failure) => {
-            refuse(request).await;
-            return Err(failure);
-        }
-    };
+    let format = format(request.headers());
+    let (request, format) = go_on(request, format).await?;
     let (body, budget) = read_whole(request, limits.body_limit, limits.body_read_timeout, budget).await?;
     Ok(Bulk { ids: parse(format, kind, counters, body).await?, _budget: budget })
 }
@@ -124,6 +119,17 @@ async fn collect(
         read.extend_from_slice(&piece);
     }
     Ok((read.into(), held))
+}
+
+/// Goes on with a request if its head is good. Otherwise its body is read on, as by [`refuse`].
+pub(super) async fn go_on<T>(request: Request, head: Result<T, Failure>) -> Result<(Request, T), Failure> {
+    match head {
+        Ok(read) => Ok((request, read)),
+        Err(failure) => {
+            refuse(request).await;
+            Err(failure)
+        }
+    }
 }
 
 /// Reads on, as [`LINGER`] says, after a request was refused for its head.

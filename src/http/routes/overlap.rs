@@ -103,9 +103,7 @@ pub(super) async fn overlap(State(routes): State<Arc<Routes>>, request: Request)
 async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>, Failure> {
     let query = RangeQuery::parse(query)?;
     let names = names(&query, &routes.api.counting)?;
-    let running = routes.api.running_window();
-    let range =
-        if query.has_range() { query.range(running)? } else { Range { from: running, to: running.next() } };
+    let range = query.range_or_running(routes.api.running_window())?;
     let exactly = routes.api.counting.mode == Mode::Exact;
     let permit = if exactly { range::admit_exact(routes)? } else { range::admit(routes)? };
     let comparing = async {

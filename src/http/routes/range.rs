@@ -81,9 +81,12 @@ impl<'a> RangeQuery<'a> {
         !self.counters.is_empty()
     }
 
-    /// Whether an end of a range is given.
-    pub(super) fn has_range(&self) -> bool {
-        self.from.is_some() || self.to.is_some()
+    /// The range of windows that is given. Without any end, it is the running window.
+    pub(super) fn range_or_running(&self, running: Window) -> Result<Range, InvalidRange> {
+        if self.from.is_none() && self.to.is_none() {
+            return Ok(Range { from: running, to: running.next() });
+        }
+        self.range(running)
     }
 
     /// The range of windows, or of hours or days if `running` is one.

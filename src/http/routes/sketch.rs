@@ -28,7 +28,6 @@ use crate::hll::Sketch;
 use crate::http::error::{Failure, NO_STORE, RefusedSketch};
 use crate::model::counter::{CounterNames, Subject};
 use crate::model::mode::Mode;
-use crate::model::range::Range;
 use crate::model::shard::Shards;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
@@ -46,11 +45,11 @@ const LONGEST: usize = 16 + Sketch::REGISTERS;
 /// What a document has beside its sketches, in bytes, at most.
 const BESIDE: usize = 4096;
 
-/// Export, and how they were made.
+/// Sketches, and how they were made.
 #[derive(Serialize, ToSchema)]
 #[schema(examples(json!({
     "from": "2026-11-23T04:00:00Z", "to": "2026-11-23T05:00:00Z", "unique_request_count": 1, "standard_error": 0.008_125,
-    "complete": true, "precision": 14, "hash": "MurmurHash64A", "seed": 2_914_531_865_u64, "sketches": ["SFlMTAEAAAAAAAAAAAAAgH//"]
+    "complete": true, "precision": 14, "hash": "MurmurHash64A", "seed": 2_915_580_697_u64, "sketches": ["SFlMTAEAAAAAAAAAAAAAgH//"]
 })))]
 pub(super) struct Export {
     /// The counter, if one was asked for.
@@ -128,9 +127,7 @@ pub(super) async fn sketch(State(routes): State<Arc<Routes>>, request: Request) 
 pub(super) async fn read(routes: &Routes, query: &str, headers: &HeaderMap) -> Result<Response, Failure> {
     let (api, query) = (&routes.api, RangeQuery::parse(query)?);
     let of = query.subject(&api.counting)?;
-    let running = api.running_window();
-    let range =
-        if query.has_range() { query.range(running)? } else { Range { from: running, to: running.next() } };
+    let range = query.range_or_running(api.running_window())?;
     let as_json = wants_json(headers);
     if !as_json && of == Subject::Total && api.counting.shards.count() > 1 {
         return Err(Failure::NotAvailable {
@@ -226,13 +223,7 @@ pub(super) async fn merge(routes: &Routes, request: Request) -> Result<(), Failu
     let query = request.uri().query().unwrap_or_default();
     let admitted = may_merge(routes, request.headers());
     let counters = admitted.and_then(|()| counters_of(query, &api.counting)).map(CounterNames::into_owned);
-    let counters = match counters {
-        Ok(counters) => counters,
-        Err(failure) => {
-            bulk::refuse(request).await;
-            return Err(failure);
-        }
-    };
+    let (request, counters) = bulk::go_on(request, counters).await?;
     let as_json = match request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
         Some(kind) if kind.eq_ignore_ascii_case(OCTETS) => false,
         Some(kind)
