@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::fleet::{seconds, sketch_of};
 use crate::support::http::Connection;
 use crate::support::lines;
-use crate::support::process::{headcount, output_of, run};
+use crate::support::process::{headcount, output_of, run, said};
 use crate::support::server::Server;
 
 const TOKEN: &str = "9f86d081884c7d659a2feaa0c55ad015";
@@ -25,14 +25,6 @@ fn overlap(url: &str, args: &[&str]) -> Command {
     let mut command = headcount();
     command.arg("overlap").args(args).env("HEADCOUNT_URL", url);
     command
-}
-
-/// The lines of a command that succeeds.
-#[track_caller]
-fn said(output: &Output) -> Vec<String> {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap().lines().map(str::to_owned).collect()
 }
 
 /// The only line of a command that fails with this code.

@@ -8,7 +8,7 @@ use headcount::redis::keys::Keys;
 
 use crate::retention::{HOUR, store_hours};
 use crate::support::fleet::{Fleet, seconds, wait_for_room_in_the_hour};
-use crate::support::process::{headcount, output_of};
+use crate::support::process::{headcount, output_of, said};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
 use crate::support::wait_until;
@@ -17,14 +17,6 @@ fn ask(server: &Server, args: &[&str]) -> Output {
     let mut command = headcount();
     command.arg("retention").args(args).args(["--step", "hour"]);
     output_of(command.env("HEADCOUNT_URL", format!("http://{}", server.address)))
-}
-
-/// The lines of a command that succeeds.
-#[track_caller]
-fn said(output: &Output) -> Vec<String> {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap().lines().map(str::to_owned).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

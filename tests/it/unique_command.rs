@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::support::fleet::seconds;
 use crate::support::http::Connection;
-use crate::support::process::{headcount, output_of};
+use crate::support::process::{headcount, output_of, said};
 use crate::support::server::Server;
 use crate::support::{lines, wait_until};
 
@@ -21,14 +21,6 @@ fn unique(url: &str, args: &[&str]) -> Command {
 
 fn ask(server: &Server, args: &[&str]) -> Output {
     output_of(&mut unique(&format!("http://{}", server.address), args))
-}
-
-/// The lines of a command that succeeds.
-#[track_caller]
-fn said(output: &Output) -> Vec<String> {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap().lines().map(str::to_owned).collect()
 }
 
 /// The only line of a command that fails.

@@ -51,6 +51,14 @@ static FAKETIME: LazyLock<String> = LazyLock::new(|| {
     library
 });
 
+/// The lines of a command that succeeds, and has nothing to complain about.
+#[track_caller]
+pub fn said(output: &Output) -> Vec<String> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("UTF-8").lines().map(str::to_owned).collect()
+}
+
 /// Runs the binary to its end.
 pub fn run(args: &[&str]) -> Output {
     output_of(headcount().args(args))
