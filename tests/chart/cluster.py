@@ -23,7 +23,9 @@ HOST = NODES["node1"]
 DISK = Path("/run/disk")
 LOG = DISK / "log"
 PAUSE = "docker.io/local/pause:1"
-IMAGE = "docker.io/local/headcount"
+# As in the README. No registry is asked for it.
+IMAGE = "registry.example/headcount"
+VERSION = re.search("^appVersion: (.+)$", Path("deploy/helm/headcount/Chart.yaml").read_text(), re.MULTILINE)[1]
 SPACE = "counts"  # The namespace, and the name of the release.
 
 
@@ -202,7 +204,8 @@ class Cluster:
         eventually(f"containerd of {node}", answers)
         for archive in ("pause.tar", "headcount.tar"):
             self.ctr(node, "images", "import", DISK / archive)
-        self.ctr(node, "images", "tag", f"{IMAGE}:1", f"{IMAGE}:2")
+        for tag in ("2", VERSION):
+            self.ctr(node, "images", "tag", f"{IMAGE}:1", f"{IMAGE}:{tag}")
 
     def start_node(self, node):
         self.start_containerd(node)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -195,6 +196,27 @@ class Test:
         else:
             raise Failure("the namespace takes any pod")
         return "it refuses a pod without the chart's security"
+
+    def as_the_readme_says(self):
+        """Its three commands after the image is in the registry, as they stand there."""
+        section = Path("README.md").read_text().split("**With Helm**")[1].split("```")[1]
+        commands = [shlex.split(line[2:], comments=True) for line in section.splitlines() if line.startswith("$ ")]
+        (helm, *install), (kubectl, *forward), curl = commands[1:]
+        demand((helm, kubectl, curl[0]) == ("helm", "kubectl", "curl"), f"the README has {commands}")
+        began = time.time()
+        self.helm(*install)
+        seconds = time.time() - began
+        with open(LOG / "port-forward", "w") as log:
+            forwarding = subprocess.Popen([self.cluster.programs / kubectl, "--namespace", SPACE, *forward], stdout=log, stderr=log)
+        try:
+            eventually("the forwarded port", lambda: "Forwarding" in (LOG / "port-forward").read_text())
+            demand(run(*curl, "--silent", "--show-error").strip() == "ok", "it does not count")
+        finally:
+            forwarding.terminate()
+            forwarding.wait()
+        self.helm("uninstall", SPACE, "--wait", "--timeout", "2m")
+        eventually("the pod to go", lambda: not self.names())
+        return f"one instance ready after {seconds:.0f} s, ok over a forwarded port"
 
     def install(self):
         self.kubectl("create", "secret", "generic", "headcount",
@@ -411,6 +433,7 @@ def eventually_empty(items, seconds=30):
 def steps(test):
     yield "wrong value", test.refuses_wrong_value
     yield "restricted", test.namespace_is_restricted
+    yield "as in README", test.as_the_readme_says
     yield "install", test.install
     yield "one number", test.one_number
     yield "probes", test.probes
