@@ -85,13 +85,18 @@ fn format(headers: &HeaderMap) -> Result<ListFormat, Failure> {
         return Err(Failure::UnsupportedMediaType);
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    // Parameters such as the charset follow the semicolon: digits are the same in all charsets.
-    match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+    // Digits are the same in all charsets.
+    match &*media_type(content_type) {
         "text/plain" => Ok(ListFormat::Lines),
         "application/x-ndjson" => Ok(ListFormat::JsonLines),
         "application/json" => Ok(ListFormat::JsonArray),
         _ => Err(Failure::UnsupportedMediaType),
     }
+}
+
+/// A media type without its parameters, such as the charset, in lower case.
+pub(super) fn media_type(value: &str) -> String {
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Whether a value of `content-encoding` means that the body is not encoded (RFC 9110, 8.4.1 and 12.5.3).

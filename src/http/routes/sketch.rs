@@ -184,9 +184,7 @@ pub(super) async fn read(routes: &Routes, query: &str, headers: &HeaderMap) -> R
 
 fn wants_json(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|kind| {
-        kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
-    })
+    accepted.flat_map(|value| value.split(',')).any(|kind| bulk::media_type(kind) == "application/json")
 }
 
 /// The same for the same sketches.
@@ -224,13 +222,10 @@ pub(super) async fn merge(routes: &Routes, request: Request) -> Result<(), Failu
     let admitted = may_merge(routes, request.headers());
     let counters = admitted.and_then(|()| counters_of(query, &api.counting)).map(CounterNames::into_owned);
     let (request, counters) = bulk::go_on(request, counters).await?;
-    let as_json = match request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
-        Some(kind) if kind.eq_ignore_ascii_case(OCTETS) => false,
-        Some(kind)
-            if kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") =>
-        {
-            true
-        }
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let as_json = match &*bulk::media_type(kind.unwrap_or_default()) {
+        OCTETS => false,
+        "application/json" => true,
         _ => {
             bulk::refuse(request).await;
             return Err(Failure::UnsupportedMediaType);
@@ -247,9 +242,9 @@ pub(super) async fn merge(routes: &Routes, request: Request) -> Result<(), Failu
     routes.in_flight.admit()?;
     let parse = tokio::task::spawn_blocking(move || {
         let _budget = budget;
-        let sketches = if as_json { of_document(&body, shards)? } else { vec![Sketch::from_bytes(&body)?] };
-        Ok::<_, RefusedSketch>((Import::new(sketches, shards)?, permit))
+        Ok::<_, RefusedSketch>((parse(&body, as_json, shards)?, permit))
     });
+    // The merge is not on that thread: nothing waits for it when the service stops.
     let (import, _permit) = parse.await.map_err(|error| {
         error!(%error, "a panic ended the check of a sketch");
         Failure::StoreUnavailable
@@ -279,6 +274,11 @@ fn may_merge(routes: &Routes, headers: &HeaderMap) -> Result<(), Failure> {
     routes.in_flight.admit()
 }
 
+fn parse(body: &Bytes, as_json: bool, shards: Shards) -> Result<Import, RefusedSketch> {
+    let sketches = if as_json { of_document(body, shards)? } else { vec![Sketch::from_bytes(body)?] };
+    Ok(Import::new(sketches, shards)?)
+}
+
 fn of_document(body: &Bytes, shards: Shards) -> Result<Vec<Sketch>, RefusedSketch> {
     let document: Document = serde_json::from_slice(body).map_err(|_| RefusedSketch::Body)?;
     // Before any is decoded: in memory, a sketch may take a thousand times as much as in the document.
@@ -304,7 +304,7 @@ async fn import_into(
     counters: &CounterNames<'_>,
 ) -> Result<(), Failure> {
     let api = &routes.api;
-    let _permit = routes.in_flight.wait();
+    let _waiting = routes.in_flight.wait();
     loop {
         match api.store.import(window, import, counters).await {
             Ok(added) => {
