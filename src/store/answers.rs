@@ -84,18 +84,49 @@ pub struct CounterRecord {
     pub since: Option<u64>,
 }
 
-/// What the sets of two counters have in common, in mode `exact`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the sets of counters have in common, in mode `exact`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compared {
     /// All of it.
     Sets {
         /// How many ids the counters have, in the order of the question.
-        counts: [u64; 2],
-        /// How many both have.
-        common: u64,
+        counts: Vec<u64>,
+        /// How many different ids all of them have together.
+        union: u64,
+        /// How many ids each pair of counters has in common: that of the first and the second, the first and the third, and so on.
+        common: Vec<u64>,
     },
     /// The sets are not compared, for this reason.
     Not(&'static str),
+}
+
+impl Compared {
+    /// What sets without ids have in common.
+    pub(super) fn nothing(sets: usize) -> Self {
+        Self::read(&vec![0; sets + pairs(sets).count()], sets)
+    }
+
+    /// From how many ids each of some sets has, then each pair in common, then all have together, if they are more than two.
+    pub(super) fn read(figures: &[u64], sets: usize) -> Self {
+        let (counts, rest) = figures.split_at(sets);
+        let (common, union) = rest.split_at(pairs(sets).count());
+        let of_pairs =
+            pairs(sets).zip(common).map(|((one, other), common)| counts[one] + counts[other] - common);
+        // Ids may have come while the sets were compared.
+        let union = of_pairs.chain(union.iter().copied()).max().unwrap_or(0);
+        Self::Sets { counts: counts.to_vec(), union, common: common.to_vec() }
+    }
+}
+
+/// How many ids must be looked up to compare sets of these sizes: the smaller set of each pair, and of more than two sets all.
+pub(super) fn lookups(counts: &[u64]) -> u64 {
+    let of_pairs: u64 = pairs(counts.len()).map(|(one, other)| counts[one].min(counts[other])).sum();
+    if counts.len() > 2 { of_pairs + counts.iter().sum::<u64>() } else { of_pairs }
+}
+
+/// The pairs of so many things: the first and the second, the first and the third, and so on.
+pub fn pairs(things: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..things).flat_map(move |one| (one + 1..things).map(move |other| (one, other)))
 }
 
 /// The union of parts of a range.

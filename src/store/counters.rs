@@ -1,11 +1,13 @@
 //! The counters of an open window in memory: the ids of each name that clients use. [`places`](super::places) has the bounds.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::answers::{Compared, lookups, pairs};
 use super::counter_history::{BYTES_AN_ENTRY, CounterSketches};
 use super::ids::IdSet;
 use super::places::{Before, Places};
@@ -26,6 +28,10 @@ const BYTES_AN_ID: usize = 56;
 const IN_ONE_SET: usize = 2048;
 /// The exact ids of `_other` may have one part in so many of the memory.
 const PART_OF_OTHER: u64 = 4;
+/// Ids that are looked up for a comparison, at most: some seconds of one thread.
+const MOST_LOOKUPS: u64 = 10_000_000;
+/// Why counters of a sealed window are not compared.
+pub(super) const OVER: &str = "without Redis, mode exact keeps no ids of a window that is over";
 /// What a name of a sealed window takes beside its bytes.
 const BYTES_A_COUNT: usize = 48;
 
@@ -113,27 +119,20 @@ impl Counters {
         count.or_else(|| self.sealed.get().map(|counts| counts.get(name))).unwrap_or_default()
     }
 
-    /// How many ids two counters have in common so far, in mode `exact`.
-    pub(super) fn common(&self, names: [&str; 2]) -> u64 {
-        let [one, other] = names;
-        self.with_exact(one, |one| self.with_exact(other, |other| one.common(other))).flatten().unwrap_or(0)
-    }
-
-    /// The exact ids of a counter. None if it has none.
-    fn with_exact<T>(&self, name: &str, read: impl FnOnce(Exactly<'_>) -> T) -> Option<T> {
-        if name == OTHER {
-            return match &self.other {
-                Other::Exact { ids, .. } => Some(read(Exactly::Striped(ids))),
-                Other::Hll(_) => None,
-            };
-        }
-        let of = |ids: &CounterIds| match ids {
-            CounterIds::Exact(ids) => {
-                Some(read(ids.striped.get().map_or(Exactly::OneSet(ids), Exactly::Striped)))
+    /// What counters have in common so far, in mode `exact`.
+    pub(super) fn compare(&self, names: &[&str]) -> Compared {
+        self.places.with_some(names, |found| {
+            // A seal frees the counters after it has noted their counts.
+            if self.sealed.get().is_some() {
+                return Compared::Not(OVER);
             }
-            CounterIds::Hll(_) => None,
-        };
-        self.places.get(name, of).flatten()
+            let sets = names.iter().zip(found).map(|(name, found)| match (found, &self.other) {
+                (_, Other::Exact { ids, .. }) if *name == OTHER => Some(Exactly::Striped(ids)),
+                (Some(CounterIds::Exact(ids)), _) => Some(Exactly::of(ids)),
+                _ => None,
+            });
+            compare(&sets.collect::<Vec<_>>())
+        })
     }
 
     /// Adds the ids of a counter so far to a sketch, in mode `hll`.
@@ -297,7 +296,11 @@ enum Exactly<'a> {
     Striped(&'a IdSet),
 }
 
-impl Exactly<'_> {
+impl<'a> Exactly<'a> {
+    fn of(ids: &'a ExactIds) -> Self {
+        ids.striped.get().map_or(Self::OneSet(ids), Self::Striped)
+    }
+
     fn len(self) -> u64 {
         match self {
             Self::OneSet(ids) => ids.len(),
@@ -312,25 +315,57 @@ impl Exactly<'_> {
         }
     }
 
-    /// How many ids both have. It holds no lock of one while it takes one of the other.
-    fn common(self, other: Self) -> u64 {
-        let (few, many) = if self.len() <= other.len() { (self, other) } else { (other, self) };
-        let in_many = |ids: Vec<TextId>| ids.iter().filter(|id| many.contains(id.as_bytes())).count() as u64;
-        match few {
+    /// Looks at each id. It holds no lock meanwhile, so `look` may take those of other sets.
+    fn each(self, mut look: impl FnMut(&[u8])) {
+        let mut look_at = |ids: Vec<TextId>| ids.iter().for_each(|id| look(id.as_bytes()));
+        match self {
             Self::OneSet(ids) => {
                 let one_set = ids.one_set.lock();
                 // Under the lock: it has stripes, or all are in the one set.
                 if let Some(striped) = ids.striped.get() {
                     drop(one_set);
-                    return Exactly::Striped(striped).common(many);
+                    return striped.stripes().for_each(look_at);
                 }
-                let some: Vec<_> = one_set.iter().cloned().collect();
+                let some = one_set.iter().cloned().collect();
                 drop(one_set);
-                in_many(some)
+                look_at(some);
             }
-            Self::Striped(ids) => ids.stripes().map(in_many).sum(),
+            Self::Striped(ids) => ids.stripes().for_each(look_at),
         }
     }
+}
+
+/// Compares sets. None stands for one without ids. The ids of each set are looked for in all that are larger.
+fn compare(sets: &[Option<Exactly<'_>>]) -> Compared {
+    let counts: Vec<_> = sets.iter().map(|set| set.map_or(0, Exactly::len)).collect();
+    if lookups(&counts) > MOST_LOOKUPS {
+        return Compared::Not(
+            "these counters have too many ids to compare them: more than 10000000 would be looked up",
+        );
+    }
+    let mut common = vec![vec![0; sets.len()]; sets.len()];
+    let mut places: Vec<_> = (0..sets.len()).collect();
+    places.sort_by_key(|place| Reverse(counts[*place]));
+    let mut union: u64 = counts.iter().sum();
+    for (number, &place) in places.iter().enumerate().skip(1) {
+        let (Some(set), larger) = (sets[place], &places[..number]) else { continue };
+        let mut counted_before = 0;
+        set.each(|id| {
+            let mut is_counted = false;
+            for &other in larger {
+                if sets[other].is_some_and(|other| other.contains(id)) {
+                    common[place.min(other)][place.max(other)] += 1;
+                    is_counted = true;
+                }
+            }
+            counted_before += u64::from(is_counted);
+        });
+        // Ids may have come since they were counted.
+        union -= counted_before.min(counts[place]);
+    }
+    let common = pairs(sets.len()).map(|(one, other)| common[one][other].min(counts[one]).min(counts[other]));
+    let figures: Vec<_> = counts.iter().copied().chain(common).chain([union]).collect();
+    Compared::read(&figures, sets.len())
 }
 
 /// The ids of `_other`. It is made with the window. In mode `hll` it never needs more memory. In mode `exact` it may have a part

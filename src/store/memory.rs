@@ -10,7 +10,7 @@ use super::answers::{
     AddError, Added, Compared, CountError, CounterRecord, RolledUp, Settled, StoreCount, Union,
 };
 use super::counter_history;
-use super::counters::Counters;
+use super::counters::{Counters, OVER};
 use super::history::{History, MOST_BYTES};
 use super::ids::Ids;
 use super::import::Import;
@@ -169,20 +169,14 @@ impl MemoryStore {
     }
 
     /// Compares two counters of an open window. It takes a while.
-    pub(super) fn compare(&self, window: Window, names: [&str; 2]) -> Result<Compared, CountError> {
-        Ok(match self.windows.get(window)? {
-            Some(Entry::Open(open)) => match &open.counters {
-                Some(counters) => {
-                    let counts = names.map(|name| counters.count(name));
-                    Compared::Sets { counts, common: counters.common(names).min(counts[0]).min(counts[1]) }
-                }
-                None => Compared::Sets { counts: [0; 2], common: 0 },
-            },
-            Some(Entry::Sealed(_)) => {
-                Compared::Not("without Redis, mode exact keeps no ids of a window that is over")
-            }
-            None => Compared::Sets { counts: [0; 2], common: 0 },
-        })
+    pub(super) fn compare(&self, window: Window, names: &[&str]) -> Result<Compared, CountError> {
+        let open = match self.windows.get(window)? {
+            Some(Entry::Sealed(_)) => return Ok(Compared::Not(OVER)),
+            Some(Entry::Open(open)) => Some(open),
+            None => None,
+        };
+        let counters = open.as_ref().and_then(|open| open.counters.as_ref());
+        Ok(counters.map_or_else(|| Compared::nothing(names.len()), |counters| counters.compare(names)))
     }
 
     pub(super) fn settle(&self, window: Window) -> Result<Settled, CountError> {

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 pub use self::answers::{
     AddError, Added, Compared, CountError, CounterRecord, Grown, Recalled, RolledUp, Settled, StoreCount,
-    Union,
+    Union, pairs,
 };
 pub use self::import::{Import, WrongShards};
 pub use self::keep::{Keep, KeepPeriods};
@@ -180,12 +180,12 @@ impl Store {
         }
     }
 
-    /// Compares the sets of two counters in a window, in mode `exact`.
+    /// Compares the sets of counters in a window, in mode `exact`.
     ///
     /// # Errors
     ///
     /// As [`Self::count`].
-    pub async fn compare(&self, window: Window, counters: [&str; 2]) -> Result<Compared, CountError> {
+    pub async fn compare(&self, window: Window, counters: &[&str]) -> Result<Compared, CountError> {
         match self {
             Self::Memory(store) => store.compare(window, counters),
             Self::Redis(store) => store.compare(window, counters).await,

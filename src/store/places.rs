@@ -219,6 +219,13 @@ impl<C: Send + Sync> Places<C> {
         self.named.pin().get(name).map(read)
     }
 
+    /// The counters of some names: none for one that has no place.
+    pub(super) fn with_some<T>(&self, names: &[&str], read: impl FnOnce(&[Option<&C>]) -> T) -> T {
+        let all = self.named.pin();
+        let some: Vec<_> = names.iter().map(|name| all.get(*name)).collect();
+        read(&some)
+    }
+
     /// Reads all counters, in any order.
     pub(super) fn all<T>(&self, mut read: impl FnMut(&str, &C) -> Option<T>) -> Vec<T> {
         self.named.pin().iter().filter_map(|(name, counter)| read(name, counter)).collect()

@@ -1,13 +1,17 @@
 //! `/api/verve/overlap`: how many ids counters have in common.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use headcount::hll;
 use serde_json::{Value, json};
 
+use crate::check_command::RIGHTS;
 use crate::support::fleet::{Fleet, estimate, next_window, sketch_of, wait_for_room_in_the_hour};
 use crate::support::http::Connection;
+use crate::support::proxy::Proxy;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::Server;
 use crate::support::wait_until;
@@ -134,6 +138,8 @@ async fn exact_counters_are_compared_without_an_error() {
         accept(&server, "a", 0..10_000).await;
         accept(&server, "b", 7_000..30_000).await;
         accept(&server, "few", 29_999..30_100).await;
+        // These are in all three.
+        accept(&server, "few", 9_000..9_010).await;
         if !compares {
             let answer = server.get(&format!("{PATH}?counter=a&counter=b")).await;
             assert_eq!(answer.header("failure-reason"), Some("not_available"), "{answer:?}");
@@ -142,8 +148,8 @@ async fn exact_counters_are_compared_without_an_error() {
         }
         for (one, other, union, common) in [
             ("a", "b", 30_000, 3_000),
-            ("b", "few", 23_100, 1),
-            ("few", "a", 10_101, 0),
+            ("b", "few", 23_100, 11),
+            ("few", "a", 10_101, 10),
             ("a", "nobody", 10_000, 0),
         ] {
             for (one, other) in [(one, other), (other, one)] {
@@ -154,10 +160,103 @@ async fn exact_counters_are_compared_without_an_error() {
                 assert_eq!(rest, (&json!(0.0), &json!("exact"), &json!(false)));
             }
         }
-        for query in ["counter=a&counter=b&counter=few", "counter=a&counter=b&from=0&to=86400"] {
-            let answer = server.get(&format!("{PATH}?{query}")).await;
-            assert_eq!(answer.header("failure-reason"), Some("not_available"), "{answer:?}");
-        }
+        let answer = overlap(&server, "counter=few&counter=b&counter=nobody&counter=a").await;
+        let counts: Vec<_> =
+            answer["counters"].as_array().unwrap().iter().map(|of| &of["unique_request_count"]).collect();
+        assert_eq!(counts, [111, 23_000, 0, 10_000]);
+        assert_eq!((&answer["union"], answer.get("intersection")), (&json!(30_100), None), "{answer}");
+        let pairs = answer["pairs"].as_array().unwrap().iter();
+        let pairs: Vec<_> =
+            pairs.map(|pair| (&pair["counters"][0], &pair["counters"][1], &pair["intersection"])).collect();
+        let expected = json!([
+            ["few", "b", 11],
+            ["few", "nobody", 0],
+            ["few", "a", 10],
+            ["b", "nobody", 0],
+            ["b", "a", 3_000],
+            ["nobody", "a", 0]
+        ]);
+        assert_eq!(json!(pairs), expected);
+        let answer = server.get(&format!("{PATH}?counter=a&counter=b&from=0&to=86400")).await;
+        assert_eq!(answer.header("failure-reason"), Some("not_available"), "{answer:?}");
+    }
+}
+
+/// Redis serves nobody else while it compares. So it does not compare sets that are too large.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_exact_counters_are_not_compared_by_redis() {
+    let redis = Redis::start();
+    let server = Server::start(&["--window", "24h", "--mode", "exact", "--redis-url", &redis.url()]).await;
+    accept(&server, "a", 0..100_001).await;
+    accept(&server, "b", 100_000..200_001).await;
+    accept(&server, "few", 0..10).await;
+    accept(&server, "some", 0..33_000).await;
+    for query in ["counter=few&counter=a", "counter=few&counter=some&counter=nobody"] {
+        assert_eq!(overlap(&server, query).await["counters"][0]["unique_request_count"], 10);
+    }
+    for query in ["counter=a&counter=b", "counter=few&counter=a&counter=nobody"] {
+        let answer = server.get(&format!("{PATH}?{query}")).await;
+        assert_eq!(answer.header("failure-reason"), Some("not_available"), "{answer:?}");
+        assert!(answer.header("failure-detail").unwrap().contains("100000"), "{answer:?}");
+    }
+}
+
+/// The documented user has only what all instances need. Redis 6.2 does not know one of the other rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn exact_counters_are_compared_with_two_rights_more() {
+    for (more, compares) in [(&["+sintercard", "+sunion"][..], true), (&["+sintercard"], false), (&[], false)]
+    {
+        let rights = RIGHTS.split_whitespace().chain(more.iter().copied());
+        let user: Vec<_> = ["--user", "headcount", "on", ">secret"].into_iter().chain(rights).collect();
+        let redis = Redis::start_with(Flavour::Debian, &user);
+        let url = redis.url().replace("//", "//headcount:secret@");
+        let server = Server::start(&["--window", "24h", "--mode", "exact", "--redis-url", &url]).await;
+        accept(&server, "a", 0..10).await;
+        let answer = server.get(&format!("{PATH}?counter=a&counter=b&counter=c")).await;
+        let why = answer.header("failure-detail");
+        assert_eq!(
+            why.map(|why| why.contains("+sintercard or +sunion")),
+            (!compares).then_some(true),
+            "{answer:?}"
+        );
+        assert_eq!(answer.status, if compares { 200 } else { 400 }, "{answer:?}");
+    }
+}
+
+/// A query keeps a thread busy and sketches in memory. So only some are answered at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_max_queries_are_answered_at_a_time() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    let server = Server::start(&[
+        "--window",
+        "24h",
+        "--max-queries",
+        "1",
+        "--redis-timeout",
+        "1min",
+        "--redis-url",
+        &proxy.url(),
+    ])
+    .await;
+    accept(&server, "a", 0..100).await;
+    let overlap = format!("{PATH}?counter=a&counter=b");
+    for other in [&overlap, "/api/verve/sketch?counter=a"] {
+        // On a busy machine both may have been refused, because the answer took too long.
+        wait_until("one to be refused and the other answered", async || {
+            proxy.hold("GET");
+            let (one, other) = (pin!(server.get(&overlap)), pin!(server.get(other)));
+            let (Either::Left((refused, waiting)) | Either::Right((refused, waiting))) =
+                select(one, other).await;
+            proxy.release();
+            assert_eq!(
+                (refused.status, refused.header("failure-reason")),
+                (503, Some("overloaded")),
+                "{refused:?}"
+            );
+            waiting.await.status == 200
+        })
+        .await;
     }
 }
 

@@ -108,7 +108,7 @@ async fn read(routes: &Routes, query: &str) -> Result<impl IntoResponse + use<>,
     let permit = if exactly { range::admit_exact(routes)? } else { range::admit(routes)? };
     let comparing = async {
         if exactly {
-            compare_exactly(routes, &names, range, permit).await
+            compare_exactly(routes, names, range, permit).await
         } else {
             compare(routes, names, range, permit).await
         }
@@ -156,58 +156,44 @@ async fn compare(
     work.await.map_err(|error| range::unavailable(Unavailable::because(error)))
 }
 
-/// Only two counters, in the running window or the last closed one: of others there are no sets.
+/// In the running window or the last closed one: of others there are no sets.
 async fn compare_exactly(
     routes: &Routes,
-    names: &[Box<str>],
+    names: Vec<Box<str>>,
     range: Range,
     permit: Permit,
 ) -> Result<Overlap, Failure> {
-    let api = &routes.api;
-    let [one, other] = names else {
-        return Err(Failure::NotAvailable { why: "mode exact compares two counters at a time" });
-    };
-    let window = range.from;
+    let (api, window) = (&routes.api, range.from);
     let closed = api.closed.counters().filter(|closed| closed.window() == window);
     if window.next() != range.to || (window != api.running_window() && closed.is_none()) {
         let why = "mode exact has ids only of the running window and of the last closed one";
         return Err(Failure::NotAvailable { why });
     }
-    let (store, names, runtime) = (Arc::clone(&api.store), [one.clone(), other.clone()], Handle::current());
+    let (store, asked, runtime) = (Arc::clone(&api.store), names.clone(), Handle::current());
     let work = tokio::task::spawn_blocking(move || {
         // Held until the work ends, even if the client does not wait for it.
         let _permit = permit;
-        let compared = runtime.block_on(store.compare(window, names.each_ref().map(|name| &**name)));
-        (names, compared)
+        runtime.block_on(store.compare(window, &asked.iter().map(|name| &**name).collect::<Vec<_>>()))
     });
-    let (names, compared) = work.await.map_err(|error| range::unavailable(Unavailable::because(error)))?;
-    let (counts, common) = match compared.map_err(|error| range::unavailable(Unavailable::because(error)))? {
-        Compared::Sets { counts, common } => (counts, common),
-        Compared::Not(why) => return Err(Failure::NotAvailable { why }),
+    let compared = work.await.map_err(|error| range::unavailable(Unavailable::because(error)))?;
+    let (counts, union, common) =
+        match compared.map_err(|error| range::unavailable(Unavailable::because(error)))? {
+            Compared::Sets { counts, union, common } => (counts, union, common),
+            Compared::Not(why) => return Err(Failure::NotAvailable { why }),
+        };
+    let pair = |((one, other), common): ((usize, usize), u64)| {
+        let of_both = counts[one] + counts[other] - common;
+        let jaccard = if of_both == 0 { 0.0 } else { common as f64 / of_both as f64 };
+        Pair::new([&names[one], &names[other]], common, 0.0, jaccard)
     };
-    let union = counts[0] + counts[1] - common;
-    let jaccard = if union == 0 { 0.0 } else { common as f64 / union as f64 };
+    let pairs = store::pairs(names.len()).zip(common).map(pair).collect();
     // With fewer ids than were counted at the close, Redis has lost some since.
     let complete = closed.is_some_and(|closed| {
-        let has_all =
-            |(name, count): (&str, u64)| closed.is_complete(name) && count >= closed.counts.get(name);
-        names.iter().map(|name| &**name).zip(counts).all(has_all)
+        let mut counts = names.iter().zip(&counts);
+        counts.all(|(name, count)| closed.is_complete(name) && *count >= closed.counts.get(name))
     });
-    let counters = names.into_iter().zip(counts);
-    Ok(Overlap {
-        mode: Mode::Exact,
-        from: range.from,
-        to: range.to,
-        counters: counters
-            .map(|(name, unique_request_count)| NamedCount { counter: name.into(), unique_request_count })
-            .collect(),
-        union,
-        intersection: Some(common),
-        intersection_standard_error: Some(0.0),
-        jaccard: Some(rounded(jaccard, 1e6)),
-        pairs: None,
-        complete,
-    })
+    let counts = names.iter().map(|name| &**name).zip(counts);
+    Ok(Overlap::new(Mode::Exact, range, counts, union, pairs, complete))
 }
 
 fn answer(mode: Mode, range: Range, all: &[(Box<str>, Sketch)], complete: bool) -> Overlap {
@@ -215,34 +201,50 @@ fn answer(mode: Mode, range: Range, all: &[(Box<str>, Sketch)], complete: bool) 
     for (_, sketch) in all {
         union.absorb(sketch);
     }
-    let count = |(name, sketch): &(Box<str>, Sketch)| NamedCount {
-        counter: name.to_string(),
-        unique_request_count: sketch.estimate(),
+    let pair = |(one, other): (usize, usize)| {
+        let ((name, sketch), (other, other_sketch)) = (&all[one], &all[other]);
+        let found = hll::Overlap::of(sketch, other_sketch);
+        Pair::new([name, other], found.intersection, found.standard_error, found.jaccard)
     };
-    let pairs =
-        all.iter().enumerate().flat_map(|(place, one)| all[place + 1..].iter().map(move |of| (one, of)));
-    let mut pairs: Vec<_> = pairs.map(|(one, other)| Pair::of(one, other)).collect();
-    let of_two = if all.len() == 2 { pairs.pop() } else { None };
-    Overlap {
-        mode,
-        from: range.from,
-        to: range.to,
-        counters: all.iter().map(count).collect(),
-        union: union.estimate(),
-        intersection: of_two.as_ref().map(|of_two| of_two.intersection),
-        intersection_standard_error: of_two.as_ref().map(|of_two| of_two.intersection_standard_error),
-        jaccard: of_two.as_ref().map(|of_two| of_two.jaccard),
-        pairs: of_two.is_none().then_some(pairs),
-        complete,
+    let pairs = store::pairs(all.len()).map(pair).collect();
+    let counts = all.iter().map(|(name, sketch)| (&**name, sketch.estimate()));
+    Overlap::new(mode, range, counts, union.estimate(), pairs, complete)
+}
+
+impl Overlap {
+    fn new<'a>(
+        mode: Mode,
+        range: Range,
+        counts: impl Iterator<Item = (&'a str, u64)>,
+        union: u64,
+        mut pairs: Vec<Pair>,
+        complete: bool,
+    ) -> Self {
+        let named = |(counter, unique_request_count): (&str, u64)| NamedCount {
+            counter: counter.to_owned(),
+            unique_request_count,
+        };
+        let counters: Vec<_> = counts.map(named).collect();
+        let of_two = if counters.len() == 2 { pairs.pop() } else { None };
+        Self {
+            mode,
+            from: range.from,
+            to: range.to,
+            counters,
+            union,
+            intersection: of_two.as_ref().map(|of_two| of_two.intersection),
+            intersection_standard_error: of_two.as_ref().map(|of_two| of_two.intersection_standard_error),
+            jaccard: of_two.as_ref().map(|of_two| of_two.jaccard),
+            pairs: of_two.is_none().then_some(pairs),
+            complete,
+        }
     }
 }
 
 impl Pair {
-    fn of((name, sketch): &(Box<str>, Sketch), (other, other_sketch): &(Box<str>, Sketch)) -> Self {
-        let hll::Overlap { intersection, standard_error, jaccard, .. } =
-            hll::Overlap::of(sketch, other_sketch);
+    fn new(counters: [&str; 2], intersection: u64, standard_error: f64, jaccard: f64) -> Self {
         Self {
-            counters: [name.to_string(), other.to_string()],
+            counters: counters.map(str::to_owned),
             intersection,
             intersection_standard_error: rounded(standard_error, 10.0),
             jaccard: rounded(jaccard, 1e6),

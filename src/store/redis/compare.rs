@@ -1,55 +1,53 @@
-//! What the sets of two counters have in common, in mode `exact`.
+//! What the sets of counters have in common, in mode `exact`.
 
-use ::redis::Pipeline;
+use std::sync::LazyLock;
+
+use ::redis::Script;
 
 use super::replay::Replay;
 use crate::model::mode::Mode;
 use crate::model::window::Window;
 use crate::platform::unavailable::Unavailable;
 use crate::redis::{Call, Routed};
-use crate::store::answers::Compared;
+use crate::store::answers::{Compared, lookups};
 
-/// Ids of the smaller set, at most. Redis serves nobody else meanwhile.
-const MOST_IDS: u64 = 100_000;
+/// Ids that Redis looks up for a comparison, at most. It serves nobody else meanwhile.
+const MOST_LOOKUPS: u64 = 100_000;
+
+static COMPARE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("compare.lua")));
 
 impl Replay {
-    /// Compares two counters of a window: in a single Redis, which has `SINTERCARD` from version 7.0 on.
-    pub(super) async fn compare(&self, window: Window, counters: [&str; 2]) -> Result<Compared, Unavailable> {
+    /// Compares counters of a window: in a single Redis, which has `SINTERCARD` from version 7.0 on.
+    pub(super) async fn compare(&self, window: Window, counters: &[&str]) -> Result<Compared, Unavailable> {
         if self.redis.is_cluster() {
             return Ok(Compared::Not("a Redis Cluster cannot compare sets that are on different nodes"));
         }
-        let keys = counters.map(|name| self.config.keys.counter(Mode::Exact, name, window));
-        let mut count = Pipeline::new();
-        for key in &keys {
-            count.cmd("SCARD").arg(key);
-        }
-        let counting = async |connection: &mut Routed| count.query_async(connection).await;
-        let counts: [u64; 2] = self.redis.run(Call::Count, &keys[0], counting).await?;
-        if counts[0].min(counts[1]) > MOST_IDS {
+        if lookups(&self.counts_of(window, counters).await?) > MOST_LOOKUPS {
             return Ok(Compared::Not(
-                "mode exact compares only counters of which one has 100000 ids or fewer",
+                "these counters have too many ids to compare them in Redis: it would look up more than 100000",
             ));
         }
-        let mut compare = Pipeline::new();
-        // Of one moment.
-        compare.atomic();
+        let keys: Vec<_> =
+            counters.iter().map(|name| self.config.keys.counter(Mode::Exact, name, window)).collect();
+        let mut compare = COMPARE.prepare_invoke();
         for key in &keys {
-            compare.cmd("SCARD").arg(key);
+            compare.key(key);
         }
-        compare.cmd("SINTERCARD").arg(2).arg(&keys);
-        let comparing = async |connection: &mut Routed| match compare.query_async(connection).await {
+        let run = async |connection: &mut Routed| match compare.invoke_async(connection).await {
             Err(error) if is_unknown(&error) => Ok(None),
-            compared => compared.map(Some),
+            figures => figures.map(Some),
         };
-        let compared: Option<(u64, u64, u64)> = self.redis.run(Call::Count, &keys[0], comparing).await?;
-        Ok(match compared {
-            Some((first, second, common)) => Compared::Sets { counts: [first, second], common },
-            None => Compared::Not("this Redis has no SINTERCARD, or the user of --redis-url may not run it"),
+        let figures: Option<Vec<u64>> = self.redis.run(Call::Count, &keys[0], run).await?;
+        Ok(match figures {
+            Some(figures) => Compared::read(&figures, keys.len()),
+            None => Compared::Not(
+                "this Redis has no SINTERCARD, or the user of --redis-url lacks +sintercard or +sunion",
+            ),
         })
     }
 }
 
-/// Whether the server does not know a command, or the user may not run it.
+/// Whether the script failed, which only reads: the server does not know a command of it, or the user may not run one.
 fn is_unknown(error: &::redis::RedisError) -> bool {
-    matches!(error.code(), Some("ERR" | "NOPERM" | "EXECABORT"))
+    matches!(error.code(), Some("ERR" | "NOPERM"))
 }

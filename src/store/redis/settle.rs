@@ -73,11 +73,11 @@ impl RedisStore {
         Ok(self.replay.counts_of(window, names).await?)
     }
 
-    /// Compares the sets of two counters.
+    /// Compares the sets of counters.
     pub(in crate::store) async fn compare(
         &self,
         window: Window,
-        counters: [&str; 2],
+        counters: &[&str],
     ) -> Result<Compared, CountError> {
         Ok(self.replay.compare(window, counters).await?)
     }
