@@ -168,7 +168,7 @@ async fn counters_in_memory() {
     }
 }
 
-/// A store in Redis that takes up to 200 counters. Its tasks end with it.
+/// A store in Redis that takes up to 200 counters.
 pub fn in_redis(
     redis: &Redis,
     mode: Mode,
@@ -188,20 +188,29 @@ pub fn store_in_redis(
     namespace: &str,
     instance: &str,
 ) -> Arc<Store> {
-    let config = RedisStoreConfig {
+    start_store(redis, RedisStoreConfig { on_redis_down, ..config(mode, writes, namespace, instance) })
+}
+
+/// The settings of such a store.
+pub fn config(mode: Mode, writes: RedisWrites, namespace: &str, instance: &str) -> RedisStoreConfig {
+    RedisStoreConfig {
         mode,
         shards: Shards::ONE,
         close_timeout: Duration::from_secs(10),
         retention: Duration::from_secs(60),
         keep: Keep::default(),
         writes,
-        on_redis_down,
+        on_redis_down: OnRedisDown::Count,
         pending_max: 100_000,
         counters: LIMITS,
         timeout: Duration::from_secs(5),
         keys: Keys::new(namespace),
         instance_id: instance.to_owned(),
-    };
+    }
+}
+
+/// Starts a store. Its tasks end with it.
+pub fn start_store(redis: &Redis, config: RedisStoreConfig) -> Arc<Store> {
     let (store, tasks) = RedisStore::new(config, redis, 2, &Metrics::new().into());
     tokio::spawn(tasks.run(Arc::new(Workers::start(2).unwrap())));
     Arc::new(Store::Redis(store))

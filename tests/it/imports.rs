@@ -1,19 +1,25 @@
 //! Sketches that clients send instead of ids, while Redis, the network or instances fail: none is lost, and none counts twice.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use headcount::hll::Sketch;
 use headcount::model::mode::Mode;
 use headcount::model::shard::Shards;
 use headcount::model::window::Window;
 use headcount::redis::keys::Keys;
-use headcount::store::redis::{OnRedisDown, RedisWrites};
+use headcount::store::redis::{OnRedisDown, RedisStoreConfig, RedisWrites};
 use headcount::store::{Import, Store};
 use redis::cmd;
 
-use crate::counter_contract::{add, connect, in_redis, names, settle, store_in_redis, windows};
+use crate::counter_contract::{
+    add, config, connect, in_redis, names, settle, start_store, store_in_redis, windows,
+};
 use crate::redis_writes::seal_in_the_end;
+use crate::support::cluster::{Cluster, Places};
 use crate::support::fleet::{
     Fleet, assert_no_gap, assert_same_registers, next_window, seconds, sketch_of, wait_for_room_in_the_hour,
 };
@@ -22,6 +28,7 @@ use crate::support::outage::{Outage, Site};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
 use crate::support::server::Server;
+use crate::support::sharded::{shards, sketches};
 use crate::support::wait_until;
 
 const NAMESPACE: &str = "imports";
@@ -71,6 +78,100 @@ async fn an_outage_costs_no_imported_sketch() {
             let counts = settle(&store, window).await.unwrap();
             assert!(counts.all_are_whole(), "{fault:?} {writes:?}");
         }
+    }
+}
+
+/// A primary of a cluster is cut off. The other nodes get what is imported at once, and it gets its part when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_a_primary_costs_no_imported_sketch() {
+    let cluster = Cluster::behind_proxies(&[]).await;
+    let node = cluster.primaries()[0];
+    let has_some =
+        |places: &Places| places.shards.contains(&node) && places.shards.iter().any(|other| *other != node);
+    let namespace = cluster.namespace(NAMESPACE, shards(), has_some);
+    let places = cluster.places(&namespace, shards());
+    let redis = connect(&cluster.url()).await;
+    let (window, keys) = (windows().next().unwrap(), Keys::new(&namespace));
+    let is_there = |ids: &BTreeSet<u64>, on: &dyn Fn(usize) -> bool| {
+        let mut of_shards = (0..).zip(sketches(ids)).filter(|(shard, _)| on(places.shards[*shard]));
+        of_shards.all(|(shard, expected)| {
+            let key = keys.ids(Mode::Hll, shard, shards(), window);
+            let found: Option<Vec<u8>> = cluster.at_key("GET", &key);
+            found.map_or_else(Sketch::new, |found| Sketch::from_bytes(&found).unwrap()) == expected
+        })
+    };
+    let config = config(Mode::Hll, RedisWrites::All, &namespace, "one");
+    let store = start_store(&redis, RedisStoreConfig { shards: shards(), ..config });
+    let mut all = BTreeSet::new();
+    for (number, fault) in (0..).zip([Fault::Refuse, Fault::Stall]) {
+        for (number, fault) in [(2 * number, Fault::None), (2 * number + 1, fault)] {
+            cluster.cut_off(node, fault);
+            let ids: BTreeSet<_> = (number * 1_000..(number + 1) * 1_000).collect();
+            all.extend(&ids);
+            let import = Import::new(sketches(&ids), shards()).unwrap();
+            let counters = ["a".to_owned(), format!("counter-{number}")];
+            store.import(window, &import, &names(&[&*counters[0], &*counters[1]])).await.unwrap();
+            assert!(is_there(&all, &|at| at != node || fault == Fault::None), "{fault:?} {number}");
+        }
+        cluster.cut_off(node, Fault::None);
+        wait_until("the primary to be back", async || !store.is_degraded()).await;
+        wait_until("the primary to have the import", async || is_there(&all, &|_| true)).await;
+    }
+    seal_in_the_end(&store, window).await;
+    let counts = settle(&store, window).await.unwrap();
+    assert!(counts.all_are_whole());
+    assert_eq!(counts.get("a"), sketch_of(all).estimate());
+    for number in 0..4 {
+        let expected = sketch_of(number * 1_000..(number + 1) * 1_000_u64).estimate();
+        assert_eq!(counts.get(&format!("counter-{number}")), expected);
+    }
+}
+
+/// Clients send sketches and ids all the time, while Redis goes away and comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn sketches_that_come_while_redis_comes_back_are_counted() {
+    const CLIENTS: u64 = 6;
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address()).await;
+    let redis = connect(&proxy.url()).await;
+    for writes in [RedisWrites::All, RedisWrites::Changed] {
+        let namespace = format!("{NAMESPACE}-{writes:?}");
+        let store = in_redis(&redis, Mode::Hll, writes, &namespace, "one");
+        let (window, is_over) = (windows().next().unwrap(), AtomicBool::new(false));
+        let client = async |client: u64| {
+            let mut ids = (client * 1_000_000..).step_by(20);
+            for first in &mut ids {
+                if is_over.load(Ordering::Relaxed) {
+                    return first;
+                }
+                // While Redis is away, nothing else lets the others go on.
+                tokio::task::yield_now().await;
+                if client == 0 {
+                    add(&store, window, first..first + 20, &["a"]).await;
+                } else {
+                    assert!(import(&store, window, first..first + 20, &["a"]).await);
+                }
+            }
+            unreachable!("there are more ids")
+        };
+        let outages = async {
+            for fault in [Fault::Refuse, Fault::Cut, Fault::MidReply] {
+                proxy.set(fault);
+                wait_until("Redis to be away", async || store.is_degraded()).await;
+                proxy.set(Fault::None);
+                wait_until("Redis to be back", async || !store.is_degraded()).await;
+            }
+            is_over.store(true, Ordering::Relaxed);
+        };
+        let (ends, ()) = tokio::join!(join_all((0..CLIENTS).map(client)), outages);
+        seal_in_the_end(&store, window).await;
+        let all = (0..CLIENTS).zip(ends).flat_map(|(client, end)| client * 1_000_000..end);
+        let all = sketch_of(all.collect::<Vec<_>>());
+        let keys = Keys::new(&namespace);
+        for key in [keys.ids(Mode::Hll, 0, Shards::ONE, window), keys.counter(Mode::Hll, "a", window)] {
+            assert!(Sketch::from_bytes(&stored(&server, &key)) == Ok(all.clone()), "{writes:?} {key}");
+        }
+        assert!(settle(&store, window).await.unwrap().all_are_whole());
     }
 }
 

@@ -2,20 +2,24 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::{Either, select};
 use headcount::hll::Sketch;
 use headcount::model::id_key::IdKey;
 use headcount::model::shard::Shards;
 use redis::cmd;
 use serde_json::{Value, json};
 
-use crate::support::fleet::{estimate, sketch_of};
+use crate::support::fleet::{estimate, next_window, sketch_of, wait_for_room};
 use crate::support::http::{Answer, Connection};
+use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::{SplitMix, lines, soak};
+use crate::support::{SplitMix, lines, soak, wait_until};
 
 const PATH: &str = "/api/verve/sketch";
 const TOKEN: &str = "a-token-of-this-test";
@@ -151,6 +155,80 @@ async fn an_export_can_be_imported_as_it_is() {
     }
 }
 
+/// A service at the edge hands on each closed window, and its counter so far, while both take ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_are_handed_on_while_both_services_count() {
+    const STEP: u64 = 200;
+    wait_for_room(Duration::from_secs(100)).await;
+    let redis = Redis::start();
+    let edge = Server::start(&["--window", "2s", "--api-token", TOKEN]).await;
+    let centre = taker(&["--redis-url", &redis.url(), "--namespace", "centre"]).await;
+    let first = next_window(Duration::ZERO).await;
+    let is_over = AtomicBool::new(false);
+    let load = async {
+        let mut sent = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            accept(&edge, "counter=a", sent..sent + STEP).await;
+            accept(&edge, "", sent + STEP..sent + 2 * STEP).await;
+            // Both services take some of the ids.
+            accept(&centre, "counter=a", sent + 2 * STEP - 50..sent + 3 * STEP).await;
+            sent += 3 * STEP;
+        }
+        sent
+    };
+    let hour = first / 3_600 * 3_600;
+    let hand_on = async |from: u64, to: u64| {
+        let total = export(&edge, &format!("from={from}&to={to}"), "").await;
+        let counter = export(&edge, &format!("counter=a&from={hour}&to={}", hour + 3_600), "").await;
+        assert_eq!(total.status, 200, "{total:?}");
+        assert_eq!(import(&centre, "", OCTETS, &total.bytes).await.body, "ok");
+        // Before the first window is in the hour, nothing is kept of the counter.
+        if counter.status == 200 {
+            assert_eq!(import(&centre, "counter=a", OCTETS, &counter.bytes).await.body, "ok");
+        }
+    };
+    let hand_on_all = async {
+        let mut start = first;
+        for _ in 0..if soak() { 30 } else { 6 } {
+            let next = next_window(Duration::ZERO).await;
+            hand_on(start, next).await;
+            start = next;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        start
+    };
+    let (sent, start) = tokio::join!(load, hand_on_all);
+    // With the window in which the load ended.
+    let end = next_window(Duration::ZERO).await;
+    let is_of_a = |id: &u64| id / STEP % 3 != 1 || id % STEP >= STEP - 50;
+    let of_a = sketch_of((0..sent).filter(is_of_a).collect::<Vec<_>>());
+    wait_until("the counter of the edge to be handed on", async || {
+        hand_on(start, end).await;
+        sketches(&document(&centre, "counter=a").await)[0] == of_a
+    })
+    .await;
+    assert!(sketches(&document(&centre, "").await)[0] == sketch_of(0..sent), "{sent} ids");
+}
+
+/// A sketch of few bytes takes 16 KB in memory. So only some are merged at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_max_queries_are_merged_at_a_time() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address()).await;
+    let server = taker(&["--max-queries", "1", "--redis-timeout", "1min", "--redis-url", &proxy.url()]).await;
+    let sketches_of = [0..10, 10..20].map(|ids: Range<u64>| sketch_of(ids).to_bytes());
+    proxy.hold("PFMERGE");
+    let [one, other] = sketches_of.each_ref().map(|sketch| Box::pin(import(&server, "", OCTETS, sketch)));
+    let (Either::Left((refused, waiting)) | Either::Right((refused, waiting))) = select(one, other).await;
+    assert_eq!((refused.status, refused.header("failure-reason")), (503, Some("overloaded")), "{refused:?}");
+    proxy.release();
+    assert_eq!(waiting.await.body, "ok");
+    for sketch in &sketches_of {
+        assert_eq!(import(&server, "", OCTETS, sketch).await.body, "ok", "the place is given back");
+    }
+    assert!(sketches(&document(&server, "").await)[0] == sketch_of(0..20));
+}
+
 /// A window with imports does not know how many ids were accepted: the log and the answers say so.
 #[tokio::test(flavor = "multi_thread")]
 async fn accepted_ids_of_a_window_with_imports_are_a_lower_bound() {
@@ -160,7 +238,7 @@ async fn accepted_ids_of_a_window_with_imports_are_a_lower_bound() {
         let mut server = Server::start(&args).await;
         let answer = import(&server, "", OCTETS, &sketch_of(0..500).to_bytes()).await;
         assert_eq!(answer.body, "ok", "{answer:?}");
-        crate::support::wait_until("the window to be closed", async || {
+        wait_until("the window to be closed", async || {
             server.closed().iter().any(|closed| closed.unique == estimate(0..500))
         })
         .await;

@@ -200,8 +200,13 @@ pub fn assert_same_registers(in_redis: &[u8], ids: impl IntoIterator<Item = impl
 
 /// No hour ends within the next forty seconds.
 pub async fn wait_for_room_in_the_hour() {
+    wait_for_room(Duration::from_secs(40)).await;
+}
+
+/// No hour ends within this time.
+pub async fn wait_for_room(room: Duration) {
     let left = 3_600 - seconds(SystemTime::now()) % 3_600;
-    if left < 40 {
+    if left < room.as_secs() {
         tokio::time::sleep(Duration::from_secs(left)).await;
     }
 }
