@@ -214,7 +214,8 @@ class Test:
         finally:
             forwarding.terminate()
             forwarding.wait()
-        self.helm("uninstall", SPACE, "--wait", "--timeout", "2m")
+        name = install[1]
+        self.helm("uninstall", name, "--wait", "--timeout", "2m")
         eventually("the pod to go", lambda: not self.names())
         return f"one instance ready after {seconds:.0f} s, ok over a forwarded port"
 
