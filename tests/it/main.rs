@@ -28,6 +28,7 @@ mod command_line;
 mod completeness;
 mod connections;
 mod coordination;
+mod costs;
 mod count_command;
 mod counter_bounds;
 mod counter_closes;
