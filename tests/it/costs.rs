@@ -4,7 +4,7 @@
 //! thread counts that serves the requests. callgrind counts its instructions, and strace its system calls. `tests/allocations.rs` counts
 //! allocations.
 //!
-//! A request that waits for Redis is no row: how often its thread wakes depends on when the answer comes.
+//! Requests with Redis are no rows. The thread also sends what others wait for, and how often it wakes depends on when answers come.
 //!
 //! `costs.json` has what each row may cost: 2 % more fails. It holds for one compiler and the profile of `scripts/test`. So the test
 //! runs only with `HEADCOUNT_COSTS=check`, and says "skipped" for another compiler. `HEADCOUNT_COSTS=store` writes the file anew.
@@ -19,7 +19,6 @@ use tempfile::TempDir;
 
 use crate::support::http::Connection;
 use crate::support::process::{headcount, output_of};
-use crate::support::redis::Redis;
 use crate::support::server::Server;
 use crate::support::tools::in_repository;
 use crate::support::wait_until;
@@ -34,16 +33,13 @@ const FILE: &str = "tests/it/costs.json";
 /// One kind of request.
 struct Row {
     name: &'static str,
-    has_redis: bool,
     request: fn(u64) -> Vec<u8>,
 }
 
-const ROWS: [Row; 4] = [
-    Row { name: "memory", has_redis: false, request: one },
-    Row { name: "memory, one of ten counters", has_redis: false, request: one_of_a_counter },
-    Row { name: "memory, 100 ids in JSON", has_redis: false, request: hundred },
-    // Redis has these ids after the first 200 requests.
-    Row { name: "Redis, nothing changed", has_redis: true, request: known },
+const ROWS: [Row; 3] = [
+    Row { name: "memory", request: one },
+    Row { name: "memory, one of ten counters", request: one_of_a_counter },
+    Row { name: "memory, 100 ids in JSON", request: hundred },
 ];
 
 fn get(query: &str) -> Vec<u8> {
@@ -52,10 +48,6 @@ fn get(query: &str) -> Vec<u8> {
 
 fn one(number: u64) -> Vec<u8> {
     get(&format!("id={}", 1_000_000 + number))
-}
-
-fn known(number: u64) -> Vec<u8> {
-    one(number % 200)
 }
 
 fn one_of_a_counter(number: u64) -> Vec<u8> {
@@ -87,8 +79,6 @@ struct Stored {
 impl Row {
     /// Serves so many requests, one after the other, under a tool.
     async fn serve(&self, requests: u64, tool: &[&str]) {
-        let redis = self.has_redis.then(Redis::start);
-        let url = redis.as_ref().map(Redis::url);
         let binary = headcount();
         let mut command = Command::new(tool[0]);
         for (name, value) in binary.get_envs() {
@@ -99,9 +89,6 @@ impl Row {
         }
         command.args(&tool[1..]).arg(binary.get_program());
         command.args(["--listen", "127.0.0.1:0", "--window", "24h", "--threads", "1"]);
-        if let Some(url) = &url {
-            command.args(["--redis-url", url, "--redis-writes", "changed", "--redis-timeout", "1min"]);
-        }
         let mut server = Server::run(command).await;
         let mut connection = Connection::open(server.address).await.unwrap();
         for number in 0..requests {

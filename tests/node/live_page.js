@@ -473,8 +473,10 @@ async function ranges(browser) {
 
   // A closed window.
   const { timestamp } = (await status()).windows.at(-1), from = Date.parse(timestamp) / 1000;
-  await field("From").fill(timestamp.replace("Z", ""));
-  await field("To").fill(at(from + 1).replace("Z", ""));
+  // As the browser writes it: without the seconds, if they are 0.
+  const local = time => time.replace("Z", "").replace(/(T..:..):00$/, "$1");
+  await field("From").fill(local(timestamp));
+  await field("To").fill(local(at(from + 1)));
   await page.keyboard.press("Enter");
   await says(page, "#range-note", new RegExp(`^from ${timestamp.slice(0, 10)} ${timestamp.slice(11, 19)} to .*(exact|95 %: .*) · `));
 
