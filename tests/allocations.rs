@@ -152,7 +152,8 @@ fn counting_hardly_allocates() {
     }
     for [memory, all, changed, exact] in figures {
         assert!(memory < BACKGROUND, "{memory}");
-        assert!(all <= 2.0 && exact <= 2.0, "{all} and {exact}");
+        // It is about 0.3. One more allocation a request would be more.
+        assert!(all < 0.9 && exact < 0.9, "{all} and {exact}");
         assert!(changed <= all + BACKGROUND, "{changed} and {all}");
     }
 }
