@@ -13,7 +13,6 @@ use crate::support::redis::{Flavour, Redis};
 use crate::support::server::Server;
 
 /// All that an instance needs, in either mode; as in docs/instances.md.
-/// The rights of the documented user.
 pub const RIGHTS: &str = "~{headcount}:* ~{headcount:* +pfadd +pfcount +pfmerge +sadd +scard +sscan \
                       +rpush +lrange +set +get +mget +exists +del +expire +expireat +strlen +pexpire +pttl +type +rename +hset +hsetnx +hget +hmget +hgetall +hexists +hkeys +hdel +evalsha \
                       +script|load +time +info +ping +select +multi +exec";

@@ -179,7 +179,7 @@ fn an_overlap_is_within_its_standard_error_and_better_than_addition() {
     let chance = if soak() { 1.0 } else { 1.0 + 3.0 / (2.0 * pairs as f64).sqrt() };
     for found in simulate_all(&all_sets(), pairs) {
         let is_seen = found.sets.both as f64 >= 4.0 * found.standard_error;
-        // Of 370 rows one is beyond that by chance. With more pairs it is not.
+        // One row of 370 is beyond that by chance. With more pairs, a bias would be further beyond.
         let again = is_seen && found.bias.abs() > 3.0 * found.bias_error;
         let found = if again { simulate(found.sets, 4 * pairs) } else { found };
         let Found { sets, standard_error, rms, bias, bias_error, rms_by_addition, answered } = found;
