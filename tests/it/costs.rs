@@ -18,7 +18,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::http::Connection;
-use crate::support::process::{headcount, output_of};
+use crate::support::process::{headcount_by, output_of};
 use crate::support::server::Server;
 use crate::support::tools::in_repository;
 use crate::support::wait_until;
@@ -79,15 +79,9 @@ struct Stored {
 impl Row {
     /// Serves so many requests, one after the other, under a tool.
     async fn serve(&self, requests: u64, tool: &[&str]) {
-        let binary = headcount();
         let mut command = Command::new(tool[0]);
-        for (name, value) in binary.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.args(&tool[1..]).arg(binary.get_program());
+        command.args(&tool[1..]);
+        let mut command = headcount_by(command);
         command.args(["--listen", "127.0.0.1:0", "--window", "24h", "--threads", "1"]);
         let mut server = Server::run(command).await;
         let mut connection = Connection::open(server.address).await.unwrap();

@@ -28,7 +28,7 @@ use crate::support::outage::{Outage, Site};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::Redis as RedisServer;
 use crate::support::server::Server;
-use crate::support::sharded::{shards, sketches};
+use crate::support::sharded::{shards, sketch_at, sketches};
 use crate::support::wait_until;
 
 const NAMESPACE: &str = "imports";
@@ -95,9 +95,7 @@ async fn an_outage_of_a_primary_costs_no_imported_sketch() {
     let is_there = |ids: &BTreeSet<u64>, on: &dyn Fn(usize) -> bool| {
         let mut of_shards = (0..).zip(sketches(ids)).filter(|(shard, _)| on(places.shards[*shard]));
         of_shards.all(|(shard, expected)| {
-            let key = keys.ids(Mode::Hll, shard, shards(), window);
-            let found: Option<Vec<u8>> = cluster.at_key("GET", &key);
-            found.map_or_else(Sketch::new, |found| Sketch::from_bytes(&found).unwrap()) == expected
+            sketch_at(&cluster, &keys.ids(Mode::Hll, shard, shards(), window)) == expected
         })
     };
     let config = config(Mode::Hll, RedisWrites::All, &namespace, "one");

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::process::headcount;
+use super::process::headcount_by;
 
 /// The answers for a name: each is given once, the last one again and again.
 type Answers = Vec<Vec<Ipv4Addr>>;
@@ -74,15 +74,10 @@ impl Names {
 
     /// The binary with this name server only: it runs in a mount namespace with its own resolv.conf.
     pub fn headcount(&self) -> Command {
-        let binary = headcount();
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#]);
-        command.arg(self.config.path()).arg(binary.get_program());
-        for (name, _) in binary.get_envs() {
-            command.env_remove(name);
-        }
-        command.arg0("unshare");
-        command
+        command.arg(self.config.path()).arg0("unshare");
+        headcount_by(command)
     }
 }
 

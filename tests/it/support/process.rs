@@ -22,6 +22,16 @@ pub fn headcount() -> Command {
     command
 }
 
+/// The same as the next argument of a program that runs it.
+pub fn headcount_by(mut command: Command) -> Command {
+    let binary = headcount();
+    command.arg(binary.get_program());
+    for (name, _) in binary.get_envs() {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// The same with a clock that is off by `offset`, such as `+1.5s`.
 pub fn headcount_with_clock(offset: &str) -> Command {
     let mut command = headcount();

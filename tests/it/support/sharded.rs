@@ -48,14 +48,18 @@ pub fn count_in(mode: Mode, ids: &BTreeSet<u64>, is_in: impl Fn(usize) -> bool) 
     count(mode, &some.copied().collect())
 }
 
+/// The sketch that a cluster has under a key: an empty one if there is none.
+pub fn sketch_at(cluster: &Cluster, key: &str) -> Sketch {
+    let found: Option<Vec<u8>> = cluster.at_key("GET", key);
+    found.map_or_else(Sketch::new, |sketch| Sketch::from_bytes(&sketch).expect("a sketch"))
+}
+
 /// Asserts that the cluster has the sketches of all ids of a window, in all registers.
 pub fn assert_in_cluster(cluster: &Cluster, namespace: &str, start: u64, ids: &BTreeSet<u64>) {
     let keys = Keys::new(namespace);
     for (shard, expected) in sketches(ids).into_iter().enumerate() {
         let key = keys.ids(Mode::Hll, shard, shards(), window(start));
-        let found: Option<Vec<u8>> = cluster.at_key("GET", &key);
-        let found = found.map_or_else(Sketch::new, |sketch| Sketch::from_bytes(&sketch).expect("a sketch"));
-        assert!(found == expected, "{key} has other registers than those of the ids");
+        assert!(sketch_at(cluster, &key) == expected, "{key} has other registers than those of the ids");
     }
 }
 
