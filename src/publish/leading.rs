@@ -100,7 +100,8 @@ impl<'a> Leading<'a> {
             self.note_round(round);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                _ = watermark.changed(), if !failed => {}
+                // It ends first when the service stops.
+                Ok(()) = watermark.changed(), if !failed => {}
                 () = self.unpublished.delivered_after(self.committed), if !failed && self.next.is_some() => {}
                 // If the lease changed, this term is over.
                 Ok(()) = lease.changed() => {}

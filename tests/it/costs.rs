@@ -114,19 +114,18 @@ impl Row {
     }
 }
 
-/// How many instructions the worker has: of all threads but the first, the most. callgrind writes a file for each.
+/// How many instructions the thread has that speaks HTTP. callgrind writes a file for each thread, with the functions it ran.
 fn instructions_of_worker(place: &Path, name: &str) -> u64 {
-    let (of_threads, first) = (format!("{name}-"), format!("{name}-01"));
+    let of_threads = format!("{name}-");
     let files = std::fs::read_dir(place).unwrap().map(|entry| entry.unwrap());
-    let files = files.filter(|file| {
-        let name = file.file_name().into_string().unwrap();
-        name.starts_with(&of_threads) && name != first
-    });
-    let instructions = |text: String| {
-        let totals = text.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total");
-        totals.trim().parse().unwrap()
-    };
-    files.map(|file| instructions(std::fs::read_to_string(file.path()).unwrap())).max().expect("a thread")
+    let files = files.filter(|file| file.file_name().to_str().unwrap().starts_with(&of_threads));
+    let mut served = files
+        .map(|file| std::fs::read_to_string(file.path()).unwrap())
+        .filter(|profile| profile.contains("hyper::proto::h1::dispatch::"));
+    let profile = served.next().expect("a thread that serves");
+    assert!(served.next().is_none(), "one thread serves");
+    let total = profile.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total");
+    total.trim().parse().unwrap()
 }
 
 /// The thread of a line of strace.

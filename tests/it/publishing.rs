@@ -296,6 +296,22 @@ async fn windows_that_end_while_draining_are_incomplete() {
     running.finish().await;
 }
 
+/// Between the end of the sealer and the stop of the publisher nothing wakes it. It reads the clock some three times a round.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_publisher_rests_while_the_sealer_has_ended() {
+    let sink = TestSink::new("a");
+    let mut running = publish(START, &[&sink]).await;
+    running.run_to(&sink, 10.0).await;
+    running.stop_sealer.cancel();
+    (&mut running.sealer).await.unwrap().unwrap();
+    let before = running.clock.reads();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let reads = running.clock.reads() - before;
+    assert!(reads < 100, "{reads} reads of the clock");
+    running.stop.cancel();
+    running.task.await.unwrap().unwrap();
+}
+
 /// A stop interrupts the long back-off of a failing sink.
 #[tokio::test]
 async fn a_stop_wakes_a_sink_that_waits() {

@@ -1,5 +1,6 @@
 //! Test doubles for what no real part does on demand: a clock that the test sets, a sink that fails.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,24 +10,33 @@ use headcount::coordination::term::Term;
 use headcount::model::window::{Clock, WindowCount};
 use headcount::publish::sinks::{CountSink, SinkError};
 
-/// A clock that shows the time that the test set.
+/// A clock that shows the time that the test set, and counts how often it is read.
 #[derive(Clone)]
-pub struct ManualClock(Arc<Mutex<SystemTime>>);
+pub struct ManualClock {
+    now: Arc<Mutex<SystemTime>>,
+    reads: Arc<AtomicU64>,
+}
 
 impl ManualClock {
     /// A clock at `seconds` after 1970.
     pub fn at(seconds: f64) -> Self {
-        Self(Arc::new(Mutex::new(UNIX_EPOCH + Duration::from_secs_f64(seconds))))
+        let now = UNIX_EPOCH + Duration::from_secs_f64(seconds);
+        Self { now: Arc::new(Mutex::new(now)), reads: Arc::default() }
     }
 
     pub fn set(&self, seconds: f64) {
-        *self.0.lock().unwrap() = UNIX_EPOCH + Duration::from_secs_f64(seconds);
+        *self.now.lock().unwrap() = UNIX_EPOCH + Duration::from_secs_f64(seconds);
+    }
+
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
-        *self.0.lock().unwrap()
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        *self.now.lock().unwrap()
     }
 }
 
