@@ -13,7 +13,7 @@ use std::hash::{Hash, Hasher};
 
 use thiserror::Error;
 
-use crate::platform::words::little_endian;
+use crate::platform::words::{little_endian, position_in};
 
 /// Digits and sign of `i64::MIN` and of `u64::MAX`: the longest canonical integers.
 const MAX_INTEGER: usize = 20;
@@ -79,6 +79,12 @@ pub trait Id: AsRef<[u8]> + Clone + Sized + Send + Sync + 'static {
     fn parse_quickly(_element: &[u8]) -> Option<Self> {
         None
     }
+
+    /// The same for a short element that is followed by `separator`. Returns how long the element is.
+    #[inline]
+    fn parse_up_to(_separator: u8, _text: &[u8]) -> Option<(Self, usize)> {
+        None
+    }
 }
 
 /// An integer that fits an `i64` or a `u64`, as its canonical decimal bytes.
@@ -102,9 +108,10 @@ impl Id for IntegerId {
         }
     }
 
-    /// As [`Self::parse`]: JSON itself refuses leading zeros.
+    /// As [`Self::parse`], but without leading zeros. `-0` is a number of JSON.
     fn parse_json(element: &[u8]) -> Result<Self, InvalidId> {
-        Self::parse_any(element)
+        let id = Self::parse(element)?;
+        if element == id.as_bytes() || element == b"-0" { Ok(id) } else { Err(InvalidId::Integer) }
     }
 
     /// Reads canonical decimals.
@@ -129,6 +136,19 @@ impl Id for IntegerId {
         bytes[8..16].copy_from_slice(&second.to_le_bytes());
         bytes[16..].copy_from_slice(&third.to_le_bytes()[..4]);
         Some(Self { len: text.len() as u8, bytes })
+    }
+
+    /// Reads up to seven digits, and has no branch that depends on how many there are.
+    #[expect(clippy::inline_always, reason = "as above")]
+    #[inline(always)]
+    fn parse_up_to(separator: u8, text: &[u8]) -> Option<(Self, usize)> {
+        let word = u64::from_le_bytes(*text.first_chunk()?);
+        let len = position_in(separator, word)?;
+        let (digits, zeros) = (word & !(u64::MAX << (8 * len)), ZEROS << (8 * len));
+        let is_canonical = are_digits(digits | zeros) && (text[0] != b'0' || len == 1) && len > 0;
+        let mut bytes = [0; MAX_INTEGER];
+        bytes[..8].copy_from_slice(&digits.to_le_bytes());
+        is_canonical.then_some((Self { len: len as u8, bytes }, len))
     }
 }
 
@@ -157,18 +177,24 @@ impl IntegerId {
     }
 }
 
+const ZEROS: u64 = u64::from_le_bytes([b'0'; 8]);
+
 /// Reads up to eight digits into a word, as they are in memory, filled up with zero bytes. None if a byte is no digit.
 fn digits(text: &[u8]) -> Option<u64> {
-    const ZEROS: u64 = u64::from_le_bytes([b'0'; 8]);
+    let word = little_endian(text);
+    let filled = word | ZEROS.checked_shl(8 * text.len() as u32).unwrap_or(0);
+    are_digits(filled).then_some(word)
+}
+
+/// Whether all bytes of a word are ASCII digits.
+#[inline]
+fn are_digits(word: u64) -> bool {
     const HIGH_HALVES: u64 = u64::from_le_bytes([0xf0; 8]);
     /// Added to a byte from 0x30 to 0x3f, it carries into the high half if the byte is above '9'.
     const SIX: u64 = u64::from_le_bytes([6; 8]);
 
-    let word = little_endian(text);
-    let filled = word | ZEROS.checked_shl(8 * text.len() as u32).unwrap_or(0);
-    // No byte carries into the next: by the first test all are below 0x40.
-    let all_are = filled & HIGH_HALVES == ZEROS && (filled + SIX) & HIGH_HALVES == ZEROS;
-    all_are.then_some(word)
+    // The sum may overflow, or carry into the next byte, only if the first test fails: then some byte is 0x40 or more.
+    word & HIGH_HALVES == ZEROS && word.wrapping_add(SIX) & HIGH_HALVES == ZEROS
 }
 
 impl From<u64> for IntegerId {
@@ -243,9 +269,8 @@ impl Id for TextId {
                 Self::parse(text.as_bytes())
             }
             _ => {
-                let integer = IntegerId::parse(element).map_err(|_| InvalidId::Text)?;
-                let is_json = element == b"-0" || element == integer.as_bytes();
-                if is_json { Ok(integer.as_bytes().into()) } else { Err(InvalidId::Text) }
+                let integer = IntegerId::parse_json(element).map_err(|_| InvalidId::Text)?;
+                Ok(integer.as_bytes().into())
             }
         }
     }
@@ -390,6 +415,15 @@ mod tests {
                         .map(|n| n.to_string());
                     let id = IntegerId::parse(&text).ok().map(|id| id.to_string());
                     assert_eq!(id, number, "{}", text.escape_ascii());
+
+                    let quickly = IntegerId::parse_up_to(b',', &[&text, &b",-5,0000"[..]].concat());
+                    let is_quick = text.len() < 8 && number.as_ref().map(String::as_bytes) == Some(&text);
+                    // A comma ends an element before.
+                    if byte != b',' {
+                        let expected = is_quick.then(|| (IntegerId::from_text(&text), text.len()));
+                        let expected = expected.filter(|_| text[0] != b'-');
+                        assert_eq!(quickly, expected, "{}", text.escape_ascii());
+                    }
                 }
             }
         }

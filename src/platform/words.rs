@@ -21,18 +21,24 @@ pub(crate) fn little_endian(bytes: &[u8]) -> u64 {
 /// The position of the first such byte.
 #[inline]
 pub(crate) fn position(byte: u8, text: &[u8]) -> Option<usize> {
-    const LOWEST_BITS: u64 = u64::from_le_bytes([1; 8]);
-
     let Some((word, rest)) = text.split_first_chunk::<8>() else {
         return text.iter().position(|other| *other == byte);
     };
-    let differs = u64::from_le_bytes(*word) ^ (LOWEST_BITS * u64::from(byte));
-    // Marks the highest bit of each byte that is zero. Above the first zero byte, other bytes may be marked too.
-    let zeros = differs.wrapping_sub(LOWEST_BITS) & !differs & (LOWEST_BITS << 7);
-    if zeros != 0 {
-        return Some(zeros.trailing_zeros() as usize / 8);
+    if let Some(place) = position_in(byte, u64::from_le_bytes(*word)) {
+        return Some(place);
     }
     memchr(byte, rest).map(|at| at + word.len())
+}
+
+/// The position of the first such byte in a word, as it was in memory.
+#[inline]
+pub(crate) fn position_in(byte: u8, word: u64) -> Option<usize> {
+    const LOWEST_BITS: u64 = u64::from_le_bytes([1; 8]);
+
+    let differs = word ^ (LOWEST_BITS * u64::from(byte));
+    // Marks the highest bit of each byte that is zero. Above the first zero byte, other bytes may be marked too.
+    let zeros = differs.wrapping_sub(LOWEST_BITS) & !differs & (LOWEST_BITS << 7);
+    (zeros != 0).then_some(zeros.trailing_zeros() as usize / 8)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use serde_json::value::RawValue;
 
+use crate::model::element::trim_json;
 use crate::model::id::{Id, IdKind, IntegerId, InvalidId, TextId};
 use crate::platform::words::position;
 
@@ -92,6 +93,16 @@ impl<'a, I: ListedId> Elements<'a, I> {
         }
     }
 
+    /// The next element, if it is an id that is read quickly.
+    #[expect(clippy::inline_always, reason = "measured: it is a third of what an id costs")]
+    #[inline(always)]
+    pub(super) fn next_id(&mut self) -> Option<I> {
+        let text = self.rest?;
+        let (id, len) = I::parse_up_to(self.separator()?, text)?;
+        self.rest = Some(&text[len + 1..]);
+        Some(id)
+    }
+
     /// The next element of a JSON array in which a comma may be inside an element. It is kept out of the loop over lines, which
     /// is hot.
     #[inline(never)]
@@ -122,14 +133,6 @@ impl<'a, I: ListedId> Iterator for Elements<'a, I> {
             (ListFormat::JsonLines | ListFormat::JsonArray, _) => trim_json(element),
         })
     }
-}
-
-/// Without the white space of JSON around it.
-fn trim_json(mut text: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] = text {
-        text = rest;
-    }
-    text
 }
 
 /// The text between the brackets of a JSON array.

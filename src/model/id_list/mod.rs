@@ -13,7 +13,7 @@ use thiserror::Error;
 use self::elements::{Elements, Notation};
 pub use self::elements::{ListFormat, ListedId};
 use crate::model::counter::{CounterNames, InvalidCounter};
-use crate::model::element::{InvalidElement, ListCounters, is_object, read_object};
+use crate::model::element::{InvalidElement, ListCounters, is_object, read_object, trim_json};
 use crate::model::id::{IdKind, IntegerId, TextId};
 
 /// The text is no list of ids.
@@ -138,7 +138,10 @@ impl<I: ListedId> ListOf<I> {
         let mut check = Check::<I> { notation, counters, kept, checked: 0 };
         match format {
             ListFormat::Lines | ListFormat::JsonLines => {
-                Elements::<I>::of(notation, text).try_for_each(|text| check.element(text))?;
+                let mut elements = Elements::of(notation, text);
+                while let Some(other) = check.quick_ones(&mut elements) {
+                    check.other_element(other)?;
+                }
             }
             ListFormat::JsonArray => check.json(text)?,
         }
@@ -173,9 +176,12 @@ impl<I: ListedId> ListOf<I> {
         }
         let Some(text) = &self.rest else { return };
         let mut elements = Elements::<I>::at(self.notation, Some(text));
-        while piece.ids.len() < PIECE
-            && let Some(element) = elements.next()
-        {
+        while piece.ids.len() < PIECE {
+            if let Some(id) = elements.next_id() {
+                piece.ids.push(id);
+                continue;
+            }
+            let Some(element) = elements.next() else { break };
             // Each branch adds the id itself: a value that both branches return would be copied once more.
             match I::parse_quickly(element) {
                 Some(id) => piece.ids.push(id),
@@ -218,16 +224,41 @@ struct Check<I> {
 }
 
 impl<I: ListedId> Check<I> {
+    /// Takes elements as long as they can be read quickly. Returns the next one, which cannot.
     #[inline]
-    fn element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
-        self.checked += 1;
-        if let Some(id) = I::parse_quickly(element) {
-            if self.kept.ids.len() < PIECE {
-                self.kept.ids.push(id);
+    fn quick_ones<'a>(&mut self, elements: &mut Elements<'a, I>) -> Option<&'a [u8]> {
+        loop {
+            if let Some(id) = elements.next_id() {
+                self.keep(id);
+                continue;
             }
+            let element = elements.next()?;
+            match I::parse_quickly(element) {
+                Some(id) => self.keep(id),
+                None => {
+                    self.checked += 1;
+                    return Some(element);
+                }
+            }
+        }
+    }
+
+    fn element(&mut self, element: &[u8]) -> Result<(), InvalidIdList> {
+        if let Some(id) = I::parse_quickly(element) {
+            self.keep(id);
             return Ok(());
         }
+        self.checked += 1;
         self.other_element(element)
+    }
+
+    #[expect(clippy::inline_always, reason = "a call would copy the id")]
+    #[inline(always)]
+    fn keep(&mut self, id: I) {
+        self.checked += 1;
+        if self.kept.ids.len() < PIECE {
+            self.kept.ids.push(id);
+        }
     }
 
     /// Kept out of the loop over canonical integers, which is hot.
@@ -250,9 +281,23 @@ impl<I: ListedId> Check<I> {
 
     /// Checks that the text is a JSON array, and that each of its elements is an id.
     ///
+    /// Canonical integers with commas between them need no reader of JSON: they are JSON. If anything else is there, the
+    /// check begins anew, with one.
+    fn json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
+        if let [b'[', inside @ .., b']'] = trim_json(text) {
+            let mut elements = Elements::at(self.notation, Some(inside));
+            if self.quick_ones(&mut elements).is_none() {
+                return Ok(());
+            }
+        }
+        self.checked = 0;
+        self.kept.ids.clear();
+        self.any_json(text)
+    }
+
     /// It looks at the text of an element. A parsed number would lose digits that a float cannot hold, and might hide a
     /// fraction.
-    fn json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
+    fn any_json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
         struct Elements<'a, I>(&'a mut Check<I>);
 
         impl<'de, I: ListedId> Visitor<'de> for Elements<'_, I> {
@@ -283,6 +328,7 @@ impl<I: ListedId> Check<I> {
 mod tests {
     use super::*;
     use crate::model::counter::CounterName;
+    use crate::model::id::Id;
 
     fn parse(format: ListFormat, kind: IdKind, text: &Bytes) -> Result<IdList, InvalidIdList> {
         let mut of_all = CounterNames::default();
@@ -378,6 +424,29 @@ mod tests {
             (JsonArray, "[1,\"2\"]", InvalidId { place: 2 }),
         ] {
             assert_eq!(parse(format, IdKind::Integer, &text.into()).map(taken), Err(error), "{text:?}");
+        }
+    }
+
+    /// Most arrays are never shown to the reader of JSON. It must agree.
+    #[test]
+    fn every_byte_at_every_place_of_an_array_is_looked_at() {
+        let array = b"[1234567,0 ,12,-3,12345678,\n1234567890123456789]";
+        for place in 0..array.len() {
+            for byte in 0..=255 {
+                let mut text = array.to_vec();
+                text[place] = byte;
+                let read = || {
+                    let elements: Vec<&RawValue> =
+                        serde_json::from_slice(&text).map_err(|_| InvalidIdList::NoArray)?;
+                    let ids = elements.iter().enumerate().map(|(before, element)| {
+                        let id = IntegerId::parse_json(element.get().as_bytes());
+                        id.map_err(|_| InvalidIdList::InvalidId { place: before + 1 })
+                    });
+                    ids.map(|id| Ok(id?.to_string())).collect::<Result<Vec<_>, _>>()
+                };
+                let list = parse(ListFormat::JsonArray, IdKind::Integer, &text.clone().into());
+                assert_eq!(list.map(taken), read(), "{}", text.escape_ascii());
+            }
         }
     }
 
