@@ -26,7 +26,7 @@ const INTO_A_WINDOW: Duration = Duration::from_secs(1);
 /// The seed of the warm-up's ids. No round uses it.
 const WARM_UP: u64 = 10_000;
 /// The longest measurement in a window of a minute.
-const SECONDS: u64 = 5;
+pub const SECONDS: u64 = 5;
 
 struct Row {
     name: &'static str,
@@ -120,7 +120,8 @@ fn warm_up(lasting: &[(&Row, [Subject; 2])]) -> Result<(), String> {
     Ok(())
 }
 
-fn wait_for_a_minute() {
+/// Waits until a window of a minute has begun.
+pub fn wait_for_a_minute() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let into = Duration::from_nanos((now.as_nanos() % MINUTE.as_nanos()) as u64);
     thread::sleep(MINUTE.saturating_sub(into) + INTO_A_WINDOW);

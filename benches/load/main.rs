@@ -26,6 +26,7 @@ mod footprint;
 mod growth;
 mod lines;
 mod open_loop;
+mod profile;
 mod ranges;
 mod report;
 mod requests;
@@ -80,6 +81,8 @@ struct Args {
 enum Part {
     /// An id a request: each way of counting, and other programs
     Requests,
+    /// Where the time of a request goes: service and Redis, user and system time, system calls
+    Profile,
     /// A thousand ids a request
     Bulk,
     /// Latency at a fixed rate of arrivals, half of the no-op's maximum
@@ -117,6 +120,7 @@ impl Part {
     fn measure(self, effort: Effort, args: &Args) -> Result<Value, String> {
         match self {
             Self::Requests => requests::measure(effort),
+            Self::Profile => profile::measure(effort),
             Self::Bulk => bulk::measure(effort),
             Self::Arrivals => arrivals::measure(effort),
             Self::Closing => closing::measure(effort.rounds),

@@ -1,10 +1,14 @@
 //! An id a request.
+//!
+//! The service of the row `changed` runs all the time, in windows of a minute, as in `compare`: each measurement starts at the
+//! same moment of a window, with an empty sketch.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::Effort;
+use crate::compare::{SECONDS, wait_for_a_minute};
 use crate::report::{Target, head, line, median, ratio};
 use crate::subjects::Kind;
 use crate::wrk::{self, Load, Sample};
@@ -56,8 +60,16 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
             println!("left out: {}, which is not installed", peer.name());
         }
     }
+    let changed = Kind::CHANGED.start(false);
+    wrk::measure(&changed, Load::new(WARM_UP, SEEDS))?;
     for round in 0..effort.rounds {
         for row in &mut rows {
+            if row.kind == Kind::CHANGED {
+                wait_for_a_minute();
+                let duration = effort.duration.min(Duration::from_secs(SECONDS));
+                row.samples.push(wrk::measure(&changed, Load::new(duration, round))?);
+                continue;
+            }
             let subject = row.kind.start(false);
             if matches!(row.kind, Kind::WARM | Kind::WARM_COUNTERS) {
                 wrk::measure(&subject, Load::new(WARM_UP, round + SEEDS))?;
@@ -77,6 +89,7 @@ fn show(rows: &[Row]) -> Value {
         "p99 / no-op",
         "CPU, µs",
         "requests a second",
+        "ids that changed it",
     ];
     head("an id a request", &columns);
     let noop = &rows[0];
@@ -94,6 +107,7 @@ fn show(rows: &[Row]) -> Value {
                 format!("{:.2}", ratio(|sample| sample.p99_micros)),
                 format!("{:.2}", median(|sample| sample.cpu_micros)),
                 format!("{rate:.0}{}", if rate < AT_LEAST_A_SECOND { " MISSED" } else { "" }),
+                format!("{:.0} %", 100.0 * median(|sample| sample.share_changed)),
             ],
         );
         figures.push(json!({ "row": row.kind.name(), "samples": row.samples }));

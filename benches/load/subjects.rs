@@ -241,9 +241,14 @@ pub struct Subject {
 impl Subject {
     /// User and system time of all its processes so far.
     pub fn cpu(&self) -> Duration {
+        self.pids().concat().into_iter().map(cpu_of).sum()
+    }
+
+    /// Its own processes, and those of Redis.
+    pub fn pids(&self) -> [Vec<u32>; 2] {
         let own = self.processes.iter().flat_map(|process| with_children(process.0.id()));
         let servers = self.redis.iter().chain(&self.others).map(|redis| redis.process.0.id());
-        own.chain(servers).map(cpu_of).sum()
+        [own.collect(), servers.collect()]
     }
 
     /// Checks that the subject counted what was sent: the ids of `requests`, and of up to `more` that were under way. The
@@ -334,13 +339,17 @@ fn with_children(pid: u32) -> Vec<u32> {
 
 /// User and system time of a process so far.
 pub fn cpu_of(pid: u32) -> Duration {
+    times_of(pid).into_iter().sum()
+}
+
+/// The user time, and the system time, of a process so far.
+pub fn times_of(pid: u32) -> [Duration; 2] {
     /// The kernel's ticks in /proc: a hundred a second on every machine.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");
     // The name may have spaces, so start after it. User and system time are fields twelve and thirteen from there.
-    let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
-    let ticks: u32 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("ticks")).sum();
-    TICK * ticks
+    let mut fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11);
+    [(); 2].map(|()| TICK * fields.next().and_then(|ticks| ticks.parse().ok()).expect("ticks"))
 }
 
 /// Processes of the service that count together.
