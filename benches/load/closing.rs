@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::open_loop::{self, Answered};
+use crate::open_loop::{self, Answered, Latencies};
 use crate::report::{Target, head, line, median};
 use crate::subjects::{Counter, Request, Service, Subject};
 use crate::support::process::headcount;
@@ -31,14 +31,15 @@ const CALM: Duration = Duration::from_secs(2);
 /// The last request that fills a window ends this long before the window does.
 const BEFORE_THE_END: Duration = Duration::from_millis(500);
 
-/// The end of a filled window.
-struct Close {
-    ended: Instant,
-    seconds_of_filling: f64,
+/// The end of a window.
+pub struct Close {
+    pub ended: Instant,
     /// From the end until the count could be read.
-    millis: f64,
+    pub millis: f64,
     /// Bytes of resident memory at the end.
-    resident: u64,
+    pub resident: u64,
+    /// Bytes that Redis used at the end.
+    pub of_redis: f64,
 }
 
 /// A round is a quiet window, and a filled one.
@@ -79,6 +80,12 @@ pub fn next_start(window: Duration) -> Instant {
     Instant::now() + WARM_UP + window.saturating_sub(into)
 }
 
+/// The start of the running window, in seconds since 1970.
+pub fn start_of_running(window: Duration) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    now / window.as_secs() * window.as_secs()
+}
+
 /// Bodies with all ids of a window. The counters come in turn, as they do when many clients name them.
 pub fn bodies() -> Vec<String> {
     let mut ids = SplitMix(1);
@@ -93,25 +100,30 @@ pub fn bodies() -> Vec<String> {
     (0..COUNTERS * IDS_A_COUNTER).step_by(IDS_A_BODY).map(&mut body).collect()
 }
 
-/// Fills the window that began at `begun`, and waits for its close.
-fn fill_and_close(subject: &Subject, bodies: &[String], begun: Instant) -> Result<Close, String> {
-    let ended = begun + WINDOW;
+/// Fills the window that began at `begun`, and waits for its close. The figure is how many seconds it took to fill.
+fn fill_and_close(subject: &Subject, bodies: &[String], begun: Instant) -> Result<(f64, Close), String> {
     sleep_until(begun + CLOSE);
     let began_to_fill = Instant::now();
     fill(subject, bodies.iter())?;
-    if Instant::now() + BEFORE_THE_END > ended {
-        return Err("it took too long to fill the window: the machine is busy".to_owned());
-    }
     let seconds_of_filling = began_to_fill.elapsed().as_secs_f64();
-    sleep_until(begun + WINDOW.saturating_sub(BEFORE_THE_END));
-    let (resident, before) = (subject.resident(), last_closed(subject));
+    let close = close(subject, begun + WINDOW)?;
+    // A list of all counters takes long.
+    sleep_until(close.ended + CLOSE);
+    check_counters(subject, COUNTERS)?;
+    Ok((seconds_of_filling, close))
+}
+
+/// Waits for the end of a window, and until its count can be read.
+pub fn close(subject: &Subject, ended: Instant) -> Result<Close, String> {
+    if Instant::now() + BEFORE_THE_END > ended {
+        return Err("what came before the end of the window took too long: the machine is busy".to_owned());
+    }
+    sleep_until(ended.checked_sub(BEFORE_THE_END).expect("after the start"));
+    let (resident, of_redis, before) = (subject.resident(), subject.memory_of_redis(), last_closed(subject));
     sleep_until(ended);
     wait_blocking("the count of the window", || last_closed(subject) != before);
     let millis = ended.elapsed().as_secs_f64() * 1e3;
-    // A list of all counters takes long.
-    sleep_until(ended + CLOSE);
-    check_counters(subject)?;
-    Ok(Close { ended, seconds_of_filling, millis, resident })
+    Ok(Close { ended, millis, resident, of_redis })
 }
 
 pub fn sleep_until(time: Instant) {
@@ -139,38 +151,35 @@ pub fn last_closed(subject: &Subject) -> Value {
 
 /// Checks that all counters had a place in the last closed window. An instance that did not count them learns them a moment after
 /// the total.
-pub fn check_counters(subject: &Subject) -> Result<(), String> {
+pub fn check_counters(subject: &Subject, counters: usize) -> Result<(), String> {
     let list = || service::json(subject.address, "/api/verve/counters?limit=1");
     let closed = last_closed(subject);
     wait_blocking("the counters of the window", || list()["timestamp"] == closed);
     let list = list();
-    let right = list["total_counters"] == COUNTERS && list["complete"] == true;
+    let right = list["total_counters"] == counters && list["complete"] == true;
     if right {
         Ok(())
     } else {
-        Err(format!("the closed window has not {COUNTERS} complete counters: {list}"))
+        Err(format!("the closed window has not {counters} complete counters: {list}"))
     }
 }
 
-fn check_accepted(subject: &Subject, sent: usize) -> Result<(), String> {
+pub fn check_accepted(subject: &Subject, sent: usize) -> Result<(), String> {
     let accepted = service::accepted(subject.address);
     if accepted == sent as u64 { Ok(()) } else { Err(format!("{accepted} ids were accepted, not {sent}")) }
 }
 
 /// In milliseconds, of the requests that were due in a period.
 pub fn p99(answered: &[Answered], from: Instant, to: Instant) -> f64 {
-    let due = answered.iter().filter(|answered| (from..to).contains(&answered.due));
-    let mut micros: Vec<_> = due.map(|answered| answered.micros).collect();
-    micros.sort_unstable();
-    f64::from(micros[micros.len() * 99 / 100]) / 1e3
+    Latencies::of(answered, &(from..to)).millis(990)
 }
 
-/// `quiet` has the starts of the quiet windows.
-fn show(closes: &[Close], quiet: &[Instant], answered: &[Answered], resident: u64) -> Value {
-    let of = |figure: fn(&Close) -> f64| closes.iter().map(figure).collect::<Vec<_>>();
-    let (to_count, filling) = (of(|close| close.millis), of(|close| close.seconds_of_filling));
-    let megabytes = of(|close| close.resident as f64 / 1e6);
-    let ends = closes.iter().map(|close| close.ended);
+/// `quiet` has the starts of the quiet windows. A filled one has the seconds that it took to fill.
+fn show(closes: &[(f64, Close)], quiet: &[Instant], answered: &[Answered], resident: u64) -> Value {
+    let of = |figure: fn(&Close) -> f64| closes.iter().map(|(_, close)| figure(close)).collect::<Vec<_>>();
+    let (to_count, megabytes) = (of(|close| close.millis), of(|close| close.resident as f64 / 1e6));
+    let filling: Vec<_> = closes.iter().map(|(seconds, _)| *seconds).collect();
+    let ends = closes.iter().map(|(_, close)| close.ended);
     let after_filled: Vec<_> = ends.map(|end| p99(answered, end, end + CLOSE)).collect();
     let ends = quiet.iter().map(|start| *start + WINDOW);
     let after_quiet: Vec<_> = ends.map(|end| p99(answered, end, end + CLOSE)).collect();

@@ -6,11 +6,13 @@
 
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::closing::{bodies, check_counters, fill, last_closed, next_start, p99, sleep_until};
+use crate::closing::{
+    COUNTERS, bodies, check_counters, fill, last_closed, next_start, p99, sleep_until, start_of_running,
+};
 use crate::open_loop;
 use crate::report::{Target, head, line, median};
 use crate::slow_log;
@@ -113,18 +115,12 @@ fn fill_and_close(
     }
     let seconds_of_filling = began_to_fill.elapsed().as_secs_f64();
     sleep_until(ended.checked_sub(Duration::from_secs(1)).expect("after the start"));
-    let (before, start) = (last_closed(&subjects[0]), start_of_running());
+    let (before, start) = (last_closed(&subjects[0]), start_of_running(WINDOW));
     sleep_until(ended);
     wait_blocking("the count of the window", || last_closed(&subjects[0]) != before);
     let to_count = ended.elapsed().as_secs_f64();
     wait_blocking("the window in Kafka", || tail.last() >= Some(start));
     let to_kafka = ended.elapsed().as_secs_f64();
-    check_counters(&subjects[0])?;
+    check_counters(&subjects[0], COUNTERS)?;
     Ok(Close { seconds_of_filling, to_count, to_kafka })
-}
-
-/// The start of the running window, in seconds since 1970.
-fn start_of_running() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    now / WINDOW.as_secs() * WINDOW.as_secs()
 }

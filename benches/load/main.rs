@@ -25,6 +25,7 @@ mod compare;
 mod footprint;
 mod growth;
 mod lines;
+mod many_counters;
 mod open_loop;
 mod profile;
 mod ranges;
@@ -37,7 +38,9 @@ mod slow_log;
 mod subjects;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
+mod tail;
 mod wrk;
+mod zipf;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -87,6 +90,10 @@ enum Part {
     Bulk,
     /// Latency at a fixed rate of arrivals, half of the no-op's maximum
     Arrivals,
+    /// The slowest requests over a window's end, a roll-up and lost connections to Redis
+    Tail,
+    /// What 1, 1 000 and 100 000 counters cost
+    Counters,
     /// The close of a window with many counters
     Closing,
     /// The same of three instances, through Redis and Kafka
@@ -123,6 +130,8 @@ impl Part {
             Self::Profile => profile::measure(effort),
             Self::Bulk => bulk::measure(effort),
             Self::Arrivals => arrivals::measure(effort),
+            Self::Tail => tail::measure(effort),
+            Self::Counters => many_counters::measure(effort),
             Self::Closing => closing::measure(effort.rounds),
             Self::ClosingTogether => closing_together::measure(effort.rounds),
             Self::Sizing => sizing::measure(),

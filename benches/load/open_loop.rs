@@ -18,13 +18,38 @@ use crate::subjects::Subject;
 use crate::support::SplitMix;
 
 const CONNECTIONS: usize = 64;
-const IDS: u64 = 1_000_000;
+/// The ids are drawn from so many, from 0 on.
+pub const IDS: u64 = 1_000_000;
 
 /// A request: when it was due, and how long after that its answer came.
 #[derive(Debug, Clone, Copy)]
 pub struct Answered {
     pub due: Instant,
     pub micros: u32,
+}
+
+/// About how many different ids these requests had.
+pub fn unique(answered: &[Answered], due: &Range<Instant>) -> f64 {
+    let requests = answered.iter().filter(|answered| due.contains(&answered.due)).count();
+    -(IDS as f64) * (-(requests as f64) / IDS as f64).exp_m1()
+}
+
+/// How long requests took, in microseconds, the shortest first.
+pub struct Latencies(Vec<u32>);
+
+impl Latencies {
+    /// Of the requests that were due in this period.
+    pub fn of(answered: &[Answered], due: &Range<Instant>) -> Self {
+        let answered = answered.iter().filter(|answered| due.contains(&answered.due));
+        let mut micros: Vec<_> = answered.map(|answered| answered.micros).collect();
+        micros.sort_unstable();
+        Self(micros)
+    }
+
+    /// The milliseconds that so many of a thousand requests took at most.
+    pub fn millis(&self, of_a_thousand: usize) -> f64 {
+        f64::from(self.0[self.0.len() * of_a_thousand / 1000]) / 1e3
+    }
 }
 
 /// A connection with at most one request under way, and the times of those that wait for it.
@@ -48,7 +73,9 @@ pub fn send(subject: &Subject, rate: f64, time: Range<Instant>, seed: u64) -> Re
         lanes.push(Lane { stream, under_way: None, waiting: VecDeque::new() });
     }
     let (Range { start, end }, between) = (time, Duration::from_secs_f64(1.0 / rate));
-    let mut client = Client { subject, ids: SplitMix(seed), answered: Vec::new() };
+    // A list that grows would hold up the client.
+    let answered = Vec::with_capacity(((end - start).as_secs_f64() * rate) as usize + 1);
+    let mut client = Client { subject, ids: SplitMix(seed), answered };
     let mut events = [const { MaybeUninit::uninit() }; CONNECTIONS];
     let mut arrivals = 0_u32;
     loop {

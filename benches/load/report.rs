@@ -17,6 +17,11 @@ pub fn ratio(values: &[f64], base: &[f64]) -> f64 {
     median(values.iter().zip(base).map(|(value, base)| value / base).collect())
 }
 
+/// The median of the differences within each round.
+pub fn difference(values: &[f64], base: &[f64]) -> f64 {
+    median(values.iter().zip(base).map(|(value, base)| value - base).collect())
+}
+
 /// The target of a figure.
 #[derive(Debug, Clone, Copy)]
 pub enum Target {

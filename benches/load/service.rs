@@ -36,6 +36,14 @@ pub fn unique_of(address: SocketAddr, counter: &str) -> Option<f64> {
     if answer["counter"] == counter { current(&answer) } else { None }
 }
 
+/// The different ids of the last closed window, which has to be complete. `query` may name a counter, `?counter=campaign-1`.
+pub fn last(address: SocketAddr, query: &str) -> Result<f64, String> {
+    let answer = json(address, &format!("/api/verve/unique{query}"));
+    let last = &answer["last"];
+    let complete = last["unique_request_count"].as_f64().filter(|_| last["complete"] == true);
+    complete.ok_or_else(|| format!("the last closed window is not complete: {answer}"))
+}
+
 fn current(answer: &Value) -> Option<f64> {
     answer["current"]["unique_request_count"].as_f64()
 }

@@ -20,7 +20,6 @@ use crate::subjects::{Counter, Service, Subject, cpu_of};
 use crate::support::free_port;
 use crate::support::kafka::{Kafka, namespace};
 use crate::support::process::headcount;
-use crate::support::redis::Redis;
 
 const REQUESTS_A_SECOND: f64 = 1e6 / 60.0;
 /// Not measured: connections are new, memory is cold.
@@ -83,9 +82,8 @@ fn needs_of(subject: &Subject, kafka: &Kafka, namespace: &str) -> Result<[f64; 6
 }
 
 fn needs_while(time: Range<Instant>, subject: &Subject, kafka: &Kafka, namespace: &str) -> [f64; 6] {
-    let redis = subject.redis.as_ref();
     let cpu = || {
-        let of_redis = redis.map_or(0.0, |redis| cpu_of(redis.process.0.id()).as_secs_f64());
+        let of_redis = subject.cpu_of_redis().as_secs_f64();
         [subject.cpu().as_secs_f64() - of_redis, of_redis, cpu_of(kafka.process.0.id()).as_secs_f64()]
     };
     let written = || bytes_of(kafka, &format!("{namespace}.")) as f64;
@@ -99,16 +97,9 @@ fn needs_while(time: Range<Instant>, subject: &Subject, kafka: &Kafka, namespace
         cores(1),
         cores(2),
         subject.resident() as f64 / 1e6,
-        redis.map_or(0.0, |redis| used_memory(redis) / 1e6),
+        subject.memory_of_redis() / 1e6,
         (written() - written_before) / 1e3,
     ]
-}
-
-/// The memory that Redis has allocated for data and clients, in bytes.
-fn used_memory(redis: &Redis) -> f64 {
-    let info: redis::InfoDict =
-        redis::cmd("INFO").arg("memory").query(&mut redis.connect()).expect("an answer");
-    info.get("used_memory").expect("a number")
 }
 
 /// How many bytes of records Kafka has written to topics whose names begin so.

@@ -11,6 +11,7 @@ use crate::service;
 use crate::support::process::{Process, headcount};
 use crate::support::redis::{Flavour, Redis};
 use crate::support::{free_port, wait_blocking};
+use crate::zipf::Zipf;
 
 const CHANGED: &[&str] = &["--redis-writes", "changed"];
 const ACCEPT: &str = "/api/verve/accept";
@@ -35,6 +36,8 @@ pub struct Request {
     pub bulk: u64,
     /// A GET names one of so many counters.
     pub counters: u64,
+    /// How uneven their shares are, by Zipf's law. Only wrk draws them so.
+    pub skew: f64,
     /// How many different ids there are.
     pub ids: u64,
     /// The body that every answer has.
@@ -43,7 +46,15 @@ pub struct Request {
 
 impl Request {
     pub fn one() -> Self {
-        Self { prefix: format!("{ACCEPT}?id="), first: 0, bulk: 0, counters: 0, ids: IDS, answer: "ok" }
+        Self {
+            prefix: format!("{ACCEPT}?id="),
+            first: 0,
+            bulk: 0,
+            counters: 0,
+            skew: 1.0,
+            ids: IDS,
+            answer: "ok",
+        }
     }
 
     fn many() -> Self {
@@ -244,11 +255,26 @@ impl Subject {
         self.pids().concat().into_iter().map(cpu_of).sum()
     }
 
+    /// The same of its Redis servers alone.
+    pub fn cpu_of_redis(&self) -> Duration {
+        let [_, servers] = self.pids();
+        servers.into_iter().map(cpu_of).sum()
+    }
+
     /// Its own processes, and those of Redis.
     pub fn pids(&self) -> [Vec<u32>; 2] {
         let own = self.processes.iter().flat_map(|process| with_children(process.0.id()));
         let servers = self.redis.iter().chain(&self.others).map(|redis| redis.process.0.id());
         [own.collect(), servers.collect()]
+    }
+
+    /// The memory that its Redis has allocated for data and clients, in bytes. 0 without Redis.
+    pub fn memory_of_redis(&self) -> f64 {
+        self.redis.as_ref().map_or(0.0, |redis| {
+            let mut ask = redis::cmd("INFO");
+            let info: redis::InfoDict = ask.arg("memory").query(&mut redis.connect()).expect("an answer");
+            info.get("used_memory").expect("a number")
+        })
     }
 
     /// Checks that the subject counted what was sent: the ids of `requests`, and of up to `more` that were under way. The
@@ -290,7 +316,7 @@ impl Subject {
         }
         // Another build may have no counters: it ignores the parameter.
         let Some(unique) = service::unique_of(self.address, "campaign-1") else { return Ok(()) };
-        let share = 1.0 / (1..=self.request.counters).map(|k| 1.0 / k as f64).sum::<f64>();
+        let share = Zipf { counters: self.request.counters, skew: self.request.skew }.first_share();
         let off = STANDARD_ERRORS / (requests[0] * share).sqrt();
         let [least, most] = requests.map(|requests| requests * share);
         check_unique(unique, [least * (1.0 - off), most * (1.0 + off)], self.request.ids)
@@ -315,7 +341,11 @@ impl Subject {
 /// Checks the number of different ids among so many random ones, from the least to the most.
 fn check_unique(unique: f64, draws: [f64; 2], ids: u64) -> Result<(), String> {
     let ids = ids as f64;
-    let [least, most] = draws.map(|draws| -ids * (-draws / ids).exp_m1());
+    check_between(unique, draws.map(|draws| -ids * (-draws / ids).exp_m1()))
+}
+
+/// Checks the count of so many different ids, from the least to the most.
+pub fn check_between(unique: f64, [least, most]: [f64; 2]) -> Result<(), String> {
     let off = STANDARD_ERRORS * 0.0081;
     if (least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
         Ok(())

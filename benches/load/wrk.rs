@@ -33,6 +33,8 @@ pub struct Sample {
     pub requests: u64,
     /// User and system time of all processes of the subject, including Redis, for each request.
     pub cpu_micros: f64,
+    /// The part of Redis in it.
+    pub redis_cpu_micros: f64,
     pub requests_per_second: f64,
     pub p50_micros: f64,
     pub p99_micros: f64,
@@ -60,9 +62,9 @@ struct Report {
 pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     let length = length_of_answer(subject)?;
     let [accepted, changed] = subject.accepted_and_changed();
-    let cpu_before = subject.cpu();
+    let before = [subject.cpu(), subject.cpu_of_redis()];
     let report = wrk(subject, load)?;
-    let cpu = subject.cpu().saturating_sub(cpu_before);
+    let after = [subject.cpu(), subject.cpu_of_redis()];
     let Report { requests, bytes, refused, broken, .. } = report;
     if refused + broken > 0 {
         return Err(format!("{refused} answers were refusals, {broken} connections broke"));
@@ -74,10 +76,12 @@ pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     }
     subject.check_count(requests, load.connections, accepted)?;
     let share_changed = share(subject.accepted_and_changed(), [accepted, changed]);
+    let micros = |of: usize| after[of].saturating_sub(before[of]).as_secs_f64() * 1e6 / requests as f64;
     Ok(Sample {
         share_changed,
         requests,
-        cpu_micros: cpu.as_secs_f64() * 1e6 / requests as f64,
+        cpu_micros: micros(0),
+        redis_cpu_micros: micros(1),
         requests_per_second: requests as f64 / (report.micros as f64 / 1e6),
         p50_micros: report.p50,
         p99_micros: report.p99,
@@ -90,7 +94,7 @@ fn share([accepted, changed]: [u64; 2], before: [u64; 2]) -> f64 {
 
 fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
     let threads = load.connections.min(2);
-    let Request { prefix, bulk, first, counters, ids, .. } = &subject.request;
+    let Request { prefix, bulk, first, counters, skew, ids, .. } = &subject.request;
     let output = Command::new("wrk")
         .args(["-t", &threads.to_string(), "-c", &load.connections.to_string()])
         .args(["-d", &format!("{}s", load.duration.as_secs()), "--timeout", "10s"])
@@ -98,7 +102,7 @@ fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
         .arg("--")
         .arg(prefix)
         .args([bulk, &load.seed, first, counters].map(u64::to_string))
-        .args(["1", &ids.to_string()])
+        .args([skew.to_string(), ids.to_string()])
         .output()
         .map_err(|error| format!("wrk does not start: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
