@@ -89,41 +89,53 @@ fn read_any<I: Id>(
 /// Reads an object as nearly all programs write it: first the id, without a comma in it, and then names without escapes. A
 /// reader of JSON takes three times as long, and is asked about everything else. So `None` does not mean that it is wrong.
 fn read_usual<I: Id>(element: &[u8], counters: &ListCounters) -> Option<(I, CounterNames<'static>)> {
-    let mut rest = element;
-    for token in [&b"{"[..], b"\"id\"", b":"] {
-        rest = after(token, rest)?;
-    }
-    let (id, mut rest) = rest.split_at(memchr(b',', rest)?);
+    let rest = after(br#"{"id":"#, element)?;
+    let (id, rest) = rest.split_at(memchr(b',', rest)?);
     let id = I::parse_json(trim_json(id)).ok()?;
-    for token in [&b","[..], b"\"counters\"", b":", b"[", b"\""] {
-        rest = after(token, rest)?;
-    }
-    let mut joined = counters.of_all.clone();
+    let mut names =
+        if counters.of_all.is_empty() { CounterNames::default() } else { counters.of_all.clone() };
+    let mut rest = after(br#","counters":[""#, rest)?;
     loop {
         let (name, behind) = rest.split_at(memchr(b'"', rest)?);
         // It has no escape and no control character: a name must not.
-        counters.add(str::from_utf8(name).ok()?.into(), &mut joined).ok()?;
-        rest = after(b"\"", behind)?;
-        match after(b",", rest) {
-            Some(next) => rest = after(b"\"", next)?,
-            None => break,
+        counters.add(str::from_utf8(name).ok()?.into(), &mut names).ok()?;
+        let behind = &behind[1..];
+        match after(br#",""#, behind) {
+            Some(next) => rest = next,
+            None => return trim_json_start(after(b"]}", behind)?).is_empty().then_some((id, names)),
         }
     }
-    for token in [b"]", b"}"] {
-        rest = after(token, rest)?;
-    }
-    trim_json(rest).is_empty().then_some((id, joined))
 }
 
-/// What follows a token and white space before it.
+/// What follows `tokens`, whose strings are in quotes. There may be white space before a token, but nearly never is.
 #[inline]
-fn after<'a>(token: &[u8], text: &'a [u8]) -> Option<&'a [u8]> {
-    text.strip_prefix(token).or_else(|| trim_json(text).strip_prefix(token))
+fn after<'a>(tokens: &[u8], text: &'a [u8]) -> Option<&'a [u8]> {
+    text.strip_prefix(tokens).or_else(|| after_spaced(tokens, text))
+}
+
+fn after_spaced<'a>(tokens: &[u8], mut text: &'a [u8]) -> Option<&'a [u8]> {
+    let mut is_in_quotes = false;
+    for byte in tokens {
+        if !is_in_quotes {
+            text = trim_json_start(text);
+        }
+        text = text.strip_prefix(&[*byte])?;
+        is_in_quotes ^= *byte == b'"';
+    }
+    Some(text)
+}
+
+fn trim_json_start(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = text {
+        text = rest;
+    }
+    text
 }
 
 /// Without the white space of JSON around it.
-pub(super) fn trim_json(mut text: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] = text {
+pub(super) fn trim_json(text: &[u8]) -> &[u8] {
+    let mut text = trim_json_start(text);
+    while let [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] = text {
         text = rest;
     }
     text

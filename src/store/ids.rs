@@ -26,11 +26,17 @@ impl Ids {
         }
     }
 
-    /// True when the id changed anything.
-    pub(super) fn add(&self, id: &[u8]) -> bool {
+    /// Adds ids. Returns how many changed anything.
+    pub(super) fn add(&self, ids: &[impl AsRef<[u8]>]) -> usize {
+        let ids = ids.iter().map(AsRef::as_ref);
         match self {
-            Self::Hll { shards, sketches } => sketches[shards.of(id)].add(id),
-            Self::Exact(ids) => ids.insert(id),
+            // Kept short, because most services have one shard.
+            Self::Hll { sketches, .. } if sketches.len() == 1 => {
+                let sketch = &sketches[0];
+                ids.filter(|id| sketch.add(id)).count()
+            }
+            Self::Hll { shards, sketches } => ids.filter(|id| sketches[shards.of(id)].add(id)).count(),
+            Self::Exact(set) => ids.filter(|id| set.insert(id)).count(),
         }
     }
 

@@ -266,7 +266,7 @@ impl MemoryStore {
 
 impl OpenWindow {
     fn add<I: Id>(&self, ids: &[I], counters: &CounterNames<'_>) -> Added {
-        let changed = ids.iter().filter(|id| self.ids.add(id.as_ref())).count();
+        let changed = self.ids.add(ids);
         // Ordered before the seal by the lock of the table.
         self.accepted.fetch_add(ids.len() as u64, Ordering::Relaxed);
         let overflow = match &self.counters {

@@ -93,14 +93,19 @@ impl<'a, I: ListedId> Elements<'a, I> {
         }
     }
 
-    /// The next element, if it is an id that is read quickly.
+    /// Takes up to `most` of the next elements, as long as they are ids that are read quickly.
+    ///
+    /// The text stays in a register: in `self`, each id would wait for the one before to be stored and loaded again.
     #[expect(clippy::inline_always, reason = "measured: it is a third of what an id costs")]
     #[inline(always)]
-    pub(super) fn next_id(&mut self) -> Option<I> {
-        let text = self.rest?;
-        let (id, len) = I::parse_up_to(self.separator()?, text)?;
-        self.rest = Some(&text[len + 1..]);
-        Some(id)
+    pub(super) fn take_ids(&mut self, most: usize, mut take: impl FnMut(I)) {
+        let (Some(separator), Some(mut text)) = (self.separator(), self.rest) else { return };
+        for _ in 0..most {
+            let Some((id, len)) = I::parse_up_to(separator, text) else { break };
+            text = &text[len + 1..];
+            take(id);
+        }
+        self.rest = Some(text);
     }
 
     /// The next element of a JSON array in which a comma may be inside an element. It is kept out of the loop over lines, which

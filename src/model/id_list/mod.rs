@@ -176,10 +176,10 @@ impl<I: ListedId> ListOf<I> {
         }
         let Some(text) = &self.rest else { return };
         let mut elements = Elements::<I>::at(self.notation, Some(text));
-        while piece.ids.len() < PIECE {
-            if let Some(id) = elements.next_id() {
-                piece.ids.push(id);
-                continue;
+        loop {
+            elements.take_ids(PIECE - piece.ids.len(), |id| piece.ids.push(id));
+            if piece.ids.len() == PIECE {
+                break;
             }
             let Some(element) = elements.next() else { break };
             // Each branch adds the id itself: a value that both branches return would be copied once more.
@@ -228,10 +228,7 @@ impl<I: ListedId> Check<I> {
     #[inline]
     fn quick_ones<'a>(&mut self, elements: &mut Elements<'a, I>) -> Option<&'a [u8]> {
         loop {
-            if let Some(id) = elements.next_id() {
-                self.keep(id);
-                continue;
-            }
+            elements.take_ids(usize::MAX, |id| self.keep(id));
             let element = elements.next()?;
             match I::parse_quickly(element) {
                 Some(id) => self.keep(id),
