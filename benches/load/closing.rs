@@ -146,7 +146,7 @@ pub fn fill<'a>(subject: &Subject, bodies: impl Iterator<Item = &'a String>) -> 
 
 /// When the last closed window began. Its counters can be read at once: the service notes them first.
 pub fn last_closed(subject: &Subject) -> Value {
-    service::json(subject.address, "/api/verve/unique")["last"]["timestamp"].take()
+    service::counts(subject.address, "")["last"]["timestamp"].take()
 }
 
 /// Checks that all counters had a place in the last closed window. An instance that did not count them learns them a moment after

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
-use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::support::wait_blocking;
 
 pub fn accepted(address: SocketAddr) -> u64 {
     total(address, "headcount_accepted_ids_total")
@@ -20,14 +20,18 @@ pub fn total(address: SocketAddr, name: &str) -> u64 {
 
 /// The different ids of the running window so far.
 pub fn unique(address: SocketAddr) -> f64 {
+    current(&counts(address, "")).expect("a count")
+}
+
+/// The counts of the running window and of the last closed one. `query` may name a counter, `?counter=campaign-1`.
+pub fn counts(address: SocketAddr, query: &str) -> Value {
+    let mut answer = Value::Null;
     // On a busy machine Redis may have been away for a moment. Then the service has no count yet.
-    for _ in 0..100 {
-        if let Some(count) = current(&json(address, "/api/verve/unique")) {
-            return count;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    panic!("{address} has had no count for ten seconds");
+    wait_blocking("a count", || {
+        answer = json(address, &format!("/api/verve/unique{query}"));
+        answer.is_object()
+    });
+    answer
 }
 
 /// The same of a counter. None if this build has no counters.
@@ -36,9 +40,9 @@ pub fn unique_of(address: SocketAddr, counter: &str) -> Option<f64> {
     if answer["counter"] == counter { current(&answer) } else { None }
 }
 
-/// The different ids of the last closed window, which has to be complete. `query` may name a counter, `?counter=campaign-1`.
+/// The different ids of the last closed window, which has to be complete. `query` is that of [`counts`].
 pub fn last(address: SocketAddr, query: &str) -> Result<f64, String> {
-    let answer = json(address, &format!("/api/verve/unique{query}"));
+    let answer = counts(address, query);
     let last = &answer["last"];
     let complete = last["unique_request_count"].as_f64().filter(|_| last["complete"] == true);
     complete.ok_or_else(|| format!("the last closed window is not complete: {answer}"))

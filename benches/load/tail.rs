@@ -62,9 +62,9 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
     });
     let (answered, rounds) = (answered?, rounds?);
     check_accepted(&subject, answered.len() + rounds.len() * IDS as usize)?;
-    for event in rounds.iter().flatten() {
+    for (event, name) in rounds.iter().flat_map(|events| events.iter().zip(EVENTS)) {
         let unique = event.in_bulk as f64 + open_loop::unique(&answered, &event.window);
-        check_between(event.unique, [unique; 2])?;
+        check_between(event.unique, [unique; 2]).map_err(|error| format!("{name}: {error}"))?;
     }
     Ok(show(&rounds, &answered, rate))
 }

@@ -205,9 +205,8 @@ fn add_other<I: ListedId>(
     element: &[u8],
 ) -> Result<(), InvalidElement> {
     if format != ListFormat::Lines && is_object(element) {
-        let (id, names) = read_object(element, counters)?;
-        piece.named.push((piece.ids.len(), names));
-        piece.ids.push(id);
+        let names = read_object(element, counters, &mut piece.ids)?;
+        piece.named.push((piece.ids.len() - 1, names));
     } else {
         piece.ids.push(I::parse_element(format, element)?);
     }

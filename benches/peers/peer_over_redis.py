@@ -1,0 +1,109 @@
+"""webdis, and nginx with Lua: an HTTP server in front of Redis, an id a request, one `PFADD` of the counter's key each.
+
+Both are set up as in benches/load: two threads or workers, because there are two cores, and connections to Redis that stay
+open. What they keep is what Redis keeps, so memory, error and questions are those of Redis.
+"""
+
+import json
+import pathlib
+import shutil
+
+from one_a_request import Load
+from peer_redis import ERROR
+from servers import Redis, Servers, free_port
+
+MODULES = pathlib.Path("/usr/lib/nginx/modules")
+LUA_REDIS = pathlib.Path("/usr/share/lua/5.1/nginx/redis.lua")
+
+NGINX = """
+load_module %(modules)s/ndk_http_module.so;
+load_module %(modules)s/ngx_http_lua_module.so;
+daemon off;
+worker_processes 2;
+user root root;
+pid nginx.pid;
+error_log error.log;
+events { worker_connections 8192; }
+http {
+  access_log off;
+  keepalive_requests 1000000000;
+  client_body_temp_path body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+  lua_socket_pool_size 128;
+  init_by_lua_block { redis = require 'nginx.redis' }
+  server {
+    listen 127.0.0.1:%(port)d backlog=4096;
+    default_type text/plain;
+    location = /api/verve/accept {
+      content_by_lua_block {
+        local id, counter = ngx.var.arg_id, ngx.var.arg_counter
+        if not id or not counter or not ngx.re.find(id, [[^-?\\d+$]], 'jo') then
+          ngx.status = 400
+          return ngx.print('failed')
+        end
+        local connection = redis:new()
+        connection:set_timeout(350)
+        local added = connection:connect('127.0.0.1', %(redis)d) and connection:pfadd(counter, id)
+        if not added then
+          ngx.status = 503
+          return ngx.print('failed')
+        end
+        connection:set_keepalive(10000, 128)
+        ngx.header.content_length = 2
+        ngx.print('ok')
+      }
+    }
+  }
+}
+"""
+
+
+class OverRedis:
+    def prepare(self, work):
+        self.work = work
+
+    def measure(self, result):
+        with Servers() as servers:
+            redis = servers.redis()
+            load = Load(servers, *self.start(servers, redis))
+            speed = load.send(self.work)
+            with Redis(redis) as connection:
+                counts = {name: connection.ask("PFCOUNT", name) for name in self.work.pairs.exact}
+                load.check_counts(connection.ask("PFCOUNT", *counts), counts, ERROR, self.row)
+            result.speed(f"{self.row}, an id a request", speed)
+
+    def sizes(self, result):
+        """Those of Redis."""
+
+
+class Webdis(OverRedis):
+    key, row = "webdis", "webdis"
+
+    def left_out(self):
+        return None if shutil.which("webdis") else "webdis is not installed"
+
+    def start(self, servers, redis):
+        port, file = free_port(), servers.place / "webdis.json"
+        file.write_text(json.dumps({
+            "redis_host": "127.0.0.1", "redis_port": redis, "http_host": "127.0.0.1", "http_port": port, "threads": 2,
+            "pool_size": 10, "daemonize": False, "websockets": False, "database": 0, "verbosity": 0,
+            "logfile": str(servers.place / "webdis.log"), "acl": [{"enabled": ["PFADD"]}]}))
+        servers.start(port, "webdis", file)
+        return port, "/PFADD/COUNTER/ID", b'{"PFADD":1}'
+
+
+class Nginx(OverRedis):
+    key, row = "nginx", "nginx with Lua"
+
+    def left_out(self):
+        there = shutil.which("nginx") and (MODULES / "ngx_http_lua_module.so").exists() and LUA_REDIS.exists()
+        return None if there else "nginx, its Lua module or lua-nginx-redis is not installed"
+
+    def start(self, servers, redis):
+        port = free_port()
+        (servers.place / "nginx.conf").write_text(NGINX % {"modules": MODULES, "port": port, "redis": redis})
+        servers.start(port, "nginx", "-p", servers.place, "-c", "nginx.conf", "-e", "error.log")
+        return port, "/api/verve/accept?id=ID&counter=COUNTER", b"ok"
