@@ -19,7 +19,7 @@ use crate::subjects::{Kind, Subject};
 use crate::wrk::{self, Load, Sample};
 
 const OF_A_DAY: [&str; 2] = ["--window", "24h"];
-const OF_A_MINUTE: [&str; 2] = ["--window", "60s"];
+pub const OF_A_MINUTE: [&str; 2] = ["--window", "60s"];
 const MINUTE: Duration = Duration::from_secs(60);
 /// This long after a window's start, every instance has seen it.
 const INTO_A_WINDOW: Duration = Duration::from_secs(1);

@@ -33,14 +33,15 @@ struct Used {
 pub fn measure(effort: Effort) -> Result<Value, String> {
     let sides = ["service", "Redis"];
     head("for each request", &["", "user, µs", "system, µs", "wake-ups", "system calls", "most of them"]);
-    let mut figures = Vec::new();
-    for kind in KINDS {
-        let failed = |error| format!("{}: {error}", kind.name());
-        let mut rounds = Vec::new();
-        for round in 0..effort.rounds {
-            rounds.push(one_round(kind, effort.duration, round).map_err(failed)?);
+    let (mut figures, mut all_rounds) = (Vec::new(), KINDS.map(|_| Vec::new()));
+    let failed = |kind: Kind| move |error| format!("{}: {error}", kind.name());
+    for round in 0..effort.rounds {
+        for (kind, rounds) in KINDS.into_iter().zip(&mut all_rounds) {
+            rounds.push(one_round(kind, effort.duration, round).map_err(failed(kind))?);
         }
-        let calls = system_calls(kind, effort.duration).map_err(failed)?;
+    }
+    for (kind, rounds) in KINDS.into_iter().zip(all_rounds) {
+        let calls = system_calls(kind, effort.duration).map_err(failed(kind))?;
         for (side, calls) in calls.iter().enumerate().filter(|(_, calls)| !calls.is_empty()) {
             let median =
                 |figure: fn(&Used) -> f64| median(rounds.iter().map(|used| figure(&used[side])).collect());
@@ -124,15 +125,21 @@ fn system_calls(kind: Kind, duration: Duration) -> Result<[Vec<(String, f64)>; 2
     let subject = started(kind)?;
     let traces = subject.pids().map(|pids| pids.first().map(|pid| strace(*pid)));
     thread::sleep(ATTACHED);
-    let requests = wrk::measure(&subject, Load::new(duration, 0))?.requests as f64;
-    let [service, redis] = traces.map(|trace| trace.map_or_else(String::new, summary));
-    let calls = |summary: String| {
-        let mut calls: Vec<_> = summary.lines().filter_map(of_line).collect();
+    let sample = wrk::measure(&subject, Load::new(duration, 0));
+    let tables = traces.map(|trace| trace.map(summary));
+    let requests = sample?.requests as f64;
+    let calls = |table: Option<String>| {
+        let Some(table) = table else { return Ok(Vec::new()) };
+        let mut calls: Vec<_> = table.lines().filter_map(of_line).collect();
+        if calls.is_empty() {
+            return Err(format!("strace says {table:?}"));
+        }
         calls.iter_mut().for_each(|(_, calls)| *calls /= requests);
         calls.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-        calls
+        Ok(calls)
     };
-    Ok([calls(service), calls(redis)])
+    let [service, redis] = tables.map(calls);
+    Ok([service?, redis?])
 }
 
 fn strace(pid: u32) -> Child {

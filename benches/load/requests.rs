@@ -3,12 +3,13 @@
 //! The service of the row `changed` runs all the time, in windows of a minute, as in `compare`: each measurement starts at the
 //! same moment of a window, with an empty sketch.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::Effort;
-use crate::compare::{SECONDS, wait_for_a_minute};
+use crate::compare::{OF_A_MINUTE, SECONDS, wait_for_a_minute};
 use crate::report::{Target, head, line, median, ratio};
 use crate::subjects::Kind;
 use crate::wrk::{self, Load, Sample};
@@ -60,14 +61,17 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
             println!("left out: {}, which is not installed", peer.name());
         }
     }
-    let changed = Kind::CHANGED.start(false);
-    wrk::measure(&changed, Load::new(WARM_UP, SEEDS))?;
+    let failed = |kind: Kind| move |error| format!("{}: {error}", kind.name());
+    let changed = Kind::CHANGED.start_of(Path::new(env!("CARGO_BIN_EXE_headcount")), &OF_A_MINUTE, false);
+    wait_for_a_minute();
+    wrk::measure(&changed, Load::new(WARM_UP, SEEDS)).map_err(failed(Kind::CHANGED))?;
     for round in 0..effort.rounds {
         for row in &mut rows {
             if row.kind == Kind::CHANGED {
                 wait_for_a_minute();
                 let duration = effort.duration.min(Duration::from_secs(SECONDS));
-                row.samples.push(wrk::measure(&changed, Load::new(duration, round))?);
+                let sample = wrk::measure(&changed, Load::new(duration, round));
+                row.samples.push(sample.map_err(failed(Kind::CHANGED))?);
                 continue;
             }
             let subject = row.kind.start(false);
@@ -75,7 +79,7 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
                 wrk::measure(&subject, Load::new(WARM_UP, round + SEEDS))?;
             }
             let sample = wrk::measure(&subject, Load::new(effort.duration, round));
-            row.samples.push(sample.map_err(|error| format!("{}: {error}", row.kind.name()))?);
+            row.samples.push(sample.map_err(failed(row.kind))?);
         }
     }
     Ok(show(&rows))

@@ -47,7 +47,8 @@ class Work:
 
 def main():
     # So that the servers are stopped then, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, lambda *_: sys.exit(1))
     args = arguments()
     peers = [PEERS[key]() for key in PEERS if not args.only or key in args.only]
     left_out = {peer.key: why for peer in peers if (why := peer.left_out())}

@@ -42,7 +42,7 @@ class ClickHouse:
                 near(done["total"], self.pairs.total, error, row)
                 all_near(done["counts"], self.pairs.exact, error, row)
                 result.speed(f"{row}, {words}", done["speed"])
-            near(done["days_total"], data.DAYS * data.IDS_A_DAY, error, f"{row}, 35 days")
+                near(done["days_total"], data.DAYS * data.IDS_A_DAY, error, f"{row}, 35 days")
             result.questions(row, done["counters"], done["days"])
 
     def sizes(self, result):
@@ -97,7 +97,7 @@ def load(place, function, form):
             query(f"INSERT INTO events (counter, id) FROM INFILE '{place}/pairs.{form}' FORMAT {form}")
             query("OPTIMIZE TABLE uniques FINAL")
         counters, rows = ask(lambda: query(
-            f"SELECT counter, {function}Merge(ids) FROM uniques WHERE minute = '{MINUTE}' GROUP BY counter"))
+            f"SELECT counter, {function}Merge(ids) FROM uniques WHERE minute = '{MINUTE}' GROUP BY counter"), sorted)
         [[total]] = query(f"SELECT {function}Merge(ids) FROM uniques WHERE minute = '{MINUTE}'")
         # A state for each day, as another view would make them.
         query.table("days", "day Date, counter LowCardinality(String)", function, "counter, day")

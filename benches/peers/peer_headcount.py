@@ -18,7 +18,9 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import time
 
@@ -69,8 +71,7 @@ class Instance:
         """How long the answers take for the total of the running window, or for its counters, and these counts."""
         paths = [f"/api/verve/unique?counter={name}" for name in names] if names else ["/api/verve/unique"]
         with Http(self.port) as http:
-            took, answers = ask(lambda: http.pipeline(paths))
-            bodies = http.bodies(answers, len(paths))
+            took, bodies = ask(lambda: http.pipeline(paths), lambda answers: http.bodies(answers, len(paths)))
         return took, [json.loads(body)["current"]["unique_request_count"] for body in bodies]
 
 
@@ -87,8 +88,15 @@ class Headcount:
         self.bodies = [post("", "application/x-ndjson", body) for body in bodies]
         figures = work.place / "ranges.json"
         command = ["cargo", "bench", "--quiet", "--bench", "load", "--", "ranges", "--rounds", "1", "--json", str(figures)]
-        done = subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        check(done.returncode == 0, f"benches/load ranges: {done.stderr.strip()}")
+        # cargo starts other programs: if this one ends, they do.
+        with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+            try:
+                _, said = running.communicate()
+            except BaseException:
+                os.killpg(running.pid, signal.SIGTERM)
+                raise
+        check(running.returncode == 0, f"benches/load ranges: {said.strip()}")
         self.ranges = json.loads(figures.read_text())["ranges"]
 
     def measure(self, result):

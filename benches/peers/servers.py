@@ -103,10 +103,10 @@ class Http(Connection):
     def pipeline(self, paths):
         """The answers to requests that are sent at once. `bodies` reads them."""
         def is_whole(answers):
-            end = answers.rfind(b"\r\n\r\n")
-            if end < 0 or answers.count(b"HTTP/1.1 ") < len(paths):
+            begin, end = answers.rfind(b"HTTP/1.1 "), answers.rfind(b"\r\n\r\n")
+            if end < begin or answers.count(b"HTTP/1.1 ") < len(paths):
                 return False
-            length = int(re.findall(rb"(?i)content-length: *(\d+)", answers[answers.rfind(b"HTTP/1.1 "):])[0])
+            length = int(re.findall(rb"(?i)content-length: *(\d+)", answers[begin:])[0])
             return len(answers) == end + 4 + length
 
         return self.exchange(b"".join(map(get, paths)), is_whole)
@@ -160,5 +160,6 @@ class Redis(Connection):
     def memory(self, beginning=b""):
         """Bytes of all keys with this beginning: their names, values and entries."""
         keys = [key.decode() for key in self.ask("KEYS", "*") if key.startswith(beginning)]
+        check(keys, f"no key begins with {beginning}")
         asks = "".join(command("MEMORY", "USAGE", key, "SAMPLES", "0") for key in keys)
         return sum(self.send(asks.encode(), len(keys)))

@@ -100,7 +100,7 @@ impl<'a> Leading<'a> {
             self.note_round(round);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                // It ends first when the service stops.
+                // When the service stops, the sealer ends first, and this channel with it. A closed channel is always ready.
                 Ok(()) = watermark.changed(), if !failed => {}
                 () = self.unpublished.delivered_after(self.committed), if !failed && self.next.is_some() => {}
                 // If the lease changed, this term is over.

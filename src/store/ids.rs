@@ -30,7 +30,7 @@ impl Ids {
     pub(super) fn add(&self, ids: &[impl AsRef<[u8]>]) -> usize {
         let ids = ids.iter().map(AsRef::as_ref);
         match self {
-            // Kept short, because most services have one shard.
+            // Most services have one shard: then no id needs a look-up.
             Self::Hll { sketches, .. } if sketches.len() == 1 => {
                 let sketch = &sketches[0];
                 ids.filter(|id| sketch.add(id)).count()
