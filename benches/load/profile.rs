@@ -98,14 +98,14 @@ fn started(kind: Kind) -> Result<Subject, String> {
 
 /// Times in microseconds.
 fn used(pids: &[u32]) -> Used {
-    let mut used = Used::default();
+    let mut all = Used::default();
     for pid in pids {
         let [user, system] = times_of(*pid).map(|time| time.as_secs_f64() * 1e6);
-        used.user += user;
-        used.system += system;
-        used.wake_ups += wake_ups(*pid);
+        all.user += user;
+        all.system += system;
+        all.wake_ups += wake_ups(*pid);
     }
-    used
+    all
 }
 
 /// Of all threads of a process.
@@ -130,11 +130,11 @@ fn system_calls(kind: Kind, duration: Duration) -> Result<[Vec<(String, f64)>; 2
     let requests = sample?.requests as f64;
     let calls = |table: Option<String>| {
         let Some(table) = table else { return Ok(Vec::new()) };
-        let mut calls: Vec<_> = table.lines().filter_map(of_line).collect();
+        let calls = table.lines().filter_map(of_line).map(|(name, calls)| (name, calls / requests));
+        let mut calls: Vec<_> = calls.collect();
         if calls.is_empty() {
             return Err(format!("strace says {table:?}"));
         }
-        calls.iter_mut().for_each(|(_, calls)| *calls /= requests);
         calls.sort_by(|(_, one), (_, other)| other.total_cmp(one));
         Ok(calls)
     };

@@ -111,13 +111,12 @@ fn usual_parts<'a>(element: &'a [u8], counters: &ListCounters) -> Option<(&'a [u
         // It has no escape and no control character: a name must not.
         counters.add(str::from_utf8(name).ok()?.into(), &mut names).ok()?;
         let behind = &behind[1..];
-        match after(br#",""#, behind) {
-            Some(next) => rest = next,
-            None => {
-                let is_all = trim_json_start(after(b"]}", behind)?).is_empty();
-                return is_all.then_some((trim_json(id), names));
-            }
+        if let Some(next) = after(br#",""#, behind) {
+            rest = next;
+            continue;
         }
+        let is_all = trim_json_start(after(b"]}", behind)?).is_empty();
+        return is_all.then_some((trim_json(id), names));
     }
 }
 

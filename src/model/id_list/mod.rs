@@ -229,13 +229,11 @@ impl<I: ListedId> Check<I> {
         loop {
             elements.take_ids(usize::MAX, |id| self.keep(id));
             let element = elements.next()?;
-            match I::parse_quickly(element) {
-                Some(id) => self.keep(id),
-                None => {
-                    self.checked += 1;
-                    return Some(element);
-                }
-            }
+            let Some(id) = I::parse_quickly(element) else {
+                self.checked += 1;
+                return Some(element);
+            };
+            self.keep(id);
         }
     }
 
