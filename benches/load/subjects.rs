@@ -26,6 +26,8 @@ const FEW_IDS: u64 = 10;
 const STANDARD_ERRORS: f64 = 5.0;
 const NGINX_MODULES: &str = "/usr/lib/nginx/modules";
 const LUA_REDIS: &str = "/usr/share/lua/5.1/nginx/redis.lua";
+/// The configuration, which benches/peers uses too. It counts in [`PEER_KEY`] what names no counter.
+const NGINX: &str = include_str!("nginx.conf");
 
 /// One request, without its id.
 pub struct Request {
@@ -532,53 +534,12 @@ fn nginx_lua() -> Subject {
     let redis = Redis::start();
     let dir = tempfile::tempdir().expect("a temporary directory");
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let port = redis.address().port();
-    let config = format!(
-        "
-load_module {NGINX_MODULES}/ndk_http_module.so;
-load_module {NGINX_MODULES}/ngx_http_lua_module.so;
-daemon off;
-worker_processes 2;
-user root root;
-pid nginx.pid;
-error_log error.log;
-events {{ worker_connections 8192; }}
-http {{
-  access_log off;
-  keepalive_requests 1000000000;
-  client_body_temp_path body;
-  proxy_temp_path proxy;
-  fastcgi_temp_path fastcgi;
-  uwsgi_temp_path uwsgi;
-  scgi_temp_path scgi;
-  lua_socket_pool_size 128;
-  init_by_lua_block {{ redis = require 'nginx.redis' }}
-  server {{
-    listen {address} backlog=4096;
-    default_type text/plain;
-    location = {ACCEPT} {{
-      content_by_lua_block {{
-        local id = ngx.var.arg_id
-        if not id or not ngx.re.find(id, [[^-?\\d+$]], 'jo') then
-          ngx.status = 400
-          return ngx.print('failed')
-        end
-        local connection = redis:new()
-        connection:set_timeout(350)
-        local added = connection:connect('127.0.0.1', {port}) and connection:pfadd('{PEER_KEY}', id)
-        if not added then
-          ngx.status = 503
-          return ngx.print('failed')
-        end
-        connection:set_keepalive(10000, 128)
-        ngx.header.content_length = 2
-        ngx.print('ok')
-      }}
-    }}
-  }}
-}}
-"
-    );
+    let fill = [
+        ("@modules@", NGINX_MODULES.to_owned()),
+        ("@port@", address.port().to_string()),
+        ("@redis@", redis.address().port().to_string()),
+    ];
+    let config = fill.iter().fold(NGINX.to_owned(), |config, (place, value)| config.replace(place, value));
     std::fs::write(dir.path().join("nginx.conf"), config).expect("a configuration");
     let mut command = Command::new("nginx");
     command.arg("-p").arg(dir.path()).args(["-c", "nginx.conf", "-e", "error.log"]);

@@ -15,50 +15,8 @@ from servers import Redis, Servers, free_port
 MODULES = pathlib.Path("/usr/lib/nginx/modules")
 LUA_REDIS = pathlib.Path("/usr/share/lua/5.1/nginx/redis.lua")
 
-NGINX = """
-load_module %(modules)s/ndk_http_module.so;
-load_module %(modules)s/ngx_http_lua_module.so;
-daemon off;
-worker_processes 2;
-user root root;
-pid nginx.pid;
-error_log error.log;
-events { worker_connections 8192; }
-http {
-  access_log off;
-  keepalive_requests 1000000000;
-  client_body_temp_path body;
-  proxy_temp_path proxy;
-  fastcgi_temp_path fastcgi;
-  uwsgi_temp_path uwsgi;
-  scgi_temp_path scgi;
-  lua_socket_pool_size 128;
-  init_by_lua_block { redis = require 'nginx.redis' }
-  server {
-    listen 127.0.0.1:%(port)d backlog=4096;
-    default_type text/plain;
-    location = /api/verve/accept {
-      content_by_lua_block {
-        local id, counter = ngx.var.arg_id, ngx.var.arg_counter
-        if not id or not counter or not ngx.re.find(id, [[^-?\\d+$]], 'jo') then
-          ngx.status = 400
-          return ngx.print('failed')
-        end
-        local connection = redis:new()
-        connection:set_timeout(350)
-        local added = connection:connect('127.0.0.1', %(redis)d) and connection:pfadd(counter, id)
-        if not added then
-          ngx.status = 503
-          return ngx.print('failed')
-        end
-        connection:set_keepalive(10000, 128)
-        ngx.header.content_length = 2
-        ngx.print('ok')
-      }
-    }
-  }
-}
-"""
+# That of benches/load.
+NGINX = pathlib.Path(__file__).resolve().parents[1] / "load" / "nginx.conf"
 
 
 class OverRedis:
@@ -104,6 +62,9 @@ class Nginx(OverRedis):
 
     def start(self, servers, redis):
         port = free_port()
-        (servers.place / "nginx.conf").write_text(NGINX % {"modules": MODULES, "port": port, "redis": redis})
+        config = NGINX.read_text()
+        for place, value in {"@modules@": MODULES, "@port@": port, "@redis@": redis}.items():
+            config = config.replace(place, str(value))
+        (servers.place / "nginx.conf").write_text(config)
         servers.start(port, "nginx", "-p", servers.place, "-c", "nginx.conf", "-e", "error.log")
         return port, "/api/verve/accept?id=ID&counter=COUNTER", b"ok"
