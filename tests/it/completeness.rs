@@ -2,7 +2,6 @@
 //! answer `ok` is missing, its window is incomplete.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -24,7 +23,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, sketch_of, window};
-use crate::support::process::headcount_with_clock;
+use crate::support::process::Clock;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::{Closed, Server};
 use crate::support::{another_loss, wait_for, wait_until};
@@ -183,16 +182,13 @@ async fn a_clock_set_forward_past_the_retention_loses_no_window() {
     for mode in MODES {
         let redis = Redis::start();
         let name = mode.as_str();
-        let dir = tempfile::tempdir().unwrap();
-        let clock = dir.path().join("clock");
-        fs::write(&clock, "+0s").unwrap();
-        let mut command = headcount_with_clock("+0s");
-        command.env_remove("FAKETIME").env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+        let clock = Clock::new();
+        let mut command = clock.headcount();
         command.args(["--listen", "127.0.0.1:0", "--window", "2s", "--retention", "1min", "--mode", name]);
         command.args(["--redis-url", &redis.url()]);
         let server = Server::run(command).await;
         let start = accept_in_one_window(&server, 0..100).await;
-        fs::write(&clock, "+600s").unwrap();
+        clock.set("+600s");
         let closed = wait_closed(&server, start);
         let (closed, ()) = tokio::join!(closed, accept(&server, 1_000..1_050));
         assert!(is_all(mode, closed.unique, 100), "{name}: {closed:?}");
@@ -494,18 +490,15 @@ async fn a_window_with_only_its_accepted_ids_left_is_unknown() {
 async fn a_leader_whose_clock_is_set_forward_loses_no_window_of_others() {
     for offset in ["+600s", "+20s"] {
         let redis = Redis::start();
-        let dir = tempfile::tempdir().unwrap();
-        let clock = dir.path().join("clock");
-        fs::write(&clock, "+0s").unwrap();
+        let clock = Clock::new();
         let args =
             [["--window", "2s"], ["--retention", "1min"], ["--mode", "exact"], ["--redis-url", &redis.url()]];
-        let mut command = headcount_with_clock("+0s");
-        command.env_remove("FAKETIME").env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+        let mut command = clock.headcount();
         command.args(["--listen", "127.0.0.1:0"]).args(args.as_flattened());
         let leader = Server::run(command).await;
         wait_closed(&leader, next_window(Duration::ZERO).await).await;
         let other = Server::start(args.as_flattened()).await;
-        fs::write(&clock, offset).unwrap();
+        clock.set(offset);
         let wrong = async || leader.get("/readyz").await.body == "clock";
         wait_until("the clock to be seen to be wrong", wrong).await;
         let start = accept_in_one_window(&other, 0..100).await;

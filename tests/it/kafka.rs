@@ -136,6 +136,7 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     let records = committed(&brokers, &topic);
     assert_each_once(&records, 1);
     assert_eq!(records, tail.records()[..records.len()], "a later reader reads the same");
+    fleet.print_troubles();
     let (ok, unanswered) = (outcome.total(), outcome.unanswered.values().sum::<u64>());
     let counted = records.iter().map(Record::count).sum::<u64>();
     assert!((ok..=ok + unanswered).contains(&counted), "{ok} + {unanswered}, counted {counted}");

@@ -103,6 +103,15 @@ impl Fleet {
         published
     }
 
+    /// Prints the errors that instances logged, and why windows are incomplete. They are shown if the test fails.
+    pub fn print_troubles(&self) {
+        for line in self.servers.iter().flat_map(Server::log) {
+            if line.to_string().contains("incomplete") || line["level"] == "ERROR" {
+                println!("{line}");
+            }
+        }
+    }
+
     /// Waits until Redis is back and has all ids, for all instances.
     pub async fn wait_until_replayed(&self) {
         for server in &self.servers {

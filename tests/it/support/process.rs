@@ -1,10 +1,13 @@
 //! Child processes that end with the test.
 
+use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use super::{PATIENCE, wait_blocking};
 
@@ -46,6 +49,32 @@ pub fn set_clock(command: &mut Command, offset: &str) {
     command.env("FAKETIME", offset);
     // Time-outs use the monotonic clock, which stays right.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+}
+
+/// A clock that can be set while a process runs.
+pub struct Clock(TempDir);
+
+impl Clock {
+    pub fn new() -> Self {
+        let clock = Self(tempfile::tempdir().expect("a temporary directory"));
+        clock.set("+0s");
+        clock
+    }
+
+    /// The binary, with this clock.
+    pub fn headcount(&self) -> Command {
+        let mut command = headcount_with_clock("+0s");
+        command.env_remove("FAKETIME").env("FAKETIME_TIMESTAMP_FILE", self.0.path().join("offset"));
+        command.env("FAKETIME_NO_CACHE", "1");
+        command
+    }
+
+    /// A process never reads half an offset, because the file is replaced as a whole.
+    pub fn set(&self, offset: &str) {
+        let next = self.0.path().join("next");
+        fs::write(&next, offset).expect("a file");
+        fs::rename(next, self.0.path().join("offset")).expect("the file is renamed");
+    }
 }
 
 /// The library of faketime.
@@ -132,8 +161,7 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("a living process");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("a living process");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
     }

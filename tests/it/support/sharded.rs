@@ -15,7 +15,7 @@ use super::cluster::Cluster;
 use super::counter_files::wait_by_window;
 use super::counter_load::{Traffic, Truth};
 use super::fleet::{Fleet, WINDOW, assert_no_gap, next_window, sketch_of, window};
-use super::server::{Closed, Server, value_of};
+use super::server::{Closed, value_of};
 
 /// `--shards 8`.
 pub const ARGS: [&str; 2] = ["--shards", "8"];
@@ -129,12 +129,7 @@ impl Counting {
         let (last, _) = truth.last_key_value().expect("windows");
         let published = self.fleet.wait_published(*last).await;
         assert_no_gap(&published);
-        // They are shown if an assertion fails.
-        for line in self.fleet.servers.iter().flat_map(Server::log) {
-            if line.to_string().contains("incomplete") || line["level"] == "ERROR" {
-                println!("{line}");
-            }
-        }
+        self.fleet.print_troubles();
         for (start, closed) in &published {
             assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
         }
