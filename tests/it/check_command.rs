@@ -6,7 +6,7 @@ use std::process::Command;
 use headcount::redis::keys::Keys;
 
 use crate::support::disk::SmallDisk;
-use crate::support::fleet::Fleet;
+use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY};
 use crate::support::free_port;
 use crate::support::process::{headcount, headcount_with_clock, output_of};
 use crate::support::redis::{Flavour, Redis};
@@ -184,7 +184,10 @@ async fn the_documented_rights_are_enough() {
     }
     let mut command = headcount();
     // Not with a flag: check would warn about the password.
-    command.env("HEADCOUNT_REDIS_URL", &url).args(["--listen", "127.0.0.1:0", "--window", "1s"]);
+    command
+        .env("HEADCOUNT_REDIS_URL", &url)
+        .args(["--listen", "127.0.0.1:0", "--window", "1s"])
+        .args(LATE_IS_NOT_AWAY);
     let mut server = Server::run(command).await;
     assert_eq!(server.get("/api/verve/accept?id=1&counter=a").await.body, "ok");
     let closed = server.wait_closed(3).await;

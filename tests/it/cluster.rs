@@ -12,7 +12,8 @@ use crate::support::cluster::{Cluster, PASSWORD, Places};
 use crate::support::counter_files::{counter_lines, counts, wait_by_window};
 use crate::support::counter_load::Traffic;
 use crate::support::fleet::{
-    Fleet, WINDOW, assert_complete, assert_once_each, next_window, wait_for_room_in_the_hour, window,
+    Fleet, LATE_IS_NOT_AWAY, WINDOW, assert_complete, assert_once_each, next_window,
+    wait_for_room_in_the_hour, window,
 };
 use crate::support::nginx::Nginx;
 use crate::support::process::{headcount, output_of};
@@ -97,7 +98,7 @@ async fn a_cluster_with_tls_and_a_password_counts() {
 
     let mut command = headcount();
     command.env("SSL_CERT_FILE", cluster.ca_file()).env("HEADCOUNT_REDIS_URL", &url);
-    command.args(["--listen", "127.0.0.1:0", "--window", "2s"]).args(ARGS);
+    command.args(["--listen", "127.0.0.1:0", "--window", "2s"]).args(ARGS).args(LATE_IS_NOT_AWAY);
     let mut server = Server::run(command).await;
     let start = next_window(Duration::from_millis(100)).await;
     for id in 0..100 {
@@ -177,7 +178,7 @@ async fn any_node_leads_to_all_others() {
     let replica = cluster.replica_of(cluster.primaries()[0]);
     let url =
         format!("redis-cluster://127.0.0.1:{},{}", crate::support::free_port(), cluster.address(replica));
-    let fleet = Fleet::behind(&url, 1, "any", &ARGS).await;
+    let fleet = Fleet::behind(&url, 1, "any", &[ARGS, LATE_IS_NOT_AWAY].concat()).await;
     let server = &fleet.servers[0];
     for id in 0..200 {
         assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");

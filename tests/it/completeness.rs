@@ -22,7 +22,7 @@ use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, sketch_of, window};
+use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY, WINDOW, next_window, seconds, sketch_of, window};
 use crate::support::process::Clock;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::{Closed, Server};
@@ -203,7 +203,8 @@ async fn accepted_ids_are_never_fewer_than_different_ones() {
     let redis = Redis::start();
     for mode in MODES {
         let name = mode.as_str();
-        let mut fleet = Fleet::start(2, &redis, name, &["--mode", name]).await;
+        let args = [&["--mode", name], LATE_IS_NOT_AWAY.as_slice()].concat();
+        let mut fleet = Fleet::start(2, &redis, name, &args).await;
         fleet.wait_published(next_window(Duration::ZERO).await).await;
         let (survivor, other) = if fleet.leader() == 0 { (0, 1) } else { (1, 0) };
         let start = next_window(Duration::from_millis(50)).await;

@@ -10,7 +10,7 @@ use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::by_window;
-use crate::support::fleet::{Fleet, next_window_of, seconds};
+use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY, next_window_of, seconds};
 use crate::support::http::Connection;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
@@ -125,7 +125,9 @@ async fn a_leader_that_dies_in_a_close_leaves_nothing_out() {
     let (redis, files) = (Redis::start(), tempfile::tempdir().unwrap());
     let proxy = Proxy::start(redis.address()).await;
     let dir = files.path().to_str().unwrap();
-    let mut fleet = start_fleet(&proxy, 3, &["--mode", "exact", "--lease-ttl", "2s", "--log-dir", dir]).await;
+    let args =
+        [&["--mode", "exact", "--lease-ttl", "2s", "--log-dir", dir], LATE_IS_NOT_AWAY.as_slice()].concat();
+    let mut fleet = start_fleet(&proxy, 3, &args).await;
     let mut alive = vec![0, 1, 2];
     for kill in 0..if soak() { 40 } else { 10 } {
         let is_between_chunks = kill % 2 == 0;

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use headcount::model::counter::bucket_of;
 use serde_json::{Value, json};
 
-use crate::support::fleet::{Fleet, estimate, next_window, seconds, wait_for_room_in_the_hour};
+use crate::support::fleet::{
+    Fleet, LATE_IS_NOT_AWAY, estimate, next_window, seconds, wait_for_room_in_the_hour,
+};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -242,8 +244,8 @@ const MANY: u64 = 400;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_dies_in_a_roll_up_leaves_no_id_out() {
     let redis = Redis::start();
-    let args = ["--lease-ttl", "2s", "--counter-keep-days", "2days"];
-    let mut fleet = Fleet::start(3, &redis, "dying", &args).await;
+    let args = [["--lease-ttl", "2s"], ["--counter-keep-days", "2days"], LATE_IS_NOT_AWAY];
+    let mut fleet = Fleet::start(3, &redis, "dying", args.as_flattened()).await;
     let mut alive = vec![0, 1, 2];
     fleet.wait_published(next_window(Duration::ZERO).await).await;
     let name = |number: u64| format!("c-{number:03}");

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 
 use crate::support::free_port;
+use crate::support::http::Connection;
 use crate::support::names::Names;
 use crate::support::process::headcount;
 use crate::support::receiver::{Answering, Receiver, callbacks_with};
@@ -170,10 +171,13 @@ async fn a_silent_name_server_delays_only_its_own_callbacks() {
     const NAMES: usize = 100;
     let (names, receiver) = (Names::silent(), Receiver::start(Answering::Status(200)).await);
     let server = start(&names, &["--callback-allow", "127.0.0.1"]).await;
-    for number in 0..NAMES {
-        accept(&server, &format!("http://host{number}.example/")).await;
+    let endpoints = (0..NAMES).map(|number| format!("host{number}.example"));
+    // Over one connection: the first name is waited for only for a second.
+    let mut connection = Connection::open(server.address).await.unwrap();
+    for endpoint in endpoints.chain([receiver.address.to_string()]) {
+        let answer = connection.get(&format!("{ACCEPT}?id=1&endpoint=http://{endpoint}/")).await.unwrap();
+        assert_eq!((answer.status, &*answer.body), (200, "ok"), "{endpoint}");
     }
-    accept(&server, &format!("http://{}/", receiver.address)).await;
     receiver.wait_received(1).await;
     assert_eq!(server.metric(&callbacks_with("timeout")).await, 0.0, "no callback has waited for the names");
     server.wait_for_metric(&callbacks_with("timeout"), NAMES as f64).await;

@@ -21,7 +21,8 @@ use crate::counter_contract::{
 use crate::redis_writes::seal_in_the_end;
 use crate::support::cluster::{Cluster, Places};
 use crate::support::fleet::{
-    Fleet, assert_no_gap, assert_same_registers, next_window, seconds, sketch_of, wait_for_room_in_the_hour,
+    Fleet, LATE_IS_NOT_AWAY, assert_no_gap, assert_same_registers, next_window, seconds, sketch_of,
+    wait_for_room_in_the_hour,
 };
 use crate::support::http::Connection;
 use crate::support::outage::{Outage, Site};
@@ -310,7 +311,7 @@ async fn sketches_that_come_while_redis_is_away_are_counted_once() {
 async fn sketches_outlive_the_instances_that_took_them() {
     wait_for_room_in_the_hour().await;
     let redis = RedisServer::start();
-    let mut fleet = Fleet::start(3, &redis, NAMESPACE, &flags()).await;
+    let mut fleet = Fleet::start(3, &redis, NAMESPACE, &[&flags()[..], &LATE_IS_NOT_AWAY].concat()).await;
     let mut sender = Sender { sent: 0 };
     let first = next_window(Duration::from_millis(200)).await;
     for server in &fleet.servers {

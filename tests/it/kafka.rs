@@ -8,7 +8,7 @@ use headcount::redis::keys::Keys;
 
 use crate::kafka_counters::assert_agree;
 use crate::support::counter_load::{CounterLoad, Outcome};
-use crate::support::fleet::{Fleet, seconds};
+use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY, seconds};
 use crate::support::kafka::{
     Kafka, Record, Tail, assert_each_once, committed, namespace, shared, wait_recorded,
 };
@@ -74,7 +74,7 @@ async fn records_have_the_documented_form() {
 }
 
 /// Arguments of instances that count together and publish windows of a second.
-fn args<'a>(redis_url: &'a str, namespace: &'a str, brokers: &'a str) -> [&'a str; 12] {
+fn args<'a>(redis_url: &'a str, namespace: &'a str, brokers: &'a str) -> [&'a str; 14] {
     [
         ["--window", "1s"],
         ["--mode", "exact"],
@@ -82,10 +82,11 @@ fn args<'a>(redis_url: &'a str, namespace: &'a str, brokers: &'a str) -> [&'a st
         ["--namespace", namespace],
         ["--kafka-brokers", brokers],
         ["--lease-ttl", LEASE_TTL],
+        LATE_IS_NOT_AWAY,
     ]
     .concat()
     .try_into()
-    .expect("twelve")
+    .expect("fourteen")
 }
 
 /// What `published` says.
@@ -135,7 +136,8 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     tail.wait_for(last + 1).await;
     let records = committed(&brokers, &topic);
     assert_each_once(&records, 1);
-    assert_eq!(records, tail.records()[..records.len()], "a later reader reads the same");
+    let read = tail.wait_for(records.last().expect("records").start()).await;
+    assert_eq!(records, read[..records.len()], "a later reader reads the same");
     fleet.print_troubles();
     let (ok, unanswered) = (outcome.total(), outcome.unanswered.values().sum::<u64>());
     let counted = records.iter().map(Record::count).sum::<u64>();
@@ -157,13 +159,12 @@ async fn killed_leaders_leave_no_gap_and_no_repeat() {
     );
 }
 
-/// A leader that was paused past its lease is fenced. If two instances believe that they lead, one is fenced. If a leader
-/// stops in order, another instance leads at once.
+/// A leader that was paused past its lease is fenced. If two instances believe that they lead, one is fenced.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_one_instance_publishes_though_two_believe_they_lead() {
     let (brokers, namespace, redis) = (shared(), namespace("leaders"), Redis::start());
     let url = redis.url();
-    let mut fleet = Fleet::start_with(2, &args(&url, &namespace, &brokers)).await;
+    let fleet = Fleet::start_with(2, &args(&url, &namespace, &brokers)).await;
     let tail = Tail::start(&brokers, &format!("{namespace}.unique-counts"));
     tail.wait_for(0).await;
     for into in [0, 300, 600, 900] {
@@ -201,11 +202,24 @@ async fn only_one_instance_publishes_though_two_believe_they_lead() {
             .collect();
         assert_eq!(tokens.len(), 1, "{tokens:?}");
     }
+    assert_each_once(&tail.wait_for(seconds(SystemTime::now()) + 1).await, 1);
+}
+
+/// If a leader stops in order, another instance leads at once, and does not wait until the lease expires.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_instance_leads_at_once_if_the_leader_stops() {
+    let (brokers, namespace, redis) = (shared(), namespace("at-once"), Redis::start());
+    let url = redis.url();
+    let patient =
+        ["--window", "1s", "--redis-url", &url, "--namespace", &namespace, "--kafka-brokers", &brokers];
+    let mut fleet = Fleet::start_with(2, &[&patient[..], &["--lease-ttl", "1min"]].concat()).await;
+    let tail = Tail::start(&brokers, &format!("{namespace}.unique-counts"));
+    tail.wait_for(0).await;
     let leader = fleet.leader();
     assert!(fleet.servers[leader].stop().await.success());
     let ended = Instant::now();
     wait_for("the next leader", || (fleet.leader() != leader).then_some(())).await;
-    assert!(ended.elapsed() < Duration::from_secs(1), "{:?}", ended.elapsed());
+    assert!(ended.elapsed() < Duration::from_secs(30), "{:?}", ended.elapsed());
     assert_each_once(&tail.wait_for(seconds(SystemTime::now()) + 1).await, 1);
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::Barrier;
 
 use crate::support::balancers::{Balancer, envoy, haproxy};
 use crate::support::disk::SmallDisk;
-use crate::support::fleet::Fleet;
+use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY};
 use crate::support::http::Connection;
 use crate::support::load::Load;
 use crate::support::nginx::Nginx;
@@ -125,7 +125,9 @@ async fn many_large_bodies_at_once_are_taken_or_refused_as_by_the_service() {
 
 /// Two instances that count together.
 async fn two_instances(redis: &Redis) -> Fleet {
-    Fleet::start_with(2, &["--window", "24h", "--mode", "exact", "--redis-url", &redis.url()]).await
+    let url = redis.url();
+    let args = [["--window", "24h"], ["--mode", "exact"], ["--redis-url", &url], LATE_IS_NOT_AWAY];
+    Fleet::start_with(2, args.as_flattened()).await
 }
 
 /// The running window's count, through the load balancer.

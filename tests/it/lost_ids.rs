@@ -45,6 +45,8 @@ async fn a_redis_that_comes_back_empty() {
     }
     let start = next_window(Duration::from_millis(50)).await;
     let before = tokio::join!(burst(&hll, 0..500, at(start, 500)), burst(&exact, 0..500, at(start, 500)));
+    // It acknowledges all of them.
+    exact.wait_until_replayed().await;
     redis.kill();
     let during =
         tokio::join!(burst(&hll, 500..900, at(start, 1_000)), burst(&exact, 500..900, at(start, 1_000)));
@@ -87,10 +89,12 @@ async fn a_replica_that_lacks_the_last_writes() {
 
     let start = next_window(Duration::from_millis(50)).await;
     let shared = tokio::join!(burst(&hll, 0..300, at(start, 300)), burst(&exact, 0..300, at(start, 300)));
-    let wait: u64 = redis::cmd("WAIT").arg(1).arg(1_000).query(&mut master.connect()).unwrap();
+    let wait: u64 = redis::cmd("WAIT").arg(1).arg(60_000).query(&mut master.connect()).unwrap();
     assert_eq!(wait, 1, "the replica has got that");
     to_master.set(Fault::Stall);
     let lost = tokio::join!(burst(&hll, 300..600, at(start, 700)), burst(&exact, 300..600, at(start, 700)));
+    // It acknowledges all of them.
+    exact.wait_until_replayed().await;
     master.kill();
     let kept =
         tokio::join!(burst(&hll, 600..900, at(start, 1_200)), burst(&exact, 600..900, at(start, 1_200)));

@@ -17,7 +17,8 @@ use crate::support::server::{Closed, Server};
 /// The ids sent in each window.
 type Truth = BTreeMap<u64, Vec<u64>>;
 
-/// Sends ids in the middle of this many windows.
+/// Sends ids in the middle of this many windows. On a busy machine the last ids may come late, and be in the next window: up to one of
+/// ten windows is left out for that.
 async fn send_in(windows: u64, fleet: &Fleet, first: u64) -> Truth {
     let mut truth = Truth::new();
     for number in 0..windows {
@@ -25,9 +26,15 @@ async fn send_in(windows: u64, fleet: &Fleet, first: u64) -> Truth {
         let at = |millis| UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis);
         let ids = first + number * 300..first + number * 300 + 500;
         let burst = paced_burst(&fleet.addresses(), 6, ids, at(1_200), Duration::from_millis(20)).await;
-        assert!(burst.ended < at(2_000), "this machine is too slow to say what is in which window");
-        truth.insert(start, burst.sent);
+        if burst.ended < at(2_000) {
+            truth.insert(start, burst.sent);
+        }
     }
+    let late = windows - truth.len() as u64;
+    assert!(
+        late <= 1 + windows / 10,
+        "this machine is too slow to say what is in {late} windows of {windows}"
+    );
     truth
 }
 

@@ -114,8 +114,13 @@ async fn a_primary_that_hung_is_not_written_to_when_it_is_a_replica() {
     assert_right(&fleet, &truth).await;
 }
 
-async fn unique_so_far(server: &Server) -> serde_json::Value {
-    server.get("/api/verve/unique").await.json()["current"]["unique_request_count"].clone()
+/// Waits until the running window has so many ids. While Redis is away, or late, there is no count.
+async fn wait_unique(server: &Server, ids: u64) {
+    wait_until("the count of all ids", async || {
+        let answer = server.get("/api/verve/unique").await;
+        answer.status == 200 && answer.json()["current"]["unique_request_count"] == ids
+    })
+    .await;
 }
 
 /// The first Sentinel of the URL hangs, and the second one is dead.
@@ -128,8 +133,8 @@ async fn one_sentinel_of_three_is_enough_to_start() {
     for id in 0..3 {
         assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
     }
-    assert_eq!(server.metric("headcount_degraded").await, 0.0);
-    assert_eq!(unique_so_far(&server).await, 3);
+    server.wait_for_metric("headcount_degraded", 0.0).await;
+    wait_unique(&server, 3).await;
 
     watched.sentinels[0].go_on();
     watched.sentinels[1].restart();
@@ -139,7 +144,7 @@ async fn one_sentinel_of_three_is_enough_to_start() {
     assert_eq!(server.get("/api/verve/accept?id=3").await.body, "ok");
     server.wait_until_replayed().await;
     // A server streams to its replica only a second after the first synchronisation. So the new primary may lack all but the last.
-    wait_until("the new primary to have all ids", async || unique_so_far(&server).await == 4).await;
+    wait_unique(&server, 4).await;
 }
 
 fn at(start: u64, millis: u64) -> SystemTime {
@@ -207,7 +212,7 @@ async fn the_new_primary_is_given_what_it_lacks_at_once() {
     for id in 0..50_u64 {
         assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
     }
-    assert_eq!(server.metric("headcount_unacknowledged_ids").await, 0.0);
+    server.wait_for_metric("headcount_unacknowledged_ids", 0.0).await;
     watched.nodes[0].kill();
     watched.wait_promoted(1).await;
     let expected = sketch_of(0..50_u64).estimate();
@@ -238,5 +243,5 @@ async fn ids_are_kept_while_all_sentinels_are_away() {
     server.wait_for_metric("headcount_degraded", 1.0).await;
     watched.sentinels[2].restart();
     server.wait_until_replayed().await;
-    assert_eq!(unique_so_far(&server).await, 20);
+    wait_unique(&server, 20).await;
 }

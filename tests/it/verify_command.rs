@@ -21,7 +21,7 @@ use crate::support::kafka::{
 use crate::support::process::{headcount, output_of};
 use crate::support::redis::Redis;
 use crate::support::server::Server;
-use crate::support::{free_port, wait_until};
+use crate::support::{free_port, wait_for, wait_until};
 
 /// Exit code, and the lines.
 pub fn run(command: &str, args: &[&str]) -> (i32, Vec<String>) {
@@ -138,8 +138,8 @@ async fn check_reports_faults_of_a_topic() {
     assert!(code == 1 && about(&lines, "topic").contains(&key), "{lines:?}");
     let mut server = Server::start(&other).await;
     server.wait_closed(3).await;
-    let log = server.log();
-    let stopped = log.iter().find(|event| event["level"] == "ERROR").expect("an error");
+    let error = || server.log().into_iter().find(|event| event["level"] == "ERROR");
+    let stopped = wait_for("an error", error).await;
     assert!(stopped["fields"]["error"].as_str().unwrap().contains(&key), "{stopped}");
     assert!(server.stop().await.success());
 

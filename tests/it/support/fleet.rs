@@ -20,6 +20,10 @@ use super::wait_for;
 /// Length of the windows.
 pub const WINDOW: Duration = Duration::from_secs(2);
 
+/// An instance keeps what it accepts while Redis does not answer, and loses that if it is killed. A Redis on a busy machine is late,
+/// and not away.
+pub const LATE_IS_NOT_AWAY: [&str; 2] = ["--redis-timeout", "10s"];
+
 /// Instances of one namespace. Stopped ones stay in the list, because tests read their logs.
 pub struct Fleet {
     pub servers: Vec<Server>,
