@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Effort;
+use crate::closing::check_accepted;
 use crate::open_loop::{self, Latencies};
 use crate::report::{Target, difference, head, line, median};
-use crate::subjects::{Kind, Subject};
+use crate::service;
+use crate::subjects::Kind;
 use crate::wrk::{self, Load};
 
 /// The warm-up is not measured: connections are new, memory is cold.
@@ -30,7 +32,7 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
     let mut rows = kinds.map(|_| Row::default());
     for round in 0..effort.rounds {
         for (kind, row) in kinds.iter().zip(&mut rows) {
-            let took = latencies(&kind.start(false), rate, effort.duration, round)
+            let took = latencies(*kind, rate, effort.duration, round)
                 .map_err(|error| format!("{}: {error}", kind.name()))?;
             row.p50.push(took.millis(500));
             row.p99.push(took.millis(990));
@@ -70,9 +72,14 @@ pub fn half_of_noop(duration: Duration) -> Result<f64, String> {
     Ok(noop.requests_per_second / 2.0)
 }
 
-fn latencies(subject: &Subject, rate: f64, duration: Duration, seed: u64) -> Result<Latencies, String> {
+fn latencies(kind: Kind, rate: f64, duration: Duration, seed: u64) -> Result<Latencies, String> {
+    let subject = kind.start(false);
     let started = Instant::now();
     let counted = started + WARM_UP..started + WARM_UP + duration;
-    let answered = open_loop::send(subject, rate, started..counted.end, seed)?;
+    let answered = open_loop::send(&subject, rate, started..counted.end, seed)?;
+    if let Kind::Service(_) = kind {
+        check_accepted(&subject, answered.len())?;
+        subject.check_unique(service::unique(subject.address), [answered.len() as f64; 2])?;
+    }
     Ok(Latencies::of(&answered, &counted))
 }

@@ -24,7 +24,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// This long after a window's start, every instance has seen it.
 const INTO_A_WINDOW: Duration = Duration::from_secs(1);
 /// The seed of the warm-up's ids. No round uses it.
-const WARM_UP: u64 = 10_000;
+const SEED_OF_WARM_UP: u64 = 10_000;
 /// The longest measurement in a window of a minute.
 pub const SECONDS: u64 = 5;
 
@@ -114,7 +114,7 @@ fn warm_up(lasting: &[(&Row, [Subject; 2])]) -> Result<(), String> {
     wait_for_a_minute();
     for (row, subjects) in lasting {
         for subject in subjects {
-            row.measure(subject, Duration::from_secs(SECONDS), WARM_UP)?;
+            row.measure(subject, Duration::from_secs(SECONDS), SEED_OF_WARM_UP)?;
         }
     }
     Ok(())

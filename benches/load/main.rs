@@ -17,6 +17,7 @@
 
 mod arrivals;
 mod bulk;
+mod checks;
 mod client;
 mod closing;
 mod closing_together;
@@ -27,6 +28,7 @@ mod growth;
 mod lines;
 mod many_counters;
 mod open_loop;
+mod others;
 mod profile;
 mod ranges;
 mod report;
@@ -39,6 +41,7 @@ mod subjects;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
 mod tail;
+mod times;
 mod wrk;
 mod zipf;
 
@@ -52,7 +55,7 @@ use serde_json::{Map, Value};
 /// Measure what counting costs, compared to a handler that does nothing
 #[derive(Parser)]
 struct Args {
-    /// The parts to measure; by default all
+    /// The parts to measure; by default all but closing-together and sizing
     parts: Vec<Part>,
 
     /// Number of rounds

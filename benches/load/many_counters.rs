@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::Effort;
+use crate::checks::check_between;
 use crate::closing::{check_accepted, check_counters, close, fill, next_start, p99, sleep_until};
 use crate::open_loop::{self, Answered};
 use crate::report::{difference, head, line, median, ratio};
 use crate::service;
-use crate::subjects::{Counter, Request, Service, Subject, check_between};
+use crate::subjects::{Counter, Request, Service, Subject};
 use crate::support::process::headcount;
 use crate::wrk::{self, Load};
 use crate::zipf::Zipf;
@@ -45,7 +46,7 @@ type Costs = Vec<(&'static str, f64)>;
 
 /// A round measures each number once.
 pub fn measure(effort: Effort) -> Result<Value, String> {
-    let mut figures = serde_json::Map::new();
+    let mut all = Vec::new();
     for (way, counter) in WAYS {
         let mut costs = COUNTERS.map(|_| Vec::new());
         for round in 0..effort.rounds {
@@ -55,9 +56,10 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
                 costs.push(cost.map_err(|error| format!("{way}, {counters} counters: {error}"))?);
             }
         }
-        figures.insert(way.to_owned(), show(way, &costs));
+        all.push((way, costs));
     }
-    Ok(figures.into())
+    let shown = all.iter().map(|(way, costs)| ((*way).to_owned(), show(way, costs)));
+    Ok(Value::Object(shown.collect()))
 }
 
 /// Those of Redis are left out in memory.

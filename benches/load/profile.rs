@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::Effort;
 use crate::report::{head, line, median};
-use crate::subjects::{Kind, Subject, times_of};
+use crate::subjects::Kind;
+use crate::times::times_of;
 use crate::wrk::{self, Load};
 
 const KINDS: [Kind; 6] = [Kind::Noop, Kind::MEMORY, Kind::WARM, Kind::CHANGED, Kind::HLL, Kind::EXACT];
@@ -31,17 +32,25 @@ struct Used {
 }
 
 pub fn measure(effort: Effort) -> Result<Value, String> {
-    let sides = ["service", "Redis"];
-    head("for each request", &["", "user, µs", "system, µs", "wake-ups", "system calls", "most of them"]);
-    let (mut figures, mut all_rounds) = (Vec::new(), KINDS.map(|_| Vec::new()));
+    let mut all_rounds = KINDS.map(|_| Vec::new());
     let failed = |kind: Kind| move |error| format!("{}: {error}", kind.name());
     for round in 0..effort.rounds {
         for (kind, rounds) in KINDS.into_iter().zip(&mut all_rounds) {
             rounds.push(one_round(kind, effort.duration, round).map_err(failed(kind))?);
         }
     }
-    for (kind, rounds) in KINDS.into_iter().zip(all_rounds) {
-        let calls = system_calls(kind, effort.duration).map_err(failed(kind))?;
+    let mut all_calls = Vec::new();
+    for kind in KINDS {
+        all_calls.push(system_calls(kind, effort.duration).map_err(failed(kind))?);
+    }
+    Ok(show(&all_rounds, &all_calls))
+}
+
+fn show(all_rounds: &[Vec<[Used; 2]>], all_calls: &[[Vec<(String, f64)>; 2]]) -> Value {
+    let sides = ["service", "Redis"];
+    head("for each request", &["", "user, µs", "system, µs", "wake-ups", "system calls", "most of them"]);
+    let mut figures = Vec::new();
+    for ((kind, rounds), calls) in KINDS.into_iter().zip(all_rounds).zip(all_calls) {
         for (side, calls) in calls.iter().enumerate().filter(|(_, calls)| !calls.is_empty()) {
             let median =
                 |figure: fn(&Used) -> f64| median(rounds.iter().map(|used| figure(&used[side])).collect());
@@ -67,15 +76,16 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
             }));
         }
     }
-    Ok(figures.into())
+    figures.into()
 }
 
 /// What a request used: of the service, and of Redis.
 fn one_round(kind: Kind, duration: Duration, seed: u64) -> Result<[Used; 2], String> {
-    let subject = started(kind)?;
+    let subject = kind.start(false);
+    let load = wrk::warm_up(&subject, Load::new(duration, seed))?;
     let pids = subject.pids();
     let before = pids.each_ref().map(|pids| used(pids));
-    let requests = wrk::measure(&subject, Load::new(duration, seed))?.requests as f64;
+    let requests = wrk::measure(&subject, load)?.requests as f64;
     let after = pids.each_ref().map(|pids| used(pids));
     Ok([0, 1].map(|side| {
         let (before, after): (Used, Used) = (before[side], after[side]);
@@ -85,15 +95,6 @@ fn one_round(kind: Kind, duration: Duration, seed: u64) -> Result<[Used; 2], Str
             wake_ups: (after.wake_ups - before.wake_ups) / requests,
         }
     }))
-}
-
-/// The ids of a warm sketch are there.
-fn started(kind: Kind) -> Result<Subject, String> {
-    let subject = kind.start(false);
-    if kind == Kind::WARM {
-        wrk::measure(&subject, Load::new(Duration::from_secs(1), u64::from(u32::MAX)))?;
-    }
-    Ok(subject)
 }
 
 /// Times in microseconds.
@@ -122,10 +123,11 @@ fn wake_ups(pid: u32) -> f64 {
 
 /// How often a request calls the system, by the name of the call: of the service, and of Redis. The most frequent are first.
 fn system_calls(kind: Kind, duration: Duration) -> Result<[Vec<(String, f64)>; 2], String> {
-    let subject = started(kind)?;
+    let subject = kind.start(false);
+    let load = wrk::warm_up(&subject, Load::new(duration, 0))?;
     let traces = subject.pids().map(|pids| pids.first().map(|pid| strace(*pid)));
     thread::sleep(ATTACHED);
-    let sample = wrk::measure(&subject, Load::new(duration, 0));
+    let sample = wrk::measure(&subject, load);
     let tables = traces.map(|trace| trace.map(summary));
     let requests = sample?.requests as f64;
     let calls = |table: Option<String>| {

@@ -36,7 +36,7 @@ const DAYS: u64 = 35;
 /// Different ids of a sketch: enough to make it dense.
 const IDS: usize = 50_000;
 /// Different sketches. The keys share them.
-const SKETCHES: u64 = 16;
+const SKETCHES: u64 = 256;
 const COUNTER: &str = "campaign-1";
 /// Questions of a round.
 const QUESTIONS: u64 = 100;
@@ -49,6 +49,8 @@ struct Row {
     to: u64,
     counter: bool,
     is_complete: bool,
+    /// What the service keeps beside minutes.
+    levels: &'static [Level],
     /// Of the median, in milliseconds.
     target: Target,
 }
@@ -61,7 +63,7 @@ pub fn measure(rounds: u64) -> Result<Value, String> {
     head("the count of a range, ms", &["median", "p99", "commands of more than 1 ms"]);
     for row in rows(&history) {
         slow_log::begin(&mut redis.connect())?;
-        let millis = ask(&row, &redis, rounds * QUESTIONS)?;
+        let millis = ask(&row, &history, &redis, rounds * QUESTIONS)?;
         let slow = slow_log::read(&mut redis.connect())?;
         figures.insert(row.name.to_owned(), show(row.name, &millis, row.target, &format!("{slow:?}")));
     }
@@ -81,15 +83,17 @@ fn rows(history: &History) -> [Row; 7] {
         to,
         counter: false,
         is_complete: true,
+        levels: &Level::ALL,
         target: Target::AtMost(target),
     };
     let days = |from: u64| today - from * DAY;
     [
         Row {
             target: Target::None,
+            levels: &[],
             ..row("a day of minutes", &["--keep-hours", "0s"], minute - 1_400 * MINUTE, minute, 0.0)
         },
-        row("a day of hours", &["--keep-days", "0s"], days(1), today, 20.0),
+        Row { levels: &[Level::Hour], ..row("a day of hours", &["--keep-days", "0s"], days(1), today, 20.0) },
         row("35 days", &[], days(35), today, 5.0),
         // 59 minutes, 23 hours, 28 days, 23 hours and 59 minutes. A retention of more than 31 days is refused.
         row("192 minutes, hours and days", worst, days(30) + MINUTE, today - MINUTE, 20.0),
@@ -108,7 +112,7 @@ fn rows(history: &History) -> [Row; 7] {
 /// Sketches, and where they belong.
 struct History {
     keys: Keys,
-    sketches: Vec<(Vec<u8>, u64)>,
+    sketches: Vec<(Sketch, u64)>,
     /// The last midnight, and the start of the last minute but one.
     today: u64,
     minute: u64,
@@ -119,7 +123,8 @@ impl History {
         let sketch = |seed| {
             let sketch = Sketch::new();
             SplitMix(seed).take(IDS).for_each(|id| _ = sketch.add(id.to_string().as_bytes()));
-            (sketch.to_bytes(), sketch.estimate())
+            let unique = sketch.estimate();
+            (sketch, unique)
         };
         Self {
             keys: Keys::new("headcount"),
@@ -150,31 +155,48 @@ impl History {
         rolled.exec(&mut connection)
     }
 
-    fn sketch(&self, start: u64) -> &(Vec<u8>, u64) {
-        &self.sketches[(start / MINUTE % SKETCHES) as usize]
+    /// The sketch of so many seconds, and its count.
+    fn sketch(&self, start: u64, seconds: u64) -> &(Sketch, u64) {
+        let random = SplitMix(start + seconds).next().expect("it never ends");
+        &self.sketches[(random % SKETCHES) as usize]
+    }
+
+    /// What a service should count of the time of a row before the running day.
+    fn unique(&self, row: &Row) -> u64 {
+        let end = if row.is_complete { row.to } else { self.today };
+        let (union, mut at) = (Sketch::new(), row.from);
+        while at < end {
+            let periods = row.levels.iter().map(|level| level.at(at));
+            let longest = periods
+                .filter(|period| period.start == at && period.end() <= end)
+                .max_by_key(|period| period.end());
+            let next = longest.map_or(at + MINUTE, Period::end);
+            union.merge(&self.sketch(at, next - at).0);
+            at = next;
+        }
+        union.estimate()
     }
 
     fn write_minute(&self, start: u64) -> redis::Pipeline {
         let window = minutes().starting_at(start);
-        let (sketch, unique) = self.sketch(start);
+        let (sketch, unique) = self.sketch(start, MINUTE);
         let count = json!({ "unique_request_count": unique, "complete": true, "window_seconds": MINUTE });
         let mut write = redis::pipe();
-        write.set(self.keys.ids(Mode::Hll, 0, Shards::ONE, window), sketch);
+        write.set(self.keys.ids(Mode::Hll, 0, Shards::ONE, window), sketch.to_bytes());
         write.hset(self.keys.series(start / DAY * DAY), start, count.to_string());
         write
     }
 
     fn write_period(&self, period: Period) -> redis::Pipeline {
-        // Not by minutes: all hours and days begin with the same one.
-        let (sketch, unique) = self.sketch(period.start / HOUR * MINUTE);
+        let (sketch, unique) = self.sketch(period.start, period.end() - period.start);
         let bucket = bucket_of(COUNTER);
         let record = json!({
             "seconds": period.end().min(self.minute) - period.start, "unique_request_count": unique,
             "complete": true, "shards": 1, "has_all_counters": true, "buckets": { bucket.to_string(): period.start },
         });
         let mut write = redis::pipe();
-        write.set(self.keys.period(0, Shards::ONE, period), sketch);
-        write.set(self.keys.counter_period(COUNTER, period), sketch);
+        write.set(self.keys.period(0, Shards::ONE, period), sketch.to_bytes());
+        write.set(self.keys.counter_period(COUNTER, period), sketch.to_bytes());
         let of_bucket = [("", period.start), (COUNTER, *unique)];
         write.hset_multiple(self.keys.counter_records(bucket, period), &of_bucket);
         let records = self.keys.rolled_periods(period.start / DAY * DAY);
@@ -188,7 +210,7 @@ fn minutes() -> WindowLength {
 }
 
 /// How long each answer took, in milliseconds.
-fn ask(row: &Row, redis: &Redis, questions: u64) -> Result<Vec<f64>, String> {
+fn ask(row: &Row, history: &History, redis: &Redis, questions: u64) -> Result<Vec<f64>, String> {
     let mut command = headcount();
     command.args(["--log-level", "error", "--redis-url", &redis.url()]).args(row.args);
     // Counts of closed windows.
@@ -199,18 +221,31 @@ fn ask(row: &Row, redis: &Redis, questions: u64) -> Result<Vec<f64>, String> {
     let question =
         format!("GET /api/verve/unique?from={from}&to={to}{counter} HTTP/1.1\r\nhost: localhost\r\n\r\n");
     let mut stream = TcpStream::connect(address).map_err(|error| error.to_string())?;
-    let expected = format!(r#""complete":{}}}"#, row.is_complete);
+    let (end, unique) = (format!(r#""complete":{}}}"#, row.is_complete), history.unique(row));
     let mut millis = Vec::new();
     // The first ones find new connections, and cold caches.
     for number in 0..questions + QUESTIONS / 10 {
         let asked = Instant::now();
-        client::ask(&mut stream, &[question.as_bytes()], &expected)
+        let answer = client::ask(&mut stream, &[question.as_bytes()], &end)
             .map_err(|error| format!("{}: {error}", row.name))?;
+        let waited = asked.elapsed();
+        let found = unique_of(&answer).ok_or_else(|| format!("{}: an answer has no count", row.name))?;
+        // The running day has more.
+        if found < unique || row.is_complete && found > unique {
+            return Err(format!("{}: {found} ids were counted, not {unique}", row.name));
+        }
         if number >= QUESTIONS / 10 {
-            millis.push(asked.elapsed().as_secs_f64() * 1e3);
+            millis.push(waited.as_secs_f64() * 1e3);
         }
     }
     Ok(millis)
+}
+
+/// The count that an answer has.
+fn unique_of(answer: &[u8]) -> Option<u64> {
+    let text = str::from_utf8(answer).ok()?;
+    let body: Value = serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()?;
+    body["unique_request_count"].as_u64()
 }
 
 /// The union of 35 days of the store in this process.
@@ -222,9 +257,13 @@ fn in_memory(history: &History, questions: u64) -> Vec<f64> {
     let day = |ago: u64| Level::Day.at(history.today - ago * DAY);
     let parts: Vec<_> =
         (1..=DAYS).rev().map(|ago| Part::Period { period: day(ago), end: day(ago).end() }).collect();
+    let all = Sketch::new();
     for ago in (1..=DAYS).rev() {
         let window = minutes().starting_at(day(ago).start);
         let ids: Vec<_> = SplitMix(ago).take(IDS).map(|id| IntegerId::from(id.cast_signed())).collect();
+        for id in &ids {
+            all.add(id.as_ref());
+        }
         runtime.block_on(async {
             store.add(window, &ids).await.expect("memory takes it");
             store.seal(window).await.expect("memory seals it");
@@ -236,7 +275,7 @@ fn in_memory(history: &History, questions: u64) -> Vec<f64> {
         let asked = Instant::now();
         let union = runtime.block_on(store.union(&Of::Total, &parts)).expect("memory answers");
         let unique: u64 = union.sketches.iter().map(Sketch::estimate).sum();
-        assert!(unique > IDS as u64, "{unique}");
+        assert_eq!(unique, all.estimate());
         millis.push(asked.elapsed().as_secs_f64() * 1e3);
     }
     millis

@@ -1,7 +1,7 @@
 //! An id a request.
 //!
 //! The service of the row `changed` runs all the time, in windows of a minute, as in `compare`: each measurement starts at the
-//! same moment of a window, with an empty sketch.
+//! same moment of a window, with an empty sketch. All others are new in each round, and get a warm-up of a second.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,7 @@ struct Row {
 }
 
 /// How long the windows of some rows are filled first, with ids of other seeds than those of the rounds.
-const WARM_UP: Duration = Duration::from_secs(8);
+const FILL: Duration = Duration::from_secs(8);
 const SEEDS: u64 = 10_000;
 /// Every way of counting must reach this many requests a second.
 const AT_LEAST_A_SECOND: f64 = 10_000.0;
@@ -64,7 +64,7 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
     let failed = |kind: Kind| move |error| format!("{}: {error}", kind.name());
     let changed = Kind::CHANGED.start_of(Path::new(env!("CARGO_BIN_EXE_headcount")), &OF_A_MINUTE, false);
     wait_for_a_minute();
-    wrk::measure(&changed, Load::new(WARM_UP, SEEDS)).map_err(failed(Kind::CHANGED))?;
+    wrk::measure(&changed, Load::new(FILL, SEEDS)).map_err(failed(Kind::CHANGED))?;
     for round in 0..effort.rounds {
         for row in &mut rows {
             if row.kind == Kind::CHANGED {
@@ -74,11 +74,11 @@ pub fn measure(effort: Effort) -> Result<Value, String> {
                 row.samples.push(sample.map_err(failed(Kind::CHANGED))?);
                 continue;
             }
-            let subject = row.kind.start(false);
+            let (subject, mut load) = (row.kind.start(false), Load::new(effort.duration, round));
             if matches!(row.kind, Kind::WARM | Kind::WARM_COUNTERS) {
-                wrk::measure(&subject, Load::new(WARM_UP, round + SEEDS))?;
+                load = load.after(&wrk::measure(&subject, Load::new(FILL, round + SEEDS))?);
             }
-            let sample = wrk::measure(&subject, Load::new(effort.duration, round));
+            let sample = wrk::warm_up(&subject, load).and_then(|load| wrk::measure(&subject, load));
             row.samples.push(sample.map_err(failed(row.kind))?);
         }
     }

@@ -16,10 +16,11 @@ use crate::closing::sleep_until;
 use crate::open_loop;
 use crate::report::{head, line};
 use crate::service;
-use crate::subjects::{Counter, Service, Subject, cpu_of};
+use crate::subjects::{Counter, Service, Subject};
 use crate::support::free_port;
 use crate::support::kafka::{Kafka, namespace};
 use crate::support::process::headcount;
+use crate::times::cpu_of;
 
 const REQUESTS_A_SECOND: f64 = 1e6 / 60.0;
 /// Not measured: connections are new, memory is cold.

@@ -5,29 +5,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use headcount::model::mode::Mode;
 use tempfile::TempDir;
 
-use crate::service;
 use crate::support::process::{Process, headcount};
 use crate::support::redis::{Flavour, Redis};
 use crate::support::{free_port, wait_blocking};
+use crate::wrk::Load;
 use crate::zipf::Zipf;
+use crate::{checks, others, service, times};
 
 const CHANGED: &[&str] = &["--redis-writes", "changed"];
 const ACCEPT: &str = "/api/verve/accept";
 const UUID_WITHOUT_SEVEN: &str = "0b3f9c1e-6a0d-4a51-9d0e-2f6b1";
-/// The Redis key in which the other programs count.
-const PEER_KEY: &str = "hll";
 /// wrk draws its ids from so many.
 const IDS: u64 = 1_000_000;
 /// The same where all pairs of an id and a counter soon have come.
 const FEW_IDS: u64 = 10;
-/// The tolerance of counts, in standard errors. A correct count exceeds it once in a million runs.
-const STANDARD_ERRORS: f64 = 5.0;
-const NGINX_MODULES: &str = "/usr/lib/nginx/modules";
-const LUA_REDIS: &str = "/usr/share/lua/5.1/nginx/redis.lua";
-/// The configuration, which benches/peers uses too. It counts in [`PEER_KEY`] what names no counter.
-const NGINX: &str = include_str!("nginx.conf");
+/// How many bodies a thread of wrk makes: see wrk.lua.
+const BODIES: u64 = 64;
 
 /// One request, without its id.
 pub struct Request {
@@ -42,7 +38,7 @@ pub struct Request {
     pub skew: f64,
     /// How many different ids there are.
     pub ids: u64,
-    /// The body that every answer has.
+    /// The body that every answer has, or its end.
     pub answer: &'static str,
 }
 
@@ -119,6 +115,10 @@ impl Counter {
         Self { says, ..self }
     }
 
+    fn error(self) -> f64 {
+        if self.args.contains(&Mode::Exact.as_str()) { 0.0 } else { checks::ERROR }
+    }
+
     fn request(self, bulk: bool) -> Request {
         match self.says {
             _ if bulk => Request::many(),
@@ -190,11 +190,8 @@ impl Kind {
     /// Whether the program is installed.
     pub fn is_there(self) -> bool {
         match self {
-            Self::Webdis => there_is("webdis"),
-            Self::NginxLua => {
-                let module = Path::new(NGINX_MODULES).join("ngx_http_lua_module.so");
-                there_is("nginx") && module.exists() && Path::new(LUA_REDIS).exists()
-            }
+            Self::Webdis => others::has_webdis(),
+            Self::NginxLua => others::has_nginx_lua(),
             _ => true,
         }
     }
@@ -217,15 +214,10 @@ impl Kind {
             Self::Plain => noop(&["--plain"], request),
             Self::Noop => noop(&[], request),
             Self::Service(counter) => Service::start(counter, 1).subject(counter.request(bulk)),
-            Self::Webdis => webdis(),
-            Self::NginxLua => nginx_lua(),
+            Self::Webdis => others::webdis(),
+            Self::NginxLua => others::nginx_lua(),
         }
     }
-}
-
-fn there_is(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
 /// How to read the count.
@@ -248,24 +240,40 @@ pub struct Subject {
     /// The other primaries of a cluster.
     others: Vec<Redis>,
     counted: Counted,
+    /// The relative standard error of its counts.
+    error: f64,
     _dir: Option<TempDir>,
 }
 
 impl Subject {
+    /// Another program, which counts in [`others::KEY`].
+    pub fn peer(address: SocketAddr, request: Request, process: Process, redis: Redis, dir: TempDir) -> Self {
+        Self {
+            address,
+            request,
+            processes: vec![process],
+            redis: Some(redis),
+            others: Vec::new(),
+            counted: Counted::Key,
+            error: checks::ERROR,
+            _dir: Some(dir),
+        }
+    }
+
     /// User and system time of all its processes so far.
     pub fn cpu(&self) -> Duration {
-        self.pids().concat().into_iter().map(cpu_of).sum()
+        self.pids().concat().into_iter().map(times::cpu_of).sum()
     }
 
     /// The same of its Redis servers alone.
     pub fn cpu_of_redis(&self) -> Duration {
         let [_, servers] = self.pids();
-        servers.into_iter().map(cpu_of).sum()
+        servers.into_iter().map(times::cpu_of).sum()
     }
 
     /// Its own processes, and those of Redis.
     pub fn pids(&self) -> [Vec<u32>; 2] {
-        let own = self.processes.iter().flat_map(|process| with_children(process.0.id()));
+        let own = self.processes.iter().flat_map(|process| times::with_children(process.0.id()));
         let servers = self.redis.iter().chain(&self.others).map(|redis| redis.process.0.id());
         [own.collect(), servers.collect()]
     }
@@ -279,9 +287,10 @@ impl Subject {
         })
     }
 
-    /// Checks that the subject counted what was sent: the ids of `requests`, and of up to `more` that were under way. The
-    /// subject had accepted `before` ids earlier.
-    pub fn check_count(&self, requests: u64, more: u64, before: u64) -> Result<(), String> {
+    /// Checks that the subject counted what was sent: the ids of `requests`, and those that were under way. The subject had accepted
+    /// `before` ids earlier.
+    pub fn check_count(&self, requests: u64, load: Load, before: u64) -> Result<(), String> {
+        let more = load.connections;
         let unique = match self.counted {
             Counted::Nothing => return Ok(()),
             Counted::Service | Counted::Part => {
@@ -298,17 +307,31 @@ impl Subject {
             }
             Counted::Key => {
                 let mut connection = self.redis.as_ref().ok_or("no Redis")?.connect();
-                let count = redis::cmd("PFCOUNT").arg(PEER_KEY).query::<f64>(&mut connection);
+                let count = redis::cmd("PFCOUNT").arg(others::KEY).query::<f64>(&mut connection);
                 count.map_err(|error| error.to_string())?
             }
         };
         if self.request.bulk > 0 {
-            // wrk draws the ids of the bodies, so the number of different ids is not known here.
-            return Ok(());
+            return self.check_bodies(unique, requests, load);
         }
-        let [least, most] = [requests, requests + more].map(|draws| draws as f64);
-        check_unique(unique, [least, most], self.request.ids)?;
-        self.check_first_counter([least, most])
+        let [least, most] = load.earlier;
+        let draws = [requests + least, requests + more + most].map(|draws| draws as f64);
+        self.check_unique(unique, draws)?;
+        self.check_first_counter(draws)
+    }
+
+    /// The same where each thread of wrk sends the same bodies in turn, and has sent each of them.
+    fn check_bodies(&self, unique: f64, requests: u64, load: Load) -> Result<(), String> {
+        let bodies = BODIES * load.threads();
+        if requests < 4 * bodies {
+            return Err(format!("{requests} requests may not be all of the {bodies} bodies"));
+        }
+        self.check_unique(unique, [(bodies * self.request.bulk) as f64; 2])
+    }
+
+    /// Checks the number of different ids among so many random ones, from the least to the most.
+    pub fn check_unique(&self, unique: f64, draws: [f64; 2]) -> Result<(), String> {
+        checks::check_unique(unique, draws, self.request.ids, self.error)
     }
 
     /// Checks the count of the most frequent counter. So it also checks that wrk draws the names by Zipf's law.
@@ -319,9 +342,9 @@ impl Subject {
         // Another build may have no counters: it ignores the parameter.
         let Some(unique) = service::unique_of(self.address, "campaign-1") else { return Ok(()) };
         let share = Zipf { counters: self.request.counters, skew: self.request.skew }.first_share();
-        let off = STANDARD_ERRORS / (requests[0] * share).sqrt();
+        let off = checks::STANDARD_ERRORS / (requests[0] * share).sqrt();
         let [least, most] = requests.map(|requests| requests * share);
-        check_unique(unique, [least * (1.0 - off), most * (1.0 + off)], self.request.ids)
+        self.check_unique(unique, [least * (1.0 - off), most * (1.0 + off)])
             .map_err(|error| format!("the first counter: {error}"))
     }
 
@@ -340,48 +363,11 @@ impl Subject {
     }
 }
 
-/// Checks the number of different ids among so many random ones, from the least to the most.
-fn check_unique(unique: f64, draws: [f64; 2], ids: u64) -> Result<(), String> {
-    let ids = ids as f64;
-    check_between(unique, draws.map(|draws| -ids * (-draws / ids).exp_m1()))
-}
-
-/// Checks the count of so many different ids, from the least to the most.
-pub fn check_between(unique: f64, [least, most]: [f64; 2]) -> Result<(), String> {
-    let off = STANDARD_ERRORS * 0.0081;
-    if (least * (1.0 - off)..=most * (1.0 + off)).contains(&unique) {
-        Ok(())
-    } else {
-        Err(format!("{unique} different ids were counted, not about {least:.0} to {most:.0}"))
-    }
-}
-
 /// Stops nginx with SIGTERM: after SIGKILL its workers would keep running.
 impl Drop for Subject {
     fn drop(&mut self) {
         self.processes.iter_mut().for_each(Process::terminate);
     }
-}
-
-fn with_children(pid: u32) -> Vec<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-    std::iter::once(pid).chain(children).collect()
-}
-
-/// User and system time of a process so far.
-pub fn cpu_of(pid: u32) -> Duration {
-    times_of(pid).into_iter().sum()
-}
-
-/// The user time, and the system time, of a process so far.
-pub fn times_of(pid: u32) -> [Duration; 2] {
-    /// The kernel's ticks in /proc: a hundred a second on every machine.
-    const TICK: Duration = Duration::from_millis(10);
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");
-    // The name may have spaces, so start after it. User and system time are fields twelve and thirteen from there.
-    let mut fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11);
-    [(); 2].map(|()| TICK * fields.next().and_then(|ticks| ticks.parse().ok()).expect("ticks"))
 }
 
 /// Processes of the service that count together.
@@ -390,6 +376,7 @@ pub struct Service {
     processes: Vec<Process>,
     redis: Option<Redis>,
     others: Vec<Redis>,
+    error: f64,
 }
 
 impl Service {
@@ -423,14 +410,14 @@ impl Service {
             listen(command)
         };
         let (addresses, processes) = (0..processes).map(start).unzip();
-        Self { addresses, processes, redis, others: servers }
+        Self { addresses, processes, redis, others: servers, error: counter.error() }
     }
 
     /// Combines them behind the first one's address.
     pub fn subject(self, request: Request) -> Subject {
-        let Self { addresses, processes, redis, others } = self;
+        let Self { addresses, processes, redis, others, error } = self;
         let (address, counted) = (addresses[0], Counted::Service);
-        Subject { address, request, processes, redis, others, counted, _dir: None }
+        Subject { address, request, processes, redis, others, counted, error, _dir: None }
     }
 
     /// One subject for each process. The first one owns Redis, so its figures include Redis.
@@ -444,6 +431,7 @@ impl Service {
             redis: redis.take(),
             others: Vec::new(),
             counted: Counted::Part,
+            error: self.error,
             _dir: None,
         })
         .collect()
@@ -492,6 +480,7 @@ fn noop(args: &[&str], request: Request) -> Subject {
         redis: None,
         others: Vec::new(),
         counted: Counted::Nothing,
+        error: 0.0,
         _dir: None,
     }
 }
@@ -503,50 +492,10 @@ pub fn listen(mut command: Command) -> (SocketAddr, Process) {
     (address, spawn(command, address))
 }
 
-fn spawn(mut command: Command, address: SocketAddr) -> Process {
+/// Starts a command, and waits until it listens.
+pub fn spawn(mut command: Command, address: SocketAddr) -> Process {
     let child = command.stdin(Stdio::null()).spawn().expect("it starts");
     let mut process = Process(child);
     process.wait_listening(address, String::new);
     process
-}
-
-/// Two threads, because there are two cores.
-fn webdis() -> Subject {
-    let redis = Redis::start();
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let config = serde_json::json!({
-        "redis_host": "127.0.0.1", "redis_port": redis.address().port(), "http_host": "127.0.0.1",
-        "http_port": address.port(), "threads": 2, "pool_size": 10, "daemonize": false, "websockets": false,
-        "database": 0, "verbosity": 0, "logfile": dir.path().join("log"), "acl": [{ "enabled": ["PFADD"] }]
-    });
-    let file = dir.path().join("webdis.json");
-    std::fs::write(&file, config.to_string()).expect("a configuration");
-    let mut command = Command::new("webdis");
-    command.arg(file);
-    let request =
-        Request { prefix: format!("/PFADD/{PEER_KEY}/"), answer: r#"{"PFADD":1}"#, ..Request::one() };
-    peer(address, request, spawn(command, address), redis, dir)
-}
-
-/// nginx has two workers, and keeps its connections to Redis.
-fn nginx_lua() -> Subject {
-    let redis = Redis::start();
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let fill = [
-        ("@modules@", NGINX_MODULES.to_owned()),
-        ("@port@", address.port().to_string()),
-        ("@redis@", redis.address().port().to_string()),
-    ];
-    let config = fill.iter().fold(NGINX.to_owned(), |config, (place, value)| config.replace(place, value));
-    std::fs::write(dir.path().join("nginx.conf"), config).expect("a configuration");
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(dir.path()).args(["-c", "nginx.conf", "-e", "error.log"]);
-    peer(address, Request::one(), spawn(command, address), redis, dir)
-}
-
-fn peer(address: SocketAddr, request: Request, process: Process, redis: Redis, dir: TempDir) -> Subject {
-    let (processes, redis) = (vec![process], Some(redis));
-    Subject { address, request, processes, redis, others: Vec::new(), counted: Counted::Key, _dir: Some(dir) }
 }

@@ -14,13 +14,14 @@ use serde_json::{Value, json};
 
 use crate::Effort;
 use crate::arrivals::half_of_noop;
+use crate::checks::check_between;
 use crate::closing::{
     check_accepted, check_counters, close, fill, next_start, sleep_until, start_of_running,
 };
 use crate::open_loop::{self, Answered, Latencies};
 use crate::report::{head, line, median};
 use crate::service;
-use crate::subjects::{Counter, Request, Service, Subject, check_between};
+use crate::subjects::{Counter, Request, Service, Subject};
 use crate::support::process::headcount;
 use crate::support::wait_blocking;
 use crate::zipf::Zipf;

@@ -19,12 +19,40 @@ pub struct Load {
     pub duration: Duration,
     /// Seed of the ids.
     pub seed: u64,
+    /// Requests of other seeds whose ids are in the same count, at least and at most.
+    pub earlier: [u64; 2],
 }
 
 impl Load {
     pub fn new(duration: Duration, seed: u64) -> Self {
-        Self { connections: CONNECTIONS, duration, seed }
+        Self { connections: CONNECTIONS, duration, seed, earlier: [0; 2] }
     }
+
+    /// Of wrk.
+    pub fn threads(&self) -> u64 {
+        self.connections.min(2)
+    }
+
+    /// After a load of another seed.
+    pub fn after(self, sample: &Sample) -> Self {
+        let [least, most] = self.earlier;
+        Self { earlier: [least + sample.requests, most + sample.requests + self.connections], ..self }
+    }
+}
+
+/// A load before the one that is measured, so that a process does not start in the figures: connections are new, memory is cold.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// Seeds of warm-ups are so much higher than those of rounds.
+const SEED_OF_WARM_UPS: u64 = 20_000;
+
+/// Warms up. Returns the load that follows.
+///
+/// # Errors
+///
+/// As [`measure`].
+pub fn warm_up(subject: &Subject, load: Load) -> Result<Load, String> {
+    let warm_up = Load { duration: WARM_UP, seed: load.seed + SEED_OF_WARM_UPS, ..load };
+    Ok(load.after(&measure(subject, warm_up)?))
 }
 
 /// The result of one measurement.
@@ -74,7 +102,7 @@ pub fn measure(subject: &Subject, load: Load) -> Result<Sample, String> {
     if requests == 0 || !(least..=most).contains(&bytes) {
         return Err(format!("{requests} answers have {bytes} bytes, not {length} each"));
     }
-    subject.check_count(requests, load.connections, accepted)?;
+    subject.check_count(requests, load, accepted)?;
     let share_changed = share(subject.accepted_and_changed(), [accepted, changed]);
     let micros = |of: usize| after[of].saturating_sub(before[of]).as_secs_f64() * 1e6 / requests as f64;
     Ok(Sample {
@@ -93,7 +121,7 @@ fn share([accepted, changed]: [u64; 2], before: [u64; 2]) -> f64 {
 }
 
 fn wrk(subject: &Subject, load: Load) -> Result<Report, String> {
-    let threads = load.connections.min(2);
+    let threads = load.threads();
     let Request { prefix, bulk, first, counters, skew, ids, .. } = &subject.request;
     let output = Command::new("wrk")
         .args(["-t", &threads.to_string(), "-c", &load.connections.to_string()])

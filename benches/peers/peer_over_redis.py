@@ -4,7 +4,6 @@ Both are set up as in benches/load: two threads or workers, because there are tw
 open. What they keep is what Redis keeps, so memory, error and questions are those of Redis.
 """
 
-import json
 import pathlib
 import shutil
 
@@ -15,8 +14,17 @@ from servers import Redis, Servers, free_port
 MODULES = pathlib.Path("/usr/lib/nginx/modules")
 LUA_REDIS = pathlib.Path("/usr/share/lua/5.1/nginx/redis.lua")
 
-# That of benches/load.
-NGINX = pathlib.Path(__file__).resolve().parents[1] / "load" / "nginx.conf"
+# Their configurations.
+LOAD = pathlib.Path(__file__).resolve().parents[1] / "load"
+
+
+def configured(name, servers, port, redis):
+    """The file of a configuration, in the servers' directory."""
+    config, file = (LOAD / name).read_text(), servers.place / name
+    for place, value in {"@modules@": MODULES, "@port@": port, "@redis@": redis}.items():
+        config = config.replace(place, str(value))
+    file.write_text(config)
+    return file
 
 
 class OverRedis:
@@ -44,12 +52,8 @@ class Webdis(OverRedis):
         return None if shutil.which("webdis") else "webdis is not installed"
 
     def start(self, servers, redis):
-        port, file = free_port(), servers.place / "webdis.json"
-        file.write_text(json.dumps({
-            "redis_host": "127.0.0.1", "redis_port": redis, "http_host": "127.0.0.1", "http_port": port, "threads": 2,
-            "pool_size": 10, "daemonize": False, "websockets": False, "database": 0, "verbosity": 0,
-            "logfile": str(servers.place / "webdis.log"), "acl": [{"enabled": ["PFADD"]}]}))
-        servers.start(port, "webdis", file)
+        port = free_port()
+        servers.start(port, "webdis", configured("webdis.json", servers, port, redis))
         return port, "/PFADD/COUNTER/ID", b'{"PFADD":1}'
 
 
@@ -62,9 +66,6 @@ class Nginx(OverRedis):
 
     def start(self, servers, redis):
         port = free_port()
-        config = NGINX.read_text()
-        for place, value in {"@modules@": MODULES, "@port@": port, "@redis@": redis}.items():
-            config = config.replace(place, str(value))
-        (servers.place / "nginx.conf").write_text(config)
-        servers.start(port, "nginx", "-p", servers.place, "-c", "nginx.conf", "-e", "error.log")
+        config = configured("nginx.conf", servers, port, redis)
+        servers.start(port, "nginx", "-p", servers.place, "-c", config.name, "-e", "error.log")
         return port, "/api/verve/accept?id=ID&counter=COUNTER", b"ok"

@@ -294,9 +294,9 @@ impl<I: ListedId> Check<I> {
     /// It looks at the text of an element. A parsed number would lose digits that a float cannot hold, and might hide a
     /// fraction.
     fn any_json(&mut self, text: &[u8]) -> Result<(), InvalidIdList> {
-        struct Elements<'a, I>(&'a mut Check<I>);
+        struct Reader<'a, I>(&'a mut Check<I>);
 
-        impl<'de, I: ListedId> Visitor<'de> for Elements<'_, I> {
+        impl<'de, I: ListedId> Visitor<'de> for Reader<'_, I> {
             type Value = Result<(), InvalidIdList>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -314,7 +314,7 @@ impl<I: ListedId> Check<I> {
         }
 
         let mut json = serde_json::Deserializer::from_slice(text);
-        let all = json.deserialize_seq(Elements(self)).map_err(|_| InvalidIdList::NoArray)?;
+        let all = json.deserialize_seq(Reader(self)).map_err(|_| InvalidIdList::NoArray)?;
         json.end().map_err(|_| InvalidIdList::NoArray)?;
         all
     }
