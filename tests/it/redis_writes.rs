@@ -381,13 +381,13 @@ async fn the_store_connects_over_a_slow_network() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.address()).await;
     proxy.set(Fault::Slow(Duration::from_millis(60)));
-    let timeout = Duration::from_millis(280);
+    let timeout = Duration::from_millis(200);
     let config = RedisStoreConfig { timeout, ..config("slow", Mode::Exact, RedisWrites::All) };
     let counter = counter_with(&proxy.url(), config);
     counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap();
     assert!(counter.is_degraded(), "connecting takes three answers of 120 ms each");
     wait_for("a connection", || (!counter.is_degraded()).then_some(())).await;
-    for id in 2..5_u64 {
+    for id in 2..10_u64 {
         counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         assert!(!counter.is_degraded(), "it is connected");
     }
