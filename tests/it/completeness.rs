@@ -22,7 +22,9 @@ use headcount::telemetry::metrics::Metrics;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY, WINDOW, next_window, seconds, sketch_of, window};
+use crate::support::fleet::{
+    Fleet, LATE_IS_NOT_AWAY, in_one_window, next_window, seconds, sketch_of, window,
+};
 use crate::support::process::Clock;
 use crate::support::redis::{Flavour, Redis};
 use crate::support::server::{Closed, Server};
@@ -39,14 +41,7 @@ async fn accept(server: &Server, ids: std::ops::Range<u64>) {
 /// Sends ids from the start of a window on. A busy machine may be too slow to send all of them in one window: then another
 /// window gets them once more. Returns the window's start.
 async fn accept_in_one_window(server: &Server, ids: std::ops::Range<u64>) -> u64 {
-    for _ in 0..10 {
-        let start = next_window(Duration::from_millis(50)).await;
-        accept(server, ids.clone()).await;
-        if seconds(SystemTime::now()) < start + WINDOW.as_secs() {
-            return start;
-        }
-    }
-    panic!("this machine is too slow to say what is in which window");
+    in_one_window(async |_| accept(server, ids.clone()).await).await
 }
 
 fn key(namespace: &str, mode: Mode, start: u64) -> String {

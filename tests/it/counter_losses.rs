@@ -1,7 +1,7 @@
 //! What Redis loses of counters in a real service: counts are right, or say that they are not complete.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use headcount::model::counter::bucket_of;
 use headcount::model::mode::Mode;
@@ -9,7 +9,7 @@ use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::wait_by_window;
-use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, sketch_of, window};
+use crate::support::fleet::{Fleet, in_one_window, next_window, sketch_of, window};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -71,18 +71,6 @@ impl Site {
             assert!(!event.to_string().contains("customer-"), "{event}");
         }
     }
-}
-
-/// Does something in one window, and returns the window. On a busy machine it may end too late: then it is done again in a later one.
-async fn in_one_window(what: impl AsyncFn(u64)) -> u64 {
-    for _ in 0..10 {
-        let start = next_window(Duration::from_millis(50)).await;
-        what(start).await;
-        if seconds(SystemTime::now()) < start + WINDOW.as_secs() {
-            return start;
-        }
-    }
-    panic!("this machine is too slow to say what is in which window");
 }
 
 /// Another program deletes the key of a counter in mid-window, replaces it, or lets it expire.

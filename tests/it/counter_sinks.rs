@@ -1,14 +1,14 @@
 //! Sinks that are away while instances count counters in Redis.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use headcount::redis::keys::Keys;
 use redis::cmd;
 
 use crate::support::counter_files::{by_window, wait_by_window};
 use crate::support::disk::LinkedDir;
-use crate::support::fleet::{Fleet, WINDOW, next_window, seconds, window};
+use crate::support::fleet::{Fleet, in_one_window, next_window, window};
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
 use crate::support::server::Server;
@@ -36,17 +36,9 @@ impl Site {
         Self { redis, dir, fleet }
     }
 
-    /// Counts so many ids in each counter, in one window. Returns the window. On a busy machine they may not fit into one: then it
-    /// tries again in a later one.
+    /// Counts so many ids in each counter, in one window. Returns the window.
     async fn fill_window(&self, ids: u64) -> u64 {
-        for _ in 0..10 {
-            let start = next_window(Duration::from_millis(50)).await;
-            self.fill(ids).await;
-            if seconds(SystemTime::now()) < start + WINDOW.as_secs() {
-                return start;
-            }
-        }
-        panic!("this machine is too slow to say what is in which window");
+        in_one_window(async |_| self.fill(ids).await).await
     }
 
     async fn fill(&self, ids: u64) {

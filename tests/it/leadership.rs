@@ -138,12 +138,9 @@ async fn another_instance_replaces_a_killed_leader() {
         let redis = Arc::clone(&redis);
         fleets.spawn(async move { kill_leaders(&redis, namespace, kills, moment).await });
     }
-    let mut took = fleets.join_all().await.concat();
-    took.sort();
-    // A leader that starts late, on a busy machine, waits some seconds longer: it cannot know which instances are running.
-    let (median, longest) = (took[took.len() / 2], took.last().expect("some"));
-    assert!(median <= LEASE_TTL + Duration::from_secs(2), "{took:?}");
-    assert!(*longest <= Duration::from_secs(30), "{took:?}");
+    let took = fleets.join_all().await.concat();
+    let longest = took.iter().max().expect("some");
+    assert!(*longest <= LEASE_TTL + Duration::from_secs(2), "{longest:?}");
 }
 
 /// A sink is away while the leader loses and retakes the lease. Each term gives it the same windows. The list of unpublished

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::cluster::Cluster;
 use super::counter_files::wait_by_window;
 use super::counter_load::{Traffic, Truth};
-use super::fleet::{Fleet, WINDOW, assert_no_gap, next_window, sketch_of, window};
+use super::fleet::{Fleet, WINDOW, assert_agreed, assert_no_gap, next_window, sketch_of, window};
 use super::server::{Closed, value_of};
 
 /// `--shards 8`.
@@ -130,9 +130,7 @@ impl Counting {
         let published = self.fleet.wait_published(*last).await;
         assert_no_gap(&published);
         self.fleet.print_troubles();
-        for (start, closed) in &published {
-            assert!(closed.windows(2).all(|two| two[0].1 == two[1].1), "{start}: {closed:?}");
-        }
+        assert_agreed(&published);
         let counters = wait_by_window(self.files.path(), &window(*last).to_string()).await;
         let mut by_start = BTreeMap::new();
         for start in truth.keys() {
