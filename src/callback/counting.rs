@@ -34,6 +34,10 @@ pub(super) struct Counts {
 impl Counts {
     /// The JSON body of every callback with this key.
     pub(super) async fn body(&self, key: &Key) -> Result<Bytes, String> {
+        // During an outage every try would wait for its time-out, and the count would lack the ids that are kept here.
+        if self.store.is_degraded() {
+            return Err("the store is not reachable".to_owned());
+        }
         let Key { window, counter } = key;
         let unique_ids = match counter {
             Some(counter) => self.unique_ids_of(*window, counter).await?,
@@ -55,10 +59,6 @@ impl Counts {
     }
 
     async fn unique_ids(&self, window: Window) -> Result<u64, String> {
-        // During an outage every try would wait for its time-out.
-        if self.store.is_degraded() {
-            return Err("the store is not reachable".to_owned());
-        }
         match (self.store.count(window).await, self.closed.get(window)) {
             (Ok(counted), _) => Ok(counted.unique_ids),
             // The window was closed and evicted after the request came.

@@ -8,8 +8,8 @@ use anyhow::{Context, anyhow, bail};
 
 use crate::hll::Sketch;
 
-/// No sketch is longer, in bytes: a header, and a byte for each register.
-const LONGEST: u64 = 16 + Sketch::REGISTERS as u64;
+/// No sketch is longer, in bytes.
+const LONGEST: u64 = Sketch::LONGEST_STRING as u64;
 
 /// Reads a sketch. The error names the file.
 pub(super) fn read(file: &Path) -> anyhow::Result<Sketch> {
@@ -44,6 +44,8 @@ impl Destination {
                 }
                 file
             }
+            // A link that leads nowhere: the file would replace the link.
+            Err(error) if name.is_symlink() => return Err(error).with_context(unwritable),
             Err(_) => name.clone(),
         };
         let directory = fs::metadata(directory_of(&file)).with_context(unwritable)?;
@@ -120,6 +122,11 @@ mod tests {
             let error = error(Destination::new(name.to_owned()));
             assert!(error.starts_with(&format!("cannot write '{}': {why}", name.display())), "{error}");
         }
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&missing, &link).unwrap();
+        assert!(error(Destination::new(link.clone())).contains("No such file"));
+        assert!(link.is_symlink());
+        fs::remove_file(&link).unwrap();
         let destination = Destination::new(dir.path().join("sketch")).unwrap();
         fs::remove_dir(dir.path()).unwrap();
         assert!(error(destination.write(&Sketch::new())).contains("/sketch': No such file"));

@@ -25,6 +25,8 @@ impl Sketch {
     pub const PRECISION: u32 = INDEX_BITS;
     /// How many registers there are.
     pub const REGISTERS: usize = REGISTERS;
+    /// No string is longer, in bytes: a header, and a sparse opcode for each register.
+    pub(crate) const LONGEST_STRING: usize = 16 + REGISTERS;
     /// The hash of an element, and its seed.
     pub const HASH: &str = "MurmurHash64A";
     /// The seed of the hash.

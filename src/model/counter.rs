@@ -40,8 +40,11 @@ pub enum InvalidCounter {
         CounterName::MAX_LEN
     )]
     Name,
-    /// More than [`CounterNames::MOST`] different names.
-    #[error("a request or an element names at most {} different counters", CounterNames::MOST)]
+    /// More than [`CounterNames::MOST`] different names, or so many in an element.
+    #[error(
+        "a request names at most {0} different counters, and an element of a list has at most {0} names",
+        CounterNames::MOST
+    )]
     TooMany,
     /// `--max-counters 0`.
     #[error("counters are off: --max-counters is 0")]

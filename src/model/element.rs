@@ -1,9 +1,11 @@
 //! An element of a list that names counters of its own: `{"id":42,"counters":["campaign-7"]}`.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use memchr::memchr;
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::model::counter::{CounterName, CounterNames, InvalidCounter};
@@ -54,7 +56,43 @@ impl From<InvalidCounter> for InvalidElement {
 struct Object<'a> {
     #[serde(borrow)]
     id: &'a RawValue,
-    counters: Vec<String>,
+    counters: Listed,
+}
+
+/// The names that an element lists: the first ones, so that a client does not choose how much memory they take.
+struct Listed {
+    names: Vec<String>,
+    /// There are more than [`CounterNames::MOST`]. Repeats count.
+    are_too_many: bool,
+}
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Listed;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of names")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Listed, A::Error> {
+                let mut names = Vec::new();
+                while names.len() < CounterNames::MOST {
+                    let Some(name) = elements.next_element()? else { break };
+                    names.push(name);
+                }
+                let mut are_too_many = false;
+                while elements.next_element::<IgnoredAny>()?.is_some() {
+                    are_too_many = true;
+                }
+                Ok(Listed { names, are_too_many })
+            }
+        }
+
+        deserializer.deserialize_seq(Reader)
+    }
 }
 
 /// Whether an element of JSON is written as an object.
@@ -88,13 +126,13 @@ fn read_any<I: Id>(
     element: &[u8],
     counters: &ListCounters,
 ) -> Result<(I, CounterNames<'static>), InvalidElement> {
-    let Object { id, counters: names } =
+    let Object { id, counters: listed } =
         serde_json::from_slice(element).map_err(|_| InvalidElement::Object)?;
     let (id, mut joined) = (I::parse_json(id.get().as_bytes())?, counters.of_all.clone());
-    for name in names {
+    for name in listed.names {
         counters.add(name.into(), &mut joined)?;
     }
-    Ok((id, joined))
+    if listed.are_too_many { Err(InvalidCounter::TooMany.into()) } else { Ok((id, joined)) }
 }
 
 /// The text of the id, and the names, of an object as nearly all programs write it: first the id, without a comma in it, and then
@@ -106,7 +144,7 @@ fn usual_parts<'a>(element: &'a [u8], counters: &ListCounters) -> Option<(&'a [u
     let mut names =
         if counters.of_all.is_empty() { CounterNames::default() } else { counters.of_all.clone() };
     let mut rest = after(br#","counters":[""#, rest)?;
-    loop {
+    for _ in 0..CounterNames::MOST {
         let (name, behind) = rest.split_at(memchr(b'"', rest)?);
         // It has no escape and no control character: a name must not.
         counters.add(str::from_utf8(name).ok()?.into(), &mut names).ok()?;
@@ -118,6 +156,7 @@ fn usual_parts<'a>(element: &'a [u8], counters: &ListCounters) -> Option<(&'a [u
         let is_all = trim_json_start(after(b"]}", behind)?).is_empty();
         return is_all.then_some((trim_json(id), names));
     }
+    None
 }
 
 /// What follows `tokens`, whose strings are in quotes. There may be white space before a token, but nearly never is.

@@ -262,7 +262,7 @@ impl<'a> Leading<'a> {
                 if is_ours {
                     self.publisher.closed.note_counters(&counted);
                     if !self.is_rolled_up(count.window) {
-                        self.roll_up.note_counters(&counted);
+                        self.roll_up.note_counters(&counted, self.publisher.coordinator.is_shared());
                     }
                 }
                 self.enqueue(stored, if is_ours { counted.into() } else { WindowCounters::None });

@@ -24,12 +24,13 @@ const WINDOWS_A_ROUND: u64 = 100;
 /// How long a round may take: meanwhile no window is closed.
 const A_WHILE: Duration = Duration::from_millis(50);
 
-/// Closed windows whose counters are remembered until they are merged, at most. Those of others are read from Redis.
+/// Closed windows whose counters are remembered until they are merged, at most. Those of others are read from Redis. Without Redis,
+/// the counters of all windows are remembered that may still be merged.
 const REMEMBERED: usize = 2;
 /// Counters that are merged before the leader looks at the clock.
 const COUNTERS_AT_ONCE: usize = 64;
 /// Windows that the roll-up may be behind. Of older ones the counters are left out: they come faster than they can be merged.
-const MOST_BEHIND: u64 = 1_000;
+const MOST_BEHIND: usize = 1_000;
 
 /// How far this term has rolled up.
 #[derive(Default)]
@@ -54,9 +55,10 @@ struct Merging {
 
 impl RollUp {
     /// Remembers the counters of a window that this term has closed.
-    pub(super) fn note_counters(&mut self, counters: &Arc<ClosedCounters>) {
+    pub(super) fn note_counters(&mut self, counters: &Arc<ClosedCounters>, are_in_redis: bool) {
         self.closed.insert(counters.window(), Arc::clone(counters));
-        while self.closed.len() > REMEMBERED {
+        let most = if are_in_redis { REMEMBERED } else { MOST_BEHIND };
+        while self.closed.len() > most {
             self.closed.pop_first();
         }
     }
@@ -123,7 +125,7 @@ impl RollUp {
             }
             // A window that is not in the series was never closed, or its count is lost: its hour and day lack it.
             if let Some(count) = counts.get(&window) {
-                let is_far_behind = behind(window, end) > MOST_BEHIND;
+                let is_far_behind = behind(window, end) > MOST_BEHIND as u64;
                 let Some(counters) = self.roll_up_counters(publisher, window, is_far_behind, started).await?
                 else {
                     return Ok(true);

@@ -52,9 +52,14 @@ impl History {
         Self { keep, shards, state: Mutex::default() }
     }
 
+    /// Whether the sketches of windows are kept.
+    pub(super) fn keeps_windows(&self) -> bool {
+        self.keep.any()
+    }
+
     /// Keeps the sketches of a window that is sealed.
     pub(super) fn note(&self, window: Window, sketches: &[Sketch]) {
-        if !self.keep.any() {
+        if !self.keeps_windows() {
             return;
         }
         let stored = sketches.iter().map(Sketch::to_bytes).collect();

@@ -211,6 +211,11 @@ impl MemoryStore {
         self.history.gone_period(of, level)
     }
 
+    /// Whether the sketches of sealed windows are kept.
+    pub(super) fn keeps_sealed(&self) -> bool {
+        self.history.keeps_windows()
+    }
+
     /// The last window whose sketches are gone.
     pub(super) fn gone(&self) -> Option<Window> {
         self.history.gone()

@@ -393,6 +393,8 @@ impl Store {
     pub fn oldest_window(&self, now: SystemTime, retention: Duration, length: WindowLength) -> Window {
         let oldest = length.window_at(now.checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH));
         match self {
+            // Only that of the running window.
+            Self::Memory(store) if !store.keeps_sealed() => length.window_at(now),
             Self::Memory(store) => store.gone().map_or(oldest, |gone| oldest.max(gone.next())),
             Self::Redis(_) => oldest,
         }

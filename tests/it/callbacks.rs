@@ -507,3 +507,20 @@ async fn no_count_is_posted_while_redis_is_away() {
     accept(&server, 20, &receiver).await;
     assert_eq!(receiver.wait_received(1).await[0].count(), 21);
 }
+
+/// Redis refuses writes and answers questions. The instance keeps the ids that it accepts then, so no count has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_count_of_a_counter_is_posted_while_the_instance_keeps_ids() {
+    let (redis, receiver) = (Redis::start(), Receiver::start(Answering::Status(200)).await);
+    let server = Server::start(&[&LOOPBACK[..], &["--redis-url", &redis.url()]].concat()).await;
+    redis.set_max_memory(1);
+    for id in 0..20 {
+        assert_eq!(server.get(&format!("{}&counter=a", target(id, &receiver))).await.body, "ok");
+    }
+    server.wait_for_metric(&callbacks_with("no_count"), 20.0).await;
+    assert_eq!(receiver.connections(), 0);
+    redis.set_max_memory(0);
+    server.wait_for_metric("headcount_degraded", 0.0).await;
+    assert_eq!(server.get(&format!("{}&counter=a", target(20, &receiver))).await.body, "ok");
+    assert_eq!(receiver.wait_received(1).await[0].count(), 21);
+}

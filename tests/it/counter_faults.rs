@@ -273,14 +273,10 @@ async fn a_redis_without_memory_costs_no_id_of_a_counter() {
         let store = in_redis(&connect(&server.url()).await, mode, writes, NAMESPACE, "one");
         let window = windows().next().unwrap();
         add_to_all(&store, window, 0..30).await;
-        let memory = |bytes: &str| {
-            let mut set = cmd("CONFIG");
-            let () = set.arg("SET").arg("maxmemory").arg(bytes).query(&mut server.connect()).unwrap();
-        };
-        memory("1");
+        server.set_max_memory(1);
         add_to_all(&store, window, 20..50).await;
         add(&store, window, 0..5, &["new"]).await;
-        memory("0");
+        server.set_max_memory(0);
         seal_in_the_end(&store, window).await;
         let counts = settled(&store, window).await;
         for counter in 0..COUNTERS {

@@ -6,7 +6,7 @@ use headcount::model::counter::bucket_of;
 use serde_json::{Value, json};
 
 use crate::support::fleet::{
-    Fleet, LATE_IS_NOT_AWAY, estimate, next_window, seconds, wait_for_room_in_the_hour,
+    Fleet, LATE_IS_NOT_AWAY, estimate, next_window, next_window_of, seconds, wait_for_room_in_the_hour,
 };
 use crate::support::http::Connection;
 use crate::support::redis::Redis;
@@ -235,6 +235,27 @@ async fn a_standalone_instance_has_hours_and_days_of_counters() {
     assert_eq!(hours, [(hour, estimate(0..100), false), (midnight, estimate(50..160), false)]);
     let days = steps(&server, &format!("from={day}&to={later}&step=day")).await;
     assert_eq!(days, [(day, estimate(0..100), false), (midnight, estimate(50..160), false)]);
+}
+
+/// Without Redis. A process that was stopped for a while closes several windows in one round.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_that_are_closed_together_leave_no_counter_out() {
+    wait_for_room_in_the_hour().await;
+    let server = Server::start(&["--window", "1s"]).await;
+    let first = next_window(Duration::from_millis(50)).await;
+    accept(&server, "a", 0..100).await;
+    server.process.signal("STOP");
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
+    server.process.signal("CONT");
+    let hour = first / 3_600 * 3_600;
+    let last = next_window_of(Duration::from_secs(1), Duration::from_millis(50)).await;
+    accept(&server, "a", 90..110).await;
+    wait_until("that window to be closed", async || {
+        server.closed().iter().any(|closed| seconds(closed.start()) > last)
+    })
+    .await;
+    let answer = unique(&server, "a", hour, hour + 3_600).await;
+    assert_eq!(answer["unique_request_count"], json!(estimate(0..110)));
 }
 
 const KILLS: u64 = 10;

@@ -1,10 +1,11 @@
-//! Counters: numbers that clients name, in a service that counts in memory.
+//! Counters: numbers that clients name, mostly in a service that counts in memory.
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use crate::support::http::{Answer, Connection};
+use crate::support::redis::Redis;
 use crate::support::server::Server;
 use crate::support::wait_until;
 
@@ -76,8 +77,37 @@ async fn names_that_are_not_sound_are_refused() {
     }
     assert_eq!(current(&server, "ok").await, 0, "a refused request counts nothing");
     assert_eq!(refusal(&server.get("/api/verve/unique?counter=_x").await).1, Some("invalid_counter"));
-    let twice = server.get("/api/verve/unique?counter=a&counter=b").await;
-    assert_eq!(refusal(&twice), (400, Some("invalid_parameter"), "counter is given twice"));
+    for range in ["", "from=1&to=2&"] {
+        let twice = server.get(&format!("/api/verve/unique?{range}counter=a&counter=b")).await;
+        assert_eq!(refusal(&twice), (400, Some("invalid_parameter"), "counter is given twice"), "{range}");
+    }
+}
+
+/// Redis refuses writes and answers questions. The instance keeps the ids that it accepts then, so no count has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_is_not_read_while_the_instance_keeps_ids() {
+    for mode in ["hll", "exact"] {
+        let redis = Redis::start();
+        let server = serve(&["--mode", mode, "--redis-url", &redis.url()]).await;
+        let mut connection = Connection::open(server.address).await.unwrap();
+        for id in 0..30 {
+            accept(&mut connection, &format!("id={id}&counter=a")).await;
+        }
+        assert_eq!(current(&server, "a").await, 30);
+        redis.set_max_memory(1);
+        accept(&mut connection, "id=30&counter=a").await;
+        for query in ["", "?counter=a"] {
+            let answer = server.get(&format!("/api/verve/unique{query}")).await;
+            assert_eq!(refusal(&answer).1, Some("store_unavailable"), "{mode} {query}: {answer:?}");
+        }
+        redis.set_max_memory(0);
+        server.wait_until_replayed().await;
+        wait_until("the counter to be read", async || {
+            server.get("/api/verve/unique?counter=a").await.status == 200
+        })
+        .await;
+        assert_eq!(current(&server, "a").await, 31, "{mode}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

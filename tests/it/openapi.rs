@@ -87,6 +87,20 @@ fn the_description_has_exactly_the_failure_reasons() {
     assert_eq!(described, Failure::ALL.map(Failure::reason).into());
 }
 
+/// What schemathesis does not find: it does not know an `etag`, and most of the counters that it names are sound.
+#[test]
+fn the_description_has_what_a_client_seldom_sees() {
+    let paths = &description()["paths"];
+    let refused = &paths["/api/verve/series"]["get"]["responses"]["400"]["headers"]["failure-reason"];
+    assert!(refused["schema"]["enum"].as_array().unwrap().contains(&json!("invalid_counter")), "{refused}");
+    let answers = &paths["/api/verve/sketch"]["get"]["responses"];
+    for status in ["200", "304"] {
+        for header in ["etag", "headcount-complete", "headcount-key"] {
+            assert!(answers[status]["headers"][header].is_object(), "{status} {header}");
+        }
+    }
+}
+
 #[test]
 fn the_description_has_exactly_the_documented_routes() {
     let (readme, api) = (include_str!("../../README.md"), include_str!("../../docs/api.md"));

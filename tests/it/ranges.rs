@@ -425,6 +425,28 @@ async fn ranges_that_are_not_counted_say_why() {
     }
 }
 
+/// A range that is gone must not look like one without ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_hours_and_days_a_closed_window_is_not_kept_in_memory() {
+    let none = ["--keep-hours", "0s", "--keep-days", "0s", "--counter-keep-hours", "0s"];
+    let server = Server::start(&[&["--window", "2s"], &none[..]].concat()).await;
+    let start = next_window(Duration::from_millis(50)).await;
+    accept(&server, 0..1_000).await;
+    wait_until("the window to be closed", async || {
+        server.closed().iter().any(|closed| seconds(closed.start()) >= start)
+    })
+    .await;
+    for path in ["unique", "sketch"] {
+        let answer = server.get(&format!("/api/verve/{path}?from={start}&to={}", start + 2)).await;
+        assert_eq!(answer.header("failure-reason"), Some("range_not_kept"), "{path}: {answer:?}");
+    }
+    wait_until("the running window to be counted", async || {
+        let running = seconds(SystemTime::now()) / 2 * 2;
+        server.get(&format!("/api/verve/unique?from={running}&to={}", running + 2)).await.status == 200
+    })
+    .await;
+}
+
 /// Each line is a window: whether it is complete, what the hour had before and after, and what is noted then.
 #[test]
 fn the_script_notes_a_window_once_and_sees_what_an_hour_has_lost() {

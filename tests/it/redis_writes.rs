@@ -186,13 +186,9 @@ async fn a_key_expires_though_its_first_write_was_refused() {
         ..config("refused", Mode::Exact, RedisWrites::All)
     };
     let store = counter_with(&server.url(), refusing);
-    let memory = |bytes: u64| {
-        let mut set = ::redis::cmd("CONFIG");
-        set.arg("SET").arg("maxmemory").arg(bytes).exec(&mut server.connect()).unwrap();
-    };
-    memory(1);
+    server.set_max_memory(1);
     assert!(store.add(window(), &[IntegerId::from(1_u64)]).await.is_err());
-    memory(0);
+    server.set_max_memory(0);
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = store.add(window(), &[IntegerId::from(2_u64)]).await {
         assert!(Instant::now() < deadline, "{error}");
@@ -301,17 +297,13 @@ async fn a_full_redis_loses_no_id() {
     for mode in [Mode::Hll, Mode::Exact] {
         let counter = counter(&server.url(), "full", mode, RedisWrites::All);
         counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap();
-        let maxmemory = |bytes: &str| {
-            let mut set = ::redis::cmd("CONFIG");
-            set.arg("SET").arg("maxmemory").arg(bytes).exec(&mut server.connect()).unwrap();
-        };
-        maxmemory("1");
+        server.set_max_memory(1);
         for id in 2..100_u64 {
             counter.add(window(), &[IntegerId::from(id)]).await.unwrap();
         }
         assert!(counter.is_degraded());
         assert!(counter.seal(window()).await.is_err());
-        maxmemory("0");
+        server.set_max_memory(0);
         seal_in_the_end(&counter, window()).await;
         assert_eq!(counter.count(window()).await.unwrap().unique_ids, 99);
         ::redis::cmd("FLUSHALL").exec(&mut server.connect()).unwrap();
@@ -332,8 +324,7 @@ async fn a_full_redis_does_not_count_as_back() {
     let (store, tasks) = RedisStore::new(config, &redis, WORKERS, &metrics);
     let counter = Store::Redis(store);
     tokio::spawn(tasks.run(workers()));
-    let mut set = ::redis::cmd("CONFIG");
-    set.arg("SET").arg("maxmemory").arg("1").exec(&mut server.connect()).unwrap();
+    server.set_max_memory(1);
     counter.add(window(), &[IntegerId::from(1_u64)]).await.unwrap_err();
     wait_for("three tries", || {
         assert!(counter.is_degraded());

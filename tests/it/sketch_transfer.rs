@@ -98,6 +98,22 @@ async fn redis_counts_an_exported_sketch_as_the_service_does() {
     }
 }
 
+/// `--body-limit` is about lists of ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn sketches_fit_a_service_that_takes_only_short_lists() {
+    for (shards, ids) in [("1", 0..50_000), ("64", 0..3_000_000)] {
+        let from = taker(&["--shards", shards]).await;
+        for first in ids.clone().step_by(100_000) {
+            accept(&from, "", first..ids.end.min(first + 100_000)).await;
+        }
+        let exported = export(&from, "", "accept: application/json\r\n").await;
+        let to = taker(&["--shards", shards, "--body-limit", "300"]).await;
+        let answer = import(&to, "", "application/json", &exported.bytes).await;
+        assert_eq!(answer.body, "ok", "{shards}: {answer:?}");
+        assert!(sketches(&document(&to, "").await) == sketches(&exported.json()));
+    }
+}
+
 /// What Redis wrote by PFADD comes in: sparse and dense.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_imported_string_of_redis_is_merged_as_pfmerge_does() {

@@ -11,26 +11,38 @@ use http_body_util::{BodyExt, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::error;
 
+use crate::hll::Sketch;
 use crate::http::error::Failure;
 use crate::http::settings::Settings;
 use crate::model::element::ListCounters;
 use crate::model::id::IdKind;
 use crate::model::id_list::{IdList, ListFormat};
+use crate::model::shard::Shards;
 
 /// Larger bodies are checked on another thread, because the check would delay other requests too long.
 const CHECKED_IN_PLACE: usize = 64 * 1024;
-/// The budget has room for this many bodies of `--body-limit`, or for as many bytes of smaller ones.
+/// The budget has room for this many bodies of the largest size, or for as many bytes of smaller ones.
 const LARGEST_BODIES: usize = 32;
 /// How much of a refused body is still read, and for how long. A client that is still sending would not see the answer
 /// if the server closed the connection at once.
 pub(in crate::http) const LINGER: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(1));
 
+/// What a document has beside its sketches, at most.
+const BESIDE_SKETCHES: usize = 4096;
+
+/// The longest document with a sketch for each shard, in bytes.
+pub(super) fn longest_document(shards: Shards) -> u32 {
+    let longest = BESIDE_SKETCHES + usize::from(shards.count()) * Sketch::LONGEST_STRING.div_ceil(3) * 4;
+    u32::try_from(longest).unwrap_or(u32::MAX)
+}
+
 /// Bounds the bytes of all bulk bodies in memory.
 pub(super) struct Budget(Arc<Semaphore>);
 
 impl Budget {
-    pub(super) fn new(limits: &Settings) -> Self {
-        Self(Arc::new(Semaphore::new(LARGEST_BODIES * limits.body_limit as usize)))
+    /// For lists up to `--body-limit`, and for bodies of another kind that are up to `longest` bytes.
+    pub(super) fn new(limits: &Settings, longest: u32) -> Self {
+        Self(Arc::new(Semaphore::new(LARGEST_BODIES * limits.body_limit.max(longest) as usize)))
     }
 
     fn take(&self, bytes: u32) -> Result<OwnedSemaphorePermit, Failure> {

@@ -206,6 +206,17 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         json!({ "cache-control": header("cache-control", &["no-store".to_owned()].into(), true) });
     responses["404"] = words("The path is not served at this address.", &["not found"]);
     responses["404"]["headers"] = responses["200"]["headers"].clone();
+    if path == SKETCH && method == "get" {
+        for (name, is_always_there) in
+            [("etag", true), ("headcount-complete", true), ("headcount-key", false)]
+        {
+            responses["200"]["headers"][name] = header(name, &BTreeSet::new(), is_always_there);
+        }
+        responses["304"] = json!({
+            "description": "The sketch is the one whose `etag` the client sent in `if-none-match`.",
+            "headers": responses["200"]["headers"],
+        });
+    }
     for (status, response) in refusals(path, method) {
         responses[status] = response;
     }
@@ -257,9 +268,7 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
     if is_of_api || path == "/status" {
         failures.push(Failure::Unauthorized);
     }
-    if path == SERIES {
-        failures.extend(OF_RANGES);
-    } else if is_of_api && !is_accept {
+    if is_of_api && !is_accept {
         failures.extend([
             Failure::InvalidCounter { why: InvalidCounter::Name, line: None },
             Failure::InvalidParameter { detail: "" },
@@ -274,7 +283,7 @@ fn failures(path: &str, method: &str) -> Vec<Failure> {
         ]);
         return failures;
     }
-    if [UNIQUE, OVERLAP, RETENTION, SKETCH].contains(&path) {
+    if [UNIQUE, SERIES, OVERLAP, RETENTION, SKETCH].contains(&path) {
         failures.extend(OF_RANGES);
     }
     match method {
@@ -367,7 +376,8 @@ fn header(name: &str, values: &BTreeSet<String>, required: bool) -> Value {
             header["schema"] = json!({ "type": "integer", "minimum": 1 });
             header["example"] = json!(if name == "failure-line" { 6777 } else { 1 });
         }
-        "failure-detail" => header["schema"] = json!({ "type": "string" }),
+        "failure-detail" | "etag" | "headcount-key" => header["schema"] = json!({ "type": "string" }),
+        "headcount-complete" => header["schema"] = json!({ "type": "string", "enum": ["false", "true"] }),
         _ => header["schema"] = json!({ "type": "string", "enum": values }),
     }
     header
@@ -377,11 +387,14 @@ fn meaning_of_header(name: &str) -> &'static str {
     match name {
         "allow" => "The methods that this path has.",
         "cache-control" => "Neither counts nor refusals may be cached.",
+        "etag" => "The same for the same sketch.",
         "failure-detail" => "What exactly, for people.",
         "failure-line" => {
             "With `invalid_id`: the line, or in JSON the element, of the bad id, counted from 1."
         }
         "failure-reason" => "What is wrong.",
+        "headcount-complete" => "Whether all ids of the range are in the sketch.",
+        "headcount-key" => "The fingerprint of `--id-key`, if the service has one.",
         "retry-after" => "The client should wait this many seconds before it tries again.",
         "www-authenticate" => "The request needs a bearer token.",
         _ => "",

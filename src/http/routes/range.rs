@@ -64,7 +64,7 @@ impl<'a> RangeQuery<'a> {
         match &*self.counters(counting)? {
             [] => Ok(Subject::Total),
             [name] => Ok(Subject::Counter(name.clone())),
-            _ => Err(InvalidRange::Repeated("counter").into()),
+            _ => Err(Failure::InvalidParameter { detail: "counter is given twice" }),
         }
     }
 
@@ -223,16 +223,38 @@ impl Counting<'_> {
 
     /// The sketches of a range.
     pub(super) async fn sketches(&self, range: Range, permit: Permit) -> Result<Counted, Failure> {
-        let coordinator = &self.routes.api.coordinator;
-        let rolled_up = coordinator.rolled(&[]).await.map_err(unavailable)?.last;
+        loop {
+            let parts = self.parts(range).await?;
+            let counted = self.sketches_of(&parts, Arc::clone(&permit)).await?;
+            // Windows after the range may have been rolled up into its last hour or day meanwhile. This happens at most once: then
+            // that is no part of the range any more.
+            let is_running = |part: &Part| period_of(*part).is_some_and(|period| part.end() < period.end());
+            if !parts.iter().any(is_running) || self.rolled_up().await? <= Some(range.to) {
+                return Ok(counted);
+            }
+        }
+    }
+
+    /// The end of the last window that was rolled up.
+    async fn rolled_up(&self) -> Result<Option<Window>, Failure> {
+        let rolled = self.routes.api.coordinator.rolled(&[]).await.map_err(unavailable)?;
+        Ok(rolled.last.map(Window::next))
+    }
+
+    async fn parts(&self, range: Range) -> Result<Vec<Part>, Failure> {
+        let rolled_up = self.rolled_up().await?;
         let parts = self.kept(rolled_up).parts(range).map_err(|at| Failure::RangeNotKept { at })?;
         if parts.len() as u64 > Range::MOST_STEPS {
             return Err(InvalidRange::TooManySteps { steps: parts.len() as u64 }.into());
         }
+        Ok(parts)
+    }
+
+    async fn sketches_of(&self, parts: &[Part], permit: Permit) -> Result<Counted, Failure> {
         let periods: Vec<_> = parts.iter().filter_map(|part| period_of(*part)).collect();
-        let noted = self.noted(&parts, &periods).await?;
+        let noted = self.noted(parts, &periods).await?;
         // Last: an id that was rolled up meanwhile is in a sketch then.
-        let Union { sketches, of_parts } = self.union(parts.clone(), permit).await?;
+        let Union { sketches, of_parts } = self.union(parts.to_vec(), permit).await?;
         let complete = parts.iter().zip(&of_parts).all(|(part, count)| noted.is_complete(*part, *count));
         Ok(Counted { sketches, complete })
     }
@@ -298,7 +320,7 @@ impl Counting<'_> {
     }
 
     fn kept(&self, rolled_up: Option<Window>) -> Kept {
-        let (api, rolled_up) = (&self.routes.api, rolled_up.map(|last| last.next().unix_seconds()));
+        let (api, rolled_up) = (&self.routes.api, rolled_up.map(Window::unix_seconds));
         let (now, counting) = (api.clock.now(), &api.counting);
         let windows = match (self.of, rolled_up) {
             (Subject::Total, _) => {

@@ -1,7 +1,7 @@
 //! `/api/verve/sketch`: a sketch out, and a sketch in.
 //!
 //! A sketch goes out as the string that Redis would keep, so `SET` and `PFCOUNT` of any Redis take it. It comes in the same way,
-//! and is checked as any other program's file would be. Who may send sketches may set any count, so it takes a flag and a token.
+//! and is checked as any other program's file would be. A client that may send sketches may set any count, so that takes a flag and a token.
 
 use std::sync::Arc;
 
@@ -40,10 +40,6 @@ const KEY: HeaderName = HeaderName::from_static("headcount-key");
 /// Whether all ids of the range are in a sketch.
 const COMPLETE: HeaderName = HeaderName::from_static("headcount-complete");
 const OCTETS: &str = "application/octet-stream";
-/// A sketch, in bytes: in the sparse form every register may have an opcode of its own.
-const LONGEST: usize = 16 + Sketch::REGISTERS;
-/// What a document has beside its sketches, in bytes, at most.
-const BESIDE: usize = 4096;
 
 /// Sketches, and how they were made.
 #[derive(Serialize, ToSchema)]
@@ -232,9 +228,7 @@ pub(super) async fn merge(routes: &Routes, request: Request) -> Result<(), Failu
         }
     };
     let shards = api.counting.shards;
-    let longest =
-        if as_json { BESIDE + usize::from(shards.count()) * LONGEST.div_ceil(3) * 4 } else { LONGEST };
-    let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+    let longest = if as_json { bulk::longest_document(shards) } else { Sketch::LONGEST_STRING as u32 };
     let (body, budget) =
         bulk::read_whole(request, longest, api.settings.body_read_timeout, &routes.bulk_budget).await?;
     // A client does not choose how many sketches are in memory. Only now: a slow sender keeps nobody out.

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use quanta::Instant;
 use tokio::sync::Semaphore;
 
-use super::bulk::Budget;
+use super::bulk::{self, Budget};
 use super::in_flight::InFlight;
 use crate::http::api::Api;
 use crate::http::error::Failure;
@@ -41,6 +41,8 @@ pub(super) struct Routes {
 impl Routes {
     pub(super) fn new(api: Api) -> Self {
         let route = |name| RouteHandles::new(&api.metrics, name);
+        let longest_sketches =
+            if api.settings.allow_sketches { bulk::longest_document(api.counting.shards) } else { 0 };
         Self {
             accept: route("accept"),
             bulk: route("bulk"),
@@ -55,7 +57,7 @@ impl Routes {
             merges: Arc::new(Semaphore::new(api.settings.max_queries as usize)),
             status: route("status"),
             not_found: api.metrics.requests("other", "not_found"),
-            bulk_budget: Budget::new(&api.settings),
+            bulk_budget: Budget::new(&api.settings, longest_sketches),
             in_flight: InFlight::new(&api.settings),
             api,
         }

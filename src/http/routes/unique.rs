@@ -10,6 +10,7 @@ use serde::Serialize;
 use tracing::warn;
 use utoipa::ToSchema;
 
+use super::in_flight::Permit;
 use super::query::{form_text, pairs};
 use super::range::{self, RangeCount, RangeQuery};
 use super::state::Routes;
@@ -122,6 +123,7 @@ async fn now(routes: &Routes, query: &str) -> Result<Answer, Failure> {
 }
 
 async fn of_counter(routes: &Routes, name: &CounterName<'_>) -> Result<Unique, Failure> {
+    let _permit = admit(routes)?;
     let (api, name) = (&routes.api, name.as_str());
     let window = api.running_window();
     let counts = api.store.counts_of(window, &[name]).await.map_err(|error| {
@@ -164,18 +166,28 @@ async fn of_total(routes: &Routes) -> Result<Unique, Failure> {
     })
 }
 
+/// Admits a question about the running window, which waits for the store. While Redis is away, this instance keeps ids that no count
+/// has.
+///
+/// # Errors
+///
+/// [`Failure::Overloaded`] and [`Failure::StoreUnavailable`].
+fn admit(routes: &Routes) -> Result<Permit<'_>, Failure> {
+    routes.in_flight.admit()?;
+    if routes.api.store.is_degraded() {
+        return Err(Failure::StoreUnavailable);
+    }
+    Ok(routes.in_flight.wait())
+}
+
 /// The running window's count so far.
 ///
 /// # Errors
 ///
 /// [`Failure::Overloaded`] and [`Failure::StoreUnavailable`].
 pub(super) async fn current(routes: &Routes) -> Result<UniqueCount, Failure> {
-    routes.in_flight.admit()?;
-    let _permit = routes.in_flight.wait();
+    let _permit = admit(routes)?;
     let api = &routes.api;
-    if api.store.is_degraded() {
-        return Err(Failure::StoreUnavailable);
-    }
     let window = api.running_window();
     let counted = api.store.count(window).await.map_err(|error| {
         warn!(%error, "the store could not count the running window");

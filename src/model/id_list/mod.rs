@@ -526,6 +526,10 @@ mod tests {
         let counter = |why| Err(InvalidIdList::InvalidCounter { place: 2, why });
         let eight: Vec<_> = (0..8).map(|n| format!("\"n{n}\"")).collect();
         let eight = format!(r#"{{"id":1,"counters":[{}]}}"#, eight.join(","));
+        // A client does not choose how much memory they take, also if it repeats a name.
+        let nine = [r#""a""#; 9].join(",");
+        let nine_after_id = format!(r#"{{"id":1,"counters":[{nine}]}}"#);
+        let nine_before_id = format!(r#"{{"counters":[{nine}],"id":1}}"#);
         for (element, error) in [
             (r#"{"id":1}"#, object.clone()),
             (r#"{"counters":["a"]}"#, object.clone()),
@@ -540,6 +544,8 @@ mod tests {
             (r#"{"id":1,"counters":["_other"]}"#, counter(InvalidCounter::Name)),
             (r#"{"id":1,"counters":[""]}"#, counter(InvalidCounter::Name)),
             (&*eight, counter(InvalidCounter::TooMany)),
+            (&*nine_after_id, counter(InvalidCounter::TooMany)),
+            (&*nine_before_id, counter(InvalidCounter::TooMany)),
         ] {
             let array = parse(ListFormat::JsonArray, IdKind::Integer, &format!("[1,{element}]").into());
             assert_eq!(array.map(taken), error, "{element}");

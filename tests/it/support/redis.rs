@@ -185,7 +185,6 @@ impl Redis {
         client.get_connection().expect("a connection")
     }
 
-    /// STOP makes it hang with open connections. CONT lets it continue.
     /// How often a command was called.
     pub fn calls(&self, command: &str) -> u64 {
         let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).unwrap();
@@ -193,6 +192,12 @@ impl Redis {
         line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
     }
 
+    /// With 1 byte it refuses writes and still answers questions. 0 is no limit.
+    pub fn set_max_memory(&self, bytes: u64) {
+        redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes).exec(&mut self.connect()).unwrap();
+    }
+
+    /// STOP makes it hang with open connections. CONT lets it continue.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }
