@@ -11,8 +11,9 @@
 //! 6. The store has all ids that instances added: no key expired, was replaced, was evicted, or was restored from an older
 //!    state.
 //!
-//! One case goes unnoticed. An instance that is cut off alone, for longer than a heartbeat counts, goes on accepting ids,
-//! and the others take it for dead. The window of its last heartbeat is incomplete; later ones are not.
+//! Two cases go unnoticed. An instance that is cut off alone, for longer than a heartbeat counts, goes on accepting ids,
+//! and the others take it for dead. The window of its last heartbeat is incomplete; later ones are not. The other case is in mode
+//! `exact`, at a fail-over: docs/faults.md has it.
 //!
 //! A counter is complete if the total is, every id found a place in each of its counters, and the store has all its ids.
 //!

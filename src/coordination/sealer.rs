@@ -51,6 +51,8 @@ pub struct Sealer {
     losses: u64,
     /// The watermark of the last heartbeat that was taken.
     reported: Window,
+    /// The newest window of the last heartbeat that was taken.
+    told: Window,
     /// The last round failed.
     interrupted: bool,
     clock_is_off: bool,
@@ -86,6 +88,7 @@ impl Sealer {
             restoring: None,
             losses: 0,
             reported,
+            told: reported,
             interrupted: false,
             clock_is_off: false,
             clock_is_wrong: watch::channel(false).0,
@@ -115,7 +118,7 @@ impl Sealer {
         loop {
             let round = unless_disagreed(self.round().await)?;
             let pause = match &round {
-                Ok(()) => self.until_next_end(),
+                Ok(()) => self.until_end(*self.watermark.borrow()),
                 Err(_) => wait,
             };
             wait = if round.is_ok() { HEARTBEAT_AGAIN } else { (2 * wait).min(HEARTBEAT_EVERY) };
@@ -146,10 +149,9 @@ impl Sealer {
         }
     }
 
-    /// Until the running window ends, but at most [`HEARTBEAT_EVERY`].
-    fn until_next_end(&self) -> Duration {
-        let end = self.watermark.borrow().end();
-        end.duration_since(self.clock.now()).unwrap_or_default().min(HEARTBEAT_EVERY)
+    /// Until a window ends, but at most [`HEARTBEAT_EVERY`].
+    fn until_end(&self, window: Window) -> Duration {
+        window.end().duration_since(self.clock.now()).unwrap_or_default().min(HEARTBEAT_EVERY)
     }
 
     fn running(&self) -> Window {
@@ -160,6 +162,10 @@ impl Sealer {
         self.presence.note(*self.watermark.borrow());
         self.come_back().await?;
         let running = self.running();
+        // Before the seal, which may take seconds: if this instance dies meanwhile, the window that has begun lacks its ids.
+        if self.told < running {
+            self.send_once().await?;
+        }
         if *self.watermark.borrow() < running {
             self.seal(running.previous()).await?;
         }
@@ -219,6 +225,7 @@ impl Sealer {
 
     /// Sends a heartbeat, and acts on the answer.
     async fn send_heartbeat(&mut self) -> Result<(), HeartbeatError> {
+        let mut restored = Ok(());
         let answer = loop {
             let answer = self.send_once().await?;
             if self.restoring.is_none() {
@@ -226,9 +233,14 @@ impl Sealer {
             }
             if !answer.lost {
                 let (store, losses) = (Arc::clone(&self.store), self.losses);
-                self.while_it_lives(async move { store.restore(losses).await }).await?;
-                // Restores once more if the store lost data again meanwhile.
-                self.restoring = self.restoring.filter(|_| self.losses != losses);
+                restored = self.while_it_lives(async move { store.restore(losses).await }).await;
+                match &restored {
+                    // Restores once more if the store lost data again meanwhile.
+                    Ok(()) => self.restoring = self.restoring.filter(|_| self.losses != losses),
+                    // This instance goes on learning which windows are closed, and forgets them.
+                    Err(_) if self.store.goes_on_without_some() => break answer,
+                    Err(error) => return Err(error.clone().into()),
+                }
             }
         };
         // First, because a primary of a Redis Cluster that is away may hold up the seal.
@@ -237,6 +249,10 @@ impl Sealer {
             && *self.watermark.borrow() <= closed
         {
             self.seal_closed(closed).await?;
+        }
+        if let Some(closed) = answer.closed {
+            // What is counted needs nothing back.
+            self.restoring = self.restoring.map(|restoring| restoring.max(closed.next()));
         }
         let store = Arc::clone(&self.store);
         let (closed, published) = (answer.closed, answer.published);
@@ -250,7 +266,7 @@ impl Sealer {
         };
         self.while_it_lives(cleaning).await;
         self.learn_counters().await;
-        Ok(())
+        Ok(restored?)
     }
 
     /// Reads the counts of the counters of the newest closed window, if another instance counted them.
@@ -297,6 +313,7 @@ impl Sealer {
         };
         let asked = self.clock.now();
         let answer = self.presence.while_doing(sealed, self.coordinator.heartbeat(&heartbeat)).await?;
+        self.told = heartbeat.newest;
         if let Some(time) = answer.time {
             self.note_offset(ClockOffset::new(time, asked, self.clock.now()));
         }
@@ -325,7 +342,7 @@ impl Sealer {
 
     async fn go_on_sending(&mut self) -> Infallible {
         loop {
-            tokio::time::sleep(HEARTBEAT_EVERY).await;
+            tokio::time::sleep(self.until_end(self.running())).await;
             self.presence.note(*self.watermark.borrow());
             if let Err(error) = self.send_once().await {
                 debug!(%error, "cannot send a heartbeat");

@@ -276,3 +276,45 @@ async fn a_network_that_fails_between_instances_and_a_primary_costs_nothing() {
         counting.stop().await.assert_all_right(&cluster);
     }
 }
+
+/// While a primary stays away, another one restarts and is empty. The instances cannot restore all that they have. They learn all the
+/// same which windows are closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_follow_the_leader_while_they_cannot_restore_all() {
+    let mut cluster = Cluster::start_with(&PARTIAL);
+    let [node, other, own] = cluster.primaries()[..] else { panic!("three primaries") };
+    let suits = |places: &Places| {
+        places.own == own && places.shards.contains(&node) && places.shards.contains(&other)
+    };
+    let namespace = cluster.namespace("restoring", shards(), suits);
+    let counting = Counting::start(&cluster, Mode::Hll, &namespace, &IMPATIENT).await;
+    cluster.forbid_fail_over(node);
+    cluster.forbid_fail_over(other);
+    middle_of_window(&[&counting]).await;
+    cluster.pause(node);
+    wait_until_known(&counting.fleet, &cluster, node, true).await;
+    let restoring = "the store may have lost ids: this instance restores all that it has";
+    let restored: Vec<_> = counting.fleet.servers.iter().map(|server| server.logged(restoring)).collect();
+    cluster.kill(other);
+    cluster.restart(other);
+    for (server, before) in counting.fleet.servers.iter().zip(restored) {
+        wait_until("a loss to be noticed", async || server.logged(restoring) > before).await;
+    }
+    let noticed = seconds(SystemTime::now());
+    for server in &counting.fleet.servers {
+        wait_until("a window that began later to be known as closed", async || {
+            let status = server.get("/status").await.json();
+            let last = status["windows"].as_array().unwrap().last().map(|last| &last["timestamp"]);
+            let start = |last: &serde_json::Value| humantime::parse_rfc3339(last.as_str().unwrap()).unwrap();
+            last.is_some_and(|last| seconds(start(last)) >= noticed)
+        })
+        .await;
+    }
+    assert!(cluster.members()[&node].is_away);
+    cluster.bring_back(node);
+    recover(&cluster, node, &counting).await;
+    let counted = counting.stop().await;
+    for start in counted.truth.keys() {
+        counted.assert_honest(*start);
+    }
+}

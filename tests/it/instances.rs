@@ -252,3 +252,22 @@ async fn a_window_that_began_before_any_instance_is_incomplete() {
         .into();
     assert_eq!(complete, [true, false, false, true], "{published:#?}");
 }
+
+/// If an instance dies in a window, the others must know that it may have had ids of it. Its seal of the window before may take
+/// seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_says_that_a_window_has_begun_before_it_seals_the_last_one() {
+    let redis = Redis::start();
+    let fleet = Fleet::start(1, &redis, "newest", &[]).await;
+    let start = next_window(Duration::from_millis(100)).await;
+    let mut commands = redis.monitor();
+    assert_eq!(fleet.servers[0].get("/api/verve/accept?id=1").await.body, "ok");
+    let says = format!(r#"newest\":{}"#, start + WINDOW.as_secs());
+    let seals = format!("{{newest}}:accepted:{start}");
+    let first = tokio::task::spawn_blocking(move || {
+        commands
+            .find(|command| command.contains(&says) || command.contains("HSET") && command.contains(&seals))
+    });
+    let first = first.await.unwrap().unwrap();
+    assert!(first.contains("newest\\\":"), "{first}");
+}

@@ -1,5 +1,6 @@
 //! The store sends all ids to Redis, or only those that can change the sketch. The resulting sketch is the same.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -408,5 +409,27 @@ async fn windows_that_cannot_be_sealed_are_dropped_after_the_retention() {
         let kept = counter.windows();
         assert!((10..=12).contains(&kept.len()), "{kept:?}");
         assert_eq!(kept.last(), Some(&window.previous()));
+    }
+}
+
+/// After an outage all windows of it are sealed at once. If the stats of an instance that had no ids were missing, its ids would be
+/// taken for lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_without_ids_stores_its_stats_of_all_windows_of_an_outage() {
+    let server = RedisServer::start();
+    let config = RedisStoreConfig {
+        retention: Duration::from_secs(3_600),
+        ..config("idle", Mode::Hll, RedisWrites::All)
+    };
+    let store = counter_with(&server.url(), config);
+    let first = "1s".parse::<WindowLength>().unwrap().window_at(SystemTime::now());
+    let windows: Vec<_> =
+        std::iter::successors(Some(first), |window| Some(window.next())).take(501).collect();
+    store.seal(first).await.unwrap();
+    store.seal(windows[500]).await.unwrap();
+    let ours = BTreeSet::from(["test".to_owned()]);
+    for window in windows {
+        let settled = store.settle(window, &ours, Duration::MAX).await.unwrap();
+        assert_eq!(settled.total.lost_ids, 0, "{window}");
     }
 }

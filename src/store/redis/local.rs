@@ -33,8 +33,6 @@ use crate::store::windows::{Entry, WindowTable};
 /// kept in any case.
 const BYTES_KEPT: usize = 64 << 20;
 const ALWAYS_KEPT: usize = 8;
-/// Windows without ids for which a seal stores stats, at most: the newest ones.
-const IDLE_TOLD: usize = 100;
 /// Memory of a shard of a window. It is twice as much if acknowledged registers are remembered.
 const BYTES_A_SHARD: usize = 16 << 10;
 
@@ -146,13 +144,15 @@ impl LocalWindows {
 
     /// Windows up to this one that had no ids here, and whose stats Redis does not have.
     pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
-        self.table.unopened_up_to(window, IDLE_TOLD)
+        self.table.unopened_up_to(window, self.config.most_windows(window))
     }
 
-    /// Notes that Redis has the stats of a window without ids.
-    pub(super) fn note_sealed_idle(&self, window: Window) {
-        self.last_names.forget_before(window);
-        self.table.note_sealed(window, Sealed::Dropped(WindowStats::default()));
+    /// Notes that Redis has the stats of windows without ids.
+    pub(super) fn note_sealed_idle(&self, windows: &[Window]) {
+        for window in windows {
+            self.last_names.forget_before(*window);
+            self.table.note_sealed(*window, Sealed::Dropped(WindowStats::default()));
+        }
     }
 
     /// Notes that Redis has all of a window. The newest windows are kept, so that they can be merged again.
@@ -309,6 +309,8 @@ impl LocalWindow {
         let added = match &self.ids {
             Ids::Hll { shards, sketches } => {
                 let mut changed = 0;
+                // First, because the recovery may merge the first ids, and release them, before the last one is here.
+                self.pending.add(all.ids.len() as u64);
                 for id in all.ids.iter().map(AsRef::as_ref) {
                     let shard = shards.of(id);
                     changed += u64::from(sketches[shard].add(id));
@@ -316,7 +318,6 @@ impl LocalWindow {
                     self.unmerged[shard].fetch_add(1, Ordering::Release);
                 }
                 let (_, overflow) = counters.map_or((0, 0), keep);
-                self.pending.add(all.ids.len() as u64);
                 Added { changed, overflow }
             }
             Ids::Exact(pending) => {

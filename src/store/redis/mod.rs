@@ -103,6 +103,8 @@ use crate::telemetry::metrics::Metrics;
 /// So much before `--close-timeout` an instance seals a window without counters whose server is away. If the leader closed it
 /// first, the total would not be complete either.
 const SOONER_THAN_THE_LEADER: Duration = Duration::from_secs(4);
+/// Windows without ids whose stats are stored by one pipeline.
+const IDLE_AT_ONCE: usize = 100;
 
 /// Ids that Redis does not have, each with its shard.
 type News<'a> = SmallVec<[(usize, &'a [u8]); 1]>;
@@ -380,7 +382,7 @@ impl RedisStore {
         self.local.counter_memory.give_back_after_peak();
         let sealing = self.local.table.close_up_to(window);
         // First, because a later call begins after the last sealed window.
-        for idle in self.local.idle_up_to(window) {
+        for idle in self.local.idle_up_to(window).chunks(IDLE_AT_ONCE) {
             self.replay.seal_idle(idle).await?;
             self.local.note_sealed_idle(idle);
         }
@@ -409,9 +411,7 @@ impl RedisStore {
             }
             self.local.note_sealed(local);
         }
-        for idle in self.local.idle_up_to(window) {
-            self.local.note_sealed_idle(idle);
-        }
+        self.local.note_sealed_idle(&self.local.idle_up_to(window));
         Ok(())
     }
 

@@ -126,12 +126,12 @@ impl Replay {
         if lacks_ids || !(lacking.is_empty() || may_lack(around)) {
             return Err(around.error());
         }
-        self.store_stats("HSET", local.window, &WindowStats { parts, ..local.stats() }).await
+        self.store_stats("HSET", &[local.window], &WindowStats { parts, ..local.stats() }).await
     }
 
-    /// Stores the stats of a window without ids. If they were missing, the leader would take the ids for lost.
-    pub(super) async fn seal_idle(&self, window: Window) -> Result<(), Unavailable> {
-        self.store_stats("HSETNX", window, &WindowStats::default()).await
+    /// Stores the stats of windows without ids. If they were missing, the leader would take the ids for lost.
+    pub(super) async fn seal_idle(&self, windows: &[Window]) -> Result<(), Unavailable> {
+        self.store_stats("HSETNX", windows, &WindowStats::default()).await
     }
 
     /// Stores that the accepted ids of a window are lost, unless Redis still has its stats. Then it has the ids too, which
@@ -142,7 +142,7 @@ impl Replay {
             Mode::Exact => stats.lost,
             Mode::Hll => stats.accepted,
         };
-        self.store_stats("HSETNX", window, &WindowStats { lost, ..stats.clone() }).await
+        self.store_stats("HSETNX", &[window], &WindowStats { lost, ..stats.clone() }).await
     }
 
     /// Replays the pending ids of windows, one window after another, to all nodes that are there.
@@ -396,14 +396,16 @@ impl Replay {
     async fn store_stats(
         &self,
         set: &'static str,
-        window: Window,
+        windows: &[Window],
         stats: &WindowStats,
     ) -> Result<(), Unavailable> {
-        let key = self.config.keys.accepted(window);
-        let mut commands = Pipeline::new();
-        commands.cmd(set).arg(&key).arg(&self.config.instance_id).arg(stats.to_stored());
-        commands.cmd("PEXPIRE").arg(&key).arg(self.config.keep_for(window));
-        self.mending(Holds::Hash, &[vec![key]], Call::Seal, &commands).await
+        let (mut commands, stored) = (Pipeline::new(), stats.to_stored());
+        let keys: Vec<_> = windows.iter().map(|window| self.config.keys.accepted(*window)).collect();
+        for (key, window) in keys.iter().zip(windows) {
+            commands.cmd(set).arg(key).arg(&self.config.instance_id).arg(&stored);
+            commands.cmd("PEXPIRE").arg(key).arg(self.config.keep_for(*window));
+        }
+        self.mending(Holds::Hash, &[keys], Call::Seal, &commands).await
     }
 
     /// Runs commands on the keys of a window's ids, grouped by shard. See [`Self::mending`].

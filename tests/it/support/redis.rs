@@ -1,7 +1,7 @@
 //! Redis servers for tests, of every supported kind.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::certificates::make_certificates;
 use super::process::{Process, set_clock};
-use super::{free_port, wait_blocking};
+use super::{PATIENCE, free_port, wait_blocking};
 
 /// The kinds of server: Debian's, and those that scripts/test fetches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +190,16 @@ impl Redis {
         let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connect()).unwrap();
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
+    }
+
+    /// The commands that it gets from now on, a line each.
+    pub fn monitor(&self) -> impl Iterator<Item = String> + use<> {
+        let mut stream = TcpStream::connect(self.address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.write_all(b"MONITOR\r\n").expect("it is sent");
+        let mut lines = BufReader::new(stream).lines().map(|line| line.expect("a line in time"));
+        assert_eq!(lines.next().as_deref(), Some("+OK"));
+        lines
     }
 
     /// With 1 byte it refuses writes and still answers questions. 0 is no limit.
