@@ -11,7 +11,8 @@
 //! # After an interruption
 //!
 //! The sealer sends a heartbeat before it seals, so that the leader waits until it has sealed. If the store lost data, the
-//! sealer restores all windows that are not published. Until that is done, its heartbeats say that it has not sealed them.
+//! sealer restores all windows that are not published. Until that is done, its heartbeats say that it has not sealed those that
+//! are not closed.
 //! Heartbeats go on during a long step, because an instance that sends millions of pending ids lives.
 
 use std::convert::Infallible;
@@ -45,7 +46,7 @@ pub struct Sealer {
     closed: ClosedWindows,
     watermark: watch::Sender<Window>,
     presence: Presence,
-    /// The store may lack ids that this instance added to windows from this one on.
+    /// The store may lack ids that this instance added to windows from this one on. None of these is closed.
     restoring: Option<Window>,
     /// How often the store may have lost data.
     losses: u64,
@@ -225,21 +226,22 @@ impl Sealer {
 
     /// Sends a heartbeat, and acts on the answer.
     async fn send_heartbeat(&mut self) -> Result<(), HeartbeatError> {
-        let mut restored = Ok(());
-        let answer = loop {
+        let (answer, restored) = loop {
             let answer = self.send_once().await?;
             if self.restoring.is_none() {
-                break answer;
+                break (answer, Ok(()));
             }
             if !answer.lost {
                 let (store, losses) = (Arc::clone(&self.store), self.losses);
-                restored = self.while_it_lives(async move { store.restore(losses).await }).await;
-                match &restored {
+                match self.while_it_lives(async move { store.restore(losses).await }).await {
                     // Restores once more if the store lost data again meanwhile.
                     Ok(()) => self.restoring = self.restoring.filter(|_| self.losses != losses),
-                    // This instance goes on learning which windows are closed, and forgets them.
-                    Err(_) if self.store.goes_on_without_some() => break answer,
-                    Err(error) => return Err(error.clone().into()),
+                    // This instance goes on learning which windows are closed, and evicts what is published. Only if nothing was
+                    // lost meanwhile: the answer is of before.
+                    Err(error) if self.store.goes_on_without_some() && self.losses == losses => {
+                        break (answer, Err(error));
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
         };
@@ -313,7 +315,6 @@ impl Sealer {
         };
         let asked = self.clock.now();
         let answer = self.presence.while_doing(sealed, self.coordinator.heartbeat(&heartbeat)).await?;
-        self.told = heartbeat.newest;
         if let Some(time) = answer.time {
             self.note_offset(ClockOffset::new(time, asked, self.clock.now()));
         }
@@ -326,6 +327,7 @@ impl Sealer {
             self.restoring = Some(self.store.windows().first().copied().unwrap_or(sealed));
         } else {
             self.reported = sealed;
+            self.told = heartbeat.newest;
         }
         Ok(answer)
     }

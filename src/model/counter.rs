@@ -40,9 +40,9 @@ pub enum InvalidCounter {
         CounterName::MAX_LEN
     )]
     Name,
-    /// More than [`CounterNames::MOST`] different names, or so many in an element.
+    /// An id has more than [`CounterNames::MOST`] different ones, or an element of a list has more names.
     #[error(
-        "a request names at most {0} different counters, and an element of a list has at most {0} names",
+        "an id has at most {0} different counters, with those of the query, and an element lists at most {0} names",
         CounterNames::MOST
     )]
     TooMany,
@@ -63,7 +63,7 @@ const ALLOWED: [bool; 256] = {
 };
 
 /// The name of a counter.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CounterName<'a>(Cow<'a, str>);
 
 impl<'a> CounterName<'a> {
@@ -103,7 +103,7 @@ impl<'a> CounterName<'a> {
 }
 
 /// The counters that ids are counted in beside the total: different names.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct CounterNames<'a>(SmallVec<[CounterName<'a>; 1]>);
 
 impl<'a> CounterNames<'a> {

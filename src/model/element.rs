@@ -59,7 +59,7 @@ struct Object<'a> {
     counters: Listed,
 }
 
-/// The names that an element lists: the first ones, so that a client does not choose how much memory they take.
+/// The names that an element lists: the first ones, so that they take no more memory than the body.
 struct Listed {
     names: Vec<String>,
     /// There are more than [`CounterNames::MOST`]. Repeats count.

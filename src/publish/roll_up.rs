@@ -24,9 +24,10 @@ const WINDOWS_A_ROUND: u64 = 100;
 /// How long a round may take: meanwhile no window is closed.
 const A_WHILE: Duration = Duration::from_millis(50);
 
-/// Closed windows whose counters are remembered until they are merged, at most. Those of others are read from Redis. Without Redis,
-/// the counters of all windows are remembered that may still be merged.
+/// Closed windows whose counters are remembered until they are merged. Those of others are read from Redis.
 const REMEMBERED: usize = 2;
+/// Without Redis more windows are remembered, as long as they have so many counters together: some 6 MB.
+const COUNTERS_REMEMBERED: usize = 100_000;
 /// Counters that are merged before the leader looks at the clock.
 const COUNTERS_AT_ONCE: usize = 64;
 /// Windows that the roll-up may be behind. Of older ones the counters are left out: they come faster than they can be merged.
@@ -57,8 +58,12 @@ impl RollUp {
     /// Remembers the counters of a window that this term has closed.
     pub(super) fn note_counters(&mut self, counters: &Arc<ClosedCounters>, are_in_redis: bool) {
         self.closed.insert(counters.window(), Arc::clone(counters));
-        let most = if are_in_redis { REMEMBERED } else { MOST_BEHIND };
-        while self.closed.len() > most {
+        let number = |closed: &BTreeMap<_, Arc<ClosedCounters>>| -> usize {
+            closed.values().map(|counters| counters.counts.all().len()).sum()
+        };
+        while self.closed.len() > REMEMBERED
+            && (are_in_redis || self.closed.len() > MOST_BEHIND || number(&self.closed) > COUNTERS_REMEMBERED)
+        {
             self.closed.pop_first();
         }
     }

@@ -60,7 +60,7 @@ pub(super) async fn accept(State(routes): State<Arc<Routes>>, request: Request) 
     }
 }
 
-/// Elements of a list that are counted at a time.
+/// Groups of ids with the same counters that are counted at a time.
 const AT_ONCE: usize = 30;
 
 /// Count one id
@@ -142,8 +142,8 @@ pub(super) async fn accept_many(routes: &Routes, request: Request) -> Result<(),
     }
 }
 
-/// Counts a list piece by piece, so that other requests do not wait for all of it. Elements that name counters of their own are
-/// counted some at a time: one by one, each would wait for Redis.
+/// Counts a list piece by piece, so that other requests do not wait for all of it. Ids that name counters of their own are counted
+/// some groups at a time: one by one, each group would wait for Redis.
 async fn count_all<I: ListedId>(
     routes: &Routes,
     mut window: Window,
@@ -155,9 +155,8 @@ async fn count_all<I: ListedId>(
         if piece.ids().is_empty() {
             return Ok(());
         }
-        let mut runs = piece.runs().peekable();
-        while runs.peek().is_some() {
-            let some = runs.by_ref().take(AT_ONCE).map(|(some, counters)| {
+        for groups in piece.groups().chunks(AT_ONCE) {
+            let some = groups.iter().map(|(some, counters)| {
                 count(routes, window, some, counters.unwrap_or(ids.counters()), &permit)
             });
             for counted in join_all(some).await {

@@ -223,16 +223,19 @@ impl Counting<'_> {
 
     /// The sketches of a range.
     pub(super) async fn sketches(&self, range: Range, permit: Permit) -> Result<Counted, Failure> {
-        loop {
-            let parts = self.parts(range).await?;
-            let counted = self.sketches_of(&parts, Arc::clone(&permit)).await?;
-            // Windows after the range may have been rolled up into its last hour or day meanwhile. This happens at most once: then
-            // that is no part of the range any more.
-            let is_running = |part: &Part| period_of(*part).is_some_and(|period| part.end() < period.end());
-            if !parts.iter().any(is_running) || self.rolled_up().await? <= Some(range.to) {
-                return Ok(counted);
-            }
+        let parts = self.parts(range).await?;
+        let counted = self.sketches_of(&parts, Arc::clone(&permit)).await?;
+        let is_running = |part: &Part| period_of(*part).is_some_and(|period| part.end() < period.end());
+        if !parts.iter().any(is_running) || self.rolled_up().await? < Some(range.to) {
+            return Ok(counted);
         }
+        // Meanwhile the running hour or day has got all windows of the range, and perhaps more. So its windows are counted one by
+        // one. If they are gone, the client may ask again, for a range that ends later.
+        let parts = self.parts(range).await.map_err(|failure| match failure {
+            Failure::RangeNotKept { .. } | Failure::InvalidRange { .. } => Failure::Overloaded,
+            failure => failure,
+        })?;
+        self.sketches_of(&parts, permit).await
     }
 
     /// The end of the last window that was rolled up.

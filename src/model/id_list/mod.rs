@@ -5,9 +5,13 @@
 
 mod elements;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use smallvec::{SmallVec, smallvec};
 use thiserror::Error;
 
 use self::elements::{Elements, Notation};
@@ -47,6 +51,9 @@ pub enum InvalidIdList {
     NoArray,
 }
 
+/// Ids with the same counters, and these.
+type Groups<'a, I> = SmallVec<[(Cow<'a, [I]>, Option<&'a CounterNames<'static>>); 1]>;
+
 /// Ids that are taken together, and the counters that some of them name.
 #[derive(Debug)]
 pub struct Piece<I> {
@@ -67,8 +74,24 @@ impl<I> Piece<I> {
         &self.ids
     }
 
-    /// The ids in their order, those together that name the same counters; none if those of the whole list.
-    pub fn runs(&self) -> impl Iterator<Item = (&[I], Option<&CounterNames<'static>>)> {
+    /// The ids by the counters that they name, in any order; none if those of the whole list. To add a hundred ids to a counter takes
+    /// hardly more time than to add one.
+    pub fn groups(&self) -> Groups<'_, I>
+    where
+        I: Clone,
+    {
+        if self.named.is_empty() {
+            return smallvec![(Cow::Borrowed(self.ids()), None)];
+        }
+        let mut groups = HashMap::<_, Vec<I>>::with_capacity(self.named.len() + 1);
+        for (ids, counters) in self.runs() {
+            groups.entry(counters).or_default().extend_from_slice(ids);
+        }
+        groups.into_iter().map(|(counters, ids)| (ids.into(), counters)).collect()
+    }
+
+    /// The ids in their order, those together that have no counters of their own.
+    fn runs(&self) -> impl Iterator<Item = (&[I], Option<&CounterNames<'static>>)> {
         let (mut place, mut named) = (0, self.named.iter().peekable());
         std::iter::from_fn(move || {
             let first = place;
@@ -347,6 +370,7 @@ mod tests {
                 return all;
             }
             assert!(piece.ids().len() <= PIECE);
+            assert_grouped(&piece);
             for (ids, counters) in piece.runs() {
                 let counters = counters.map_or(String::new(), |names| {
                     format!(" {}", names.iter().collect::<Vec<_>>().join(","))
@@ -354,6 +378,24 @@ mod tests {
                 all.extend(ids.iter().map(|id| format!("{}{counters}", id.to_string())));
             }
         }
+    }
+
+    /// Each id is in the group of its counters.
+    fn assert_grouped<I: Id + ToString>(piece: &Piece<I>) {
+        let mut grouped = Vec::new();
+        let mut all_counters = Vec::new();
+        for (ids, counters) in piece.groups() {
+            assert!(!all_counters.contains(&counters), "{counters:?}");
+            all_counters.push(counters);
+            grouped.extend(ids.iter().map(|id| (id.to_string(), format!("{counters:?}"))));
+        }
+        let one_by_one = piece
+            .runs()
+            .flat_map(|(ids, counters)| ids.iter().map(move |id| (id.to_string(), format!("{counters:?}"))));
+        let mut one_by_one: Vec<_> = one_by_one.collect();
+        one_by_one.sort_unstable();
+        grouped.sort_unstable();
+        assert_eq!(grouped, one_by_one);
     }
 
     #[test]
@@ -526,7 +568,7 @@ mod tests {
         let counter = |why| Err(InvalidIdList::InvalidCounter { place: 2, why });
         let eight: Vec<_> = (0..8).map(|n| format!("\"n{n}\"")).collect();
         let eight = format!(r#"{{"id":1,"counters":[{}]}}"#, eight.join(","));
-        // A client does not choose how much memory they take, also if it repeats a name.
+        // Also if a name is repeated.
         let nine = [r#""a""#; 9].join(",");
         let nine_after_id = format!(r#"{{"id":1,"counters":[{nine}]}}"#);
         let nine_before_id = format!(r#"{{"counters":[{nine}],"id":1}}"#);

@@ -33,6 +33,8 @@ use crate::store::windows::{Entry, WindowTable};
 /// kept in any case.
 const BYTES_KEPT: usize = 64 << 20;
 const ALWAYS_KEPT: usize = 8;
+/// Windows without ids whose stats a seal stores, at most: the newest ones. It takes some seconds.
+const MOST_IDLE: usize = 100_000;
 /// Memory of a shard of a window. It is twice as much if acknowledged registers are remembered.
 const BYTES_A_SHARD: usize = 16 << 10;
 
@@ -144,7 +146,7 @@ impl LocalWindows {
 
     /// Windows up to this one that had no ids here, and whose stats Redis does not have.
     pub(super) fn idle_up_to(&self, window: Window) -> Vec<Window> {
-        self.table.unopened_up_to(window, self.config.most_windows(window))
+        self.table.unopened_up_to(window, self.config.most_windows(window).min(MOST_IDLE))
     }
 
     /// Notes that Redis has the stats of windows without ids.

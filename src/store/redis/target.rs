@@ -124,8 +124,8 @@ impl Target {
     /// Whether a server before this generation may have lost ids unnoticed. It had ids that it never called new, so it may
     /// have lost as many that it acknowledged later.
     ///
-    /// A write that stays unanswered because the server dies hides nothing of this instance: it was its last one. It may hide a loss of
-    /// another instance, or of another shard: docs/faults.md has that case.
+    /// A write that stays unanswered because the server dies hides nothing of its connection: it was the last one. It may hide a loss of
+    /// another connection: docs/faults.md has that case.
     pub(super) fn may_hide_a_loss(&self, generation: u64) -> bool {
         let answered = self.answered_in_doubt.load(Ordering::Relaxed);
         answered > 0 && answered <= generation
