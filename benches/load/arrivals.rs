@@ -9,8 +9,9 @@ use crate::closing::check_accepted;
 use crate::open_loop::{self, Latencies};
 use crate::report::{Target, difference, head, line, median};
 use crate::service;
+use crate::subject::Load;
 use crate::subjects::Kind;
-use crate::wrk::{self, Load};
+use crate::wrk;
 
 /// The warm-up is not measured: connections are new, memory is cold.
 const WARM_UP: Duration = Duration::from_secs(1);

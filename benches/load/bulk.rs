@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use crate::Effort;
 use crate::checks::{ERROR, check_unique};
 use crate::report::{Target, head, line, median, ratio};
+use crate::subject::Load;
 use crate::subjects::Kind;
 use crate::support::redis::Redis;
-use crate::wrk::{self, Load};
+use crate::wrk;
 
 /// Ids of one PFADD of redis-benchmark: as many as of a request, which the service sends as one PFADD.
 const IDS_A_COMMAND: usize = 1_000;

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::open_loop::{self, Answered, Latencies};
 use crate::report::{Target, head, line, median};
-use crate::subjects::{Counter, Request, Service, Subject};
+use crate::subject::{Request, Subject};
+use crate::subjects::{Counter, Service};
 use crate::support::process::headcount;
 use crate::support::{SplitMix, wait_blocking};
 use crate::{client, service};

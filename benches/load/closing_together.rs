@@ -16,7 +16,8 @@ use crate::closing::{
 use crate::open_loop;
 use crate::report::{Target, head, line, median};
 use crate::slow_log;
-use crate::subjects::{Counter, Service, Subject};
+use crate::subject::Subject;
+use crate::subjects::{Counter, Service};
 use crate::support::kafka::{Tail, namespace, shared};
 use crate::support::process::headcount;
 use crate::support::wait_blocking;

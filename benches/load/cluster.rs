@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::Effort;
 use crate::report::{head, line, median, ratio};
+use crate::subject::Load;
 use crate::subjects::{Counter, Kind};
-use crate::wrk::{self, Load, Sample};
+use crate::wrk::{self, Sample};
 
 /// Primaries of the cluster. `redis-cli --cluster create` gives each the same number of neighbouring slots.
 const PRIMARIES: usize = 3;

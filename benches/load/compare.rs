@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::Effort;
-use crate::subjects::{Kind, Subject};
-use crate::wrk::{self, Load, Sample};
+use crate::subject::{Load, Subject};
+use crate::subjects::Kind;
+use crate::wrk::{self, Sample};
 
 const OF_A_DAY: [&str; 2] = ["--window", "24h"];
 pub const OF_A_MINUTE: [&str; 2] = ["--window", "60s"];

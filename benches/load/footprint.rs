@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::client;
 use crate::report::{Target, head, line};
-use crate::subjects::{Kind, Subject};
+use crate::subject::Subject;
+use crate::subjects::Kind;
 use crate::support::{lines, wait_blocking};
 
 const MB: f64 = 1e6;

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use crate::Effort;
 use crate::report::{head, line, median};
-use crate::subjects::{Counter, Kind, Service, Subject};
-use crate::wrk::{self, Load, Sample};
+use crate::subject::{Load, Subject};
+use crate::subjects::{Counter, Kind, Service};
+use crate::wrk::{self, Sample};
 
 const CONNECTIONS: [u64; 5] = [1, 8, 64, 512, 4096];
 const PROCESSES: [usize; 3] = [1, 2, 3];

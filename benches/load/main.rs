@@ -37,6 +37,7 @@ mod roll_up;
 mod service;
 mod sizing;
 mod slow_log;
+mod subject;
 mod subjects;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;

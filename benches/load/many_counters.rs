@@ -16,9 +16,10 @@ use crate::closing::{check_accepted, check_counters, close, fill, next_start, p9
 use crate::open_loop::{self, Answered};
 use crate::report::{difference, head, line, median, ratio};
 use crate::service;
-use crate::subjects::{Counter, Request, Service, Subject};
+use crate::subject::{Load, Request, Subject};
+use crate::subjects::{Counter, Service};
 use crate::support::process::headcount;
-use crate::wrk::{self, Load};
+use crate::wrk;
 use crate::zipf::Zipf;
 
 const COUNTERS: [u64; 3] = [1, 1_000, 100_000];

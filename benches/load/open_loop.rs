@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 
-use crate::subjects::Subject;
+use crate::subject::Subject;
 use crate::support::SplitMix;
 
 const CONNECTIONS: usize = 64;

@@ -6,12 +6,10 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::subjects::{Request, Subject, spawn};
+use crate::subject::{KEY, Request, Subject, spawn};
 use crate::support::free_port;
 use crate::support::redis::Redis;
 
-/// The Redis key in which they count.
-pub const KEY: &str = "hll";
 const NGINX_MODULES: &str = "/usr/lib/nginx/modules";
 const LUA_REDIS: &str = "/usr/share/lua/5.1/nginx/redis.lua";
 /// It counts in [`KEY`] what names no counter. It has two workers, because there are two cores, and keeps its connections to Redis.

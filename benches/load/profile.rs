@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use crate::Effort;
 use crate::report::{head, line, median};
+use crate::subject::Load;
 use crate::subjects::Kind;
 use crate::times::times_of;
-use crate::wrk::{self, Load};
+use crate::wrk;
 
 const KINDS: [Kind; 6] = [Kind::Noop, Kind::MEMORY, Kind::WARM, Kind::CHANGED, Kind::HLL, Kind::EXACT];
 /// strace has attached to all threads by then.

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::report::{Target, head, line, median};
-use crate::subjects::listen;
+use crate::subject::listen;
 use crate::support::SplitMix;
 use crate::support::process::headcount;
 use crate::support::redis::Redis;

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use crate::Effort;
 use crate::compare::{OF_A_MINUTE, SECONDS, wait_for_a_minute};
 use crate::report::{Target, head, line, median, ratio};
+use crate::subject::Load;
 use crate::subjects::Kind;
-use crate::wrk::{self, Load, Sample};
+use crate::wrk::{self, Sample};
 
 struct Row {
     kind: Kind,

@@ -21,7 +21,8 @@ use crate::closing::{
 use crate::open_loop::{self, Answered, Latencies};
 use crate::report::{head, line, median};
 use crate::service;
-use crate::subjects::{Counter, Request, Service, Subject};
+use crate::subject::{Request, Subject};
+use crate::subjects::{Counter, Service};
 use crate::support::process::headcount;
 use crate::support::wait_blocking;
 use crate::zipf::Zipf;

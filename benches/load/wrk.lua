@@ -6,7 +6,7 @@
 -- proportion to 1 / k^SKEW. SKEW is 1 by default.
 
 -- Bodies are made before the measurement: to make a body takes longer than to count its ids.
--- So few, because the first thread sends while the second one still makes its bodies. benches/load/subjects.rs knows the number.
+-- So few, because the first thread sends while the second one still makes its bodies. benches/load/subject.rs knows the number.
 local BODIES = 64
 
 local threads = 0

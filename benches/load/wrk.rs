@@ -7,32 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::client;
-use crate::subjects::{Request, Subject};
-
-/// Answers that can be under way when wrk stops. wrk has read them in part, or has not counted them.
-const CONNECTIONS: u64 = 64;
-
-/// The load of a measurement.
-#[derive(Debug, Clone, Copy)]
-pub struct Load {
-    pub connections: u64,
-    pub duration: Duration,
-    /// Seed of the ids.
-    pub seed: u64,
-    /// Requests of other seeds whose ids are in the same count, at least and at most.
-    pub earlier: [u64; 2],
-}
+use crate::subject::{Load, Request, Subject};
 
 impl Load {
-    pub fn new(duration: Duration, seed: u64) -> Self {
-        Self { connections: CONNECTIONS, duration, seed, earlier: [0; 2] }
-    }
-
-    /// Of wrk.
-    pub fn threads(&self) -> u64 {
-        self.connections.min(2)
-    }
-
     /// After a load of another seed.
     pub fn after(self, sample: &Sample) -> Self {
         let [least, most] = self.earlier;
