@@ -226,11 +226,13 @@ impl Counting<'_> {
         let parts = self.parts(range).await?;
         let counted = self.sketches_of(&parts, Arc::clone(&permit)).await?;
         let is_running = |part: &Part| period_of(*part).is_some_and(|period| part.end() < period.end());
-        if !parts.iter().any(is_running) || self.rolled_up().await? < Some(range.to) {
+        // Only windows that are over are rolled up.
+        let next_is_over = self.routes.api.running_window() > range.to;
+        if !parts.iter().any(is_running) || !next_is_over || self.rolled_up().await? < Some(range.to) {
             return Ok(counted);
         }
-        // Meanwhile the running hour or day has got all windows of the range, and perhaps more. So its windows are counted one by
-        // one. If they are gone, the client may ask again, for a range that ends later.
+        // The running hour or day may have the window after the range, too. So its windows are counted one by one. If they are
+        // gone, the client may ask again, for a range that ends later.
         let parts = self.parts(range).await.map_err(|failure| match failure {
             Failure::RangeNotKept { .. } | Failure::InvalidRange { .. } => Failure::Overloaded,
             failure => failure,
