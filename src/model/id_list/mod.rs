@@ -74,8 +74,8 @@ impl<I> Piece<I> {
         &self.ids
     }
 
-    /// The ids by the counters that they name, in any order; none if those of the whole list. To add a hundred ids to a counter takes
-    /// hardly more time than to add one.
+    /// The ids by the counters that they name; none if those of the whole list. To add a hundred ids to a counter takes hardly more
+    /// time than to add one. The groups are in the order of their first ids: where there is not room for all names, the first get it.
     pub fn groups(&self) -> Groups<'_, I>
     where
         I: Clone,
@@ -83,11 +83,15 @@ impl<I> Piece<I> {
         if self.named.is_empty() {
             return smallvec![(Cow::Borrowed(self.ids()), None)];
         }
-        let mut groups = HashMap::<_, Vec<I>>::with_capacity(self.named.len() + 1);
+        let (mut groups, mut places) = (Groups::new(), HashMap::with_capacity(self.named.len() + 1));
         for (ids, counters) in self.runs() {
-            groups.entry(counters).or_default().extend_from_slice(ids);
+            let place = *places.entry(counters).or_insert(groups.len());
+            match groups.get_mut(place) {
+                Some((group, _)) => group.to_mut().extend_from_slice(ids),
+                None => groups.push((ids.into(), counters)),
+            }
         }
-        groups.into_iter().map(|(counters, ids)| (ids.into(), counters)).collect()
+        groups
     }
 
     /// The ids in their order, those together that have no counters of their own.
@@ -396,6 +400,13 @@ mod tests {
         one_by_one.sort_unstable();
         grouped.sort_unstable();
         assert_eq!(grouped, one_by_one);
+        let mut in_order = Vec::new();
+        for (_, counters) in piece.runs() {
+            if !in_order.contains(&counters) {
+                in_order.push(counters);
+            }
+        }
+        assert_eq!(all_counters, in_order);
     }
 
     #[test]
