@@ -231,13 +231,15 @@ impl Counting<'_> {
         if !parts.iter().any(is_running) || !next_is_over || self.rolled_up().await? < Some(range.to) {
             return Ok(counted);
         }
-        // The running hour or day may have the window after the range, too. So its windows are counted one by one. If they are
-        // gone, the client may ask again, for a range that ends later.
-        let parts = self.parts(range).await.map_err(|failure| match failure {
-            Failure::RangeNotKept { .. } | Failure::InvalidRange { .. } => Failure::Overloaded,
-            failure => failure,
-        })?;
-        self.sketches_of(&parts, permit).await
+        // The running hour or day may have the window after the range, too. So its windows are counted one by one. If these are
+        // gone, the count stays, and is not called complete.
+        match self.parts(range).await {
+            Ok(parts) => self.sketches_of(&parts, permit).await,
+            Err(Failure::RangeNotKept { .. } | Failure::InvalidRange { .. }) => {
+                Ok(Counted { complete: false, ..counted })
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The end of the last window that was rolled up.
