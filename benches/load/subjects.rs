@@ -12,7 +12,7 @@ use crate::support::redis::{Flavour, Redis};
 use crate::support::wait_blocking;
 use crate::{checks, others};
 
-/// The same where all pairs of an id and a counter soon have come.
+/// How many ids wrk draws from where all pairs of an id and a counter soon have come.
 const FEW_IDS: u64 = 10;
 const CHANGED: &[&str] = &["--redis-writes", "changed"];
 
