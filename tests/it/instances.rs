@@ -138,7 +138,7 @@ async fn a_new_instance_changes_nothing_and_a_dead_one_makes_its_window_incomple
     let redis = Redis::start();
     let args = [&["--mode", "exact"], LATE_IS_NOT_AWAY.as_slice()].concat();
     let mut fleet = Fleet::start(2, &redis, "come-and-die", &args).await;
-    let start = next_window(Duration::from_millis(500)).await;
+    let start = next_window(Duration::from_millis(100)).await;
     fleet.add().await;
     let added = fleet.servers[2].address;
     let sent = burst(added, 4, 0..1_000, UNIX_EPOCH + Duration::from_secs(start) + WINDOW / 2).await;
@@ -148,7 +148,7 @@ async fn a_new_instance_changes_nothing_and_a_dead_one_makes_its_window_incomple
     assert_eq!(published[&start][0].1.unique, different.len() as u64);
 
     let victim = (0..3).find(|index| *index != fleet.leader()).expect("a follower");
-    let start = next_window(Duration::from_millis(700)).await;
+    let start = next_window(Duration::from_millis(200)).await;
     let address = fleet.servers[victim].address;
     let sent = burst(address, 4, 0..1_000, UNIX_EPOCH + Duration::from_secs(start) + WINDOW / 2).await;
     fleet.servers[victim].process.signal("KILL");
@@ -170,9 +170,9 @@ async fn a_flushed_redis_loses_no_window() {
     fleet.wait_published(next_window(Duration::ZERO).await).await;
     let start = next_window(Duration::from_millis(100)).await;
     let at = |millis| UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis);
-    let before = burst(nginx.address, 8, 0..20_000, at(700)).await;
+    let before = burst(nginx.address, 8, 0..20_000, at(500)).await;
     ::redis::cmd("FLUSHALL").exec(&mut redis.connect()).expect("an answer");
-    let after = burst(nginx.address, 8, 20_000..40_000, at(1_400)).await;
+    let after = burst(nginx.address, 8, 20_000..40_000, at(1_000)).await;
     assert!(after.ended < at(2_000), "this machine is too slow to say what is in which window");
 
     let published = fleet.wait_published(start + 4).await;
@@ -217,9 +217,9 @@ async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     let start = next_window(Duration::from_millis(200)).await;
     let address = fleet.servers[1 - follower].address;
     let at = |millis| UNIX_EPOCH + Duration::from_secs(start) + Duration::from_millis(millis);
-    let before = burst(address, 4, 0..2_000, at(600)).await;
+    let before = burst(address, 4, 0..2_000, at(500)).await;
     ::redis::cmd("SAVE").exec(&mut redis.connect()).expect("an answer");
-    let after = burst(address, 4, 2_000..4_000, at(1_300)).await;
+    let after = burst(address, 4, 2_000..4_000, at(1_000)).await;
     assert!(after.ended < at(2_000), "this machine is too slow to say what is in which window");
     // It has the window open, so the window does not close before its heartbeat expires.
     fleet.servers[follower].process.signal("STOP");
@@ -234,14 +234,14 @@ async fn an_older_snapshot_of_redis_gets_its_lost_ids_again() {
     assert_eq!(published[&start][0].1.unique, sketch_of(&all).estimate());
 }
 
-/// The only instance is killed near the end of a window. Its successor starts early in the next window: no instance ran
+/// The only instance is killed in the middle of a window. Its successor starts early in the next window: no instance ran
 /// when that window began.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_began_before_any_instance_is_incomplete() {
     let redis = Redis::start();
     let mut fleet = Fleet::start(1, &redis, "alone", &[]).await;
     fleet.wait_published(0).await;
-    let start = next_window(Duration::from_millis(1_500)).await;
+    let start = next_window(Duration::from_secs(1)).await;
     fleet.servers[0].process.signal("KILL");
     next_window(Duration::from_millis(300)).await;
     fleet.add().await;

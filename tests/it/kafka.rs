@@ -9,6 +9,7 @@ use headcount::redis::keys::Keys;
 use crate::kafka_counters::assert_agree;
 use crate::support::counter_load::{CounterLoad, Outcome};
 use crate::support::fleet::{Fleet, LATE_IS_NOT_AWAY, seconds};
+use crate::support::http::Connection;
 use crate::support::kafka::{
     Kafka, Record, Tail, assert_each_once, committed, namespace, shared, wait_recorded,
 };
@@ -29,9 +30,9 @@ async fn records_have_the_documented_form() {
     let topic = format!("{namespace}.unique-counts");
     let args = ["--window", "1s", "--namespace", &namespace, "--kafka-brokers", &brokers];
     let mut server = Server::start(&args).await;
-    for id in [1, 2, 3, 2] {
-        assert_eq!(server.get(&format!("/api/verve/accept?id={id}")).await.body, "ok");
-    }
+    // One request, so that a window cannot end in between.
+    let mut connection = Connection::open(server.address).await.unwrap();
+    assert_eq!(connection.post("text/plain", b"1\n2\n3\n2\n").await.unwrap().body, "ok");
     let records = wait_recorded(&brokers, &topic, seconds(SystemTime::now()) + 2).await;
     assert_each_once(&records, 1);
     assert!(server.stop().await.success());

@@ -44,15 +44,14 @@ async fn a_redis_that_comes_back_empty() {
         fleet.wait_published(next_window(Duration::ZERO).await).await;
     }
     let start = next_window(Duration::from_millis(50)).await;
-    let before = tokio::join!(burst(&hll, 0..500, at(start, 500)), burst(&exact, 0..500, at(start, 500)));
+    let before = tokio::join!(burst(&hll, 0..500, at(start, 300)), burst(&exact, 0..500, at(start, 300)));
     // It acknowledges all of them.
     exact.wait_until_replayed().await;
     redis.kill();
-    let during =
-        tokio::join!(burst(&hll, 500..900, at(start, 1_000)), burst(&exact, 500..900, at(start, 1_000)));
+    let during = tokio::join!(burst(&hll, 500..900, at(start, 600)), burst(&exact, 500..900, at(start, 600)));
     redis.restart();
     let after =
-        tokio::join!(burst(&hll, 900..1_200, at(start, 1_500)), burst(&exact, 900..1_200, at(start, 1_500)));
+        tokio::join!(burst(&hll, 900..1_200, at(start, 1_100)), burst(&exact, 900..1_200, at(start, 1_100)));
     assert!(after.0.ended.max(after.1.ended) < at(start, 2_000), "too slow to say what is in which window");
 
     let published = hll.wait_published(start + 6).await;
@@ -92,12 +91,11 @@ async fn a_replica_that_lacks_the_last_writes() {
     let wait: u64 = redis::cmd("WAIT").arg(1).arg(60_000).query(&mut master.connect()).unwrap();
     assert_eq!(wait, 1, "the replica has got that");
     to_master.set(Fault::Stall);
-    let lost = tokio::join!(burst(&hll, 300..600, at(start, 700)), burst(&exact, 300..600, at(start, 700)));
+    let lost = tokio::join!(burst(&hll, 300..600, at(start, 600)), burst(&exact, 300..600, at(start, 600)));
     // It acknowledges all of them.
     exact.wait_until_replayed().await;
     master.kill();
-    let kept =
-        tokio::join!(burst(&hll, 600..900, at(start, 1_200)), burst(&exact, 600..900, at(start, 1_200)));
+    let kept = tokio::join!(burst(&hll, 600..900, at(start, 900)), burst(&exact, 600..900, at(start, 900)));
     assert!(kept.0.ended.max(kept.1.ended) < at(start, 2_000), "too slow to say what is in which window");
     redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut replica.connect()).unwrap();
     proxy.lead_to(replica.address());

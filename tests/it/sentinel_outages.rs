@@ -171,12 +171,12 @@ async fn ids_that_the_replica_never_got() {
     }
     let start = next_window(Duration::from_millis(50)).await;
     watched.stop_replication();
-    let until = at(start, 800);
+    let until = at(start, 500);
     let lost = tokio::join!(burst(&hll, 0..300, until), burst(&exact, 0..300, until));
     // The primary acknowledges all of them.
     exact.wait_until_replayed().await;
     watched.nodes[0].kill();
-    let until = at(start, 1_300);
+    let until = at(start, 900);
     let kept = tokio::join!(burst(&hll, 300..600, until), burst(&exact, 300..600, until));
     assert!(kept.0.ended.max(kept.1.ended) < at(start, 2_000), "too slow to say what is in which window");
     watched.wait_promoted(1).await;

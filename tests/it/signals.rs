@@ -40,10 +40,8 @@ async fn a_signal_to_the_process_and_its_group_counts_once() {
         command.args(["--listen", "127.0.0.1:0", "--window", "24h"]).process_group(0);
         let mut server = Server::run(command).await;
         assert_eq!(server.get("/api/verve/accept?id=1").await.body, "ok");
-        let pid = server.process.0.id();
-        for target in [format!("{pid}"), format!("-{pid}")] {
-            assert!(Command::new("kill").args(["-s", signal, "--", &target]).status().unwrap().success());
-        }
+        server.process.signal(signal);
+        server.process.signal_group(signal);
         assert_eq!(server.ended().await.code(), Some(0), "{signal}");
         assert_eq!(server.closed().last().map(|closed| closed.unique), Some(1), "{signal}");
     }

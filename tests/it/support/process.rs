@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use super::{PATIENCE, wait_blocking};
@@ -115,13 +116,34 @@ pub fn output_of(command: &mut Command) -> Output {
     Output { status, stdout, stderr }
 }
 
+/// The signals that tests send.
+fn signal_of(name: &str) -> Signal {
+    match name {
+        "CONT" => Signal::CONT,
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "STOP" => Signal::STOP,
+        "TERM" => Signal::TERM,
+        _ => panic!("SIG{name} is not among the signals of the tests"),
+    }
+}
+
 /// A child process. Dropping it kills it by its pid.
 pub struct Process(pub Child);
 
 impl Process {
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
-        assert!(status.expect("kill starts").success(), "SIG{name}");
+        kill_process(self.pid(), signal_of(name)).unwrap_or_else(|error| panic!("SIG{name}: {error}"));
+    }
+
+    /// Sends a signal to the process group that it leads.
+    pub fn signal_group(&self, name: &str) {
+        kill_process_group(self.pid(), signal_of(name)).unwrap_or_else(|error| panic!("SIG{name}: {error}"));
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.0)
     }
 
     /// Waits for the exit status.
@@ -143,7 +165,7 @@ impl Process {
 
     /// Sends SIGTERM and waits a while. It never fails, because `drop` calls it.
     pub fn terminate(&mut self) {
-        let _ = Command::new("kill").args(["-s", "TERM", &self.0.id().to_string()]).status();
+        let _ = kill_process(self.pid(), Signal::TERM);
         let deadline = Instant::now() + PATIENCE;
         while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
