@@ -43,6 +43,15 @@ impl Writer {
         self.link.reconnect();
     }
 
+    /// Connects, if there is no connection. That has its own time-out, of a second.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] if there is no connection in time.
+    pub async fn connect(&self, call: Call) -> Result<(), Unavailable> {
+        self.link.lend(call).await.map(drop).map_err(Unavailable::from)
+    }
+
     /// Sends commands, and waits for their replies until the deadline. Returns the replies to the first `own` commands. Commands
     /// whose slot is on another server now are sent there.
     ///

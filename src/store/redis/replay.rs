@@ -98,6 +98,9 @@ impl Replay {
         let seconds = MERGE_EXPIRES.to_string();
         let mut write = Commands::default();
         write.add(&[b"SET", key.as_bytes(), b"", b"EX", seconds.as_bytes()]);
+        // First, so that the write has all of its time. If it had not, on a slow network each try would be late, give up the
+        // connection that it had just made, and leave the next try to connect again.
+        writer.connect(Call::Ask).await?;
         writer.send(Call::Ask, &write, 0, Instant::now() + *timeout).await.map(drop)
     }
 
