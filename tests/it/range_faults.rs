@@ -164,7 +164,7 @@ async fn a_redis_that_hangs_over_midnight_mixes_no_days() {
 async fn all_restart(signal: &str) {
     let Some(mut site) = Site::new("restart", true, &[]).await else { return };
     site.accept_before(0..1_000).await;
-    site.until(-4).await;
+    site.until(-6).await;
     site.accept_before(1_000..2_000).await;
     for server in &mut site.fleet.servers {
         server.process.signal(signal);

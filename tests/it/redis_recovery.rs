@@ -98,7 +98,7 @@ async fn the_leader_waits_for_a_large_replay() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address()).await;
     // Instances report their progress once a second.
-    let args = ["--mode", "exact", "--close-timeout", "3s"];
+    let args = ["--mode", "exact", "--close-timeout", "6s"];
     let fleet = Fleet::behind(&proxy.url(), 3, "backlog", &args).await;
     fleet.wait_published(next_window(Duration::ZERO).await).await;
     let leader = fleet.leader();
